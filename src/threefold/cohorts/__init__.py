@@ -1,0 +1,1 @@
+"""Cohorts: cases and what is known of them, splits, audits, importers."""

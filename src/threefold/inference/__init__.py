@@ -1,0 +1,1 @@
+"""Inference: from a run and an image to a prediction."""

@@ -1,0 +1,1 @@
+"""Phantoms: synthetic cohorts with known truth."""

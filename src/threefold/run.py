@@ -1,0 +1,137 @@
+"""The run folder: the one place that knows the names of a run's files.
+
+RUN/
+  experiment.yaml      the experiment as run, every default written out
+  cohort.json          name, fingerprint and meaning (cohort.yaml) of the cohort trained on
+  split.csv            case_id, part
+  environment.json     versions, machine, command
+  status.json          state, epoch, best metric, threshold
+  metrics.csv          one row an epoch
+  checkpoints/         last.ckpt, best.ckpt (torch, loadable with weights_only=True)
+  weights.safetensors  the best epoch's weights, with weights.json beside it
+  predictions.csv      one row a case (evaluation.predictions)
+  masks/               predicted masks of the test cases, on each image's own grid
+  tables/  figures/    what `evaluate` made
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from threefold.errors import RunError
+
+State = Literal["running", "interrupted", "failed", "finished"]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run's files; creating or checking them is the caller's explicit act."""
+
+    path: Path
+
+    @property
+    def experiment(self) -> Path:
+        """The experiment as run (YAML)."""
+        return self.path / "experiment.yaml"
+
+    @property
+    def cohort(self) -> Path:
+        """Name, fingerprint and meaning of the cohort (JSON)."""
+        return self.path / "cohort.json"
+
+    @property
+    def split(self) -> Path:
+        """Which case is in which part (CSV)."""
+        return self.path / "split.csv"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, machine and command (JSON)."""
+        return self.path / "environment.json"
+
+    @property
+    def status(self) -> Path:
+        """State of the run (JSON)."""
+        return self.path / "status.json"
+
+    @property
+    def metrics(self) -> Path:
+        """Losses, metrics and times per epoch (CSV)."""
+        return self.path / "metrics.csv"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """Everything that `--resume` needs."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The epoch with the best validation metric."""
+        return self.path / "checkpoints" / "best.ckpt"
+
+    @property
+    def weights(self) -> Path:
+        """The best epoch's weights (safetensors)."""
+        return self.path / "weights.safetensors"
+
+    @property
+    def predictions(self) -> Path:
+        """One row a case."""
+        return self.path / "predictions.csv"
+
+    @property
+    def masks(self) -> Path:
+        """Predicted masks of the test cases."""
+        return self.path / "masks"
+
+    @property
+    def tables(self) -> Path:
+        """Tables made by evaluation."""
+        return self.path / "tables"
+
+    @property
+    def figures(self) -> Path:
+        """Figures made by evaluation."""
+        return self.path / "figures"
+
+    def read_status(self) -> dict[str, Any]:
+        """Return status.json.
+
+        Raises:
+            RunError: if the folder is not a run.
+        """
+        if not self.status.is_file():
+            raise RunError(
+                f"{self.path}: not a run folder (no {self.status.name}). Expected a folder that "
+                "`threefold train ... --out RUN` left."
+            )
+        return dict(json.loads(self.status.read_text()))
+
+    def write_status(self, **fields: Any) -> None:
+        """Replace status.json in one step."""
+        write_atomically(self.status, json.dumps(fields, indent=2) + "\n")
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write `content` beside `path`, flush it to disk, rename it into place.
+
+    A reader sees the old file or the new one, never a part.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with beside.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise RunError(
+            f"{path}: could not be written ({error.strerror or error}). The previous file, if there was "
+            "one, is untouched. Free space or fix the permission, then go on with --resume."
+        ) from error

@@ -1,0 +1,1 @@
+"""Studies: recipes, and comparisons of runs."""
