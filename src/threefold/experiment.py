@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -99,6 +99,8 @@ _SWIN_SIZES: dict[str, dict[str, Any]] = {
 class SwinSpec(Spec):
     """The Swin encoder (Liu et al. 2021), and by mirror the Swin-Unet decoders (Cao et al. 2021)."""
 
+    size: Literal["mini", "tiny", "default", "public"] = "public"
+    """Where embed_dim, depths and heads come from unless they are given."""
     embed_dim: PositiveInt = 96
     """Channels of the first stage; they double at each patch merging."""
     depths: tuple[PositiveInt, ...] = (2, 2, 2, 2)
@@ -115,6 +117,13 @@ class SwinSpec(Spec):
     gradient_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, more time."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_size(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {**_SWIN_SIZES.get(str(data.get("size")), {}), **data}
+
     @model_validator(mode="after")
     def _stages_match(self) -> Self:
         if len(self.depths) != len(self.heads):
@@ -128,23 +137,11 @@ class SwinSpec(Spec):
         return self
 
 
-def _named_size(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    if value not in _SWIN_SIZES:
-        raise ValueError(f"unknown size '{value}'; expected one of {', '.join(_SWIN_SIZES)} or a mapping")
-    return _SWIN_SIZES[value]
-
-
-EncoderSpec = Annotated[SwinSpec, BeforeValidator(_named_size)]
-
-
 class SwinUnetSpec(Spec):
     """MTL-Swin-Unet (arXiv 2505.06185): one encoder; a decoder or head exists where a task needs it."""
 
     kind: Literal["swin-unet"] = "swin-unet"
-    encoder: EncoderSpec = SwinSpec()
-    """A size by name (mini, tiny, default, public) or its fields."""
+    encoder: SwinSpec = SwinSpec()
 
 
 class JointSwinSpec(Spec):
@@ -152,7 +149,7 @@ class JointSwinSpec(Spec):
     the frozen encoder of the experiment named in `before`."""
 
     kind: Literal["joint-swin"] = "joint-swin"
-    encoder: EncoderSpec = SwinSpec()
+    encoder: SwinSpec = SwinSpec()
 
 
 NetworkSpec = Annotated[SwinUnetSpec | JointSwinSpec, Field(discriminator="kind")]

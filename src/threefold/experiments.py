@@ -1,0 +1,130 @@
+"""Reading and writing experiments: recipes by name, YAML files, `key.path=value` overrides, JSON schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from threefold.errors import ExperimentError
+from threefold.experiment import Experiment
+from threefold.validation import did_you_mean, parse_spec, parse_yaml, read_yaml
+
+_RECIPES = files("threefold") / "studies" / "recipes"
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Return the names of the recipes that the package ships, for example hematoma/mtl-cls-seg-rec."""
+    return tuple(
+        sorted(
+            f"{group.name}/{recipe.name.removesuffix('.yaml')}"
+            for group in _RECIPES.iterdir()
+            if group.is_dir()
+            for recipe in group.iterdir()
+            if recipe.name.endswith(".yaml")
+        )
+    )
+
+
+def recipe_text(name: str) -> str:
+    """Return a recipe's YAML as shipped, comments included.
+
+    Raises:
+        ExperimentError: if there is no such recipe; the nearest name is given.
+    """
+    names = recipe_names()
+    if name not in names:
+        raise ExperimentError(f"there is no recipe '{name}'.{did_you_mean(name, names)}")
+    group, _, recipe = name.partition("/")
+    return (_RECIPES / group / f"{recipe}.yaml").read_text(encoding="utf-8")
+
+
+def read_recipe(name: str) -> Experiment:
+    """Return the experiment of a shipped recipe."""
+    return load_experiment(name)
+
+
+def load_experiment(recipe_or_file: str, overrides: Sequence[str] = ()) -> Experiment:
+    """Return the experiment of a recipe's name or of a YAML file, with overrides applied.
+
+    A recipe or file may say `extends: NAME` (a recipe, or a file beside it): its keys then change that one.
+
+    Args:
+        recipe_or_file: a name from `recipe_names()`, or the path of a YAML file.
+        overrides: `key.path=value` with a YAML value, for example `training.epochs=3`.
+
+    Raises:
+        ExperimentError: naming the key's path and the nearest valid key.
+    """
+    data = _read_extended(recipe_or_file, ())
+    for override in overrides:
+        _apply(data, override)
+    return parse_spec(Experiment, data, where=recipe_or_file, error=ExperimentError)
+
+
+def read_experiment(path: Path) -> Experiment:
+    """Return the experiment in a YAML file."""
+    return load_experiment(str(path))
+
+
+def experiment_yaml(experiment: Experiment) -> str:
+    """Return an experiment as YAML with every default written out; it reads back equal."""
+    # Through JSON, so that tuples become plain lists.
+    data = json.loads(experiment.model_dump_json())
+    return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100))
+
+
+def experiment_schema() -> dict[str, Any]:
+    """Return the JSON schema of an experiment, for editors."""
+    return Experiment.model_json_schema()
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    """Set one `key.path=value` in `data`, making the mappings on the way."""
+    path, separator, text = override.partition("=")
+    keys = path.split(".")
+    if not separator or not all(keys):
+        raise ExperimentError(f"'{override}': expected key.path=value, for example training.epochs=3.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as problem:
+        raise ExperimentError(f"'{override}': the value is not valid YAML. {problem}") from None
+    inner = data
+    for key in keys[:-1]:
+        if not isinstance(inner.get(key), dict):
+            inner[key] = {}
+        inner = inner[key]
+    inner[keys[-1]] = value
+
+
+def _read_extended(recipe_or_file: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    """Return an experiment's plain data with what it extends merged under it."""
+    if recipe_or_file in seen:
+        raise ExperimentError(f"{recipe_or_file}: extends itself ({' -> '.join([*seen, recipe_or_file])}).")
+    is_file = recipe_or_file.endswith((".yaml", ".yml"))
+    if is_file:
+        data = read_yaml(Path(recipe_or_file), ExperimentError)
+    else:
+        data = parse_yaml(recipe_text(recipe_or_file), recipe_or_file, ExperimentError)
+    extends = data.pop("extends", None)
+    if extends is None:
+        return data
+    if not isinstance(extends, str):
+        raise ExperimentError(f"{recipe_or_file}: extends: expected a recipe or a file, found {extends!r}.")
+    if is_file and extends.endswith((".yaml", ".yml")):
+        extends = str(Path(recipe_or_file).parent / extends)
+    return _merged(_read_extended(extends, (*seen, recipe_or_file)), data)
+
+
+def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with the keys of `change` laid over it, mapping by mapping."""
+    result = dict(base)
+    for key, value in change.items():
+        inner = result.get(key)
+        both = isinstance(inner, Mapping) and isinstance(value, Mapping)
+        result[key] = _merged(inner, value) if both else value  # type: ignore[arg-type]
+    return result

@@ -1,0 +1,107 @@
+"""Recipes, files, overrides: what an experiment can be read from, and that it reads back equal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from threefold.errors import ExperimentError
+from threefold.experiment import Experiment, SwinSpec, SwinUnetSpec
+from threefold.experiments import experiment_yaml, load_experiment, recipe_names
+
+PAPER_ROWS = ("swin-cls", "mtl-cls-seg", "mtl-cls-rec", "mtl-cls-seg-rec", "joint-swin")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_reads_back_equal_and_says_which_paper_line_it_is(name: str, tmp_path: Path) -> None:
+    experiment = load_experiment(name)
+    assert experiment.name == name.split("/")[1]
+    assert experiment.description
+    assert "arXiv" in experiment.paper
+    saved = tmp_path / "saved.yaml"
+    saved.write_text(experiment_yaml(experiment))
+    assert load_experiment(str(saved)) == experiment
+
+
+@pytest.mark.parametrize("row", PAPER_ROWS)
+def test_each_row_of_the_paper_exists_in_both_sizes(row: str) -> None:
+    tiny, default = (load_experiment(f"hematoma/{row}{suffix}") for suffix in ("", "-default"))
+    assert tiny.tasks == default.tasks
+    assert tiny.training == default.training
+    assert default.network.encoder.embed_dim == 96
+    assert default.network.encoder.depths[2] == 6
+    assert tiny.network.encoder.depths[2] == 2
+
+
+def test_published_weights() -> None:
+    tasks = load_experiment("hematoma/mtl-cls-seg-rec").tasks
+    assert tasks.classification is not None
+    assert tasks.segmentation is not None
+    assert tasks.reconstruction is not None
+    segmentation = tasks.segmentation
+    assert tasks.classification.weight == 0.3
+    assert segmentation.weight == 1.0
+    assert (segmentation.cross_entropy, segmentation.dice) == (0.4, 0.6)
+    assert tasks.reconstruction.weight == 0.4
+
+
+def test_overrides_reach_into_mappings_and_keep_the_rest() -> None:
+    experiment = load_experiment(
+        "hematoma/mtl-cls-seg-rec",
+        [
+            "training.epochs=3",
+            "training.optimiser.learning_rate=1e-3",
+            "network.encoder.drop_path=0",
+            "tasks.reconstruction=null",
+        ],
+    )
+    assert experiment.training.epochs == 3
+    assert experiment.training.optimiser.learning_rate == 1e-3
+    assert experiment.training.optimiser.momentum == 0.9
+    assert isinstance(experiment.network, SwinUnetSpec)
+    assert experiment.network.encoder == SwinSpec(size="tiny", drop_path=0)
+    assert experiment.tasks.names == ("classification", "segmentation")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.epochs", "expected key.path=value"),
+        ("=3", "expected key.path=value"),
+        ("training.epcohs=3", "training.epcohs: unknown key. Did you mean 'epochs'?"),
+        ("training.epochs=[", "not valid YAML"),
+        ("training=3", "training: "),
+    ],
+)
+def test_wrong_overrides(override: str, message: str) -> None:
+    with pytest.raises(ExperimentError) as caught:
+        load_experiment("hematoma/swin-cls", [override])
+    assert message in str(caught.value)
+
+
+def test_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(ExperimentError, match="Did you mean 'hematoma/mtl-cls-seg'"):
+        load_experiment("hematoma/mtl-cls-sge")
+
+
+def test_a_file_extends_a_recipe_or_a_file_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("extends: hematoma/mtl-cls-seg\nname: mine\ntraining: {epochs: 5}\n")
+    (tmp_path / "yours.yaml").write_text("extends: mine.yaml\nname: yours\ntraining: {batch_size: 2}\n")
+    experiment = load_experiment(str(tmp_path / "yours.yaml"))
+    assert (experiment.training.epochs, experiment.training.batch_size) == (5, 2)
+    assert experiment.tasks == load_experiment("hematoma/mtl-cls-seg").tasks
+
+
+def test_extending_in_a_circle_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
+    with pytest.raises(ExperimentError, match="extends itself"):
+        load_experiment(str(tmp_path / "a.yaml"))
+
+
+def test_yaml_holds_plain_values_only() -> None:
+    data = yaml.safe_load(experiment_yaml(load_experiment("hematoma/joint-swin")))
+    assert data["data"]["preprocessing"]["size"] == [224, 224]
+    assert set(data) == set(Experiment.model_fields)
