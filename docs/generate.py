@@ -1,0 +1,133 @@
+"""Write docs/reference/{experiment,cohort,cli}.md from the code, so that they can't disagree with it.
+
+Run: python docs/generate.py
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+import typer.main
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+REFERENCE = Path(__file__).parent / "reference"
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]
+
+
+def _type_text(annotation: Any) -> str:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is None:
+        return "null" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
+    if hasattr(annotation, "__metadata__"):
+        return _type_text(arguments[0])
+    if isinstance(annotation, UnionType) or "Union" in str(origin):
+        return " or ".join(_type_text(argument) for argument in arguments)
+    if "Literal" in str(origin):
+        return " \\| ".join(str(argument) for argument in arguments)
+    inner = ", ".join(_type_text(argument) for argument in arguments if argument is not ...)
+    return f"{'mapping' if 'apping' in str(origin) else 'list'} of {inner}"
+
+
+def _default_text(field: Any) -> str:
+    if field.default is PydanticUndefined:
+        return "required"
+    if isinstance(field.default, BaseModel):
+        return ""
+    value = list(field.default) if isinstance(field.default, tuple) else field.default
+    return f"`{'null' if value is None else value}`"
+
+
+def _model_text(model: type[BaseModel]) -> list[str]:
+    lines = [f"## {model.__name__}", "", re.sub(r"\s+", " ", model.__doc__ or "").strip(), ""]
+    lines += ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+    for name, field in model.model_fields.items():
+        meaning = re.sub(r"\s+", " ", field.description or "").replace("|", "\\|")
+        lines.append(f"| `{name}` | {_type_text(field.annotation)} | {_default_text(field)} | {meaning} |")
+    return [*lines, ""]
+
+
+def model_page(title: str, introduction: str, root: type[BaseModel]) -> str:
+    """Return a page that describes `root` and every model inside it."""
+    seen: list[type[BaseModel]] = []
+    waiting = [root]
+    while waiting:
+        model = waiting.pop(0)
+        if model not in seen:
+            seen.append(model)
+            waiting += [m for field in model.model_fields.values() for m in _models_in(field.annotation)]
+    lines = [f"# {title}", "", introduction, ""]
+    for model in seen:
+        lines += _model_text(model)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _command_text(command: Any, path: str, depth: int) -> list[str]:
+    lines = [f"{'#' * depth} {path}", "", re.sub(r"[ \t]+", " ", (command.help or "")).strip(), ""]
+    commands = getattr(command, "commands", None)
+    if commands:
+        for name, inner in commands.items():
+            lines += _command_text(inner, f"{path} {name}", min(depth + 1, 3))
+        return lines
+    rows = []
+    for parameter in command.params:
+        if parameter.name == "help":
+            continue
+        name = (
+            parameter.name.upper() if parameter.param_type_name == "argument" else ", ".join(parameter.opts)
+        )
+        rows.append(
+            f"| `{name}` | {' '.join((getattr(parameter, 'help', '') or '').split())} |".replace("||", "|")
+        )
+    if rows:
+        lines += ["| argument or option | meaning |", "| --- | --- |", *rows, ""]
+    return lines
+
+
+def cli_page() -> str:
+    """Return the page of the command line."""
+    from threefold.cli.app import app
+
+    command = typer.main.get_command(app)
+    lines = _command_text(command, "threefold", 1)
+    lines += [
+        "## Exit status",
+        "",
+        "0: done. 1: the data or the run failed, as the message says. 2: the command or the experiment asks "
+        "for something that does not exist.",
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def pages() -> dict[Path, str]:
+    """Return every generated page."""
+    from threefold.cohorts.cohort import CohortSpec
+    from threefold.experiment import Experiment
+
+    return {
+        REFERENCE / "experiment.md": model_page(
+            "Experiments",
+            "What a recipe or your own YAML file may say. `threefold recipes show NAME` prints one whole, "
+            "`threefold schema experiment` prints the JSON schema. A file may say `extends: NAME` first.",
+            Experiment,
+        ),
+        REFERENCE / "cohort.md": (REFERENCE / "cohort_table.md.in").read_text()
+        + model_page("cohort.yaml", "What the columns of `cases.csv` mean.", CohortSpec),
+        REFERENCE / "cli.md": cli_page(),
+    }
+
+
+if __name__ == "__main__":
+    for path, text in pages().items():
+        path.write_text(text)
+        print(path)
