@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+import yaml
+from pydantic import BeforeValidator, Field, model_validator
 
+from threefold.errors import CohortError, RunError
 from threefold.experiment import Spec
+from threefold.run import write_atomically
+from threefold.validation import parse_spec, read_yaml
 
+SPEC_NAME = "cohort.yaml"
+TABLE_NAME = "cases.csv"
 REQUIRED_COLUMNS = ("case_id", "patient_id", "site", "image")
 OPTIONAL_COLUMNS = ("split", "slice", "mask", "structures", "label")
+
+
+def _text(value: Any) -> Any:
+    """Refuse what YAML did not read as text, with the reason a user can't guess."""
+    if isinstance(value, bool | int | float):
+        raise ValueError(
+            "expected text. YAML reads yes, no, on and off as true or false, and 077 as 63: write the name "
+            "in quotes"
+        )
+    if isinstance(value, str) and (not value or value != value.strip() or not value.isprintable()):
+        raise ValueError("expected a name without spaces around it and without control characters")
+    return value
+
+
+Name = Annotated[str, BeforeValidator(_text)]
 
 
 class IntensitySpec(Spec):
@@ -23,35 +48,41 @@ class IntensitySpec(Spec):
     window: tuple[float, float] | None = None
     """[low, high] that becomes 0..1; None: each image's own 1st and 99th percentile."""
 
+    @model_validator(mode="after")
+    def _window_rises(self) -> Self:
+        if self.window is not None and not self.window[0] < self.window[1]:
+            raise ValueError(f"window is [low, high] with low < high, found {list(self.window)}")
+        return self
+
 
 class MaskSpec(Spec):
     """The binary region."""
 
-    name: str = "lesion"
-    values: tuple[int, ...] = (1,)
+    name: Name = "lesion"
+    values: tuple[Annotated[int, Field(gt=0)], ...] = Field(default=(1,), min_length=1)
     """Voxel values that are inside; 0 is outside; any other value is an error."""
 
 
 class CohortSpec(Spec):
     """cohort.yaml."""
 
-    name: str
+    name: Name
     modality: Literal["ct", "mri", "photo"]
     dimensions: Literal[2, 3]
     """Axes of a case: 2 for slices, 3 for volumes."""
-    classes: tuple[str, ...] = ()
+    classes: tuple[Name, ...] = ()
     """Names that the label column may hold, in the order of the class indices."""
-    positive: str | None = None
+    positive: Name | None = None
     """Two classes: the one that sensitivity is about; None: the last."""
     mask: MaskSpec | None = None
-    structures: tuple[str, ...] = ()
+    structures: tuple[Name, ...] = ()
     """Names of the labels 1, 2, ... of a structures map."""
     intensity: IntensitySpec = IntensitySpec()
-    site_groups: Mapping[str, tuple[str, ...]] = {}
+    site_groups: Mapping[Name, tuple[Name, ...]] = {}
     """For example internal and external; a site is in at most one."""
     spacing: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     """mm per voxel, for files that do not say (PNG, JPG)."""
-    columns: Mapping[str, str] = {}
+    columns: Mapping[Name, str] = {}
     """Further columns of cases.csv and what they mean."""
 
     @model_validator(mode="after")
@@ -60,10 +91,14 @@ class CohortSpec(Spec):
             raise ValueError(
                 f"positive is '{self.positive}', which is not one of classes {list(self.classes)}"
             )
-        sites = [site for group in self.site_groups.values() for site in group]
-        twice = sorted({site for site in sites if sites.count(site) > 1})
-        if twice:
-            raise ValueError(f"site_groups: {', '.join(twice)} in more than one group")
+        _refuse_repeats("classes", self.classes)
+        _refuse_repeats("structures", self.structures)
+        _refuse_repeats("site_groups", [site for group in self.site_groups.values() for site in group])
+        if self.spacing is not None and not self.dimensions <= len(self.spacing) <= 3:
+            raise ValueError(
+                f"spacing has {len(self.spacing)} values; expected one per axis of a case, "
+                f"which has {self.dimensions}"
+            )
         return self
 
     def site_group(self, site: str) -> str | None:
@@ -120,16 +155,103 @@ class Cohort:
 def read_cohort(folder: Path, *, allow_outside: bool = False) -> Cohort:
     """Read cohort.yaml and cases.csv.
 
+    Only the texts are read: whether the files that they name exist and hold what they should is for
+    `audit` to say.
+
     Args:
         folder: the cohort's folder.
         allow_outside: accept paths that leave the folder (`../`, absolute).
 
     Raises:
-        CohortError: naming the file, row and column, what was expected and what was found.
+        CohortError: naming the file, row and column, what was expected and what was found. Rows are
+            numbered as a spreadsheet does: the header is row 1.
     """
-    raise NotImplementedError
+    # Not at the top: table.py needs Case and CohortSpec from here.
+    from threefold.cohorts.table import read_rows
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        found = "a file" if folder.is_file() else "nothing"
+        raise CohortError(
+            f"{folder}: expected a cohort, that is a folder with {SPEC_NAME} and {TABLE_NAME}; found {found}."
+        )
+    for name in (SPEC_NAME, TABLE_NAME):
+        if not (folder / name).is_file():
+            raise CohortError(
+                f"{folder}: no {name}. A cohort is a folder with {SPEC_NAME} and {TABLE_NAME}; "
+                "`threefold import --help` lists ways to make one."
+            )
+    spec = read_spec(folder)
+    return Cohort(folder, spec, read_rows(folder / TABLE_NAME, spec, allow_outside=allow_outside))
 
 
-def write_cohort(folder: Path, spec: CohortSpec, rows: list[dict[str, Any]]) -> Cohort:
-    """Write cohort.yaml and cases.csv (both renamed into place), and read them back."""
-    raise NotImplementedError
+def read_spec(folder: Path) -> CohortSpec:
+    """Read cohort.yaml alone.
+
+    Raises:
+        CohortError: naming the key and the nearest valid one.
+    """
+    path = folder / SPEC_NAME
+    return parse_spec(CohortSpec, read_yaml(path, CohortError), where=str(path), error=CohortError)
+
+
+def write_cohort(
+    folder: Path, spec: CohortSpec, rows: Iterable[Mapping[str, Any]], *, allow_outside: bool = False
+) -> Cohort:
+    """Write cohort.yaml and cases.csv (both renamed into place), and read them back.
+
+    Args:
+        folder: made where it does not exist.
+        spec: becomes cohort.yaml; defaults are left out.
+        rows: a mapping from column to value for each case. None and a missing key leave the cell empty;
+            `label` is a class name; paths are relative to `folder`.
+        allow_outside: accept paths that leave the folder.
+
+    Raises:
+        CohortError: if the rows do not make a valid table (nothing is written then), or if the disk
+            refuses.
+    """
+    from threefold.cohorts.table import format_rows, parse_table
+
+    folder = Path(folder)
+    table = format_rows(rows)
+    cases = parse_table(table, folder / TABLE_NAME, spec, allow_outside=allow_outside)
+    meaning = yaml.safe_dump(
+        spec.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / TABLE_NAME, table)
+        write_atomically(folder / SPEC_NAME, meaning)
+    except (OSError, RunError) as error:
+        raise CohortError(f"{folder}: the cohort could not be written: {error}") from error
+    return Cohort(folder, spec, cases)
+
+
+def fingerprint(cohort: Cohort) -> str:
+    """Return the SHA-256 (hex) of a cohort's meaning and table.
+
+    It does not depend on the order of the rows or of the columns, nor on where the folder lies; voxels are
+    not looked at.
+    """
+    content = {
+        "spec": cohort.spec.model_dump(mode="json"),
+        "cases": [
+            _relative(case, cohort.folder) for case in sorted(cohort.cases, key=lambda case: case.case_id)
+        ],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _relative(case: Case, folder: Path) -> dict[str, Any]:
+    row: dict[str, Any] = {**vars(case), "extra": dict(case.extra)}
+    for column in ("image", "mask", "structures"):
+        path = row[column]
+        row[column] = None if path is None else Path(os.path.relpath(path, folder.absolute())).as_posix()
+    return row
+
+
+def _refuse_repeats(key: str, names: Iterable[str]) -> None:
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise ValueError(f"{key}: {', '.join(twice)} named more than once")

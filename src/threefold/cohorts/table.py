@@ -1,0 +1,262 @@
+"""cases.csv: text to cases and rows to text, with errors that name the row and the column."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from threefold.cohorts.cohort import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, Case, CohortSpec
+from threefold.errors import CohortError
+from threefold.experiment import Part
+from threefold.validation import did_you_mean, nearest
+
+_COLUMNS = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
+_PARTS: tuple[str, ...] = get_args(Part)
+_LONGEST_ID = 200  # bytes; a case's name becomes the name of its files, which end at 255
+_MOST_PROBLEMS = 10
+
+Row = tuple[int, dict[str, str]]
+"""Number of a row as a spreadsheet shows it (the header is 1), and its cells by column."""
+
+
+def read_rows(path: Path, spec: CohortSpec, *, allow_outside: bool = False) -> tuple[Case, ...]:
+    """Read the cases of a table.
+
+    Raises:
+        CohortError: naming the file, row and column, what was expected and what was found.
+    """
+    return parse_table(read_text(path), path, spec, allow_outside=allow_outside)
+
+
+def read_text(path: Path) -> str:
+    """Return a table's text (UTF-8, with or without a byte-order mark).
+
+    Raises:
+        CohortError: if the file can't be read as text.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CohortError(
+            f"{path}: not UTF-8 text (byte {error.start}). Save the table as 'CSV UTF-8'."
+        ) from None
+    except OSError as error:
+        raise CohortError(f"{path}: can't be read ({error.strerror or error}).") from error
+
+
+def parse_table(text: str, path: Path, spec: CohortSpec, *, allow_outside: bool = False) -> tuple[Case, ...]:
+    """Turn the text of cases.csv into cases; `path` names it in errors and its folder holds the files."""
+    header, rows = split_table(text, path)
+    _check_header(header, path, spec)
+    if not rows:
+        raise CohortError(f"{path}: the table is empty: a header and no case. Expected a row for each case.")
+    folder = path.parent.absolute()
+    problems: list[str] = []
+    cases: list[Case] = []
+    first_row: dict[str, int] = {}
+    for number, cells in rows:
+        found, case = _parse_row(cells, spec, folder, allow_outside)
+        name = cells["case_id"]
+        if name and name in first_row:
+            found.append(f"column case_id: '{name}' is already the case of row {first_row[name]}")
+        first_row.setdefault(name, number)
+        problems.extend(f"row {number}, {problem}." for problem in found)
+        if case is not None:
+            cases.append(case)
+    if problems:
+        raise CohortError(f"{path}: {_listed(problems)}")
+    return tuple(cases)
+
+
+def format_rows(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return the text of cases.csv: the known columns that any row fills, then the others as they come."""
+    rows = list(rows)
+    used = dict.fromkeys(name for row in rows for name in row)
+    filled = {name for row in rows for name, value in row.items() if value is not None}
+    header = [
+        *REQUIRED_COLUMNS,
+        *(name for name in OPTIONAL_COLUMNS if name in filled),
+        *(name for name in used if name not in _COLUMNS),
+    ]
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(header)
+    for row in rows:
+        writer.writerow([_cell(row.get(name)) for name in header])
+    return stream.getvalue()
+
+
+def split_table(text: str, path: Path) -> tuple[list[str], list[Row]]:
+    """Split CSV text into its header and its rows; blank lines are skipped, spaces around cells dropped.
+
+    Raises:
+        CohortError: on anything that is not a rectangular table with named columns.
+    """
+    try:
+        records = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except csv.Error as error:
+        raise CohortError(f"{path}: not a valid CSV table ({error}).") from None
+    if not records or not any(cell.strip() for cell in records[0]):
+        raise CohortError(f"{path}: expected a header in row 1, found none.")
+    header = [cell.strip() for cell in records[0]]
+    if len(header) == 1 and re.search(r"[;\t]", header[0]):
+        raise CohortError(f"{path}: columns must be separated by commas, found '{header[0]}' in row 1.")
+    for position, name in enumerate(header, start=1):
+        if not name:
+            raise CohortError(f"{path}: column {position} has no name in row 1.")
+        if name in header[: position - 1]:
+            raise CohortError(f"{path}: two columns are named '{name}'.")
+    rows: list[Row] = []
+    for number, record in enumerate(records[1:], start=2):
+        if not record:
+            continue
+        if len(record) != len(header):
+            raise CohortError(
+                f"{path}: row {number} has {len(record)} cells; expected {len(header)} as in the header. "
+                "A cell that holds a comma must be in quotes."
+            )
+        rows.append((number, dict(zip(header, (cell.strip() for cell in record), strict=True))))
+    return header, rows
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else value.as_posix() if isinstance(value, Path) else str(value)
+
+
+def _check_header(header: Sequence[str], path: Path, spec: CohortSpec) -> None:
+    unknown = [name for name in header if name not in _COLUMNS]
+    for name in REQUIRED_COLUMNS:
+        if name not in header:
+            near = nearest(name, unknown)
+            hint = f" Rename column '{near}'?" if near else ""
+            raise CohortError(
+                f"{path}: no column '{name}'. Expected {', '.join(REQUIRED_COLUMNS)}; "
+                f"found {', '.join(header)}.{hint}"
+            )
+    for name in unknown:
+        # A misspelt optional column would silently drop every target that it holds.
+        near = nearest(name.lower(), [column for column in OPTIONAL_COLUMNS if column not in header])
+        if near and name not in spec.columns and _is_misspelt(name.lower(), near):
+            raise CohortError(
+                f"{path}: column '{name}' is not known; did you mean '{near}'? If it is a column of your "
+                "own, say what it means under `columns` in cohort.yaml."
+            )
+
+
+def _is_misspelt(name: str, column: str) -> bool:
+    """Whether `name` differs from `column` by case, a plural or a letter or two, not by a word."""
+    return name == column or sorted(name) == sorted(column) or _within_one_edit(name, column)
+
+
+def _within_one_edit(a: str, b: str) -> bool:
+    short, long = sorted((a, b), key=len)
+    if len(long) - len(short) > 1:
+        return False
+    same = next((i for i, (x, y) in enumerate(zip(short, long, strict=False)) if x != y), len(short))
+    return short[same + (len(short) == len(long)) :] == long[same + 1 :]
+
+
+def _parse_row(
+    cells: Mapping[str, str], spec: CohortSpec, folder: Path, allow_outside: bool
+) -> tuple[list[str], Case | None]:
+    """Return the problems of a row, and the case where there are none."""
+    problems: list[str] = []
+    problems += _name_problems(cells)
+    problems += _target_problems(cells, spec)
+    problems += _slice_problems(cells, spec)
+    part = cells.get("split", "")
+    if part and part not in _PARTS:
+        problems.append(f"column split: unknown part '{part}'.{did_you_mean(part, _PARTS)}".rstrip("."))
+    for column in ("image", "mask", "structures"):
+        problems += _path_problems(column, cells.get(column, ""), allow_outside)
+    if problems:
+        return problems, None
+    label = cells.get("label", "")
+    return [], Case(
+        case_id=cells["case_id"],
+        patient_id=cells["patient_id"],
+        site=cells["site"],
+        image=_resolve(folder, cells["image"]),
+        slice_index=int(cells["slice"].partition(".")[0]) if cells.get("slice") else None,
+        mask=_resolve(folder, cells["mask"]) if cells.get("mask") else None,
+        structures=_resolve(folder, cells["structures"]) if cells.get("structures") else None,
+        label=spec.classes.index(label) if label else None,
+        split=cast(Literal["train", "validation", "test"], part) if part else None,
+        extra={name: value for name, value in cells.items() if name not in _COLUMNS},
+    )
+
+
+def _name_problems(cells: Mapping[str, str]) -> list[str]:
+    problems = [f"column {column}: empty" for column in REQUIRED_COLUMNS if not cells[column]]
+    problems += [
+        f"column {column}: control characters in {value!r}"
+        for column, value in cells.items()
+        if not value.isprintable() and column in _COLUMNS
+    ]
+    name = cells["case_id"]
+    if "/" in name or "\\" in name or name.startswith("."):
+        problems.append(
+            f"column case_id: '{name}' can't name a file, as it must: no slashes, no dot in front"
+        )
+    if len(name.encode(errors="replace")) > _LONGEST_ID:
+        problems.append(f"column case_id: longer than {_LONGEST_ID} bytes, too long to name a file")
+    return problems
+
+
+def _target_problems(cells: Mapping[str, str], spec: CohortSpec) -> list[str]:
+    problems: list[str] = []
+    label = cells.get("label", "")
+    if label and not spec.classes:
+        problems.append(f"column label: '{label}', but cohort.yaml names no classes; list them under classes")
+    elif label and label not in spec.classes:
+        hint = did_you_mean(label, spec.classes)
+        problems.append(f"column label: '{label}' is not a class of cohort.yaml.{hint}".rstrip("."))
+    for column, declared in (("mask", spec.mask is not None), ("structures", bool(spec.structures))):
+        if cells.get(column) and not declared:
+            problems.append(
+                f"column {column}: a file, but cohort.yaml has no `{column}`, which says what its values mean"
+            )
+    return problems
+
+
+def _slice_problems(cells: Mapping[str, str], spec: CohortSpec) -> list[str]:
+    value = cells.get("slice", "")
+    if not value:
+        return []
+    if spec.dimensions != 2:
+        return [f"column slice: {value}, but cohort.yaml says that cases are volumes (dimensions: 3)"]
+    # Tables saved from a data frame with empty cells hold 3.0 for 3.
+    if not re.fullmatch(r"[0-9]{1,9}(\.0*)?", value):
+        return [f"column slice: expected a slice number counted from 0, found '{value}'"]
+    return []
+
+
+def _path_problems(column: str, value: str, allow_outside: bool) -> list[str]:
+    if not value or allow_outside:
+        return []
+    # Judged by the text: a link inside the folder is its owner's own doing.
+    steps = Path(os.path.normpath(value))
+    if steps.is_absolute() or steps.parts[:1] == ("..",):
+        return [
+            f"column {column}: '{value}' leaves the cohort's folder. Copy the file into the folder, or allow "
+            "it by name (--allow-outside)"
+        ]
+    return []
+
+
+def _resolve(folder: Path, value: str) -> Path:
+    return Path(os.path.normpath(folder / value))
+
+
+def _listed(problems: Sequence[str]) -> str:
+    if len(problems) == 1:
+        return problems[0]
+    shown = [*problems[:_MOST_PROBLEMS]]
+    if len(problems) > _MOST_PROBLEMS:
+        shown.append(f"and {len(problems) - _MOST_PROBLEMS} more.")
+    return "\n  ".join([f"{len(problems)} problems:", *shown])
