@@ -1,0 +1,303 @@
+"""Metrics of the diagnosis, each for R weightings of the same n cases at once.
+
+A weighting is a row of `weights` (R, n): ones for the plain metric, the counts of a bootstrap replicate for
+its interval. A metric is NaN in every row where it does not exist (one class only, no case), never 0.
+
+Ties count half in the AUC (the Mann-Whitney statistic); average precision is the sum of precision times the
+step in recall over the distinct scores, without interpolation. Both agree with scikit-learn's sample_weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+CALIBRATION_BINS = 10
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Weighted counts of a decision, each (R,)."""
+
+    true_positive: Floats
+    false_positive: Floats
+    false_negative: Floats
+    true_negative: Floats
+
+
+def confusion(positive: Bools, decided: Bools, weights: Floats) -> Confusion:
+    """Count a decision.
+
+    Args:
+        positive: (n,) the truth.
+        decided: (n,) the decision.
+        weights: (R, n).
+    """
+    cells = np.stack(
+        [positive & decided, ~positive & decided, positive & ~decided, ~positive & ~decided], axis=1
+    )
+    counts = weights @ cells.astype(np.float64)  # (R, 4)
+    return Confusion(*counts.T)
+
+
+def sensitivity(counts: Confusion) -> Floats:
+    """Return TP / (TP + FN), (R,); NaN without positives."""
+    return _ratio(counts.true_positive, counts.true_positive + counts.false_negative)
+
+
+def specificity(counts: Confusion) -> Floats:
+    """Return TN / (TN + FP), (R,); NaN without negatives."""
+    return _ratio(counts.true_negative, counts.true_negative + counts.false_positive)
+
+
+def balanced_accuracy(counts: Confusion) -> Floats:
+    """Return the mean of sensitivity and specificity, (R,); NaN with one class."""
+    return (sensitivity(counts) + specificity(counts)) / 2
+
+
+def f1(counts: Confusion) -> Floats:
+    """Return 2 TP / (2 TP + FP + FN), (R,); NaN without positives, where it would say nothing but 0."""
+    positives = counts.true_positive + counts.false_negative
+    score = _ratio(2 * counts.true_positive, positives + counts.true_positive + counts.false_positive)
+    return np.where(positives > 0, score, np.nan)
+
+
+def accuracy(counts: Confusion) -> Floats:
+    """Return the share of right decisions, (R,); NaN without cases."""
+    right = counts.true_positive + counts.true_negative
+    return _ratio(right, right + counts.false_positive + counts.false_negative)
+
+
+def weighted_auc(positive: Bools, scores: Floats, weights: Floats) -> Floats:
+    """Area under the ROC curve: P(score of a positive > score of a negative) + P(equal) / 2.
+
+    Args:
+        positive: (n,) the truth.
+        scores: (n,) finite, higher is more positive.
+        weights: (R, n).
+
+    Returns:
+        (R,); NaN with one class.
+    """
+    positives, negatives = _by_score(positive, scores, weights)
+    below = np.cumsum(negatives, axis=1) - negatives
+    wins = np.einsum("ru,ru->r", positives, below + negatives / 2)
+    return _ratio(wins, positives.sum(axis=1) * negatives.sum(axis=1))
+
+
+def weighted_average_precision(positive: Bools, scores: Floats, weights: Floats) -> Floats:
+    """Average precision: sum over distinct scores of precision times the step in recall.
+
+    Args:
+        positive, scores, weights: as for `weighted_auc`.
+
+    Returns:
+        (R,); NaN without positives.
+    """
+    positives, negatives = _by_score(positive, scores, weights)
+    found = np.cumsum(positives[:, ::-1], axis=1)
+    alarms = found + np.cumsum(negatives[:, ::-1], axis=1)
+    precision = np.divide(found, alarms, out=np.zeros_like(found), where=alarms > 0)
+    total = np.einsum("ru,ru->r", precision, positives[:, ::-1])
+    return _ratio(total, positives.sum(axis=1))
+
+
+def brier(targets: Floats, probabilities: Floats, weights: Floats) -> Floats:
+    """Mean squared error of the probabilities.
+
+    Args:
+        targets: (n,) 0 or 1 of the positive class, or (n, K) one-hot (then summed over the classes).
+        probabilities: as `targets`.
+        weights: (R, n).
+
+    Returns:
+        (R,), 0..1 for (n,), 0..2 for (n, K); NaN without cases.
+    """
+    errors = (probabilities - targets) ** 2
+    return weighted_mean(errors if errors.ndim == 1 else errors.sum(axis=1), weights)
+
+
+def calibration_error(positive: Bools, probabilities: Floats, weights: Floats) -> Floats:
+    """Expected calibration error: mean over cases of |observed frequency - mean probability| of their bin.
+
+    Ten bins that hold equally many cases (`calibration_bins`), set once on the unweighted cases.
+
+    Args:
+        positive: (n,) whether the event happened.
+        probabilities: (n,) of the event.
+        weights: (R, n).
+
+    Returns:
+        (R,); NaN without cases.
+    """
+    if not len(probabilities):
+        return np.full(len(weights), np.nan)
+    bins = calibration_bins(probabilities)
+    gaps = np.zeros((len(bins), bins.max() + 1))
+    gaps[np.arange(len(bins)), bins] = positive - probabilities
+    return _ratio(np.abs(weights @ gaps).sum(axis=1), weights.sum(axis=1))
+
+
+def calibration_bins(probabilities: Floats, bins: int = CALIBRATION_BINS) -> Ints:
+    """Return the bin of each case, (n,): bins hold equally many cases, and equal probabilities share one."""
+    edges = np.quantile(probabilities, np.arange(1, bins) / bins)
+    return np.unique(np.searchsorted(np.unique(edges), probabilities, side="right"), return_inverse=True)[1]
+
+
+def weighted_mean(values: Floats, weights: Floats) -> Floats:
+    """Return the weighted mean of (n,) values, (R,); NaN without cases."""
+    return _ratio(weights @ values, weights.sum(axis=1))
+
+
+def auc(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Area under the ROC curve of one set of cases; NaN with one class.
+
+    Args:
+        labels: (n,) 0 or 1 (or bool).
+        scores: (n,) finite, higher is more positive.
+    """
+    positive, values = _binary(labels, scores)
+    return float(weighted_auc(positive, values, np.ones((1, len(values))))[0])
+
+
+def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Average precision of one set of cases; NaN without positives.
+
+    Args:
+        labels: (n,) 0 or 1 (or bool).
+        scores: (n,) finite, higher is more positive.
+    """
+    positive, values = _binary(labels, scores)
+    return float(weighted_average_precision(positive, values, np.ones((1, len(values))))[0])
+
+
+def choose_threshold(
+    labels: ArrayLike, probabilities: ArrayLike, rule: Literal["youden", "f1", "0.5"]
+) -> float:
+    """Choose the decision threshold on validation cases; a case is positive where p >= threshold.
+
+    The candidates lie midway between neighbouring probabilities; of equally good ones the nearest to 0.5
+    is taken. Where the cases are of one class only, no rule says anything and the threshold is 0.5.
+
+    Args:
+        labels: (n,) 0 or 1 (or bool).
+        probabilities: (n,) of the positive class.
+        rule: youden maximises sensitivity + specificity - 1, f1 the F1; 0.5 is fixed.
+    """
+    positive, values = _binary(labels, probabilities)
+    if rule == "0.5" or not positive.any() or positive.all():
+        return 0.5
+    distinct, index = np.unique(values, return_inverse=True)
+    hits = np.bincount(index, weights=positive, minlength=len(distinct))
+    alarms = np.bincount(index, weights=~positive, minlength=len(distinct))
+    # Cut u decides positive from distinct value u upwards; the cut above them all finds nothing.
+    true_positive = np.cumsum(hits[::-1])[::-1]
+    false_positive = np.cumsum(alarms[::-1])[::-1]
+    p, n = positive.sum(), (~positive).sum()
+    if rule == "youden":
+        # Multiplied out, so that equally good cuts are equal to the bit.
+        gain = true_positive * n - false_positive * p
+    else:
+        gain = 2 * true_positive / (p + true_positive + false_positive)
+    below = np.concatenate([[0.0], distinct[:-1]])
+    middle = (below + distinct) / 2
+    cuts = np.where(middle > below, middle, distinct)
+    best = np.flatnonzero(gain == gain.max())
+    return float(cuts[best[np.argmin(np.abs(cuts[best] - 0.5))]])
+
+
+def classification_metrics(
+    labels: Ints, probabilities: Floats, weights: Floats, *, positive: int | None, threshold: float
+) -> Mapping[tuple[str, int | None], Floats]:
+    """Compute every metric of the diagnosis.
+
+    Args:
+        labels: (n,) class indices.
+        probabilities: (n, K).
+        weights: (R, n).
+        positive: index of the positive class of two; None: every class against the rest, and their mean.
+        threshold: two classes: positive where p >= threshold. More: the most probable class is decided.
+
+    Returns:
+        (R,) values by (metric, class); class None is the metric itself: of the positive class with two
+        classes, else the mean over the classes (NaN where it does not exist for one of them), except
+        accuracy, Brier (summed over the classes) and the calibration error (of the decided class).
+    """
+    if positive is not None:
+        decided = probabilities[:, positive] >= threshold
+        values = _binary_metrics(labels == positive, probabilities[:, positive], decided, weights)
+        return {(name, None): value for name, value in values.items()}
+    classes = probabilities.shape[1]
+    decision = probabilities.argmax(axis=1)
+    one_against_rest = ("f1", "auc", "sensitivity", "specificity", "average_precision")
+    per_class = [
+        _binary_metrics(labels == k, probabilities[:, k], decision == k, weights) for k in range(classes)
+    ]
+    means = {
+        (name, None): np.mean([values[name] for values in per_class], axis=0) for name in one_against_rest
+    }
+    right = decision == labels
+    return {
+        **means,
+        # The mean recall over the classes.
+        ("balanced_accuracy", None): means["sensitivity", None],
+        ("accuracy", None): weighted_mean(right.astype(np.float64), weights),
+        ("brier", None): brier(np.eye(classes)[labels], probabilities, weights),
+        ("calibration_error", None): calibration_error(right, probabilities.max(axis=1, initial=0), weights),
+        **{(name, k): per_class[k][name] for name in one_against_rest for k in range(classes)},
+    }
+
+
+def _binary_metrics(positive: Bools, scores: Floats, decided: Bools, weights: Floats) -> dict[str, Floats]:
+    counts = confusion(positive, decided, weights)
+    return {
+        "f1": f1(counts),
+        "auc": weighted_auc(positive, scores, weights),
+        "balanced_accuracy": balanced_accuracy(counts),
+        "sensitivity": sensitivity(counts),
+        "specificity": specificity(counts),
+        "average_precision": weighted_average_precision(positive, scores, weights),
+        "accuracy": accuracy(counts),
+        "brier": brier(positive.astype(np.float64), scores, weights),
+        "calibration_error": calibration_error(positive, scores, weights),
+    }
+
+
+def _by_score(positive: Bools, scores: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """Sum the weights of positives and negatives per distinct score, ascending: two (R, U)."""
+    if not len(scores):
+        return np.zeros((len(weights), 0)), np.zeros((len(weights), 0))
+    order = np.argsort(scores, kind="stable")
+    ranked = scores[order]
+    starts = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]]))
+    gathered = weights[:, order]
+    positives = gathered * positive[order]
+    negatives = gathered - positives
+    if len(starts) < len(scores):
+        positives = np.add.reduceat(positives, starts, axis=1)  # (R, U)
+        negatives = np.add.reduceat(negatives, starts, axis=1)  # (R, U)
+    return positives, negatives
+
+
+def _ratio(numerator: Floats, denominator: Floats) -> Floats:
+    return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)
+
+
+def _binary(labels: ArrayLike, scores: ArrayLike) -> tuple[Bools, Floats]:
+    truth = np.asarray(labels)
+    values = np.asarray(scores, np.float64)
+    if truth.shape != values.shape or values.ndim != 1:
+        raise ValueError(f"labels {truth.shape} and scores {values.shape} must be (n,) alike")
+    if not np.isin(truth, (0, 1)).all():
+        raise ValueError("labels must be 0 or 1")
+    if not np.isfinite(values).all():
+        raise ValueError("scores must be finite")
+    return truth.astype(np.bool_), values

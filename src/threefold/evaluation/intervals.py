@@ -1,0 +1,106 @@
+"""Confidence intervals: a bootstrap that resamples patients, not cases.
+
+Cases of one patient are alike, so n cases say less than n patients do. Each replicate draws as many patients
+as there are, with replacement, and takes all cases of each; in weights: a case counts as often as its patient
+was drawn. The interval is the percentile interval: it stays inside a metric's range, needs no formula a
+metric, and remains defined when a metric does not exist in some replicates (a BCa interval would need the
+metric to exist without each single patient, which fails just where patients are few).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Key = TypeVar("Key", bound=Hashable)
+
+# Above this share of replicates without the metric, the rest say too little about it.
+MAX_MISSING = 0.1
+
+_ELEMENTS_AT_ONCE = 2_000_000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A percentile interval.
+
+    Attributes:
+        low, high: its ends; NaN where it is not estimable.
+        missing: number of replicates in which the metric did not exist.
+        reason: why it is not estimable; empty where it is.
+    """
+
+    low: float
+    high: float
+    missing: int
+    reason: str = ""
+
+
+def patient_weights(patients: Ints, replicates: int, seed: int) -> Iterator[Floats]:
+    """Yield how often each case counts in each replicate, in blocks of replicates (r, n).
+
+    Args:
+        patients: (n,) patient of each case, numbered 0..P-1 without gaps.
+        replicates: R, the sum of r over the blocks.
+        seed: the same seed gives the same weights.
+    """
+    generator = np.random.default_rng(seed)
+    count = int(patients.max()) + 1 if len(patients) else 0
+    block = max(1, _ELEMENTS_AT_ONCE // max(1, len(patients)))
+    for start in range(0, replicates if count else 0, block):
+        rows = min(block, replicates - start)
+        drawn = generator.integers(0, count, size=(rows, count)) + count * np.arange(rows)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)  # (r, P)
+        yield times[:, patients].astype(np.float64)
+
+
+def bootstrap(
+    metrics: Callable[[Floats], Mapping[Key, Floats]],
+    patients: Ints,
+    *,
+    replicates: int,
+    confidence: float,
+    seed: int,
+) -> dict[Key, Interval]:
+    """Return the patient-clustered interval of each metric.
+
+    Args:
+        metrics: from weights (R, n) to values (R,) by key; NaN where a metric does not exist.
+        patients: (n,) patient of each case, numbered 0..P-1 without gaps.
+        replicates: number of resamples.
+        confidence: for example 0.95.
+        seed: of the resampling.
+    """
+    blocks = [metrics(weights) for weights in patient_weights(patients, replicates, seed)]
+    if not blocks:
+        return {}
+    single = len(np.unique(patients)) < 2
+    return {
+        key: Interval(np.nan, np.nan, 0, "one patient")
+        if single
+        else percentile_interval(np.concatenate([block[key] for block in blocks]), confidence)
+        for key in blocks[0]
+    }
+
+
+def percentile_interval(values: Floats, confidence: float) -> Interval:
+    """Return the central interval of bootstrap values (R,), NaN where the metric did not exist."""
+    there = values[~np.isnan(values)]
+    missing = len(values) - len(there)
+    if missing > MAX_MISSING * len(values):
+        share = missing / len(values)
+        return Interval(np.nan, np.nan, missing, f"absent in {share:.0%} of resamples")
+    if not np.isfinite(there).all():
+        return Interval(np.nan, np.nan, missing, "infinite in some resamples")
+    if np.ptp(there) < 1e-12:
+        # Zero width would claim certainty; the resamples only cannot see what the patients do not show.
+        return Interval(np.nan, np.nan, missing, "every resample gives the same value")
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(there, [tail, 1 - tail])
+    return Interval(float(low), float(high), missing)

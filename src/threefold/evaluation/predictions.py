@@ -1,0 +1,341 @@
+"""The table of predictions: one row a case, and all that evaluation knows.
+
+Columns (CSV, UTF-8; an empty cell means absent; further columns are kept):
+
+  case_id                   unique
+  patient_id                the cluster of the bootstrap; without the column each case is its own patient
+  site, site_group          hospital or scanner, and its group (for example internal, external)
+  part                      train, validation or test; without the column every case is a test case
+  label                     name of the true class
+  probability_<class>       one column a class, each 0..1, together 1
+  mask_truth_voxels         voxels of the true mask; empty where there is none
+  mask_predicted_voxels     voxels of the predicted mask
+  mask_overlap_voxels       voxels in both; empty where there is no true mask
+  psnr, ssim                of the reconstruction (dB; -1..1)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from threefold.errors import PredictionsError
+from threefold.run import write_atomically
+from threefold.validation import did_you_mean
+
+PARTS = ("train", "validation", "test")
+TEXT_COLUMNS = ("case_id", "patient_id", "site", "site_group", "part", "label")
+MASK_COLUMNS = ("mask_truth_voxels", "mask_predicted_voxels", "mask_overlap_voxels")
+RECONSTRUCTION_COLUMNS = ("psnr", "ssim")
+PROBABILITY_PREFIX = "probability_"
+
+# Room for probabilities that were printed with three digits or computed in bf16.
+SUM_TOLERANCE = 5e-3
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A valid table of predictions.
+
+    Attributes:
+        table: every column of the module's schema (absent ones filled with empty text or NaN), plus the
+            source's own further columns; in the source's order.
+        classes: class names, in the order of the probability columns; empty without classification.
+        positive: of two classes, the one that sensitivity is about; None otherwise.
+        leaks: the same patients are in the training and the test part, by the split's kind or as seen here.
+        notes: what was assumed in place of absent columns, in sentences.
+    """
+
+    table: pd.DataFrame
+    classes: tuple[str, ...]
+    positive: str | None
+    leaks: bool = False
+    notes: tuple[str, ...] = ()
+
+    def part(self, name: str) -> pd.DataFrame:
+        """Return the rows of one part."""
+        return self.table[self.table["part"] == name]
+
+    @property
+    def positive_index(self) -> int | None:
+        """Index of the positive class; None for any but two classes."""
+        return None if self.positive is None else self.classes.index(self.positive)
+
+
+def probability_column(class_name: str) -> str:
+    """Return the name of a class's column."""
+    return PROBABILITY_PREFIX + class_name
+
+
+def read_predictions(
+    path: Path,
+    *,
+    classes: Sequence[str] | None = None,
+    positive: str | None = None,
+    leaks: bool = False,
+) -> Predictions:
+    """Read and validate a table of predictions.
+
+    Args:
+        path: CSV file.
+        classes: class names in order; None: those of the probability columns.
+        positive: of two classes, the positive one; None: the last.
+        leaks: the split shares patients between parts.
+
+    Raises:
+        PredictionsError: naming the file, column, case, what was expected and what was found.
+    """
+    try:
+        # As text: '007' stays '007', and a class named NA or None stays a name.
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+    except FileNotFoundError:
+        raise PredictionsError(f"{path}: no such file. Expected a table of predictions (CSV).") from None
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as problem:
+        raise PredictionsError(
+            f"{path}: not a readable CSV table ({problem}). Expected one row a case under a header with "
+            "case_id and probability_<class> or mask_* columns."
+        ) from None
+    return validate(table, source=str(path), classes=classes, positive=positive, leaks=leaks)
+
+
+def write_predictions(table: pd.DataFrame, path: Path) -> None:
+    """Write a table of predictions (CSV) in one step; a reader sees the old file or the new one."""
+    widened = table.astype({name: np.float64 for name in table.select_dtypes(np.floating).columns})
+    write_atomically(path, widened.to_csv(index=False, lineterminator="\n"))
+
+
+def validate(
+    table: pd.DataFrame,
+    *,
+    source: str = "predictions",
+    classes: Sequence[str] | None = None,
+    positive: str | None = None,
+    leaks: bool = False,
+) -> Predictions:
+    """Return a table as `Predictions`, or say what is wrong with it.
+
+    Args:
+        table: the columns of the module's schema; only case_id and one of probabilities with label, masks
+            or reconstruction are needed.
+        source: names the table in errors.
+        classes, positive, leaks: as for `read_predictions`.
+
+    Raises:
+        PredictionsError: naming the column, the case, what was expected and what was found.
+    """
+    _check_columns(table, source)
+    notes: list[str] = []
+    clean = table.copy().reset_index(drop=True)
+    for name in TEXT_COLUMNS:
+        clean[name] = _text(table[name]) if name in table else ""
+    _check_case_ids(clean, source)
+    if not (clean["patient_id"] != "").all():
+        absent = clean["patient_id"] == ""
+        clean.loc[absent, "patient_id"] = "case " + clean.loc[absent, "case_id"]
+        notes.append(
+            f"{int(absent.sum())} of {len(clean)} cases name no patient: each counts as a patient of its own, "
+            "so intervals are too narrow if some share one."
+        )
+    if "part" not in table:
+        clean["part"] = "test"
+        notes.append("The table names no part: every case counts as a test case.")
+    _check_choice(clean, "part", PARTS, source)
+
+    names = _class_names(table, classes, source)
+    for name in names:
+        column = probability_column(name)
+        clean[column] = _numbers(clean, column, source)
+    _check_probabilities(clean, names, source)
+    if names:
+        _check_choice(clean, "label", ("", *names), source)
+    for name in (*MASK_COLUMNS, *RECONSTRUCTION_COLUMNS):
+        clean[name] = _numbers(clean, name, source) if name in table else np.nan
+    _check_masks(clean, source)
+
+    if positive is not None and positive not in names:
+        raise PredictionsError(
+            f"{source}: the positive class is '{positive}', which is not one of {', '.join(names) or 'none'}."
+        )
+    shared = _patients_on_both_sides(clean)
+    if shared and not leaks:
+        notes.append(
+            f"{len(shared)} patients (for example {shared[0]}) are in the test part and in another part of "
+            "this table: the split leaks patients."
+        )
+    return Predictions(
+        table=clean,
+        classes=names,
+        positive=(positive or names[-1]) if len(names) == 2 else None,
+        leaks=leaks or bool(shared),
+        notes=tuple(notes),
+    )
+
+
+def _text(column: pd.Series[Any]) -> pd.Series[str]:
+    return column.astype(object).where(column.notna(), "").astype(str).str.strip().reset_index(drop=True)
+
+
+def _numbers(table: pd.DataFrame, name: str, source: str) -> pd.Series[float]:
+    column = table[name]
+    blank = column.isna() | (column.astype(object) == "")
+    numbers = pd.to_numeric(column.where(~blank), errors="coerce").astype(np.float64)
+    wrong = numbers.isna() & ~blank
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise _at(table, row, name, source, "a number or an empty cell", repr(str(column[row])))
+    return numbers
+
+
+def _at(
+    table: pd.DataFrame, row: int, column: str, source: str, expected: str, found: str
+) -> PredictionsError:
+    return PredictionsError(
+        f"{source}: case '{table['case_id'][row]}', column {column}: expected {expected}, found {found}."
+    )
+
+
+def _check_columns(table: pd.DataFrame, source: str) -> None:
+    columns = [str(name) for name in table.columns]
+    twice = sorted({name for name in columns if columns.count(name) > 1})
+    if twice:
+        raise PredictionsError(f"{source}: column {twice[0]} is there twice; expected each name once.")
+    if "case_id" not in columns:
+        raise PredictionsError(
+            f"{source}: column case_id is missing; found {', '.join(columns[:12]) or 'no column'}. "
+            "Name each case once."
+        )
+    if table.empty:
+        raise PredictionsError(f"{source}: the table has a header and no case. Expected one row a case.")
+    probabilities = [name for name in columns if name.startswith(PROBABILITY_PREFIX)]
+    masks = [name for name in MASK_COLUMNS if name in columns]
+    if 0 < len(masks) < len(MASK_COLUMNS) and masks != ["mask_predicted_voxels"]:
+        missing = [name for name in MASK_COLUMNS if name not in columns]
+        raise PredictionsError(
+            f"{source}: column {missing[0]} is missing; Dice needs {', '.join(MASK_COLUMNS)}."
+        )
+    if probabilities and "label" not in columns:
+        raise PredictionsError(
+            f"{source}: column label is missing; probabilities are evaluated against it. "
+            "Name each case's true class, or leave its cell empty."
+        )
+    if not (probabilities or len(masks) == len(MASK_COLUMNS) or {*RECONSTRUCTION_COLUMNS} & {*columns}):
+        raise PredictionsError(
+            f"{source}: nothing to evaluate; expected probability_<class> columns with label, "
+            f"{', '.join(MASK_COLUMNS)}, or psnr or ssim; found {', '.join(columns[:12])}."
+        )
+
+
+def _check_case_ids(table: pd.DataFrame, source: str) -> None:
+    blank = np.flatnonzero(table["case_id"] == "")
+    if blank.size:
+        raise PredictionsError(
+            f"{source}: row {int(blank[0]) + 1}, column case_id: expected a name, found none."
+        )
+    twice = table["case_id"][table["case_id"].duplicated()]
+    if len(twice):
+        raise PredictionsError(
+            f"{source}: case '{twice.iloc[0]}', column case_id: expected each case once, found "
+            f"{int((table['case_id'] == twice.iloc[0]).sum())} rows. Keep one row a case."
+        )
+
+
+def _check_choice(table: pd.DataFrame, column: str, valid: Sequence[str], source: str) -> None:
+    wrong = np.flatnonzero(~table[column].isin(list(valid)))
+    if wrong.size:
+        row = int(wrong[0])
+        found = str(table[column][row])
+        names = [name for name in valid if name]
+        error = _at(table, row, column, source, f"one of {', '.join(names)}", f"'{found}'")
+        raise PredictionsError(f"{error}{did_you_mean(found, names) if found else ''}")
+
+
+def _class_names(table: pd.DataFrame, classes: Sequence[str] | None, source: str) -> tuple[str, ...]:
+    there = [
+        str(name).removeprefix(PROBABILITY_PREFIX)
+        for name in table.columns
+        if str(name).startswith(PROBABILITY_PREFIX)
+    ]
+    if not there:
+        return ()
+    if len(there) == 1:
+        raise PredictionsError(
+            f"{source}: only one column of probabilities ({probability_column(there[0])}); expected one a "
+            "class. For a yes/no question add the other class with 1 - p."
+        )
+    if classes is None or not classes:
+        return tuple(there)
+    if {*classes} != {*there}:
+        raise PredictionsError(
+            f"{source}: expected the columns {', '.join(map(probability_column, classes))}, found "
+            f"{', '.join(map(probability_column, there))}."
+        )
+    return tuple(classes)
+
+
+def _check_probabilities(table: pd.DataFrame, classes: Sequence[str], source: str) -> None:
+    if not classes:
+        return
+    columns = [probability_column(name) for name in classes]
+    values: NDArray[np.float64] = table[columns].to_numpy(np.float64)
+    outside = ~((values >= 0) & (values <= 1))
+    if outside.any():
+        row, column = (int(i) for i in np.argwhere(outside)[0])
+        found = "an empty cell" if np.isnan(values[row, column]) else f"{values[row, column]:g}"
+        raise _at(table, row, columns[column], source, "a probability from 0 to 1", found)
+    sums = values.sum(axis=1)
+    off = np.flatnonzero(np.abs(sums - 1) > SUM_TOLERANCE)
+    if off.size:
+        row = int(off[0])
+        raise _at(
+            table,
+            row,
+            " + ".join(columns),
+            source,
+            f"a sum of 1 (within {SUM_TOLERANCE:g})",
+            f"{sums[row]:.6g}",
+        )
+
+
+def _check_masks(table: pd.DataFrame, source: str) -> None:
+    for name in MASK_COLUMNS:
+        values = table[name].to_numpy(np.float64)
+        given = ~np.isnan(values)
+        wrong = np.flatnonzero(given & ~((values >= 0) & np.isfinite(values) & (values == np.floor(values))))
+        if wrong.size:
+            row = int(wrong[0])
+            raise _at(table, row, name, source, "a whole number of voxels", f"{values[row]:g}")
+    truth, predicted, overlap = (table[name].to_numpy(np.float64) for name in MASK_COLUMNS)
+    incomplete = np.flatnonzero(~np.isnan(truth) & (np.isnan(predicted) | np.isnan(overlap)))
+    if incomplete.size:
+        row = int(incomplete[0])
+        empty = MASK_COLUMNS[1] if np.isnan(predicted[row]) else MASK_COLUMNS[2]
+        raise _at(table, row, empty, source, "a number, since the case has a true mask", "an empty cell")
+    orphan = np.flatnonzero(np.isnan(truth) & ~np.isnan(overlap))
+    if orphan.size:
+        raise _at(
+            table,
+            int(orphan[0]),
+            MASK_COLUMNS[2],
+            source,
+            "an empty cell, since the case has no true mask",
+            f"{overlap[orphan[0]]:g}",
+        )
+    impossible = np.flatnonzero(overlap > np.minimum(truth, predicted))
+    if impossible.size:
+        row = int(impossible[0])
+        most = min(truth[row], predicted[row])
+        raise _at(
+            table, row, MASK_COLUMNS[2], source, f"at most {most:g} (the smaller mask)", f"{overlap[row]:g}"
+        )
+
+
+def _patients_on_both_sides(table: pd.DataFrame) -> list[str]:
+    tested = {*table.loc[table["part"] == "test", "patient_id"]}
+    others = {*table.loc[table["part"] != "test", "patient_id"]}
+    return sorted(tested & others)
