@@ -1,0 +1,335 @@
+"""Splits: which cases train, validate and test, without a patient on two sides by accident."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from threefold.cohorts.cohort import Case, Cohort, CohortSpec
+from threefold.cohorts.stratification import Stratum, apportion, assign
+from threefold.errors import CohortError, RunError
+from threefold.experiment import Part, SplitSpec, TasksSpec
+from threefold.run import write_atomically
+from threefold.validation import did_you_mean
+
+PARTS: tuple[Part, ...] = get_args(Part)
+Target = Literal["label", "mask", "structures"]
+TARGETS: tuple[Target, ...] = get_args(Target)
+_HEADER = ("case_id", "part")
+
+
+@dataclass(frozen=True)
+class Split:
+    """The part of every case of a cohort.
+
+    Attributes:
+        kind: how it was made (`SplitSpec.kind`).
+        parts: part by case id.
+        leaking_patients: patients with cases in more than one part, by name; only a slice split has any.
+    """
+
+    kind: str
+    parts: Mapping[str, Part]
+    leaking_patients: tuple[str, ...] = ()
+
+    @property
+    def leaks(self) -> bool:
+        """Whether a patient is in more than one part, which must be said beside every number."""
+        return bool(self.leaking_patients)
+
+    def cases(self, cohort: Cohort, part: Part) -> tuple[Case, ...]:
+        """Return the cases of a part in the order of the cohort's table.
+
+        Raises:
+            CohortError: if the cohort has a case that the split does not know.
+        """
+        unknown = [case.case_id for case in cohort.cases if case.case_id not in self.parts]
+        if unknown:
+            raise CohortError(
+                f"{cohort.folder}: {_some(unknown)} of the cohort not in the split. The table changed since "
+                "the split was made: make a new one, or use the cohort that it was made for."
+            )
+        return tuple(case for case in cohort.cases if self.parts[case.case_id] == part)
+
+
+def make_split(cohort: Cohort, spec: SplitSpec) -> Split:
+    """Divide a cohort into train, validation and test.
+
+    - patient: whole patients, spread evenly by label, site and presence of masks. A patient with several
+      labels or sites counts for each of them.
+    - site: the cases of `hold_out` (sites or site groups) are the test part; of the other patients,
+      `validation` are for validation and the rest train.
+    - leave-one-site-out: the same, where the held-out site is number `fold` of the sites in the order of
+      their names; sites in `hold_out` are tested in every fold and are no fold of their own.
+    - slice: single cases, spread like patients. It leaks patients; the split names them.
+    - column: the table's own `split` column.
+
+    A patient seen both at a held-out site and elsewhere goes to the test part with all cases (except with
+    kinds slice and column, which go by case): nothing leaks and no case is lost, and numbers by site still
+    tell the two places apart.
+
+    The same seed gives the same parts on every machine, whatever the order of the rows.
+
+    Args:
+        cohort: the cases.
+        spec: kind, fractions (of the patients that are not held out; of the cases for kind slice) and seed.
+
+    Raises:
+        CohortError: if the train or the validation part, or a test part that was asked for, would be
+            empty; if a held-out site does not exist; for kind column, if a case has no part or a patient
+            has two.
+    """
+    held_out = _held_out_sites(cohort, spec)
+    if spec.kind == "column":
+        parts = _column_parts(cohort, held_out)
+    else:
+        by_case = spec.kind == "slice"
+        groups: dict[str, list[Case]] = defaultdict(list)
+        for case in cohort.cases:
+            groups[case.case_id if by_case else case.patient_id].append(case)
+        parts = _grouped_parts(cohort, spec, groups, held_out)
+    split = Split(spec.kind, parts, _leaking(cohort, parts))
+    if split.leaks and spec.kind != "slice":
+        raise CohortError(_leak_message(cohort, split))
+    for part in PARTS[:2]:
+        if part not in parts.values():
+            raise CohortError(
+                f"{cohort.folder}: the {part} part of the {spec.kind} split has no case. "
+                "Hold out fewer sites, or name cases for it in the split column."
+            )
+    return split
+
+
+def leave_one_site_out(cohort: Cohort, spec: SplitSpec) -> tuple[Split, ...]:
+    """Return one split per site, in the order of their names, with that site as the test part.
+
+    `spec.kind` and `spec.fold` are not looked at; sites in `spec.hold_out` are tested in every fold.
+
+    Raises:
+        CohortError: if the cohort has fewer than two sites to leave out, or a fold can't be made.
+    """
+    folds = len(_foldable_sites(cohort, _named_sites(cohort, spec.hold_out)))
+    return tuple(
+        make_split(cohort, spec.model_copy(update={"kind": "leave-one-site-out", "fold": fold}))
+        for fold in range(folds)
+    )
+
+
+def required_targets(tasks: TasksSpec) -> tuple[Target, ...]:
+    """Return the targets that the tasks learn from, besides the image itself."""
+    targets: list[Target] = []
+    if tasks.classification is not None:
+        targets.append("label")
+    if tasks.segmentation is not None:
+        targets.append(tasks.segmentation.target)
+    return tuple(targets)
+
+
+def require_targets(cohort: Cohort, split: Split, targets: Collection[Target]) -> None:
+    """Refuse a split whose train part can't teach a target.
+
+    Args:
+        cohort: the cases.
+        split: their parts.
+        targets: what the tasks learn from (`required_targets`).
+
+    Raises:
+        CohortError: if no train case has the target or, for the label, if the train part has one class.
+    """
+    train = split.cases(cohort, "train")
+    for target in targets:
+        having = [case for case in train if getattr(case, target) is not None]
+        if not having:
+            raise CohortError(
+                f"{cohort.folder}: none of the {len(train)} train cases of the {split.kind} split has a "
+                f"{target}. Fill the {target} column, hold out other sites, or leave that task out."
+            )
+        classes = {case.label for case in having}
+        if target == "label" and len(classes) == 1:
+            (only,) = (cohort.spec.classes[index] for index in classes if index is not None)
+            raise CohortError(
+                f"{cohort.folder}: all {len(having)} labelled train cases of the {split.kind} split are "
+                f"'{only}'. A classification needs two classes: add cases of another one, hold out other "
+                "sites, or leave the classification task out."
+            )
+
+
+def write_split(path: Path, split: Split) -> None:
+    """Write a split: a CSV of case_id and part, below comment lines with its kind and leaking patients.
+
+    Raises:
+        RunError: if the disk refuses; the file that was there is untouched.
+    """
+    stream = io.StringIO()
+    stream.write(f"# kind: {split.kind}\n# leaking patients: {json.dumps(split.leaking_patients)}\n")
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(_HEADER)
+    writer.writerows(sorted(split.parts.items()))
+    write_atomically(path, stream.getvalue())
+
+
+def read_split(path: Path) -> Split:
+    """Read what `write_split` wrote.
+
+    Raises:
+        RunError: naming the file and the row, if it is not a split.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: the split can't be read ({error}).") from error
+    kind, leaking, table = (*text.split("\n", 2), "", "")[:3]
+    try:
+        patients = tuple(json.loads(leaking.removeprefix("# leaking patients: ")))
+        header, *rows = csv.reader(io.StringIO(table, newline=""), strict=True)
+    except (ValueError, TypeError, csv.Error):
+        header, rows, patients = [], [], ()
+    if not kind.startswith("# kind: ") or tuple(header) != _HEADER:
+        raise RunError(
+            f"{path}: not a split. Expected the kind, the leaking patients and a table of "
+            f"{' and '.join(_HEADER)}, as `threefold train` writes it."
+        )
+    parts: dict[str, Part] = {}
+    for number, row in enumerate(rows, start=4):
+        if len(row) != 2 or row[1] not in PARTS or row[0] in parts:
+            raise RunError(
+                f"{path}: row {number}: expected a case that was not yet named and one of "
+                f"{', '.join(PARTS)}; found {row}."
+            )
+        parts[row[0]] = row[1]
+    return Split(kind.removeprefix("# kind: "), parts, patients)
+
+
+def _named_sites(cohort: Cohort, names: Iterable[str]) -> frozenset[str]:
+    """Return the sites that `names` (sites or site groups) stand for."""
+    groups = cohort.spec.site_groups
+    found: set[str] = set()
+    for name in names:
+        members = set(groups.get(name, ())) & set(cohort.sites)
+        if name in groups and name in cohort.sites and members != {name}:
+            raise CohortError(
+                f"{cohort.folder}: '{name}' is both a site and a group of sites; "
+                "rename the group in cohort.yaml."
+            )
+        if name in cohort.sites:
+            members = {name}
+        if not members:
+            hint = did_you_mean(name, [*cohort.sites, *groups])
+            raise CohortError(f"{cohort.folder}: hold_out names '{name}', where no case is from.{hint}")
+        found |= members
+    return frozenset(found)
+
+
+def _foldable_sites(cohort: Cohort, always_held_out: frozenset[str]) -> tuple[str, ...]:
+    sites = tuple(site for site in cohort.sites if site not in always_held_out)
+    if len(sites) < 2:
+        raise CohortError(
+            f"{cohort.folder}: leave-one-site-out needs at least 2 sites that are not held out anyway, "
+            f"found {len(sites)}. Use a patient split."
+        )
+    return sites
+
+
+def _held_out_sites(cohort: Cohort, spec: SplitSpec) -> frozenset[str]:
+    named = _named_sites(cohort, spec.hold_out)
+    if spec.kind == "site" and not named:
+        raise CohortError(
+            f"{cohort.folder}: a site split needs hold_out, the sites or site groups to test on. "
+            f"Sites: {', '.join(cohort.sites)}."
+        )
+    if spec.kind != "leave-one-site-out":
+        return named
+    sites = _foldable_sites(cohort, named)
+    if spec.fold >= len(sites):
+        raise CohortError(
+            f"{cohort.folder}: fold {spec.fold} of leave-one-site-out does not exist; "
+            f"the {len(sites)} folds are 0 to {len(sites) - 1} ({', '.join(sites)})."
+        )
+    return named | {sites[spec.fold]}
+
+
+def _column_parts(cohort: Cohort, held_out: frozenset[str]) -> dict[str, Part]:
+    parts: dict[str, Part] = {}
+    without: list[str] = []
+    for case in cohort.cases:
+        part = "test" if case.site in held_out else case.split
+        if part is None:
+            without.append(case.case_id)
+        else:
+            parts[case.case_id] = part
+    if without:
+        raise CohortError(
+            f"{cohort.folder}: {_some(without)} without a part in the split column, which a column split "
+            f"goes by. Fill it ({', '.join(PARTS)}), or use a patient split."
+        )
+    return parts
+
+
+def _grouped_parts(
+    cohort: Cohort, spec: SplitSpec, groups: Mapping[str, Sequence[Case]], held_out: frozenset[str]
+) -> dict[str, Part]:
+    tested = {name for name, cases in groups.items() if any(case.site in held_out for case in cases)}
+    free = {name: _strata(cases, cohort.spec) for name, cases in groups.items() if name not in tested}
+    test = 0.0 if spec.kind in ("site", "leave-one-site-out") else spec.test
+    shares = (1 - spec.validation - test, spec.validation, test)
+    what = "cases" if spec.kind == "slice" else "patients"
+    if shares[0] <= 1e-9 or shares[1] == 0:
+        raise CohortError(
+            f"{cohort.folder}: with validation {spec.validation:g} and test {test:g}, nothing is left for "
+            f"{'validation' if shares[1] == 0 else 'train'}. Each needs a share above 0."
+        )
+    wanted = [part for part, share in zip(PARTS, shares, strict=True) if share > 0]
+    if len(free) < len(wanted):
+        kept = " that are not held out" if held_out else ""
+        raise CohortError(
+            f"{cohort.folder}: {len(free)} {what}{kept}; a {spec.kind} split into {', '.join(wanted)} needs "
+            f"at least {len(wanted)}. Add {what}, or give fewer parts a share."
+        )
+    sizes = dict(zip(PARTS, apportion(len(free), shares), strict=True))
+    parts = assign(free, sizes, spec.seed)
+    parts.update((name, "test") for name in tested)
+    return {case.case_id: parts[name] for name, cases in groups.items() for case in cases}
+
+
+def _strata(cases: Sequence[Case], spec: CohortSpec) -> list[Stratum]:
+    """Return what a group should be spread by: its labels, its sites, both together, presence of masks."""
+    labels = sorted({"" if case.label is None else spec.classes[case.label] for case in cases})
+    sites = sorted({case.site for case in cases})
+    return [
+        *(("label", label) for label in labels),
+        *(("site", site) for site in sites),
+        ("both", *labels, "at", *sites),
+        ("mask", any(case.mask is not None or case.structures is not None for case in cases)),
+    ]
+
+
+def _leaking(cohort: Cohort, parts: Mapping[str, Part]) -> tuple[str, ...]:
+    seen: dict[str, set[Part]] = defaultdict(set)
+    for case in cohort.cases:
+        seen[case.patient_id].add(parts[case.case_id])
+    return tuple(sorted(patient for patient, found in seen.items() if len(found) > 1))
+
+
+def _leak_message(cohort: Cohort, split: Split) -> str:
+    patient = split.leaking_patients[0]
+    where = [
+        f"{case.case_id} in {split.parts[case.case_id]}"
+        for case in cohort.cases
+        if case.patient_id == patient
+    ]
+    return (
+        f"{cohort.folder}: {len(split.leaking_patients)} patient(s) in more than one part, for example "
+        f"{patient}: {', '.join(where[:4])}. The test would know its patients from training. Correct the "
+        "split column, use a patient split, or ask for the leak by name (kind: slice)."
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return f"{len(names)} case(s) ({shown})"
