@@ -18,9 +18,10 @@ class CaseLosses:
     """Losses of one task for a batch of B cases.
 
     Attributes:
-        values: (B,) loss per case; exactly 0 (and without gradient) where the target is absent.
+        values: (B,) float32 loss per case; exactly 0 (and without gradient) where the target is absent.
         present: (B,) bool, True where the case carries the target.
-        terms: (B,) parts of `values` by name (for example cross_entropy, dice), unweighted, for the log.
+        terms: (B,) parts of `values` by name (for example cross_entropy, dice), unweighted and detached,
+            for the log; 0 where the target is absent.
     """
 
     values: Tensor
@@ -40,10 +41,37 @@ class CaseLosses:
 
 
 class Task(Protocol):
-    """A task: its name in experiments and logs, its loss, and what a network needs to serve it."""
+    """A task: its name in experiments and logs, and its loss."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Name in experiments, logs and tables."""
+        ...
 
     def losses(self, outputs: Outputs, batch: Batch) -> CaseLosses:
-        """Return the loss of each case; cases without the target count zero."""
+        """Return the loss of each case; cases without the target count zero.
+
+        Raises:
+            ValueError: if the network has no head for this task.
+        """
         ...
+
+
+def case_losses(values: Tensor, present: Tensor, terms: Mapping[str, Tensor]) -> CaseLosses:
+    """Zero `values` and `terms`, all (B,), where the target is absent, and cut the gradient there."""
+    return CaseLosses(
+        values=values.where(present, 0.0),
+        present=present,
+        terms={name: term.detach().where(present, 0.0) for name, term in terms.items()},
+    )
+
+
+def head_output(output: Tensor | None, task: str) -> Tensor:
+    """Return a head's output as float32, whatever precision the network ran in.
+
+    Raises:
+        ValueError: if the network has no such head.
+    """
+    if output is None:
+        raise ValueError(f"the {task} task needs a network with a head for it, this network has none")
+    return output.float()
