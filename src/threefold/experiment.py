@@ -32,8 +32,9 @@ class SplitSpec(Spec):
     """patient: grouped by patient, stratified by label and site. site: the held-out sites are the test
     part. leave-one-site-out: site number `fold` is the test part. slice: cases at random, which LEAKS
     patients. column: as the table's `split` column says."""
-    hold_out: tuple[str, ...] = ()
-    """Sites, or site groups of cohort.yaml, whose cases are test cases whatever the kind."""
+    hold_out: tuple[str, ...] | None = None
+    """Sites, or site groups of cohort.yaml, whose cases are test cases whatever the kind. null: for the
+    kinds patient, site and slice the site group `external` where cohort.yaml has one, else none."""
     validation: Fraction = 0.15
     """Share of the patients (slice: cases) that are not held out."""
     test: Fraction = 0.2

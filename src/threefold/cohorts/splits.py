@@ -22,6 +22,8 @@ PARTS: tuple[Part, ...] = get_args(Part)
 Target = Literal["label", "mask", "structures"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 _HEADER = ("case_id", "part")
+# The site group that is held out where an experiment does not say what to hold out.
+_EXTERNAL = "external"
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def leave_one_site_out(cohort: Cohort, spec: SplitSpec) -> tuple[Split, ...]:
     Raises:
         CohortError: if the cohort has fewer than two sites to leave out, or a fold can't be made.
     """
-    folds = len(_foldable_sites(cohort, _named_sites(cohort, spec.hold_out)))
+    folds = len(_foldable_sites(cohort, _named_sites(cohort, spec.hold_out or ())))
     return tuple(
         make_split(cohort, spec.model_copy(update={"kind": "leave-one-site-out", "fold": fold}))
         for fold in range(folds)
@@ -237,7 +239,11 @@ def _foldable_sites(cohort: Cohort, always_held_out: frozenset[str]) -> tuple[st
 
 
 def _held_out_sites(cohort: Cohort, spec: SplitSpec) -> frozenset[str]:
-    named = _named_sites(cohort, spec.hold_out)
+    hold_out = spec.hold_out
+    if hold_out is None:
+        by_default = spec.kind in ("patient", "site", "slice") and _EXTERNAL in cohort.spec.site_groups
+        hold_out = (_EXTERNAL,) if by_default else ()
+    named = _named_sites(cohort, hold_out)
     if spec.kind == "site" and not named:
         raise CohortError(
             f"{cohort.folder}: a site split needs hold_out, the sites or site groups to test on. "
