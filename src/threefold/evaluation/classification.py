@@ -241,7 +241,7 @@ def classification_metrics(
     per_class = [
         _binary_metrics(labels == k, probabilities[:, k], decision == k, weights) for k in range(classes)
     ]
-    means = {
+    means: dict[tuple[str, int | None], Floats] = {
         (name, None): np.mean([values[name] for values in per_class], axis=0) for name in one_against_rest
     }
     right = decision == labels

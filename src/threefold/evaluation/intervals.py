@@ -5,6 +5,10 @@ as there are, with replacement, and takes all cases of each; in weights: a case 
 was drawn. The interval is the percentile interval: it stays inside a metric's range, needs no formula a
 metric, and remains defined when a metric does not exist in some replicates (a BCa interval would need the
 metric to exist without each single patient, which fails just where patients are few).
+
+Where every replicate gives the same value the resamples can't see the uncertainty, and a width of zero would
+claim certainty. A share of 0 or 1 then gets the exact binomial interval over its patients (`exact_interval`);
+any other metric is said to have no interval.
 """
 
 from __future__ import annotations
@@ -22,6 +26,8 @@ Key = TypeVar("Key", bound=Hashable)
 
 # Above this share of replicates without the metric, the rest say too little about it.
 MAX_MISSING = 0.1
+
+SAME_VALUE = "every resample gives the same value"
 
 _ELEMENTS_AT_ONCE = 2_000_000
 
@@ -99,8 +105,23 @@ def percentile_interval(values: Floats, confidence: float) -> Interval:
     if not np.isfinite(there).all():
         return Interval(np.nan, np.nan, missing, "infinite in some resamples")
     if np.ptp(there) < 1e-12:
-        # Zero width would claim certainty; the resamples only cannot see what the patients do not show.
-        return Interval(np.nan, np.nan, missing, "every resample gives the same value")
+        return Interval(np.nan, np.nan, missing, SAME_VALUE)
     tail = (1 - confidence) / 2
     low, high = np.quantile(there, [tail, 1 - tail])
     return Interval(float(low), float(high), missing)
+
+
+def exact_interval(share: float, patients: int, confidence: float) -> Interval:
+    """Return the Clopper-Pearson interval of a share of 0 or 1 over k patients.
+
+    If all k patients show 0, the mean share is at most the chance that a patient shows more than 0, whose
+    exact upper limit is 1 - (tail)^(1/k), whatever the number of cases a patient; likewise for 1.
+
+    Raises:
+        ValueError: for any other share, or without patients.
+    """
+    if share not in (0.0, 1.0) or patients < 1:
+        raise ValueError(f"expected a share of 0 or 1 over patients, found {share:g} over {patients}")
+    limit = 1 - ((1 - confidence) / 2) ** (1 / patients)
+    low, high = (0.0, limit) if share == 0 else (1 - limit, 1.0)
+    return Interval(low, high, 0)

@@ -18,6 +18,7 @@ class Metric:
         higher_is_better: False for errors and rates of failure.
         needs: the cases without which it does not exist.
         bounds: the values it can take.
+        is_share: a share of the cases that it needs, so that 0 of k and k of k have an exact interval.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Metric:
     higher_is_better: bool = True
     needs: Needs = "cases"
     bounds: tuple[float, float] = (0.0, 1.0)
+    is_share: bool = False
 
 
 METRICS: dict[str, Metric] = {
@@ -33,15 +35,15 @@ METRICS: dict[str, Metric] = {
         Metric("f1", "F1", needs="positives"),
         Metric("auc", "AUC", needs="both"),
         Metric("balanced_accuracy", "Balanced accuracy", needs="both"),
-        Metric("sensitivity", "Sensitivity", needs="positives"),
-        Metric("specificity", "Specificity", needs="negatives"),
+        Metric("sensitivity", "Sensitivity", needs="positives", is_share=True),
+        Metric("specificity", "Specificity", needs="negatives", is_share=True),
         Metric("average_precision", "Average precision", needs="positives"),
-        Metric("accuracy", "Accuracy"),
+        Metric("accuracy", "Accuracy", is_share=True),
         Metric("brier", "Brier", higher_is_better=False, bounds=(0.0, 2.0)),
         Metric("calibration_error", "Calibration error", higher_is_better=False),
         Metric("dice", "Dice"),
-        Metric("missed_lesions", "Missed lesions", higher_is_better=False),
-        Metric("false_alarms", "False alarms", higher_is_better=False),
+        Metric("missed_lesions", "Missed lesions", higher_is_better=False, is_share=True),
+        Metric("false_alarms", "False alarms", higher_is_better=False, is_share=True),
         Metric("psnr", "PSNR (dB)", bounds=(0.0, float("inf"))),
         Metric("ssim", "SSIM", bounds=(-1.0, 1.0)),
     )

@@ -5,7 +5,7 @@ Policy `lesion-cases`:
   empty true mask, nothing predicted   correctly empty: no Dice; counts against the false alarms
   empty true mask, something predicted no Dice; counted as a false alarm
   no true mask                         outside every count
-So Dice is averaged over the cases that have a lesion, and neither easy empty cases nor dropped misses raise it.
+So Dice is averaged over the cases that have a lesion: neither easy empty cases nor dropped misses raise it.
 """
 
 from __future__ import annotations

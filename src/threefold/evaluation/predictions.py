@@ -106,7 +106,7 @@ def read_predictions(
 
 def write_predictions(table: pd.DataFrame, path: Path) -> None:
     """Write a table of predictions (CSV) in one step; a reader sees the old file or the new one."""
-    widened = table.astype({name: np.float64 for name in table.select_dtypes(np.floating).columns})
+    widened = table.astype(dict.fromkeys(table.select_dtypes(np.floating).columns, np.float64))
     write_atomically(path, widened.to_csv(index=False, lineterminator="\n"))
 
 
@@ -139,8 +139,8 @@ def validate(
         absent = clean["patient_id"] == ""
         clean.loc[absent, "patient_id"] = "case " + clean.loc[absent, "case_id"]
         notes.append(
-            f"{int(absent.sum())} of {len(clean)} cases name no patient: each counts as a patient of its own, "
-            "so intervals are too narrow if some share one."
+            f"{int(absent.sum())} of {len(clean)} cases name no patient: each counts as a patient of its "
+            "own, so intervals are too narrow if some share one."
         )
     if "part" not in table:
         clean["part"] = "test"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 # Wang et al. 2004: a Gaussian window with sigma 1.5, cut at 3.5 sigma.
 _SSIM_WINDOW = 11
@@ -50,7 +50,7 @@ def ssim(truth: ArrayLike, restored: ArrayLike, data_range: float = 1.0) -> floa
     if min(a.shape[1:]) < _SSIM_WINDOW:
         return float("nan")
     return float(
-        structural_similarity(
+        structural_similarity(  # type: ignore[no-untyped-call]
             a,
             b,
             data_range=data_range,
@@ -62,7 +62,7 @@ def ssim(truth: ArrayLike, restored: ArrayLike, data_range: float = 1.0) -> floa
     )
 
 
-def _pair(truth: ArrayLike, restored: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def _pair(truth: ArrayLike, restored: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     a, b = np.asarray(truth, np.float64), np.asarray(restored, np.float64)
     if a.shape != b.shape or not a.size:
         raise ValueError(f"expected two images of one shape, found {a.shape} and {b.shape}")

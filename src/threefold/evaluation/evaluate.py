@@ -1,0 +1,368 @@
+"""From a table of predictions to numbers, each with its n and its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from threefold.errors import PredictionsError
+from threefold.evaluation.classification import choose_threshold, classification_metrics, weighted_mean
+from threefold.evaluation.groups import (
+    WORST_SITE_PATIENTS,
+    Group,
+    GroupKind,
+    Level,
+    Units,
+    case_units,
+    groups_of,
+    patient_units,
+)
+from threefold.evaluation.intervals import Interval, Key, bootstrap, exact_interval
+from threefold.evaluation.metrics import METRICS, Metric
+from threefold.evaluation.predictions import Predictions, probability_column
+from threefold.experiment import EvaluationSpec
+
+Floats = NDArray[np.float64]
+ThresholdSource = Literal["given", "validation", "default"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number.
+
+    Attributes:
+        level: what is counted, cases or patients.
+        group_kind, group: where.
+        metric: a name of `metrics.METRICS`.
+        class_name: more than two classes: the class against the rest; empty for the metric itself.
+        value: NaN where it is not estimable.
+        low, high: ends of the interval; NaN where it is not estimable.
+        n: units that the number is over.
+        patients: patients among them.
+        positives: units of the positive class, or of `class_name`; for missed_lesions and false_alarms the
+            number of misses and alarms; None where neither applies.
+        replicates_missing: replicates of the bootstrap in which the metric did not exist.
+        note: why the value or the interval is not estimable, or how the worst site was found.
+        leaks: the split shares patients between training and test: the number is too good.
+    """
+
+    level: Level
+    group_kind: GroupKind
+    group: str
+    metric: str
+    class_name: str
+    value: float
+    low: float
+    high: float
+    n: int
+    patients: int
+    positives: int | None
+    replicates_missing: int
+    note: str
+    leaks: bool
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Every number of a table of predictions' test part.
+
+    Attributes:
+        rows: in the order levels, groups, metrics.
+        threshold: a case is positive where p >= threshold; None unless there are two classes.
+        threshold_source: given by the caller, chosen on the table's validation part, or 0.5 by default.
+        classes, positive: as in the predictions.
+        leaks: patients are shared between training and test.
+        spec: replicates, confidence, threshold rule and patient rule.
+        notes: what a reader has to know, in sentences.
+    """
+
+    rows: tuple[Row, ...]
+    threshold: float | None
+    threshold_source: ThresholdSource
+    classes: tuple[str, ...]
+    positive: str | None
+    leaks: bool
+    spec: EvaluationSpec
+    notes: tuple[str, ...]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The rows as a long table, a column a field."""
+        frame = pd.DataFrame([asdict(row) for row in self.rows], columns=list(Row.__dataclass_fields__))
+        return frame.astype({"positives": "Int64"})
+
+    def find(
+        self,
+        metric: str,
+        *,
+        level: Level = "case",
+        group_kind: GroupKind = "all",
+        group: str = "all",
+        class_name: str = "",
+    ) -> Row | None:
+        """Return one number, or None where the predictions have nothing of its kind."""
+        wanted = (level, group_kind, group, metric, class_name)
+        return next(
+            (r for r in self.rows if (r.level, r.group_kind, r.group, r.metric, r.class_name) == wanted), None
+        )
+
+
+def evaluate(
+    predictions: Predictions, spec: EvaluationSpec | None = None, *, threshold: float | None = None
+) -> Evaluation:
+    """Evaluate the test part of a table of predictions.
+
+    Numbers are per case and per patient, over all test cases, by site group, by site, and for the worst site;
+    the validation part serves to choose the threshold and is in no number.
+
+    Args:
+        predictions: the table.
+        spec: replicates, confidence, rules and seed; None: the defaults.
+        threshold: of the positive class's probability; None: chosen on the validation part by
+            `spec.threshold`, or 0.5 where there is none.
+
+    Raises:
+        PredictionsError: if the test part is empty, or the threshold is not from 0 to 1.
+    """
+    spec = spec or EvaluationSpec()
+    test = predictions.part("test")
+    if test.empty:
+        parts = predictions.table["part"].value_counts().to_dict()
+        raise PredictionsError(
+            f"column part: expected cases of part test, found {parts}. Only test cases are evaluated."
+        )
+    cut, source, notes = _threshold(predictions, spec, threshold)
+    rows: list[Row] = []
+    levels: tuple[Level, ...] = ("case", "patient")
+    for level in levels:
+        by_group = [
+            _Numbers(level, group, _units(level, group, predictions, spec), predictions, spec, cut)
+            for group in groups_of(test)
+        ]
+        found = [row for numbers in by_group for row in numbers.rows()]
+        rows += found
+        rows += _worst_sites(found)
+    return Evaluation(
+        rows=tuple(rows),
+        threshold=cut if predictions.positive is not None else None,
+        threshold_source=source,
+        classes=predictions.classes,
+        positive=predictions.positive,
+        leaks=predictions.leaks,
+        spec=spec,
+        notes=(*predictions.notes, *notes),
+    )
+
+
+def _threshold(
+    predictions: Predictions, spec: EvaluationSpec, given: float | None
+) -> tuple[float, ThresholdSource, tuple[str, ...]]:
+    if given is not None:
+        if not 0 <= given <= 1:
+            raise PredictionsError(f"threshold: expected a probability from 0 to 1, found {given:g}.")
+        return given, "given", ()
+    if predictions.positive is None or spec.threshold == "0.5":
+        return 0.5, "default", ()
+    validation = predictions.part("validation")
+    validation = validation[validation["label"] != ""]
+    labels = (validation["label"] == predictions.positive).to_numpy()
+    if len(set(labels)) < 2:
+        found = "one class only" if len(labels) else "no labelled case"
+        return 0.5, "default", (f"The validation part has {found}: the decision threshold is 0.5.",)
+    scores = validation[probability_column(predictions.positive)].to_numpy(np.float64)
+    return choose_threshold(labels, scores, spec.threshold), "validation", ()
+
+
+def _units(level: Level, group: Group, predictions: Predictions, spec: EvaluationSpec) -> Units:
+    cases = case_units(group.rows, predictions)
+    if level == "case":
+        return cases
+    return patient_units(cases, positive=predictions.positive_index, rule=spec.patient_rule)
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """The numbers of one group at one level."""
+
+    level: Level
+    group: Group
+    units: Units
+    predictions: Predictions
+    spec: EvaluationSpec
+    threshold: float
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the numbers of each target that any case of the whole table has."""
+        table = self.predictions.table
+        if self.predictions.classes and (table["label"] != "").any():
+            yield from self._diagnosis()
+        if table["mask_truth_voxels"].notna().any():
+            yield from self._means("dice", "missed_lesions")
+            if (table["mask_truth_voxels"] == 0).any():
+                yield from self._means("false_alarms")
+        for name in ("psnr", "ssim"):
+            if table[name].notna().any():
+                yield from self._means(name)
+
+    def _diagnosis(self) -> Iterator[Row]:
+        units = self.units.where(self.units.labels >= 0)
+        positive = self.predictions.positive_index
+
+        def metrics(weights: Floats) -> Mapping[tuple[str, int | None], Floats]:
+            return classification_metrics(
+                units.labels, units.probabilities, weights, positive=positive, threshold=self.threshold
+            )
+
+        counts = np.bincount(units.labels, minlength=len(self.predictions.classes))
+        points = metrics(np.ones((1, len(units))))
+        intervals = self._bootstrap(metrics, units)
+        for name, index in points:
+            of = positive if index is None else index
+            needs = METRICS[name].needs
+            needed = units.labels >= 0
+            if of is not None and needs != "cases":
+                needed = units.labels == of if needs == "positives" else units.labels != of
+            yield self._row(
+                METRICS[name],
+                float(points[name, index][0]),
+                intervals.get((name, index)),
+                units,
+                needed=needed,
+                is_mean=of is None and needs != "cases",
+                class_name="" if index is None else self.predictions.classes[index],
+                positives=None if of is None else int(counts[of]),
+                why=_why(METRICS[name], len(units), counts, of, self.predictions.classes),
+            )
+
+    def _means(self, *names: str) -> Iterator[Row]:
+        units = self.units.where(~np.isnan(self.units.values[names[0]]))
+
+        def metrics(weights: Floats) -> Mapping[str, Floats]:
+            return {name: weighted_mean(units.values[name], weights) for name in names}
+
+        points = metrics(np.ones((1, len(units))))
+        intervals = self._bootstrap(metrics, units)
+        for name in names:
+            counted = name in ("missed_lesions", "false_alarms")
+            yield self._row(
+                METRICS[name],
+                float(points[name][0]),
+                intervals.get(name),
+                units,
+                needed=np.ones(len(units), np.bool_),
+                is_mean=False,
+                class_name="",
+                positives=int(units.values[name].sum()) if counted else None,
+                why=_WITHOUT_CASES[name],
+            )
+
+    def _bootstrap(
+        self, metrics: Callable[[Floats], Mapping[Key, Floats]], units: Units
+    ) -> Mapping[Key, Interval]:
+        return bootstrap(
+            metrics,
+            units.patients,
+            replicates=self.spec.replicates,
+            confidence=self.spec.confidence,
+            seed=self.spec.seed,
+        )
+
+    def _row(
+        self,
+        metric: Metric,
+        value: float,
+        interval: Interval | None,
+        units: Units,
+        *,
+        needed: NDArray[np.bool_],
+        is_mean: bool,
+        class_name: str,
+        positives: int | None,
+        why: str,
+    ) -> Row:
+        note = ""
+        if interval is None or np.isnan(value):
+            interval = Interval(np.nan, np.nan, 0 if interval is None else interval.missing, "")
+            note = f"not estimable ({why})"
+        elif metric.is_share and not is_mean and value in (0.0, 1.0):
+            interval = exact_interval(value, len(np.unique(units.patients[needed])), self.spec.confidence)
+            note = "exact binomial interval over patients"
+        elif interval.reason:
+            note = f"no interval: {interval.reason}"
+        return Row(
+            level=self.level,
+            group_kind=self.group.kind,
+            group=self.group.name,
+            metric=metric.name,
+            class_name=class_name,
+            value=value,
+            low=interval.low,
+            high=interval.high,
+            n=len(units),
+            patients=len(np.unique(units.patients)),
+            positives=positives,
+            replicates_missing=interval.missing,
+            note=note,
+            leaks=self.predictions.leaks,
+        )
+
+
+_WITHOUT_CASES = {
+    "dice": "no case with a lesion",
+    "missed_lesions": "no case with a lesion",
+    "false_alarms": "no case with an empty true mask",
+    "psnr": "no reconstruction",
+    "ssim": "no reconstruction",
+}
+
+
+def _why(
+    metric: Metric, n: int, counts: NDArray[np.int64], positive: int | None, classes: Sequence[str]
+) -> str:
+    """Say why a metric of the diagnosis does not exist, given the cases of each class."""
+    if n == 0:
+        return "no labelled case"
+    if positive is None:
+        absent = [name for name, count in zip(classes, counts, strict=True) if count == 0]
+        return f"no case of class {', '.join(absent)}"
+    positives = int(counts[positive])
+    if metric.needs == "both":
+        return "one class"
+    return "no positive case" if positives == 0 else "no negative case"
+
+
+def _worst_sites(rows: Sequence[Row]) -> Iterator[Row]:
+    """Yield, for each metric of one level, the worst site that has enough patients."""
+    sites = [row for row in rows if row.group_kind == "site"]
+    if len({row.group for row in sites}) < 2:
+        return
+    for metric, class_name in dict.fromkeys((row.metric, row.class_name) for row in sites):
+        of_metric = [row for row in sites if (row.metric, row.class_name) == (metric, class_name)]
+        eligible = [
+            row for row in of_metric if row.patients >= WORST_SITE_PATIENTS and not np.isnan(row.value)
+        ]
+        enough = f"with at least {WORST_SITE_PATIENTS} patients"
+        if eligible:
+            choose = min if METRICS[metric].higher_is_better else max
+            worst = choose(eligible, key=lambda row: row.value)
+            note = f"worst of {len(eligible)} sites {enough}" + (f"; {worst.note}" if worst.note else "")
+            yield replace(worst, group_kind="worst site", note=note)
+        else:
+            yield replace(
+                of_metric[0],
+                group_kind="worst site",
+                group="",
+                value=np.nan,
+                low=np.nan,
+                high=np.nan,
+                n=0,
+                patients=0,
+                positives=None,
+                replicates_missing=0,
+                note=f"not estimable (no site {enough} where it exists)",
+            )

@@ -1,0 +1,183 @@
+"""Units (cases or patients) and the groups of them that get numbers of their own.
+
+A patient's probabilities are the mean of the labelled cases', or with rule `max` the highest of the positive
+class (more than two classes: the highest of each class, divided by their sum). A patient is positive if any
+case is; with more than two classes the patient's label is the commonest, the first class winning ties. Dice,
+PSNR and SSIM of a patient are the mean of the cases'. A patient's lesion is missed if nothing of it was found
+in any case; a patient without lesion is a false alarm if anything was predicted in any case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from threefold.evaluation import overlap
+from threefold.evaluation.predictions import (
+    MASK_COLUMNS,
+    RECONSTRUCTION_COLUMNS,
+    Predictions,
+    probability_column,
+)
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Level = Literal["case", "patient"]
+GroupKind = Literal["all", "site group", "site", "worst site"]
+
+# Fewer patients than this say too little of a site to call it the worst.
+WORST_SITE_PATIENTS = 5
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cases that get numbers of their own.
+
+    Attributes:
+        kind: all, site group or site.
+        name: of the group.
+        rows: the cases' rows of the table.
+    """
+
+    kind: GroupKind
+    name: str
+    rows: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Units:
+    """What is counted: n cases or n patients.
+
+    Attributes:
+        patients: (n,) the patient of each unit, numbered without gaps.
+        labels: (n,) class index; -1 where there is none.
+        probabilities: (n, K).
+        values: (n,) by metric (dice, missed_lesions, false_alarms, psnr, ssim); NaN where it does not apply.
+    """
+
+    patients: Ints
+    labels: Ints
+    probabilities: Floats
+    values: Mapping[str, Floats]
+
+    def __len__(self) -> int:
+        """Return n."""
+        return len(self.patients)
+
+    def where(self, chosen: NDArray[np.bool_]) -> Units:
+        """Return the chosen units, their patients numbered anew."""
+        return Units(
+            patients=np.unique(self.patients[chosen], return_inverse=True)[1].astype(np.int64),
+            labels=self.labels[chosen],
+            probabilities=self.probabilities[chosen],
+            values={name: value[chosen] for name, value in self.values.items()},
+        )
+
+
+def groups_of(rows: pd.DataFrame) -> tuple[Group, ...]:
+    """Return all cases, then each site group, then each site; cases that name none are in `all` only."""
+    groups = [Group("all", "all", rows)]
+    kinds: tuple[tuple[GroupKind, str], ...] = (("site group", "site_group"), ("site", "site"))
+    for kind, column in kinds:
+        names = natural_order({str(name) for name in rows[column]} - {""})
+        groups += [Group(kind, name, rows[rows[column] == name]) for name in names]
+    return tuple(groups)
+
+
+def natural_order(names: set[str]) -> list[str]:
+    """Sort names so that 'site 10' follows 'site 9', and 'internal' comes before 'external'."""
+
+    def key(name: str) -> tuple[bool, list[tuple[int, str]]]:
+        chunks = "".join(c if c.isdigit() else f"\0{c}\0" for c in name).split("\0")
+        return name != "internal", [(int(c), "") if c.isdecimal() else (-1, c) for c in chunks if c]
+
+    return sorted(names, key=key)
+
+
+def case_units(rows: pd.DataFrame, predictions: Predictions) -> Units:
+    """Return each case as a unit."""
+    truth, predicted, common = (rows[name].to_numpy(np.float64) for name in MASK_COLUMNS)
+    return Units(
+        patients=np.unique(rows["patient_id"].to_numpy(str), return_inverse=True)[1].astype(np.int64),
+        labels=np.array(
+            [predictions.classes.index(label) if label else -1 for label in rows["label"]]
+            if predictions.classes
+            else [-1] * len(rows),
+            dtype=np.int64,
+        ),
+        probabilities=rows[[probability_column(name) for name in predictions.classes]].to_numpy(np.float64),
+        values={
+            "dice": overlap.dice(truth, predicted, common),
+            "missed_lesions": overlap.missed_lesions(truth, common),
+            "false_alarms": overlap.false_alarms(truth, predicted),
+            **{name: rows[name].to_numpy(np.float64) for name in RECONSTRUCTION_COLUMNS},
+        },
+    )
+
+
+def patient_units(cases: Units, *, positive: int | None, rule: Literal["mean", "max"]) -> Units:
+    """Return each patient as a unit, by the rules at the top of this module.
+
+    Args:
+        cases: units that are cases.
+        positive: index of the positive class of two; None for any other number of classes.
+        rule: how the probabilities of a patient's labelled cases become the patient's.
+    """
+    count = int(cases.patients.max()) + 1 if len(cases) else 0
+    labelled = cases.labels >= 0
+    means = {name: _mean_by(cases.patients, values, count) for name, values in cases.values.items()}
+    missed, alarms = means["missed_lesions"], means["false_alarms"]
+    has_lesion = ~np.isnan(missed)
+    return Units(
+        patients=np.arange(count),
+        labels=_patient_labels(cases, labelled, count, positive),
+        probabilities=_patient_probabilities(cases, labelled, count, positive, rule),
+        values={
+            **means,
+            "missed_lesions": np.where(has_lesion, missed == 1, np.nan),
+            "false_alarms": np.where(~has_lesion & ~np.isnan(alarms), alarms > 0, np.nan),
+        },
+    )
+
+
+def _patient_labels(cases: Units, labelled: NDArray[np.bool_], count: int, positive: int | None) -> Ints:
+    votes = np.zeros((count, cases.probabilities.shape[1]))
+    np.add.at(votes, (cases.patients[labelled], cases.labels[labelled]), 1)
+    if not votes.shape[1]:
+        return np.full(count, -1, np.int64)
+    labels = votes.argmax(axis=1)
+    if positive is not None:
+        labels = np.where(votes[:, positive] > 0, positive, labels)
+    return np.where(votes.sum(axis=1) > 0, labels, -1).astype(np.int64)
+
+
+def _patient_probabilities(
+    cases: Units, labelled: NDArray[np.bool_], count: int, positive: int | None, rule: str
+) -> Floats:
+    patients, probabilities = cases.patients[labelled], cases.probabilities[labelled]
+    if rule == "mean":
+        columns = [_mean_by(patients, column, count) for column in probabilities.T]
+        return np.nan_to_num(np.stack(columns, axis=1)) if columns else np.zeros((count, 0))
+    highest = np.zeros((count, probabilities.shape[1]))
+    np.maximum.at(highest, patients, probabilities)
+    if positive is not None:
+        highest[:, 1 - positive] = 1 - highest[:, positive]
+        return highest
+    sums = highest.sum(axis=1, keepdims=True)
+    np.divide(highest, sums, out=highest, where=sums > 0)
+    return highest
+
+
+def _mean_by(patients: Ints, values: Floats, count: int) -> Floats:
+    """Return the mean of each patient's values that are there, (count,); NaN where none is."""
+    there = ~np.isnan(values)
+    sums = np.bincount(patients[there], weights=values[there], minlength=count)
+    numbers = np.bincount(patients[there], minlength=count)
+    means = np.full(count, np.nan)
+    np.divide(sums, numbers, out=means, where=numbers > 0)
+    return means
