@@ -1,0 +1,68 @@
+"""Joint-SwinTransformer (arXiv 2505.06185): a classifier on two encoders, one of them trained before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from threefold.errors import WeightsError
+from threefold.experiment import JointSwinSpec
+from threefold.networks.outputs import Outputs
+from threefold.networks.swin import SwinEncoder, initialise
+from threefold.networks.swin_unet import SwinUnet
+
+
+class JointSwin(nn.Module):
+    """Classify by the pooled features of a frozen encoder, concatenated with those of a trained one.
+
+    Args:
+        spec: sizes of both encoders.
+        in_channels: channels of the image.
+        classes: diagnoses to tell apart.
+
+    The frozen encoder holds random weights until `adopt` fills it.
+    """
+
+    cam_layer = f"encoder.{SwinEncoder.cam_layer}"
+    cam_layout: Literal["BHWC"] = SwinEncoder.cam_layout
+
+    def __init__(self, spec: JointSwinSpec, *, in_channels: int, classes: int) -> None:
+        super().__init__()
+        self.encoder = SwinEncoder(spec.encoder, in_channels)
+        self.frozen = SwinEncoder(spec.encoder, in_channels).requires_grad_(False).eval()
+        self.classifier = nn.Linear(2 * self.encoder.width, classes)
+        initialise(self.classifier)
+
+    def adopt(self, trained: SwinUnet | Mapping[str, Tensor]) -> None:
+        """Fill the frozen encoder.
+
+        Args:
+            trained: the network that was trained before, or the state dict of its encoder.
+
+        Raises:
+            WeightsError: if its encoder is not of this network's size.
+        """
+        weights = trained.encoder.state_dict() if isinstance(trained, SwinUnet) else trained
+        try:
+            self.frozen.load_state_dict(weights)
+        except RuntimeError as error:
+            raise WeightsError(
+                "the encoder that was trained before does not fit the joint network's frozen encoder; give "
+                f"both experiments the same network.encoder and data.preprocessing. {error}"
+            ) from error
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the training mode; the frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        self.frozen.eval()
+        return self
+
+    def forward(self, image: Tensor) -> Outputs:
+        """(B, C, H, W) image to logits; the features are (B, 2F), the frozen encoder's first."""
+        with torch.no_grad():
+            before = self.frozen(image).pooled
+        features = torch.cat((before, self.encoder(image).pooled), dim=1)  # (B, 2F)
+        return Outputs(classes=self.classifier(features), features=features)
