@@ -188,17 +188,18 @@ class GradNormBalancer(Balancer):
         (gradient,) = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
         if gradient is None:
             raise ValueError(f"gradnorm: the {name} loss does not pass through the shared tensor")
-        return torch.linalg.vector_norm(gradient.float())
+        return gradient.detach().float().square().sum().sqrt()
 
     @torch.no_grad()
     def _update(self, loss: Tensor, norms: Tensor, there: Tensor) -> None:
         """Take one step of the balances; all arguments (T,). Tasks that are not there take no step."""
         there = there & loss.isfinite() & norms.isfinite()
         loss, norms, there = _mean_over_processes(loss, norms, there)
+        there = there & (norms > 0) & (loss > 0)  # one of several accumulated batches may lack the target
         first = there & self.initial_losses.isnan()
         self.initial_losses.copy_(loss.where(first, self.initial_losses))
         balanced = self.balances * norms
-        progress = loss / self.initial_losses.clamp(min=torch.finfo(loss.dtype).tiny)
+        progress = loss / self.initial_losses
         wanted = _mean(balanced, there) * (progress / _mean(progress, there)) ** self.alpha
         step = self.rate * torch.sign(balanced - wanted) * balanced / _mean(balanced, there)
         log_balances = self.balances.log() - step.where(there & step.isfinite(), 0.0)
