@@ -1,0 +1,375 @@
+"""A section through a head, drawn in HU from a patient's parameters.
+
+Lengths in mm. Head frame: x to the patient's left, y to the front, level upwards from the third ventricle's
+floor. Arrays are (I, J) float32 on the scanner's grid.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from threefold.phantoms.head_parameters import Head, Hematoma
+from threefold.phantoms.smooth_noise import Plane, SmoothNoise
+
+_ANGLES = 2048
+_AIR, _FAT, _SKIN, _MUSCLE = -1000.0, -95.0, 25.0, 52.0
+
+
+@dataclass(frozen=True)
+class Section:
+    """Where a section lies.
+
+    Attributes:
+        x, y: (I, J) positions in the head frame.
+        level: at x = y = 0; slope: levels per mm to the front (gantry tilt).
+        pixel: mm.
+        rows, columns: (I,), (J,) positions of the grid, for noise.
+    """
+
+    x: Plane
+    y: Plane
+    level: float
+    slope: float
+    pixel: float
+    rows: NDArray[np.float32]
+    columns: NDArray[np.float32]
+
+    def level_at(self, y: float) -> float:
+        """Level where the section passes `y`."""
+        return self.level + self.slope * y
+
+
+@dataclass(frozen=True)
+class Skull:
+    """The skull's inner table in a section.
+
+    Attributes:
+        distance: (I, J) mm outside the inner table (negative inside).
+        radius2: (I, J) squared distance from the middle, 1 at the inner table.
+        angle: (I, J) index into tables over the angle.
+        scale: size of the section against the widest one.
+        oblique: factor on thicknesses cut at an angle.
+    """
+
+    distance: Plane
+    radius2: Plane
+    angle: NDArray[np.intp]
+    scale: float
+    oblique: float
+
+
+def soft(distance: Plane, width: float) -> Plane:
+    """1 inside (distance < 0), 0 outside, linear over `width`."""
+    return np.clip(np.float32(0.5) - distance / np.float32(width), 0, 1)
+
+
+def bump(value: float, middle: float, half: float) -> float:
+    """Height of a half circle over `value`: 1 at `middle`, 0 from `half` away."""
+    return math.sqrt(max(0.0, 1 - ((value - middle) / half) ** 2))
+
+
+def cover(hu: Plane, fraction: Plane, value: float | Plane) -> None:
+    """Lay a tissue over the picture, in place."""
+    hu += fraction * (np.asarray(value, np.float32) - hu)
+
+
+def capsule(
+    x: Plane, y: Plane, start: tuple[float, float], end: tuple[float, float], radii: tuple[float, float]
+) -> Plane:
+    """Distance to a segment whose radius changes linearly along it (negative inside)."""
+    dx, dy = end[0] - start[0], end[1] - start[1]
+    across, along = x - np.float32(start[0]), y - np.float32(start[1])
+    h = np.clip((across * np.float32(dx) + along * np.float32(dy)) / np.float32(dx * dx + dy * dy), 0, 1)
+    distance = np.hypot(across - h * np.float32(dx), along - h * np.float32(dy))
+    return distance - (np.float32(radii[0]) + h * np.float32(radii[1] - radii[0]))
+
+
+def ellipse(x: Plane, y: Plane, middle: tuple[float, float], axes: tuple[float, float]) -> Plane:
+    """Approximate distance to an ellipse (negative inside)."""
+    u, v = (x - np.float32(middle[0])) / np.float32(axes[0]), (y - np.float32(middle[1])) / np.float32(axes[1])
+    return (np.hypot(u, v) - np.float32(1)) * np.float32(min(axes))
+
+
+def find_skull(head: Head, section: Section) -> Skull:
+    """Place the skull's inner table."""
+    level = section.level
+    height = (level - 15) / (head.vertex - 15)
+    if level > 15:
+        scale = math.sqrt(max(0.12, 1 - height**2))
+        oblique = math.hypot(1, 0.8 * abs(height) / scale)
+    else:
+        scale, oblique = 1 - 0.07 * ((15 - level) / 40) ** 2, 1.0
+    slope = section.slope * height / max(scale, 0.3) / (head.vertex - 15) * -1 if level > 15 else 0.0
+    u = section.x / (
+        np.float32(head.half_width) * (1 - np.float32(head.taper / head.half_length) * section.y)
+    )
+    v = section.y / np.float32(head.half_length)
+    radius = np.hypot(u, v) + np.float32(1e-6)
+    turn = np.arctan2(v, u) * np.float32(_ANGLES / (2 * math.pi))
+    angle = turn.astype(np.intp) % _ANGLES
+    outline = np.float32(scale) * _outline(head)[angle]
+    if slope:
+        outline = outline * (1 + np.float32(slope) * section.y)
+    relative = outline / radius
+    distance = np.hypot(section.x, section.y) * (1 - relative)
+    return Skull(distance, 1 / (relative * relative), angle, scale, oblique)
+
+
+def _waves(seed: tuple[int, ...], first: int, last: int, falloff: float) -> NDArray[np.float32]:
+    """Return a random periodic function of unit variance over the angle, (_ANGLES,)."""
+    generator = np.random.default_rng(seed)
+    orders = np.arange(first, last + 1)
+    amplitude = orders**-falloff
+    amplitude = amplitude / math.sqrt(float((amplitude**2).sum()) / 2)
+    phase = generator.uniform(0, 2 * math.pi, len(orders))
+    angles = np.arange(_ANGLES) * (2 * math.pi / _ANGLES)
+    return (amplitude @ np.cos(orders[:, None] * angles + phase[:, None])).astype(np.float32)
+
+
+def _about(degrees: float, width: float) -> NDArray[np.float32]:
+    """Return a bump over the angle, (_ANGLES,)."""
+    angles = np.arange(_ANGLES) * (360 / _ANGLES)
+    away = (angles - degrees + 180) % 360 - 180
+    return np.exp(-0.5 * (away / width) ** 2).astype(np.float32)
+
+
+def _outline(head: Head) -> NDArray[np.float32]:
+    squareness = np.cos(4 * np.arange(_ANGLES) * (2 * math.pi / _ANGLES))
+    return np.asarray(
+        1 - 0.022 * squareness + 0.012 * _waves((head.seed, 1), 2, 7, 1.2), np.float32
+    )
+
+
+def draw_outside(hu: Plane, head: Head, section: Section, skull: Skull) -> None:
+    """Draw scalp and skull in place."""
+    level, pixel = section.level, section.pixel
+    low = min(1.0, max(0.0, (28 - level) / 25))  # how far down towards the base, 0..1
+    front = _about(90, 14)
+    bone_table = head.skull * skull.oblique * (1 + 0.18 * _waves((head.seed, 2), 2, 9, 0.8))
+    bone_table = bone_table * (1 + 0.35 * _about(270, 12) + (0.25 + 1.1 * max(0.0, low - 0.4)) * front)
+    bone_table = np.maximum(bone_table, 3).astype(np.float32)
+    muscle_table = (11 * low * (_about(28, 16) + _about(152, 16))).astype(np.float32)
+    scalp_table = head.scalp * skull.oblique**0.5 * (1 + 0.25 * _waves((head.seed, 3), 1, 8, 1.0))
+    scalp_table = np.maximum(scalp_table, 2.5).astype(np.float32)
+
+    bone = bone_table[skull.angle]
+    outside = skull.distance - bone  # mm outside the outer table
+    muscle = muscle_table[skull.angle]
+    skin = muscle + scalp_table[skull.angle]
+    texture = SmoothNoise((head.seed, 4), (48, 48, 12), (2.6, 2.6, 6.0)).plane(
+        section.rows, section.columns, level
+    )
+    cover(hu, soft(outside - skin, pixel), _SKIN)
+    cover(hu, soft(outside - skin + 2.0, pixel), _FAT + 18 * texture)
+    cover(hu, soft(outside - np.maximum(muscle, 1.2), pixel), _MUSCLE + 6 * texture)
+    # Two dense tables with the spongy diploe between them.
+    depth = skull.distance / bone
+    spongy = np.clip(1.6 - np.abs(depth - np.float32(0.5)) * np.float32(5.5), 0, 1)
+    spongy *= np.clip((bone - 4) / 3, 0, 1)
+    density = 1250 + 90 * texture - spongy * (620 - 160 * texture)
+    cover(hu, soft(outside, pixel), density)
+    if level < 14:  # frontal sinus
+        lobes = ellipse(section.x - 7, section.y, (0, head.half_length * skull.scale + 6.5), (9, 3.6))
+        lobes = np.minimum(
+            lobes, ellipse(section.x + 9, section.y, (0, head.half_length * skull.scale + 6), (7, 3.2))
+        )
+        lobes += np.float32(1.2) * texture + np.float32(4 * (1 - bump(level, -6, 20)))
+        cover(hu, soft(lobes, pixel), _AIR)
+
+
+def draw_brain(hu: Plane, head: Head, hematoma: Hematoma, section: Section, skull: Skull) -> None:
+    """Draw everything inside the skull but the hematoma, in place."""
+    brain = _tissue(head, hematoma, section, skull)
+    cover(hu, soft(skull.distance, section.pixel), brain)
+
+
+def _tissue(head: Head, hematoma: Hematoma, section: Section, skull: Skull) -> Plane:
+    pixel, level = section.pixel, section.level
+    warp = SmoothNoise((head.seed, 5), (16, 16, 12), (17.0, 17.0, 20.0))
+    warp_x = warp.plane(section.rows, section.columns, level)
+    warp_y = warp.plane(section.rows + 131, section.columns + 57, level)
+    x, y, near = _displaced(section, hematoma)
+    x, y = x + np.float32(1.5) * warp_x, y + np.float32(1.8) * warp_y
+
+    # Cortex and sulci.
+    depth = -skull.distance
+    sulcus, width = _sulci(head, section, skull, depth)
+    midline = np.abs(x) + np.float32(0.001)
+    if level < 34:  # the corpus callosum and the deep nuclei join the hemispheres
+        midline = midline + np.clip(30 - np.abs(y + 6), 0, 4) * np.float32(min(1.0, (34 - level) / 6))
+    width = width * (1 - np.float32(0.85) * near)
+    cortex = np.minimum(np.minimum(sulcus, midline), depth - np.float32(head.rim))
+    tissue = head.white + np.float32(head.grey - head.white) * soft(cortex - np.float32(3.6), 1.8)
+    tissue = tissue.astype(np.float32)
+    tissue += np.float32(0.9) * warp_x
+    _deep_grey(tissue, head, section, x, y)
+    rim = head.rim * (1 + 0.6 * warp_y)
+    fluid = np.minimum(sulcus - width, depth - rim)
+    fluid = np.minimum(fluid, midline - np.float32(0.35 + 0.4 * head.rim))
+    fluid = np.minimum(fluid, _cisterns(head, section, x, y))
+    cover(tissue, soft(fluid, pixel), head.csf)
+    _falx(tissue, head, section, x, y, depth)
+    _ventricles(tissue, head, section, x, y)
+    _base(tissue, head, section, x, y, depth)
+    return tissue
+
+
+def _displaced(section: Section, hematoma: Hematoma) -> tuple[Plane, Plane, Plane]:
+    """Return where each point's tissue came from (the hematoma pushes it away), and how near it is (0..1)."""
+    x, y = section.x - np.float32(hematoma.centre[0]), section.y - np.float32(hematoma.centre[1])
+    above = section.level_at(hematoma.centre[1]) - hematoma.centre[2]
+    radius = math.sqrt(hematoma.semi_axes[0] * hematoma.semi_axes[1])
+    near = np.exp(-(x * x + y * y + np.float32(above**2)) / np.float32(2 * (1.5 * radius) ** 2))
+    pull = np.float32(0.42) * near
+    return section.x - pull * x, section.y - pull * y, near
+
+
+def _sulci(head: Head, section: Section, skull: Skull, depth: Plane) -> tuple[Plane, Plane]:
+    """Return the distance to the nearest sulcus's middle and the half width there.
+
+    Sulci are the zero lines of a noise that is drawn over angle, depth and level, stretched along the depth,
+    so that they run inwards from the surface.
+    """
+    turns = 46
+    folds = SmoothNoise((head.seed, 6), (turns, 8, 16), (1.0, 15.0, 11.0))
+    angles = np.arange(_ANGLES, dtype=np.float32) * np.float32(turns / _ANGLES)
+    depths = np.arange(96, dtype=np.float32) * np.float32(0.5)
+    table = folds.plane(angles, depths, section.level)
+    bins = np.clip(depth * 2, 0, 95).astype(np.intp)
+    folding = table[skull.angle, bins]
+    first, second = np.gradient(folding)
+    slope = np.hypot(first, second) / np.float32(section.pixel) + np.float32(0.03)
+    distance = np.abs(folding) / slope
+    # Each sulcus ends at a depth of its own.
+    reach = folds.plane(angles + np.float32(0.5 * turns), np.zeros(1, np.float32), section.level + 200)[:, 0]
+    reach = (13 + 6 * reach)[skull.angle]
+    distance += np.clip(depth - reach, 0, None)
+    width = np.float32(head.sulcus) * np.clip(1.15 - depth / np.float32(24), 0.15, 1)
+    return distance, width * np.float32(0.55)
+
+
+def _deep_grey(tissue: Plane, head: Head, section: Section, x: Plane, y: Plane) -> None:
+    """Caudate, lentiform nucleus and thalamus."""
+    side = np.abs(x)
+    for middle, axes, level, half in (
+        ((12.5, 21.0), (5.0, 9.0), 18.0, 16.0),
+        ((25.0, 4.0), (6.5, 14.0), 13.0, 16.0),
+        ((10.0, -13.0), (8.5, 12.0), 14.0, 15.0),
+    ):
+        size = bump(section.level_at(middle[1]), level, half)
+        if size > 0.2:
+            shape = ellipse(side, y, middle, (axes[0] * size, axes[1] * size))
+            cover(tissue, soft(shape, 2.0) * np.float32(0.85), head.grey)
+    insula = bump(section.level_at(0), 10, 16)
+    if insula > 0.2:
+        shape = capsule(side, y, (37, 16), (38, -8), (2.2, 2.2))
+        cover(tissue, soft(shape, 1.5), head.grey)
+
+
+def _cisterns(head: Head, section: Section, x: Plane, y: Plane) -> Plane:
+    """Return the distance to the Sylvian fissures and the basal cisterns (negative inside)."""
+    side = np.abs(x)
+    distance = np.full_like(x, 99)
+    open_ = 0.5 + 0.5 * head.sulcus
+    sylvian = bump(section.level_at(5), 8, 20)
+    if sylvian > 0:
+        for start, end, radii in (
+            ((64, 2), (44, 12), (1.2, 1.0)),
+            ((44, 12), (40, -8), (0.9, 0.5)),
+            ((44, 12), (38, 22), (1.0, 0.6)),
+        ):
+            shape = capsule(side, y, start, end, (radii[0] * open_ * sylvian, radii[1] * open_ * sylvian))
+            distance = np.minimum(distance, shape)
+    basal = bump(section.level_at(0), -4, 11)
+    if basal > 0:
+        for start, end, radii in (
+            ((0, 16), (11, 8), (3.0, 3.0)),  # suprasellar star
+            ((11, 8), (30, 14), (2.5, 1.0)),
+            ((11, 8), (12, -6), (2.5, 1.6)),
+            ((12, -6), (17, -22), (1.6, 1.6)),  # ambient
+            ((17, -22), (0, -33), (1.6, 2.4)),  # quadrigeminal
+            ((0, 16), (0, 34), (2.0, 1.0)),
+            ((0, 10), (0, 16), (4.5, 4.0)),
+        ):
+            shape = capsule(side, y, start, end, (radii[0] * basal * open_, radii[1] * basal * open_))
+            distance = np.minimum(distance, shape)
+    upper = bump(section.level_at(-33), 10, 9)
+    if upper > 0:  # the cistern behind the pineal gland
+        shape = capsule(side, y, (0, -31), (9, -27), (3.2 * upper, 0.8 * upper))
+        distance = np.minimum(distance, shape)
+    return distance
+
+
+def _falx(tissue: Plane, head: Head, section: Section, x: Plane, y: Plane, depth: Plane) -> None:
+    """The thin bright falx in the midline, and the sagittal sinus at its back."""
+    reach = np.clip((section.level - 6) / 40, 0.25, 1.0) * head.half_length * 1.5
+    shape = np.abs(x) - np.float32(0.45)
+    strength = soft(depth - np.float32(reach * 0.55), 4.0)
+    if section.level < 30:
+        strength = strength * np.where(y < 0, 1, 0.6)
+    cover(tissue, soft(shape, section.pixel) * strength, 52.0)
+    sinus = np.abs(x) + np.abs(depth - np.float32(2)) * np.float32(0.8) - np.float32(4.0)
+    cover(tissue, soft(sinus, section.pixel) * (y < 0), 50.0)
+
+
+def _ventricles(tissue: Plane, head: Head, section: Section, x: Plane, y: Plane) -> None:
+    size = head.ventricles
+    side = np.abs(x)
+    shift = (1 + head.asymmetry * np.sign(x)).astype(np.float32)
+    distance = np.full_like(x, 99)
+    for start, end, radii, level, half in (
+        ((4.5, 17.0), (12.0, 34.0), (3.0, 3.6), 18.0, 12.0),  # frontal horns
+        ((4.0, 22.0), (8.0, 4.0), (3.6, 4.0), 27.0, 9.0),  # bodies
+        ((8.0, 4.0), (17.0, -26.0), (4.2, 4.6), 29.0, 8.0),
+        ((20.0, -27.0), (25.0, -38.0), (4.6, 4.8), 19.0, 11.0),  # atria
+        ((25.0, -38.0), (22.0, -52.0), (4.0, 1.8), 15.0, 8.0),  # occipital horns
+        ((30.0, -6.0), (33.0, 4.0), (1.6, 1.2), -5.0, 8.0),  # temporal horns
+        ((0.0, 7.0), (0.0, -14.0), (1.8, 2.2), 9.0, 11.0),  # third
+        ((0.0, -46.0), (3.0, -52.0), (5.0, 3.0), -17.0, 11.0),  # fourth
+    ):
+        height = bump(section.level_at((start[1] + end[1]) / 2), level, half)
+        if height > 0:
+            lateral = start[0] + end[0] > 0.5
+            across = side * shift if lateral else x
+            r = (radii[0] * size * height, radii[1] * size * height)
+            distance = np.minimum(distance, capsule(across, y, start, end, r))
+    cover(tissue, soft(distance, section.pixel), head.csf)
+    septum = bump(section.level_at(20), 22, 12)
+    if septum > 0.3:
+        cover(tissue, soft(capsule(x, y, (0, 12), (0, 30), (0.6, 0.6)), section.pixel), head.white)
+    choroid = bump(section.level_at(-33), 20, 10)
+    if choroid > 0.3:
+        shape = capsule(side, y, (21, -29), (24, -36), (1.6 * choroid, 2.0 * choroid))
+        cover(tissue, soft(shape, 1.2), 230.0 if head.calcified_choroid else 42.0)
+    pineal = bump(section.level_at(-22), 13, 6)
+    if pineal > 0:
+        shape = ellipse(x, y, (0.5, -22), (2.2 * pineal, 2.8 * pineal))
+        cover(tissue, soft(shape, 1.2), 260.0 if head.calcified_pineal else 44.0)
+
+
+def _base(tissue: Plane, head: Head, section: Section, x: Plane, y: Plane, depth: Plane) -> None:
+    """Sphenoid wings and petrous ridges, where the section is low enough."""
+    side = np.abs(x)
+    wing = bump(section.level_at(30), -12, 12)
+    if wing > 0:
+        shape = capsule(side, y, (68, 22), (22, 30), (4.5 * wing, 1.5 * wing))
+        cover(tissue, soft(shape, 2 * section.pixel), 950.0)
+    ridge = bump(section.level_at(-20), -22, 13)
+    if ridge > 0:
+        shape = capsule(side, y, (62, -40), (16, -6), (9 * ridge, 4 * ridge))
+        cover(tissue, soft(shape, 2 * section.pixel), 1150.0)
+    tentorium = bump(section.level_at(-40), -6, 16)
+    if tentorium > 0:
+        shape = capsule(side, y, (52, -48), (17, -20), (0.5, 0.5))
+        cover(tissue, soft(shape, 1.5 * section.pixel) * np.float32(0.8 * tentorium), 48.0)
+
+
+def petrous_band(section: Section) -> Plane:
+    """Return the weight of the dark band that beam hardening draws between the petrous bones."""
+    strength = bump(section.level_at(-20), -20, 16)
+    band = np.exp(-(((section.y + 20) / 7) ** 2)) * np.clip((52 - np.abs(section.x)) / 10, 0, 1)
+    return np.asarray(strength * band, np.float32)

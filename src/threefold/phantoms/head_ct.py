@@ -1,0 +1,324 @@
+"""The head-CT phantom: hematomas with and without hypodensities, from eleven scanners.
+
+`case_parameters` draws the parameters of a cohort, `render_case` makes a slice from them and nothing else, and
+`make_head_ct_cohort` writes a cohort. A case can be rendered again with one thing changed
+(`dataclasses.replace`): the planted shortcut, the marker, the scanner.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from threefold.cohorts.cohort import Cohort, CohortSpec, IntensitySpec, MaskSpec, read_cohort, write_cohort
+from threefold.errors import CohortError
+from threefold.phantoms.ct_scanner import add_surroundings, affine, pixel_positions, scan
+from threefold.phantoms.head_anatomy import (
+    Section,
+    draw_brain,
+    draw_outside,
+    find_skull,
+    petrous_band,
+)
+from threefold.phantoms.head_parameters import CaseParameters, case_parameters
+from threefold.phantoms.head_protocol import INTERNAL_SITES, PRESETS, HeadCtSpec, site_name
+from threefold.phantoms.hematoma import draw_hematoma
+
+__all__ = [
+    "PRESETS",
+    "CaseParameters",
+    "HeadCtSpec",
+    "Rendering",
+    "case_parameters",
+    "make_head_ct_cohort",
+    "read_parameters",
+    "render_case",
+    "render_object",
+]
+
+Progress = Callable[[int, int], None]
+"""Called with the number of cases done and of all cases."""
+
+_BRAIN_WINDOW = (0.0, 80.0)
+_SHEET_COLUMNS, _SHEET_ROWS = 6, 4
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """A slice.
+
+    Attributes:
+        hu: (I, J) int16; i grows to the patient's left, j to the back.
+        hematoma: (I, J) uint8, hypodensities included. marker: (I, J) uint8, the hypodensities.
+        affine: (4, 4) from voxel indices to RAS+ mm.
+    """
+
+    hu: NDArray[np.int16]
+    hematoma: NDArray[np.uint8]
+    marker: NDArray[np.uint8]
+    affine: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ScannedObject:
+    """What lies in the slice, before the scanner.
+
+    Attributes:
+        hu: (I, J) float32, mean over the slice's thickness.
+        hematoma, marker: (I, J) share of each pixel that is hematoma, or hypodensity.
+        radius2: (I, J) squared distance from the head's middle, 1 at the skull.
+        petrous: (I, J) weight of the band between the petrous bones.
+    """
+
+    hu: NDArray[np.float32]
+    hematoma: NDArray[np.float32]
+    marker: NDArray[np.float32]
+    radius2: NDArray[np.float32]
+    petrous: NDArray[np.float32]
+
+
+def render_case(parameters: CaseParameters) -> Rendering:
+    """Return a slice, determined by its parameters alone."""
+    thing = render_object(parameters)
+    hu = scan(
+        thing.hu,
+        parameters.acquisition,
+        in_head=thing.radius2,
+        petrous=thing.petrous,
+        noise_seed=parameters.noise_seed,
+    )
+    hematoma = thing.hematoma >= 0.5
+    return Rendering(
+        hu=hu,
+        hematoma=hematoma.astype(np.uint8),
+        marker=(hematoma & (thing.marker >= 0.5)).astype(np.uint8),
+        affine=affine(parameters.acquisition, parameters.level),
+    )
+
+
+def render_object(parameters: CaseParameters) -> ScannedObject:
+    """Return head, holder and planted feature before blur, noise and beam hardening."""
+    acquisition, head, hematoma = parameters.acquisition, parameters.head, parameters.hematoma
+    levels = _sub_levels(parameters.level, acquisition.thickness)
+    shape = (acquisition.size, acquisition.size)
+    total, blood, marker = (np.zeros(shape, np.float32) for _ in range(3))
+    for level in levels:
+        section = _section(parameters, level)
+        skull = find_skull(head, section)
+        hu = np.full(shape, -1000, np.float32)
+        draw_outside(hu, head, section, skull)
+        draw_brain(hu, head, hematoma, section, skull)
+        lesion = draw_hematoma(hu, hematoma, section, skull)
+        total += hu
+        blood += lesion.blood
+        marker += lesion.marker
+    total /= len(levels)
+    add_surroundings(total, acquisition)
+    return ScannedObject(
+        total, blood / len(levels), marker / len(levels), skull.radius2, petrous_band(section)
+    )
+
+
+def _sub_levels(level: float, thickness: float) -> list[float]:
+    """Return the levels whose mean stands for the slice: partial volume."""
+    count = 1 if thickness < 4 else 2 if thickness < 8 else 3
+    return [level + thickness * ((i + 0.5) / count - 0.5) for i in range(count)]
+
+
+def _section(parameters: CaseParameters, level: float) -> Section:
+    acquisition = parameters.acquisition
+    across, along = pixel_positions(acquisition)
+    turn, tilt = math.radians(acquisition.rotation), math.radians(acquisition.tilt)
+    across, along = across - np.float32(acquisition.shift[0]), along - np.float32(acquisition.shift[1])
+    x = np.float32(math.cos(turn)) * across + np.float32(math.sin(turn)) * along
+    y = np.float32(math.cos(turn)) * along - np.float32(math.sin(turn)) * across
+    # A tilted gantry cuts the head at an angle: it looks longer, and its front is higher than its back.
+    return Section(
+        x=x,
+        y=y * np.float32(math.cos(tilt)),
+        level=level,
+        slope=math.tan(tilt),
+        pixel=acquisition.spacing,
+        rows=across[:, 0],
+        columns=along[0],
+    )
+
+
+def make_head_ct_cohort(
+    out: Path, spec: HeadCtSpec, seed: int, progress: Progress | None = None
+) -> Cohort:
+    """Write a cohort of phantoms.
+
+    OUT/cohort.yaml, cases.csv, images/*.nii.gz (int16 HU), masks/*.nii.gz (uint8, only of `spec.mask_sites`),
+    previews/SITE.png (contact sheets), parameters.json (all parameters of every case), and the truth that
+    no training may see: truth.csv and truth/{hematoma,marker}/*.nii.gz. The same seed gives the same bytes.
+
+    Args:
+        out: made where it does not exist; it appears only when it is complete.
+        spec: the cohort.
+        seed: of every random number.
+        progress: called after each case.
+
+    Raises:
+        CohortError: if `out` exists and is not an empty folder.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CohortError(
+            f"{out}: exists and is not empty. Expected a new or empty folder for the cohort; name another one."
+        )
+    cases = case_parameters(spec, seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    beside = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        _write(beside, spec, seed, cases, progress)
+        beside.replace(out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return read_cohort(out)
+
+
+def read_parameters(folder: Path) -> tuple[CaseParameters, ...]:
+    """Read back the parameters of a cohort's cases; rendering them gives the cohort's images.
+
+    Raises:
+        CohortError: if the folder has no parameters.json.
+    """
+    from pydantic import TypeAdapter
+
+    path = folder / "parameters.json"
+    if not path.is_file():
+        raise CohortError(f"{path}: not found. Expected a folder that `threefold phantom head-ct` made.")
+    content = json.loads(path.read_text())
+    return TypeAdapter(tuple[CaseParameters, ...]).validate_python(content["cases"])
+
+
+def _write(
+    folder: Path,
+    spec: HeadCtSpec,
+    seed: int,
+    cases: tuple[CaseParameters, ...],
+    progress: Progress | None,
+) -> None:
+    for name in ("images", "masks", "previews", "truth/hematoma", "truth/marker"):
+        (folder / name).mkdir(parents=True)
+    masked = {site_name(number) for number in spec.mask_sites}
+    rows, truth = [], []
+    sheet: list[tuple[Rendering, CaseParameters]] = []
+    for done, case in enumerate(cases, start=1):
+        rendering = render_case(case)
+        file = f"{case.case_id}.nii.gz"
+        mask = None
+        _write_nifti(folder / "images" / file, rendering.hu, rendering.affine, level=1)
+        if case.site in masked:
+            mask = f"masks/{file}"
+            _write_nifti(folder / mask, rendering.hematoma, rendering.affine, level=6)
+        _write_nifti(folder / "truth/hematoma" / file, rendering.hematoma, rendering.affine, level=6)
+        _write_nifti(folder / "truth/marker" / file, rendering.marker, rendering.affine, level=6)
+        rows.append(
+            {
+                "case_id": case.case_id,
+                "patient_id": case.patient_id,
+                "site": case.site,
+                "image": f"images/{file}",
+                "mask": mask,
+                "label": _CLASSES[case.label],
+                "shortcut": int(case.acquisition.shortcut),
+            }
+        )
+        truth.append((case.case_id, f"truth/hematoma/{file}", f"truth/marker/{file}"))
+        if len(sheet) < _SHEET_COLUMNS * _SHEET_ROWS and case.slice_number == 2:
+            sheet.append((rendering, case))
+        if done == len(cases) or cases[done].site != case.site:
+            _write_sheet(folder / "previews" / f"{case.site}.png", sheet)
+            sheet = []
+        if progress is not None:
+            progress(done, len(cases))
+    (folder / "parameters.json").write_text(_parameters_text(spec, seed, cases))
+    with (folder / "truth.csv").open("w", newline="") as stream:
+        table = csv.writer(stream, lineterminator="\n")
+        table.writerow(("case_id", "hematoma", "marker"))
+        table.writerows(truth)
+    write_cohort(folder, _cohort_spec(spec, seed), rows)
+
+
+_CLASSES = ("homogeneous", "hypodensity")
+
+
+def _cohort_spec(spec: HeadCtSpec, seed: int) -> CohortSpec:
+    names = [site_name(number) for number in range(1, spec.sites + 1)]
+    internal = tuple(names[: len(INTERNAL_SITES)])
+    groups = {"internal": internal}
+    if len(names) > len(internal):
+        groups["external"] = tuple(names[len(internal) :])
+    return CohortSpec(
+        name=f"head-ct-phantom-seed{seed}",
+        modality="ct",
+        dimensions=2,
+        classes=_CLASSES,
+        positive=_CLASSES[1],
+        mask=MaskSpec(name="hematoma"),
+        intensity=IntensitySpec(unit="HU", window=_BRAIN_WINDOW),
+        site_groups=groups,
+        columns={
+            "shortcut": "1 where the planted acquisition feature (a radiopaque clip in the corner of the "
+            "field) is in the image, else 0"
+        },
+    )
+
+
+def _parameters_text(spec: HeadCtSpec, seed: int, cases: Iterable[CaseParameters]) -> str:
+    head = {"spec": spec.model_dump(mode="json"), "seed": seed}
+    lines = ",\n".join(json.dumps(asdict(case)) for case in cases)
+    return json.dumps(head)[:-1] + ', "cases": [\n' + lines + "\n]}\n"
+
+
+@lru_cache(maxsize=8)
+def _header(shape: tuple[int, int], dtype: str, matrix: bytes) -> bytes:
+    import nibabel
+
+    image = nibabel.Nifti1Image(
+        np.zeros((*shape, 1), dtype), np.frombuffer(matrix, np.float64).reshape(4, 4)
+    )
+    image.header.set_xyzt_units("mm")
+    header = image.to_bytes()
+    return bytes(header[: len(header) - image.get_data_dtype().itemsize * shape[0] * shape[1]])
+
+
+def _write_nifti(
+    path: Path, array: NDArray[np.int16] | NDArray[np.uint8], matrix: NDArray[np.float64], level: int
+) -> None:
+    """Write an (I, J, 1) NIfTI file whose bytes depend on its content alone (no time, no name)."""
+    header = _header(array.shape, str(array.dtype), matrix.tobytes())
+    path.write_bytes(gzip.compress(header + array.tobytes(order="F"), compresslevel=level, mtime=0))
+
+
+def _write_sheet(path: Path, cases: list[tuple[Rendering, CaseParameters]]) -> None:
+    """Write a contact sheet in the brain window, without and with hypodensities in turns."""
+    from PIL import Image
+
+    if not cases:
+        return
+    half = len(cases) // 2
+    ordered = sorted(cases, key=lambda pair: pair[1].label)
+    ordered = [pair for pairs in zip(ordered[:half], ordered[half:], strict=False) for pair in pairs] or ordered
+    rows = [ordered[i : i + _SHEET_COLUMNS] for i in range(0, len(ordered), _SHEET_COLUMNS)]
+    size = cases[0][0].hu.shape[0]
+    picture = np.zeros((len(rows) * size, _SHEET_COLUMNS * size), np.uint8)
+    low, high = _BRAIN_WINDOW
+    for i, row in enumerate(rows):
+        for j, (rendering, _) in enumerate(row):
+            grey = np.clip((rendering.hu.T - low) / (high - low), 0, 1) * 255
+            picture[i * size : (i + 1) * size, j * size : (j + 1) * size] = grey.astype(np.uint8)
+    Image.fromarray(picture).save(path)
