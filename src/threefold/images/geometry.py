@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import permutations, product
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+Affine = NDArray[np.float64]
+
+GRID_TOLERANCE = 0.1
+"""Two grids are the same where no corner moves by more than this share of the smallest voxel side."""
 
 
 @dataclass(frozen=True)
@@ -29,4 +35,84 @@ class Image:
     @property
     def spacing(self) -> tuple[float, ...]:
         """Millimetres per voxel along each axis of the array."""
-        return tuple(float(s) for s in np.linalg.norm(self.affine[:3, : self.array.ndim], axis=0))
+        return spacing_of(self.affine, self.array.ndim)
+
+
+def spacing_of(affine: Affine, dimensions: int) -> tuple[float, ...]:
+    """Return the millimetres per voxel along the first `dimensions` axes of a grid."""
+    return tuple(float(s) for s in np.linalg.norm(affine[:3, :dimensions], axis=0))
+
+
+def slice_affine(affine: Affine, index: int) -> Affine:
+    """Return the affine of slice `index` (along the third axis) of a volume's grid."""
+    moved = affine.copy()
+    moved[:3, 3] += index * affine[:3, 2]
+    return moved
+
+
+def closest_axes(affine: Affine, dimensions: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return, for each axis of a grid, the patient axis that it is closest to.
+
+    Args:
+        affine: (4, 4) voxel indices to RAS+ mm.
+        dimensions: 2 or 3 axes of the grid.
+
+    Returns:
+        For each grid axis the patient axis (0 R-L, 1 A-P, 2 S-I; all different), and the sign of its
+        direction along it (+1 towards R, A, S). Among the assignments the one with the largest sum of
+        absolute direction cosines is taken, so oblique grids go to their closest axes.
+    """
+    cosines = affine[:3, :dimensions] / np.linalg.norm(affine[:3, :dimensions], axis=0)
+    best = max(
+        permutations(range(3), dimensions),
+        key=lambda axes: sum(abs(cosines[patient, grid]) for grid, patient in enumerate(axes)),
+    )
+    signs = tuple(1 if cosines[patient, grid] >= 0 else -1 for grid, patient in enumerate(best))
+    return best, signs
+
+
+def describe_difference(
+    shape_a: tuple[int, ...], affine_a: Affine, shape_b: tuple[int, ...], affine_b: Affine
+) -> str | None:
+    """Say how grid b differs from grid a, in words; None where they are the same.
+
+    Grids of one shape are the same where no corner of b lies further than GRID_TOLERANCE of the smallest
+    voxel side from the same corner of a. For slices the third column (the thickness) is not compared.
+    """
+    if shape_a != shape_b:
+        return f"shape {_by(shape_b)} instead of {_by(shape_a)}"
+    corners = np.array([[*corner, *(0,) * (3 - len(shape_a)), 1] for corner in _corners(shape_a)], float)
+    moves = np.linalg.norm((corners @ (affine_b - affine_a).T)[:, :3], axis=1)
+    spacing_a, spacing_b = spacing_of(affine_a, len(shape_a)), spacing_of(affine_b, len(shape_a))
+    if moves.max() <= GRID_TOLERANCE * min(spacing_a):
+        return None
+    parts = []
+    if not np.allclose(spacing_a, spacing_b, rtol=1e-3):
+        parts.append(f"spacing {_mm(spacing_b)} mm instead of {_mm(spacing_a)} mm")
+    angles = _angles(affine_a, affine_b, len(shape_a))
+    if max(angles) > 0.01:
+        parts.append("axes turned by " + ", ".join(f"{angle:.2f}" for angle in angles) + " degrees")
+    shift = affine_b[:3, 3] - affine_a[:3, 3]
+    if np.abs(shift).max() > 1e-3:
+        parts.append(f"origin shifted by {_mm(shift)} mm (R, A, S)")
+    parts.append(f"corners up to {moves.max():.3g} mm apart")
+    return "; ".join(parts)
+
+
+def _corners(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    return list(product(*((0, size - 1) for size in shape)))
+
+
+def _angles(affine_a: Affine, affine_b: Affine, dimensions: int) -> list[float]:
+    """Return the angle between the directions of each axis, degrees."""
+    a, b = affine_a[:3, :dimensions], affine_b[:3, :dimensions]
+    cosines = (a * b).sum(axis=0) / (np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0))
+    return [float(angle) for angle in np.degrees(np.arccos(np.clip(cosines, -1, 1)))]
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(size) for size in shape)
+
+
+def _mm(values: NDArray[np.float64] | tuple[float, ...]) -> str:
+    return " x ".join(f"{value:.4g}" for value in values)

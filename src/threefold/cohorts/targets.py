@@ -1,0 +1,85 @@
+"""Masks and structures as files, held against their image and against cohort.yaml. Needs no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from threefold.cohorts.cohort import CohortSpec
+from threefold.errors import ImageError
+from threefold.images.geometry import Image, describe_difference
+from threefold.images.reading import format_of, read_header, read_label_map, states_place
+
+
+def read_mask(path: Path, slice_index: int | None, image: Image, spec: CohortSpec) -> Image:
+    """Read a case's mask, on the image's grid; its array is uint8, 1 inside.
+
+    Raises:
+        ImageError: another grid than the image's, a value that is neither 0 nor in cohort.yaml, or no
+            `mask` in cohort.yaml.
+    """
+    if spec.mask is None:
+        raise ImageError(f"{path}: a mask is given, but cohort.yaml has no `mask`. Add its name and values.")
+    labels = _read_on_grid(path, slice_index, image, spec)
+    inside = np.isin(labels.array, spec.mask.values)
+    _refuse_values(path, labels.array, ~inside & (labels.array != 0), f"0 and {list(spec.mask.values)}")
+    return Image(inside.astype(np.uint8), labels.affine, path, labels.notes)
+
+
+def read_structures(path: Path, slice_index: int | None, image: Image, spec: CohortSpec) -> Image:
+    """Read a case's label map of structures, on the image's grid; its array is uint8.
+
+    Raises:
+        ImageError: another grid than the image's, or a value above the number of structures.
+    """
+    labels = _read_on_grid(path, slice_index, image, spec)
+    array: NDArray[Any] = labels.array
+    count = len(spec.structures)
+    _refuse_values(path, array, (array < 0) | (array > count), f"0 to {count} (structures of cohort.yaml)")
+    return Image(array.astype(np.uint8), labels.affine, path, labels.notes)
+
+
+def _read_on_grid(path: Path, slice_index: int | None, image: Image, spec: CohortSpec) -> Image:
+    """Read a label map, or the slice of it that the image is, and hold its grid against the image's."""
+    if slice_index is not None and len(read_header(path).shape) < 3:
+        slice_index = None  # the image is a slice of a volume, its target a slice by itself
+    labels = read_label_map(path, slice_index=slice_index, spacing=spec.spacing)
+    difference = target_difference(image, path, labels.array.shape, labels.affine)
+    if difference is not None:
+        raise ImageError(
+            f"{path}: not on the grid of its image {image.source}: {difference}. "
+            "Resample the label map onto the image (nearest neighbour), or correct the table."
+        )
+    return labels
+
+
+def target_difference(
+    image: Image, path: Path, shape: tuple[int, ...], affine: NDArray[np.float64]
+) -> str | None:
+    """Say how a target's grid differs from its image's; None where they agree.
+
+    PNG and JPEG do not say where they lie. As a target of a picture or of a DICOM slice, which are stored
+    in rows and columns as they are, their shape alone is compared; a NIfTI image is not, and needs a NIfTI.
+    """
+    if not states_place(path) and states_place(image.source):
+        if format_of(image.source) == "nifti":
+            return "a picture does not say where it lies, and a NIfTI image is not stored as rows and columns"
+        affine = image.affine
+    return describe_difference(image.array.shape, image.affine, shape, affine)
+
+
+def _refuse_values(path: Path, array: NDArray[Any], wrong: NDArray[np.bool_], expected: str) -> None:
+    if not wrong.any():
+        return
+    values, counts = np.unique(array[wrong], return_counts=True)
+    where = tuple(int(i) for i in np.argwhere(wrong)[0])
+    found = ", ".join(f"{v} ({c} voxels)" for v, c in list(zip(values, counts, strict=True))[:6])
+    more = f" and {len(values) - 6} more values" if len(values) > 6 else ""
+    lossy = " JPEG changes label values: use PNG." if path.suffix.lower() in (".jpg", ".jpeg") else ""
+    raise ImageError(
+        f"{path}: expected the values {expected}, found {found}{more}, the first at {where}. "
+        f"Correct the file, or cohort.yaml.{lossy}"
+    )

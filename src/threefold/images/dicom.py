@@ -1,0 +1,417 @@
+"""Read DICOM: one file, or a folder that holds one series, strictly.
+
+A series is refused where slices are missing, doubled, unevenly spaced, turned against each other or
+sheared by a tilted gantry: a volume with one affine can't say where such slices lie. `resampling` makes an
+even volume of an uneven or tilted one, when asked to.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from threefold.errors import ImageError
+from threefold.images.decoding import decoding
+from threefold.images.geometry import Affine, Image, slice_affine
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+SPACING_TOLERANCE = 0.01
+"""Distances that differ by less than this share of their median (or by 0.01 mm) are taken as even."""
+TILT_TOLERANCE = 0.1
+"""Degrees between the slices' normal and the line through their positions that pass as rounding."""
+AIR = -1024
+"""HU of voxels outside the field of view."""
+
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class SliceGrid:
+    """Where the pixels of one file lie, in DICOM's LPS+ millimetres.
+
+    Attributes:
+        shape: rows, columns.
+        position: (3,) centre of the first pixel.
+        down, right: (3,) unit vectors along growing row and column index.
+        normal: (3,) right x down, the direction in which slices are sorted.
+        spacing: mm between rows, and between columns.
+        thickness: mm; 1 where the file does not say.
+    """
+
+    shape: tuple[int, int]
+    position: NDArray[np.float64]
+    down: NDArray[np.float64]
+    right: NDArray[np.float64]
+    normal: NDArray[np.float64]
+    spacing: tuple[float, float]
+    thickness: float
+
+    @property
+    def distance(self) -> float:
+        """Place along the normal, mm."""
+        return float(self.position @ self.normal)
+
+    @property
+    def affine(self) -> Affine:
+        """Affine of the slice alone: (row, column, slice) indices to RAS+ mm."""
+        affine = np.eye(4)
+        columns = (self.down * self.spacing[0], self.right * self.spacing[1], self.normal * self.thickness)
+        affine[:3, :3] = _LPS_TO_RAS @ np.column_stack(columns)
+        affine[:3, 3] = _LPS_TO_RAS @ self.position
+        return affine
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One file of a series."""
+
+    path: Path
+    dataset: Dataset
+    grid: SliceGrid
+
+
+@dataclass(frozen=True)
+class Series:
+    """The slices of one series, sorted along their normal.
+
+    Attributes:
+        name: folder, series UID and description, as errors show them.
+        steps: (n - 1,) distances between neighbours along the normal, mm.
+        tilt: degrees between the normal and the line from slice to slice, the largest one.
+    """
+
+    folder: Path
+    name: str
+    slices: tuple[Slice, ...]
+    steps: NDArray[np.float64]
+    tilt: float
+    notes: tuple[str, ...]
+
+    @property
+    def spacing(self) -> float:
+        """Median distance between neighbours; the slice thickness where there is one slice alone."""
+        return float(np.median(self.steps)) if len(self.steps) else self.slices[0].grid.thickness
+
+    @property
+    def even(self) -> bool:
+        """Whether all the distances are the same, within the tolerance."""
+        tolerance = max(SPACING_TOLERANCE * self.spacing, 0.01)
+        return bool((np.abs(self.steps - self.spacing) <= tolerance).all())
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Rows, columns, slices."""
+        return (*self.slices[0].grid.shape, len(self.slices))
+
+    @property
+    def affine(self) -> Affine:
+        """Affine of the whole, (row, column, slice) to RAS+ mm; right only for an even, untilted series."""
+        affine = self.slices[0].grid.affine
+        if len(self.slices) > 1:
+            ends = [s.grid.position for s in (self.slices[0], self.slices[-1])]
+            affine[:3, 2] = _LPS_TO_RAS @ (ends[1] - ends[0]) / (len(self.slices) - 1)
+        return affine
+
+    def distances(self) -> str:
+        """The distances between neighbours, each with how often it occurs."""
+        values, counts = np.unique(np.round(self.steps, 2), return_counts=True)
+        return ", ".join(f"{value:.2f} mm ({count}x)" for value, count in zip(values, counts, strict=True))
+
+
+def read_file(path: Path) -> Image:
+    """Read one file as a slice (rows, columns), in HU for CT.
+
+    Raises:
+        ImageError: if it is damaged, holds no image, several frames or colour, or lacks its place.
+    """
+    dataset, notes = _parsed(path, pixels=True)
+    array, more = pixels(path, dataset)
+    return Image(array, slice_grid(path, dataset).affine, path, (*notes, *more))
+
+
+def file_grid(path: Path) -> tuple[tuple[int, int], Affine]:
+    """Return shape and affine of one file, without its pixels."""
+    grid = slice_grid(path, _parsed(path, pixels=False)[0])
+    return grid.shape, grid.affine
+
+
+def series_grid(folder: Path) -> tuple[tuple[int, int, int], Affine]:
+    """Return shape and affine of the one series in a folder, strictly, without its pixels."""
+    series = open_series(folder)
+    refuse_irregular(series)
+    return series.shape, series.affine
+
+
+def read_series(
+    folder: Path, *, slice_index: int | None = None, uneven: Literal["refuse", "resample"] = "refuse"
+) -> Image:
+    """Read the one series in a folder as a volume (rows, columns, slices), or one slice of it.
+
+    Raises:
+        ImageError: no series or several; slices missing, doubled, unevenly spaced, tilted or turned.
+    """
+    series = open_series(folder)
+    if uneven == "resample" and not (series.even and series.tilt <= TILT_TOLERANCE):
+        from threefold.images.resampling import resample_series
+
+        image = resample_series(series)
+        if slice_index is None:
+            return image
+        _check_slice(series, slice_index, image.array.shape[2])
+        array = np.ascontiguousarray(image.array[..., slice_index])
+        return Image(array, slice_affine(image.affine, slice_index), folder, image.notes)
+    refuse_irregular(series)
+    if slice_index is None:
+        array, notes = series_pixels(series)
+        return Image(array, series.affine, folder, (*series.notes, *notes))
+    _check_slice(series, slice_index, len(series.slices))
+    one = series.slices[slice_index]
+    array, notes = pixels(one.path, _parsed(one.path, pixels=True)[0])
+    return Image(array, slice_affine(series.affine, slice_index), folder, (*series.notes, *notes))
+
+
+def series_pixels(series: Series) -> tuple[NDArray[np.generic], tuple[str, ...]]:
+    """Return the pixels of all slices, (rows, columns, slices), and notes on them."""
+    read = [pixels(one.path, _parsed(one.path, pixels=True)[0]) for one in series.slices]
+    counts = Counter(note for _, notes in read for note in notes)
+    notes = tuple(f"in {count} of {len(read)} slices: {note}" for note, count in counts.items())
+    return np.stack([array for array, _ in read], axis=-1), notes
+
+
+def open_series(folder: Path) -> Series:
+    """Read the headers of the one series in a folder and sort its slices along their normal.
+
+    Files that are not DICOM (a licence, a DICOMDIR) are passed over and noted.
+
+    Raises:
+        ImageError: no series, several, slices of different grids, or two at one place.
+    """
+    datasets, notes = _headers(folder)
+    by_series = defaultdict(list)
+    for path, dataset in datasets.items():
+        by_series[str(dataset.get("SeriesInstanceUID", "without UID"))].append(path)
+    if not by_series:
+        raise ImageError(_nothing_found(folder))
+    if len(by_series) > 1:
+        found = "; ".join(
+            f"{uid} '{_description(datasets[paths[0]])}' ({len(paths)} files, for example {paths[0].name})"
+            for uid, paths in sorted(by_series.items())
+        )
+        raise ImageError(
+            f"{folder}: expected one DICOM series, found {len(by_series)}: {found}. "
+            "Put each in a folder of its own and name that folder."
+        )
+    uid = next(iter(by_series))
+    name = f"{folder}: series {uid} '{_description(next(iter(datasets.values())))}'"
+    slices = [Slice(path, dataset, slice_grid(path, dataset)) for path, dataset in datasets.items()]
+    _refuse_mixed(name, slices)
+    slices.sort(key=lambda one: one.grid.distance)
+    positions = np.array([one.grid.position for one in slices])
+    moves = np.diff(positions, axis=0)
+    steps = moves @ slices[0].grid.normal
+    _refuse_doubled(name, slices, steps)
+    shear = np.linalg.norm(moves - steps[:, None] * slices[0].grid.normal, axis=1)
+    tilt = float(np.degrees(np.arctan2(shear, steps)).max(initial=0.0))
+    return Series(folder, name, tuple(slices), steps, tilt, notes)
+
+
+def refuse_irregular(series: Series) -> None:
+    """Raise an ImageError, with what was found, unless the series is even and untilted."""
+    problems = []
+    if not series.even:
+        problems.append(f"its slices are unevenly spaced: {series.distances()}{_missing(series)}")
+    if series.tilt > TILT_TOLERANCE:
+        stated = series.slices[0].dataset.get("GantryDetectorTilt")
+        said = f" (GantryDetectorTilt says {stated})" if stated not in (None, "") else ""
+        problems.append(
+            f"it is sheared by a gantry tilt of {series.tilt:.1f} degrees{said}: each slice is shifted "
+            "against the one before"
+        )
+    if problems:
+        raise ImageError(
+            f"{series.name}: expected {len(series.slices)} evenly spaced slices above each other, but "
+            f"{'; and '.join(problems)}. Complete the series, or ask for it to be resampled onto an even "
+            "grid (uneven='resample')."
+        )
+
+
+def slice_grid(path: Path, dataset: Dataset) -> SliceGrid:
+    """Return where the pixels of a file lie.
+
+    Raises:
+        ImageError: if the file does not say, or what it says is not a grid.
+    """
+    with decoding(path, "a DICOM image"):
+        missing = [
+            name
+            for name in ("Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
+            if dataset.get(name) in (None, "", [])
+        ]
+        if missing:
+            raise ImageError(
+                f"{path}: the DICOM file lacks {', '.join(missing)}; expected an image that says where it "
+                "lies. Enhanced (multi-frame) files: convert them to NIfTI."
+            )
+        shape = (int(dataset.Rows), int(dataset.Columns))
+        position = np.array(dataset.ImagePositionPatient, float)
+        orientation = np.array(dataset.ImageOrientationPatient, float)
+        spacing = np.array(dataset.PixelSpacing, float)
+        thickness = float(dataset.get("SliceThickness") or 1.0)
+    if position.shape != (3,) or orientation.shape != (6,) or spacing.shape != (2,):
+        raise ImageError(f"{path}: position, orientation or pixel spacing have a wrong number of values.")
+    right, down = orientation[:3], orientation[3:]
+    numbers = np.concatenate([position, orientation, spacing, [thickness]])
+    if not (
+        np.isfinite(numbers).all()
+        and np.abs(numbers).max() < 1e6
+        and (spacing > 1e-6).all()
+        and thickness > 1e-6
+        and min(shape) > 0
+        and np.allclose([right @ right, down @ down, right @ down], [1, 1, 0], atol=1e-3)
+    ):
+        raise ImageError(
+            f"{path}: not a usable grid: {shape[0]} x {shape[1]} pixels, position {position.tolist()}, "
+            f"orientation {orientation.tolist()}, spacing {spacing.tolist()}, thickness {thickness}."
+        )
+    normal = np.cross(right, down)
+    return SliceGrid(
+        shape, position, down, right, normal / np.linalg.norm(normal), (spacing[0], spacing[1]), thickness
+    )
+
+
+def pixels(path: Path, dataset: Dataset) -> tuple[NDArray[np.generic], tuple[str, ...]]:
+    """Return the pixels of a file, rescaled (HU for CT), (rows, columns), and notes on them.
+
+    CT pixels outside the field of view (PixelPaddingValue) become air.
+    """
+    if int(dataset.get("NumberOfFrames") or 1) != 1 or dataset.get("SamplesPerPixel", 1) != 1:
+        raise ImageError(
+            f"{path}: {dataset.get('NumberOfFrames') or 1} frames of {dataset.get('SamplesPerPixel')} "
+            "colours; expected one grey slice a file. Convert multi-frame files to NIfTI."
+        )
+    with decoding(path, "a DICOM image") as notes:
+        stored: NDArray[Any] = dataset.pixel_array
+        slope = float(dataset.get("RescaleSlope", 1) or 1)
+        intercept = float(dataset.get("RescaleIntercept", 0) or 0)
+        padding = _padding(dataset)
+    if stored.shape != (dataset.Rows, dataset.Columns):
+        raise ImageError(f"{path}: {stored.shape} pixels; expected {dataset.Rows} x {dataset.Columns}.")
+    if slope == 1 and intercept.is_integer() and stored.dtype.kind in "iu":
+        values: NDArray[Any] = stored.astype(np.int32) + int(intercept)
+    else:
+        values = stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+    if padding is not None and dataset.get("Modality") == "CT":
+        outside = (stored >= padding[0]) & (stored <= padding[1])
+        if outside.any():
+            values[outside] = AIR
+            notes.append(f"{int(outside.sum())} pixels outside the field of view set to {AIR} HU")
+    if values.dtype == np.int32 and np.abs(values).max(initial=0) < 2**15:
+        values = values.astype(np.int16)
+    return values, tuple(notes)
+
+
+def _padding(dataset: Dataset) -> tuple[int, int] | None:
+    """Return the range of stored values that mean "no pixel" (DICOM PS3.3 C.7.5.1.1.2)."""
+    first = dataset.get("PixelPaddingValue")
+    if first is None:
+        return None
+    last = dataset.get("PixelPaddingRangeLimit", first)
+    return min(int(first), int(last)), max(int(first), int(last))
+
+
+def _parsed(path: Path, *, pixels: bool) -> tuple[Dataset, tuple[str, ...]]:
+    with decoding(path, "a DICOM image") as notes:
+        import pydicom
+
+        dataset = pydicom.dcmread(path, stop_before_pixels=not pixels)
+        if pixels and "PixelData" not in dataset:
+            raise ImageError(f"{path}: the DICOM file holds no pixels (truncated, or not an image).")
+    return dataset, tuple(notes)
+
+
+def _headers(folder: Path) -> tuple[dict[Path, Dataset], tuple[str, ...]]:
+    """Read the header of each DICOM image in a folder; note what was passed over."""
+    datasets, passed = {}, []
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() or path.name.startswith("."):
+            continue
+        with path.open("rb") as stream:
+            is_dicom = stream.read(132)[128:] == b"DICM"
+        if not is_dicom and path.suffix.lower() not in (".dcm", ".ima"):
+            passed.append(path.name)
+            continue
+        dataset, _ = _parsed(path, pixels=False)
+        if "DirectoryRecordSequence" in dataset:
+            passed.append(path.name)
+        else:
+            datasets[path] = dataset
+    return datasets, (f"passed over, not DICOM images: {', '.join(passed)}",) if passed else ()
+
+
+def _nothing_found(folder: Path) -> str:
+    within = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    hint = f" It has folders: {', '.join(within[:5])}. Name the one with the series." if within else ""
+    return f"{folder}: expected a folder with one DICOM series, found no DICOM file in it.{hint}"
+
+
+def _refuse_mixed(name: str, slices: list[Slice]) -> None:
+    first = slices[0]
+    for other in slices[1:]:
+        a, b = first.grid, other.grid
+        same = (
+            a.shape == b.shape
+            and np.allclose(a.spacing, b.spacing, rtol=1e-4)
+            and np.allclose([a.right, a.down], [b.right, b.down], atol=1e-4)
+        )
+        if not same:
+            raise ImageError(
+                f"{name}: expected slices of one size, spacing and orientation, but {first.path.name} has "
+                f"{_grid_text(a)} and {other.path.name} has {_grid_text(b)}. A scout image, or several "
+                "acquisitions? Take them out of the folder."
+            )
+
+
+def _grid_text(grid: SliceGrid) -> str:
+    rows, columns = grid.shape
+    axes = np.round([*grid.right, *grid.down], 4).tolist()
+    return f"{rows} x {columns} pixels of {grid.spacing[0]:.4g} x {grid.spacing[1]:.4g} mm along {axes}"
+
+
+def _refuse_doubled(name: str, slices: list[Slice], steps: NDArray[np.float64]) -> None:
+    doubled = np.flatnonzero(steps < 0.01)
+    if len(doubled):
+        pairs = ", ".join(f"{slices[i].path.name} and {slices[i + 1].path.name}" for i in doubled[:5])
+        raise ImageError(
+            f"{name}: expected every slice once, but {len(doubled)} lie where another one is: {pairs}. "
+            "Take the copies (or the second acquisition) out of the folder."
+        )
+
+
+def _missing(series: Series) -> str:
+    """Say where slices are missing: at distances that are whole multiples of the usual one."""
+    times = series.steps / series.spacing
+    gaps = [i for i, t in enumerate(times) if round(t) >= 2 and abs(t - round(t)) < 0.05]
+    others = np.delete(times, gaps)
+    if not gaps or (np.abs(others - 1) > 2 * SPACING_TOLERANCE).any():
+        return ""
+    where = ", ".join(
+        f"{round(times[i]) - 1} between {series.slices[i].path.name} and {series.slices[i + 1].path.name}"
+        for i in gaps[:5]
+    )
+    return f". Slices are missing: {where}"
+
+
+def _description(dataset: Dataset) -> str:
+    return str(dataset.get("SeriesDescription") or "no description")
+
+
+def _check_slice(series: Series, index: int, slices: int) -> None:
+    if not 0 <= index < slices:
+        raise ImageError(f"{series.name}: there is no slice {index}; it has {slices} (0 to {slices - 1}).")

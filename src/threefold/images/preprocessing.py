@@ -1,0 +1,256 @@
+"""From an image on its file's grid to the network's grid, and back.
+
+The way there: canonical orientation, intensity windows to 0..1, scaled to fit (aspect kept in mm),
+centred, padded. A `Placement` remembers it, so that what a network predicts returns to the file's grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from threefold.errors import ImageError
+from threefold.experiment import PreprocessingSpec
+from threefold.images.geometry import Image, closest_axes
+
+WINDOWS: dict[str, tuple[float, float]] = {
+    # level and width, as Radiopaedia's "Windowing (CT)" lists them for the head
+    "brain": (0.0, 80.0),  # 40 / 80
+    "subdural": (-32.5, 182.5),  # 75 / 215, amid the 130 to 300 that are in use
+    "bone": (-800.0, 2000.0),  # 600 / 2800
+}
+"""Names of windows, in HU."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a file's grid lies in the network's grid. Plain numbers, so that it goes to JSON and back.
+
+    Attributes:
+        shape: the file's grid, (I, J) or (I, J, K).
+        affine: 4 rows of 4: the file's voxel indices to RAS+ mm.
+        axes: for each canonical axis, the file axis it is.
+        flips: for each canonical axis, whether it runs against the file axis.
+        scaled: voxels of the network's grid that the image covers, per canonical axis.
+        offset: where they begin.
+        size: the network's grid.
+    """
+
+    shape: tuple[int, ...]
+    affine: tuple[tuple[float, ...], ...]
+    axes: tuple[int, ...]
+    flips: tuple[bool, ...]
+    scaled: tuple[int, ...]
+    offset: tuple[int, ...]
+    size: tuple[int, ...]
+
+    @property
+    def inside(self) -> tuple[slice, ...]:
+        """The part of the network's grid that the image covers."""
+        return tuple(slice(o, o + n) for o, n in zip(self.offset, self.scaled, strict=True))
+
+    @property
+    def canonical_shape(self) -> tuple[int, ...]:
+        """The file's grid in canonical axis order."""
+        return tuple(self.shape[axis] for axis in self.axes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain lists and numbers."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Return the placement that `as_dict` (or its JSON) describes."""
+        plain = {f.name: tuple(values[f.name]) for f in fields(cls)}
+        plain["affine"] = tuple(tuple(row) for row in values["affine"])
+        return cls(**plain)
+
+
+def prepare_image(
+    image: Image, spec: PreprocessingSpec, *, unit: str, window: tuple[float, float] | None
+) -> tuple[NDArray[np.float32], Placement]:
+    """Bring an image to the network's grid and to 0..1.
+
+    Slices are turned so that rows run towards posterior and columns towards the patient's left (sagittal
+    and coronal ones: rows towards inferior), volumes to RAS+; oblique ones to their closest axes.
+    Each channel is windowed first and scaled after, so that bright bone does not smear into brain.
+    Scaling is linear, and averages where it shrinks.
+
+    Args:
+        image: (I, J) or (I, J, K) voxels, finite.
+        spec: size and windows.
+        unit: what a voxel means, as in cohort.yaml: HU, grey or arbitrary.
+        window: the cohort's own [low, high]; None: the image's own 1st and 99th percentile.
+
+    Returns:
+        (C, *S) float32 in 0..1, 0 where padded; and the placement.
+
+    Raises:
+        ImageError: if image and spec differ in their number of axes, or a window does not fit the unit.
+    """
+    placement = place(image, spec.size)
+    array = _canonical(np.asarray(image.array), placement)
+    channels = np.zeros((len(spec.windows or (None,)), *spec.size), np.float32)
+    for channel, (low, high) in zip(channels, windows_of(image, spec, unit=unit, window=window), strict=True):
+        scaled = np.clip((array.astype(np.float32) - low) / (high - low), 0, 1)
+        channel[placement.inside] = resize(scaled, placement.scaled)
+    return channels, placement
+
+
+def prepare_labels(image: Image, placement: Placement) -> NDArray[np.uint8]:
+    """Bring a label map (on the grid of the placed image) to the network's grid, nearest.
+
+    Returns:
+        (*S) uint8, 0 where padded.
+
+    Raises:
+        ImageError: if its shape is not the placed image's, or a value does not fit 0..255.
+    """
+    array: NDArray[Any] = image.array
+    if array.shape != placement.shape:
+        raise ImageError(f"{image.source}: has shape {array.shape}; expected {placement.shape}, the image's.")
+    if array.size and (array.min() < 0 or array.max() > 255):
+        raise ImageError(
+            f"{image.source}: values {array.min()} to {array.max()}; expected labels from 0 to 255."
+        )
+    labels = np.zeros(placement.size, np.uint8)
+    labels[placement.inside] = _nearest(_canonical(array, placement), placement.scaled)
+    return labels
+
+
+def restore(
+    array: NDArray[Any], placement: Placement, *, order: Literal["nearest", "linear"]
+) -> NDArray[Any]:
+    """Bring an array on the network's grid back to the file's own grid.
+
+    Args:
+        array: (*S) labels or probabilities.
+        placement: of the image.
+        order: nearest keeps the type; linear gives float32.
+
+    Returns:
+        An array of the file's shape, in its axis order.
+    """
+    if array.shape != placement.size:
+        raise ValueError(f"array has shape {array.shape}, the placement's grid is {placement.size}")
+    resample = _nearest if order == "nearest" else resize
+    canonical = resample(array[placement.inside], placement.canonical_shape)
+    flipped = canonical[tuple(slice(None, None, -1 if flip else 1) for flip in placement.flips)]
+    return np.ascontiguousarray(flipped.transpose(np.argsort(placement.axes)))
+
+
+def place(image: Image, size: Sequence[int]) -> Placement:
+    """Return where an image lies in a grid of `size` voxels: as large as fits, aspect kept, centred.
+
+    Raises:
+        ImageError: if the image has another number of axes than the grid.
+    """
+    dimensions = image.array.ndim
+    if dimensions != len(size):
+        raise ImageError(
+            f"{image.source}: has shape {image.array.shape}; expected {len(size)} axes, as "
+            f"preprocessing.size {tuple(size)} has. A slice of a volume needs its number in the slice column."
+        )
+    axes, flips = canonical_axes(image.affine, dimensions)
+    extent = [image.array.shape[axis] * image.spacing[axis] for axis in axes]  # mm
+    side = max(mm / n for mm, n in zip(extent, size, strict=True))
+    scaled = tuple(min(n, max(1, round(mm / side))) for mm, n in zip(extent, size, strict=True))
+    return Placement(
+        shape=image.array.shape,
+        affine=tuple(tuple(float(value) for value in row) for row in image.affine),
+        axes=axes,
+        flips=flips,
+        scaled=scaled,
+        offset=tuple((n - m) // 2 for n, m in zip(size, scaled, strict=True)),
+        size=tuple(size),
+    )
+
+
+def canonical_axes(affine: NDArray[np.float64], dimensions: int) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    """Return the file axis of each canonical axis, and whether it has to be flipped.
+
+    Volumes: towards right, anterior, superior. Slices: rows and columns run towards left, posterior or
+    inferior, and the rows along the later one of these (axial: posterior, left).
+    """
+    patient, signs = closest_axes(affine, dimensions)
+    order = sorted(range(dimensions), key=lambda axis: patient[axis], reverse=dimensions == 2)
+    wanted = 1 if dimensions == 3 else -1
+    return tuple(order), tuple(signs[axis] != wanted for axis in order)
+
+
+def windows_of(
+    image: Image, spec: PreprocessingSpec, *, unit: str, window: tuple[float, float] | None
+) -> list[tuple[float, float]]:
+    """Return [low, high] of each channel, in the image's unit.
+
+    Raises:
+        ImageError: an unknown name, a named window for another unit than HU, or low not below high.
+    """
+    found = []
+    for wanted in spec.windows or (None,):
+        if isinstance(wanted, str):
+            if wanted not in WINDOWS:
+                raise ImageError(
+                    f"there is no window '{wanted}'; expected {', '.join(WINDOWS)} or [low, high]."
+                )
+            if unit != "HU":
+                raise ImageError(
+                    f"{image.source}: the window '{wanted}' is in HU, but the cohort's unit is {unit}. "
+                    "Give preprocessing.windows as [low, high] in that unit, or leave it out."
+                )
+            wanted = WINDOWS[wanted]
+        low, high = wanted or window or _own_window(np.asarray(image.array))
+        if not low < high:
+            raise ImageError(f"window [{low}, {high}]: expected low below high.")
+        found.append((float(low), float(high)))
+    return found
+
+
+def _own_window(array: NDArray[Any]) -> tuple[float, float]:
+    """1st and 99th percentile; where they are the same (a small object on nothing) the whole range."""
+    low, high = (float(value) for value in np.percentile(array, (1, 99)))
+    if not low < high:
+        low, high = float(array.min()), float(array.max())
+    return (low, high) if low < high else (low, low + 1.0)
+
+
+def _canonical(array: NDArray[Any], placement: Placement) -> NDArray[Any]:
+    turned = array.transpose(placement.axes)
+    return turned[tuple(slice(None, None, -1 if flip else 1) for flip in placement.flips)]
+
+
+def resize(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Resize by linear interpolation, with a triangle filter as wide as the step where an axis shrinks.
+
+    Voxels are areas: the outer edges of the two grids fall together. One small matrix product an axis.
+    """
+    out = np.ascontiguousarray(array, np.float32)
+    for axis, (old, new) in enumerate(zip(array.shape, shape, strict=True)):
+        if old != new:
+            out = np.moveaxis(np.tensordot(_linear_weights(old, new), out, (1, axis)), 0, axis)
+    return np.ascontiguousarray(out)
+
+
+@lru_cache(maxsize=64)
+def _linear_weights(old: int, new: int) -> NDArray[np.float32]:
+    """(new, old) weights of a triangle filter, rows summing to 1; edges use the voxels that are there."""
+    step = old / new
+    width = max(step, 1.0)
+    centres = (np.arange(new) + 0.5) * step
+    distance = np.abs(np.arange(old) + 0.5 - centres[:, None]) / width  # (new, old)
+    weights = np.maximum(1 - distance, 0)
+    normalised: NDArray[np.float32] = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return normalised
+
+
+def _nearest(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """Resize by taking the voxel that each new voxel's centre lies in."""
+    for axis, (old, new) in enumerate(zip(array.shape, shape, strict=True)):
+        if old != new:
+            array = array.take((np.arange(new) * 2 + 1) * old // (2 * new), axis)
+    return array

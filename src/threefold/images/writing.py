@@ -1,0 +1,104 @@
+"""Write images and label maps; a reader sees the old file or the new one, never a part."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from threefold.errors import ImageError, RunError
+from threefold.images.geometry import Image
+from threefold.images.reading import states_place
+from threefold.run import write_atomically
+
+
+def write_nifti(path: Path, array: NDArray[Any], affine: NDArray[np.float64]) -> None:
+    """Write a slice or a volume as NIfTI-1; the same input gives the same bytes.
+
+    Args:
+        path: ends in .nii or .nii.gz.
+        array: (I, J), stored as (I, J, 1), or (I, J, K). bool is stored as uint8, int64 as int32.
+        affine: (4, 4) voxel indices to RAS+ mm; stored as sform, and as qform as far as that can say it.
+
+    Raises:
+        ImageError: no permission, no space, or a folder that is not there.
+    """
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise ImageError(f"{path}: expected a name that ends in .nii or .nii.gz.")
+    if array.ndim not in (2, 3):
+        raise ValueError(f"expected a slice or a volume, found shape {array.shape}")
+    import nibabel
+
+    if array.dtype == bool:
+        array = array.astype(np.uint8)
+    elif array.dtype == np.int64:
+        if array.size and np.abs(array).max() > np.iinfo(np.int32).max:
+            raise ValueError(f"values up to {np.abs(array).max()} do not fit NIfTI's int32")
+        array = array.astype(np.int32)
+    image = nibabel.Nifti1Image(array[..., None] if array.ndim == 2 else array, affine)
+    image.set_sform(affine, code="scanner")
+    image.set_qform(affine, code="scanner", strip_shears=True)
+    image.header.set_xyzt_units("mm")
+    data = image.to_bytes()
+    # mtime=0 keeps the time out of the file; level 4 is half the time of 6 for 3 % more bytes on CT
+    _write(path, gzip.compress(data, compresslevel=4, mtime=0) if path.suffix == ".gz" else data)
+
+
+def label_map_suffix(like: Image) -> str:
+    """Return the ending that a label map on an image's grid has: .png for PNG and JPEG, else .nii.gz."""
+    return ".nii.gz" if states_place(like.source) else ".png"
+
+
+def write_label_map(path: Path, array: NDArray[Any], like: Image, *, labels: int = 1) -> None:
+    """Write a label map on the grid of the image `like`.
+
+    Args:
+        path: ends in .nii, .nii.gz or .png (`label_map_suffix` says which fits the image).
+        array: integers or bool, of the image's shape.
+        like: whose affine a NIfTI gets.
+        labels: number of labels beside the background. A PNG of one label holds 0 and 255, so that it can
+            be seen; of several, the labels.
+
+    Raises:
+        ImageError: no permission, no space, a folder that is not there, or an unknown ending.
+    """
+    if array.shape != like.array.shape:
+        raise ValueError(f"the label map has shape {array.shape}, its image {like.array.shape}")
+    if array.size and not (array.min() >= 0 and array.max() <= min(labels, 255)):
+        raise ValueError(f"expected labels 0 to {labels}, found {array.min()} to {array.max()}")
+    array = array.astype(np.uint8)
+    if path.suffix == ".png":
+        write_png(path, array * np.uint8(255) if labels == 1 else array)
+    else:
+        write_nifti(path, array, like.affine)
+
+
+def write_png(path: Path, array: NDArray[np.uint8]) -> None:
+    """Write (rows, columns) grey or (rows, columns, 3) colour as PNG.
+
+    Raises:
+        ImageError: no permission, no space, or a folder that is not there.
+    """
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
+        raise ValueError(f"expected uint8 (rows, columns) or (rows, columns, 3), found {array.shape}")
+    import PIL.Image
+
+    stream = io.BytesIO()
+    PIL.Image.fromarray(array).save(stream, format="PNG")
+    _write(path, stream.getvalue())
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        write_atomically(path, data)
+    except (RunError, OSError) as error:
+        cause = error.__cause__ or error
+        reason = getattr(cause, "strerror", None) or str(cause)
+        raise ImageError(
+            f"{path}: could not be written ({reason}). A file that was there is untouched. Free space, fix "
+            "the permission or make the folder, then write again."
+        ) from cause
