@@ -87,7 +87,7 @@ def weighted_auc(positive: Bools, scores: Floats, weights: Floats) -> Floats:
     Returns:
         (R,); NaN with one class.
     """
-    positives, negatives = _by_score(positive, scores, weights)
+    positives, negatives = weights_by_score(positive, scores, weights)
     below = np.cumsum(negatives, axis=1) - negatives
     wins = np.einsum("ru,ru->r", positives, below + negatives / 2)
     return _ratio(wins, positives.sum(axis=1) * negatives.sum(axis=1))
@@ -102,7 +102,7 @@ def weighted_average_precision(positive: Bools, scores: Floats, weights: Floats)
     Returns:
         (R,); NaN without positives.
     """
-    positives, negatives = _by_score(positive, scores, weights)
+    positives, negatives = weights_by_score(positive, scores, weights)
     found = np.cumsum(positives[:, ::-1], axis=1)
     alarms = found + np.cumsum(negatives[:, ::-1], axis=1)
     precision = np.divide(found, alarms, out=np.zeros_like(found), where=alarms > 0)
@@ -271,7 +271,7 @@ def _binary_metrics(positive: Bools, scores: Floats, decided: Bools, weights: Fl
     }
 
 
-def _by_score(positive: Bools, scores: Floats, weights: Floats) -> tuple[Floats, Floats]:
+def weights_by_score(positive: Bools, scores: Floats, weights: Floats) -> tuple[Floats, Floats]:
     """Sum the weights of positives and negatives per distinct score, ascending: two (R, U)."""
     if not len(scores):
         return np.zeros((len(weights), 0)), np.zeros((len(weights), 0))

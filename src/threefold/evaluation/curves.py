@@ -1,0 +1,123 @@
+"""Curves for figures: ROC and reliability, each with a patient-clustered band."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from threefold.evaluation.classification import calibration_bins, weights_by_score
+from threefold.evaluation.intervals import MAX_MISSING, patient_weights
+from threefold.experiment import EvaluationSpec
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+_GRID = np.linspace(0, 1, 101)
+
+
+@dataclass(frozen=True)
+class RocCurve:
+    """An ROC curve.
+
+    Attributes:
+        false_positive_rate, true_positive_rate: (U + 1,) from (0, 0) to (1, 1), a step a distinct score.
+        grid: (G,) false positive rates of the band.
+        low, high: (G,) interval of the true positive rate; NaN where it is not estimable.
+    """
+
+    false_positive_rate: Floats
+    true_positive_rate: Floats
+    grid: Floats
+    low: Floats
+    high: Floats
+
+
+@dataclass(frozen=True)
+class ReliabilityCurve:
+    """Observed frequency against predicted probability, by bins of equally many cases.
+
+    Attributes:
+        probability: (B,) mean predicted probability.
+        observed: (B,) share of positives.
+        low, high: (B,) interval of the share; NaN where it is not estimable.
+        cases: (B,) cases in the bin.
+    """
+
+    probability: Floats
+    observed: Floats
+    low: Floats
+    high: Floats
+    cases: Ints
+
+
+def roc_curve(positive: Bools, scores: Floats, patients: Ints, spec: EvaluationSpec) -> RocCurve | None:
+    """Return the ROC curve of n cases; None with one class.
+
+    Args:
+        positive, scores, patients: (n,) truth, score, and patient numbered without gaps.
+        spec: replicates, confidence and seed of the band.
+    """
+    if not len(positive) or positive.all() or not positive.any():
+        return None
+    rates = _rates(positive, scores, np.ones((1, len(scores))))
+    replicates = [
+        np.interp(_GRID, fpr, tpr)
+        for weights in patient_weights(patients, spec.replicates, spec.seed)
+        for fpr, tpr in zip(*_rates(positive, scores, weights), strict=True)
+    ]
+    low, high = _band(np.stack(replicates), spec.confidence)
+    return RocCurve(rates[0][0], rates[1][0], _GRID, low, high)
+
+
+def reliability_curve(
+    positive: Bools, probabilities: Floats, patients: Ints, spec: EvaluationSpec
+) -> ReliabilityCurve | None:
+    """Return the reliability curve of n cases, on the bins of the calibration error; None without cases.
+
+    Args:
+        positive, probabilities, patients: (n,) truth, probability of positive, patient numbered without gaps.
+        spec: replicates, confidence and seed of the intervals.
+    """
+    if not len(positive):
+        return None
+    bins = calibration_bins(probabilities)
+    member = np.eye(bins.max() + 1)[bins]  # (n, B)
+    cases = member.sum(axis=0)
+    shares = []
+    for weights in patient_weights(patients, spec.replicates, spec.seed):
+        drawn = weights @ member
+        hits = weights @ (member * positive[:, None])
+        shares.append(np.divide(hits, drawn, out=np.full_like(hits, np.nan), where=drawn > 0))
+    low, high = _band(np.concatenate(shares), spec.confidence)
+    return ReliabilityCurve(
+        probability=probabilities @ member / cases,
+        observed=positive @ member / cases,
+        low=low,
+        high=high,
+        cases=cases.astype(np.int64),
+    )
+
+
+def _rates(positive: Bools, scores: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """Return false and true positive rates from the highest score down, two (R, U + 1)."""
+    positives, negatives = weights_by_score(positive, scores, weights)
+    rates = []
+    for counts in (negatives, positives):
+        found = np.cumsum(counts[:, ::-1], axis=1)
+        total = found[:, -1:]
+        share = np.divide(found, total, out=np.full_like(found, np.nan), where=total > 0)
+        rates.append(np.concatenate([np.zeros((len(weights), 1)), share], axis=1))
+    return rates[0], rates[1]
+
+
+def _band(replicates: Floats, confidence: float) -> tuple[Floats, Floats]:
+    """Return the central interval of each column of (R, G); NaN where too few replicates have a value."""
+    tail = (1 - confidence) / 2
+    low, high = np.full((2, replicates.shape[1]), np.nan)
+    enough = np.isnan(replicates).mean(axis=0) <= MAX_MISSING
+    if enough.any():
+        low[enough], high[enough] = np.nanquantile(replicates[:, enough], [tail, 1 - tail], axis=0)
+    return low, high

@@ -1,0 +1,242 @@
+"""Tables for people and programs: metrics by group, metrics by site, variants side by side.
+
+A cell reads `0.812 [0.750, 0.870] n=740/148`: the value, its interval, cases and patients. `†` after a value
+says that the split leaks patients.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from threefold.evaluation.evaluate import Evaluation, Row
+from threefold.evaluation.groups import Level
+from threefold.evaluation.metrics import METRICS
+from threefold.run import write_atomically
+
+LEAK_MARK = "†"
+LEAK_NOTE = (
+    f"{LEAK_MARK} The split shares patients between training and test: these numbers are better than what "
+    "new patients will get."
+)
+PAPER_METRICS = ("f1", "auc")
+_SITE_METRICS = ("auc", "f1", "sensitivity", "specificity", "brier", "dice", "missed_lesions", "psnr")
+_LEVELS: Mapping[Level, str] = {"case": "per case", "patient": "per patient"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    Attributes:
+        title: one line.
+        columns: headings; the first is of the row names.
+        rows: cells, as many as columns.
+        notes: sentences below the table.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+def cell(row: Row | None) -> str:
+    """Return a number with its interval and its n; what can't be estimated says why."""
+    if row is None:
+        return "not measured"
+    count = f"n={row.n}" if row.level == "patient" else f"n={row.n}/{row.patients}"
+    if math.isnan(row.value):
+        return f"{row.note} {count}" if row.n else row.note
+    digits = 2 if row.metric == "psnr" else 3
+    mark = LEAK_MARK if row.leaks else ""
+    interval = "[no interval]" if math.isnan(row.low) else f"[{row.low:.{digits}f}, {row.high:.{digits}f}]"
+    return f"{row.value:.{digits}f}{mark} {interval} {count}"
+
+
+def evaluation_tables(evaluation: Evaluation) -> tuple[Table, ...]:
+    """Return, per case and per patient, the metrics by group, and the metrics by site."""
+    tables = []
+    for level, words in _LEVELS.items():
+        rows = [row for row in evaluation.rows if row.level == level]
+        if any(not math.isnan(row.value) for row in rows):
+            tables.append(_by_group(evaluation, rows, words))
+            if any(row.group_kind == "site" for row in rows):
+                tables.append(_by_site(evaluation, rows, words))
+    return tuple(tables)
+
+
+def comparison_table(evaluations: Mapping[str, Evaluation], level: Level = "case") -> Table:
+    """Return variants side by side in the paper's layout: per site group F1 and AUC (without a diagnosis:
+    Dice and missed lesions), one row a variant.
+
+    Args:
+        evaluations: by the variant's name, in order.
+        level: what is counted.
+    """
+    rows = [row for evaluation in evaluations.values() for row in evaluation.rows]
+    groups = list(dict.fromkeys(row.group for row in rows if row.group_kind == "site group"))
+    kind, names = ("site group", groups) if groups else ("all", ["all"])
+    diagnosed = any(row.metric in PAPER_METRICS for row in rows)
+    metrics = PAPER_METRICS if diagnosed else ("dice", "missed_lesions")
+    body = []
+    for variant, evaluation in evaluations.items():
+        cells = [
+            cell(evaluation.find(metric, level=level, group_kind=kind, group=name))  # type: ignore[arg-type]
+            for name in names
+            for metric in metrics
+        ]
+        body.append((variant, *cells))
+    leaking = any(evaluation.leaks for evaluation in evaluations.values())
+    return Table(
+        title=f"Variants by {kind}, {_LEVELS[level]}",
+        columns=("variant", *(f"{name} {METRICS[m].title}" for name in names for m in metrics)),
+        rows=tuple(body),
+        notes=(*_legend(next(iter(evaluations.values())), level), *((LEAK_NOTE,) if leaking else ())),
+    )
+
+
+def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
+    """Return an evaluation as plain data; what is not estimable is null, with its note."""
+    return {
+        "threshold": evaluation.threshold,
+        "threshold_source": evaluation.threshold_source,
+        "classes": list(evaluation.classes),
+        "positive": evaluation.positive,
+        "leaks": evaluation.leaks,
+        "settings": evaluation.spec.model_dump(),
+        "notes": list(evaluation.notes),
+        "rows": [{key: _plain(value) for key, value in asdict(row).items()} for row in evaluation.rows],
+    }
+
+
+def write_tables(evaluation: Evaluation, folder: Path) -> tuple[Path, ...]:
+    """Write metrics.csv (long form), metrics.json and metrics.md; return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {
+        "metrics.csv": evaluation.table.to_csv(index=False, lineterminator="\n"),
+        "metrics.json": json.dumps(evaluation_json(evaluation), indent=2) + "\n",
+        "metrics.md": "\n".join(markdown(table) for table in evaluation_tables(evaluation)),
+    }
+    for name, content in contents.items():
+        write_atomically(folder / name, content)
+    return tuple(folder / name for name in contents)
+
+
+def markdown(table: Table) -> str:
+    """Return a table as Markdown, title and notes included."""
+    lines = [f"## {table.title}", "", _pipes(table.columns), _pipes("---" for _ in table.columns)]
+    lines += [_pipes(row) for row in table.rows]
+    return "\n".join([*lines, "", *(f"{note}\n" for note in table.notes)])
+
+
+def plain(table: Table) -> str:
+    """Return a table as aligned text without colours or frames."""
+    grid = [table.columns, *table.rows]
+    widths = [max(len(row[i]) for row in grid) for i in range(len(table.columns))]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in grid]
+    return "\n".join([table.title, *(line.rstrip() for line in lines), *table.notes, ""])
+
+
+def show(table: Table) -> None:
+    """Print a table: framed on a terminal, aligned text where the output is piped."""
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    console = Console()
+    if not console.is_terminal:
+        print(plain(table))
+        return
+    framed = RichTable(title=table.title, title_justify="left", caption="\n".join(table.notes))
+    framed.caption_justify = "left"
+    for index, name in enumerate(table.columns):
+        framed.add_column(Text(name), no_wrap=index == 0, style="bold" if index == 0 else None)
+    for row in table.rows:
+        framed.add_row(*(Text(text) for text in row))
+    console.print(framed)
+
+
+def _by_group(evaluation: Evaluation, rows: Sequence[Row], words: str) -> Table:
+    groups = list(
+        dict.fromkeys((r.group_kind, r.group) for r in rows if r.group_kind in ("all", "site group"))
+    )
+    worst = {(r.metric, r.class_name): r for r in rows if r.group_kind == "worst site"}
+    found = {(r.group_kind, r.group, r.metric, r.class_name): r for r in rows}
+    body = []
+    if evaluation.positive is not None and any(r.metric == "auc" for r in rows):
+        counts = [_positives(found.get((kind, name, "auc", ""))) for kind, name in groups]
+        body.append((f"Positive ({evaluation.positive})", *counts, *(("",) if worst else ())))
+    for metric, class_name in dict.fromkeys((r.metric, r.class_name) for r in rows):
+        cells = [cell(found.get((kind, name, metric, class_name))) for kind, name in groups]
+        if worst:
+            row = worst.get((metric, class_name))
+            cells.append(f"{row.group}: {cell(row)}" if row and row.group else cell(row))
+        title = METRICS[metric].title
+        body.append((f"{title}, {class_name}" if class_name else title, *cells))
+    return Table(
+        title=f"Test cases by group, {words}",
+        columns=("metric", *(name for _, name in groups), *(("worst site",) if worst else ())),
+        rows=tuple(body),
+        notes=_notes(evaluation, rows[0].level),
+    )
+
+
+def _by_site(evaluation: Evaluation, rows: Sequence[Row], words: str) -> Table:
+    at_sites = {(r.group, r.metric): r for r in rows if r.group_kind == "site" and not r.class_name}
+    metrics = [name for name in _SITE_METRICS if any(metric == name for _, metric in at_sites)]
+    sites = dict.fromkeys(site for site, _ in at_sites)
+    counted = evaluation.positive is not None and "auc" in metrics
+    return Table(
+        title=f"Test cases by site, {words}",
+        columns=("site", *(("positive",) if counted else ()), *(METRICS[name].title for name in metrics)),
+        rows=tuple(
+            (
+                site,
+                *((_positives(at_sites.get((site, "auc"))),) if counted else ()),
+                *(cell(at_sites.get((site, name))) for name in metrics),
+            )
+            for site in sites
+        ),
+        notes=_notes(evaluation, rows[0].level),
+    )
+
+
+def _positives(row: Row | None) -> str:
+    return "" if row is None else f"{row.positives} of {row.n}"
+
+
+def _notes(evaluation: Evaluation, level: Level) -> tuple[str, ...]:
+    notes = [*_legend(evaluation, level)]
+    if evaluation.threshold is not None:
+        source = {
+            "given": "as given",
+            "validation": f"chosen on the validation part by {evaluation.spec.threshold}",
+            "default": "by default",
+        }[evaluation.threshold_source]
+        notes.append(
+            f"Positive ({evaluation.positive}) where its probability >= {evaluation.threshold:.4g}, {source}."
+        )
+    if level == "patient":
+        notes.append(f"A patient's probability is the {evaluation.spec.patient_rule} over the cases.")
+    return (*notes, *evaluation.notes, *((LEAK_NOTE,) if evaluation.leaks else ()))
+
+
+def _legend(evaluation: Evaluation, level: Level) -> tuple[str, ...]:
+    counted = "patients" if level == "patient" else "cases/patients"
+    return (
+        f"[low, high]: {evaluation.spec.confidence:.0%} interval over {evaluation.spec.replicates} resamples "
+        f"of the patients; n: {counted}.",
+    )
+
+
+def _pipes(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(text.replace("|", "\\|") for text in cells) + " |"
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
