@@ -1,0 +1,160 @@
+"""The audit of a cohort: everything that would stop a training or make its numbers mislead."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from threefold.cohorts.cohort import Cohort, fingerprint
+from threefold.cohorts.confounding import SiteLabel, check_confounding, site_label
+from threefold.cohorts.findings import SEVERITIES, Finding, gather
+from threefold.cohorts.splits import PARTS, Split, Target, make_split
+from threefold.cohorts.table_checks import (
+    check_duplicates,
+    check_site_groups,
+    check_size,
+    check_split,
+    check_split_column,
+    check_targets,
+)
+from threefold.cohorts.voxel_checks import Opened, Progress, check_files
+from threefold.errors import CohortError
+from threefold.experiment import SplitSpec
+
+__all__ = ["Audit", "Finding", "SiteSummary", "audit"]
+
+
+@dataclass(frozen=True)
+class SiteSummary:
+    """What a site brings.
+
+    Attributes:
+        labels: number of cases by class name.
+        masks, structures: number of cases that have them.
+    """
+
+    site: str
+    group: str | None
+    cases: int
+    patients: int
+    labels: Mapping[str, int]
+    masks: int
+    structures: int
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The findings, worst first, and the figures they rest on.
+
+    Attributes:
+        voxels_read: whether voxels were looked at, or headers only.
+        association: of site and label; None where there is only one of either.
+        split: number of cases and patients by part; None where no split was audited.
+    """
+
+    cohort: str
+    fingerprint: str
+    cases: int
+    patients: int
+    voxels_read: bool
+    findings: tuple[Finding, ...]
+    sites: tuple[SiteSummary, ...]
+    association: SiteLabel | None = None
+    split: Mapping[str, Any] | None = None
+
+    @property
+    def refused(self) -> bool:
+        """Whether training on the cohort would be refused."""
+        return any(finding.severity == "refuse" for finding in self.findings)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data: what `threefold check --json` prints."""
+        return {**asdict(self), "refused": self.refused}
+
+
+def audit(
+    cohort: Cohort,
+    *,
+    split: Split | SplitSpec | None = None,
+    targets: Collection[Target] | None = None,
+    read_voxels: bool = True,
+    progress: Progress | None = None,
+) -> Audit:
+    """Check a cohort, and a split of it, without changing anything.
+
+    Args:
+        cohort: as read.
+        split: the parts to check too. A `SplitSpec` is made into them; one that can't be made is a finding.
+            With None, the table's split column is checked where it is filled.
+        targets: what training will ask for; None: every target that cohort.yaml speaks of.
+        read_voxels: look at voxels. Without, files are opened for their headers only, and intensities,
+            label values and same voxels under two ids are not seen.
+        progress: called with the number of cases done and of all.
+    """
+    asked = _declared_targets(cohort) if targets is None else tuple(targets)
+    findings: list[Finding] = []
+    if isinstance(split, SplitSpec):
+        try:
+            split = make_split(cohort, split)
+        except CohortError as error:
+            findings.append(Finding("refuse", "split", str(error)))
+            split = None
+    else:
+        findings += check_size(cohort) if split is None else ()
+    if not findings and (split is None or split.kind != "column"):
+        findings += check_split_column(cohort, "refuse" if split is None else "warn")
+    findings += check_site_groups(cohort)
+    findings += check_targets(cohort, asked)
+    if split is not None:
+        findings += check_split(cohort, split, asked)
+    association = site_label(cohort)
+    findings += check_confounding(association)
+    opened: Opened = check_files(cohort, read_voxels=read_voxels, progress=progress)
+    findings += gather(opened.problems)
+    findings += check_duplicates(cohort, opened.digests, split)
+    return Audit(
+        cohort=cohort.spec.name,
+        fingerprint=fingerprint(cohort),
+        cases=len(cohort.cases),
+        patients=len({case.patient_id for case in cohort.cases}),
+        voxels_read=read_voxels,
+        findings=tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))),
+        sites=tuple(_summary(cohort, site) for site in cohort.sites),
+        association=association,
+        split=None if split is None else _parts(cohort, split),
+    )
+
+
+def _declared_targets(cohort: Cohort) -> tuple[Target, ...]:
+    declared: list[Target] = []
+    if cohort.spec.classes:
+        declared.append("label")
+    if cohort.spec.mask is not None:
+        declared.append("mask")
+    if cohort.spec.structures:
+        declared.append("structures")
+    return tuple(declared)
+
+
+def _summary(cohort: Cohort, site: str) -> SiteSummary:
+    cases = [case for case in cohort.cases if case.site == site]
+    labels = Counter(case.label for case in cases if case.label is not None)
+    return SiteSummary(
+        site=site,
+        group=cohort.spec.site_group(site),
+        cases=len(cases),
+        patients=len({case.patient_id for case in cases}),
+        labels={name: labels[index] for index, name in enumerate(cohort.spec.classes)},
+        masks=sum(case.mask is not None for case in cases),
+        structures=sum(case.structures is not None for case in cases),
+    )
+
+
+def _parts(cohort: Cohort, split: Split) -> dict[str, Any]:
+    parts = {}
+    for part in PARTS:
+        cases = split.cases(cohort, part)
+        parts[part] = {"cases": len(cases), "patients": len({case.patient_id for case in cases})}
+    return {"kind": split.kind, "leaking_patients": list(split.leaking_patients), "parts": parts}

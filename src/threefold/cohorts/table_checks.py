@@ -1,0 +1,208 @@
+"""Checks of a cohort's table and split, for which no file is opened."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from threefold.cohorts.cohort import Case, Cohort
+from threefold.cohorts.findings import Finding, Severity
+from threefold.cohorts.splits import PARTS, Split, Target
+from threefold.validation import did_you_mean
+
+
+def check_size(cohort: Cohort) -> Iterator[Finding]:
+    """Refuse a cohort that no split can divide."""
+    patients = {case.patient_id for case in cohort.cases}
+    if len(patients) < 2:
+        yield Finding(
+            "refuse",
+            "size",
+            f"{len(cohort.cases)} case(s) of {len(patients)} patient; training and validation need different "
+            "patients. Add patients.",
+        )
+
+
+def check_site_groups(cohort: Cohort) -> Iterator[Finding]:
+    """Warn of sites that are named in site_groups only, and of sites in no group."""
+    for group, sites in cohort.spec.site_groups.items():
+        for site in sorted(set(sites) - set(cohort.sites)):
+            yield Finding(
+                "warn",
+                "sites",
+                f"Site group {group} names '{site}', where no case is from."
+                + did_you_mean(site, cohort.sites),
+            )
+    loose = [site for site in cohort.sites if cohort.spec.site_group(site) is None]
+    if cohort.spec.site_groups and loose:
+        yield Finding("warn", "sites", f"In no site group: {', '.join(loose)}. Add them to cohort.yaml.")
+
+
+def check_targets(cohort: Cohort, asked: Collection[Target]) -> Iterator[Finding]:
+    """Check that each target that is asked for is there, and say at which sites one is absent."""
+    for target in asked:
+        if all(getattr(case, target) is None for case in cohort.cases):
+            yield Finding(
+                "refuse",
+                "targets",
+                f"No case has a {target}. Fill the {target} column, or leave its task out.",
+            )
+            continue
+        without = [
+            site
+            for site in cohort.sites
+            if all(getattr(case, target) is None for case in cohort.cases if case.site == site)
+        ]
+        if without:
+            yield Finding(
+                "note",
+                "targets",
+                f"No {target} at {', '.join(without)}: its task is taught and measured at the other "
+                f"{len(cohort.sites) - len(without)} site(s) only.",
+            )
+    if "label" in asked:
+        yield from _check_classes(cohort)
+
+
+def check_split(cohort: Cohort, split: Split, asked: Collection[Target]) -> Iterator[Finding]:
+    """Check a split: leaking patients, and what each part can teach or measure."""
+    if split.leaks:
+        yield Finding(
+            "warn" if split.kind == "slice" else "refuse",
+            "patients",
+            f"{len(split.leaking_patients)} patient(s) in more than one part of the {split.kind} split: "
+            f"{_some(split.leaking_patients)}. The test knows its patients from training; every number of it "
+            "carries that mark.",
+            tuple(case.case_id for case in cohort.cases if case.patient_id in set(split.leaking_patients)),
+        )
+    for part in PARTS:
+        cases = split.cases(cohort, part)
+        for target in asked:
+            yield from _check_part(cohort, split, part, cases, target)
+
+
+def check_split_column(cohort: Cohort, severity: Severity) -> Iterator[Finding]:
+    """Find patients whom the table's own split column puts on two sides."""
+    parts: dict[str, set[str]] = defaultdict(set)
+    for case in cohort.cases:
+        if case.split is not None:
+            parts[case.patient_id].add(case.split)
+    leaking = sorted(patient for patient, found in parts.items() if len(found) > 1)
+    if leaking:
+        yield Finding(
+            severity,
+            "patients",
+            f"{len(leaking)} patient(s) in more than one part of the split column: {_some(leaking)}. Give "
+            "all cases of a patient the same part, or don't split by column.",
+            tuple(case.case_id for case in cohort.cases if case.patient_id in set(leaking)),
+        )
+
+
+def check_duplicates(cohort: Cohort, digests: Mapping[str, str], split: Split | None) -> Iterator[Finding]:
+    """Find images that are in the table under two ids: same file and slice, or same voxels."""
+    alike: dict[tuple[str, str], list[Case]] = defaultdict(list)
+    for case in cohort.cases:
+        place = f"{case.image}#{'' if case.slice_index is None else case.slice_index}"
+        alike["voxels" if case.case_id in digests else "place", digests.get(case.case_id, place)].append(case)
+    files: dict[Path, str] = {}
+    for cases in alike.values():
+        if len(cases) > 1:
+            yield _duplicate(cohort, cases, _sameness(cases, files), split)
+
+
+def _check_classes(cohort: Cohort) -> Iterator[Finding]:
+    names = cohort.spec.classes
+    patients: dict[str, set[str]] = {name: set() for name in names}
+    for case in cohort.cases:
+        if case.label is not None:
+            patients[names[case.label]].add(case.patient_id)
+    there = [name for name, found in patients.items() if found]
+    if len(there) == 1:
+        yield Finding(
+            "refuse",
+            "classes",
+            f"Every labelled case is '{there[0]}'. A classification needs two classes: add cases of "
+            f"{_other(names, there[0])}, or leave the classification task out.",
+        )
+        return
+    for name, found in patients.items():
+        if there and not found:
+            yield Finding(
+                "warn", "classes", f"No case of class '{name}': it can be neither learnt nor measured."
+            )
+        elif there and len(found) < 3:
+            yield Finding(
+                "warn",
+                "classes",
+                f"Class '{name}' has {len(found)} patient(s), too few for one in each of {', '.join(PARTS)}.",
+            )
+
+
+def _check_part(
+    cohort: Cohort, split: Split, part: str, cases: Sequence[Case], target: Target
+) -> Iterator[Finding]:
+    if not cases:
+        return
+    having = [case for case in cases if getattr(case, target) is not None]
+    severity: Severity = "refuse" if part == "train" else "warn"
+    consequence = "can't be learnt" if part == "train" else "can't be measured there"
+    if not having:
+        yield Finding(
+            severity,
+            "split",
+            f"No {part} case of the {split.kind} split has a {target}: it {consequence}.",
+        )
+    elif target == "label" and len({case.label for case in having}) == 1:
+        yield Finding(
+            severity,
+            "split",
+            f"All {len(having)} labelled {part} cases of the {split.kind} split are "
+            f"'{cohort.spec.classes[having[0].label or 0]}': telling classes apart {consequence}.",
+        )
+
+
+def _sameness(cases: Sequence[Case], files: dict[Path, str]) -> str:
+    if len({(case.image, case.slice_index) for case in cases}) == 1:
+        return "the same file" if cases[0].slice_index is None else "the same slice of the same file"
+    if len({case.slice_index for case in cases}) == 1 and len({_content(case, files) for case in cases}) == 1:
+        return "files with the same content"
+    return "different files with the same voxels"
+
+
+def _content(case: Case, files: dict[Path, str]) -> str:
+    """Return the hash of a file; a folder, which is a series of files, is as its path."""
+    if case.image not in files:
+        try:
+            with case.image.open("rb") as stream:
+                files[case.image] = hashlib.file_digest(stream, "blake2b").hexdigest()
+        except OSError:
+            files[case.image] = str(case.image)
+    return files[case.image]
+
+
+def _duplicate(cohort: Cohort, cases: Sequence[Case], sameness: str, split: Split | None) -> Finding:
+    reasons: list[str] = []
+    if len({case.patient_id for case in cases}) > 1:
+        reasons.append("they are said to be of different patients, so that a split can't keep them together")
+    if len({case.label for case in cases if case.label is not None}) > 1:
+        reasons.append("their labels contradict each other")
+    if split is not None and len({split.parts.get(case.case_id) for case in cases}) > 1:
+        reasons.append("the split puts them in different parts")
+    what = f"One image under {len(cases)} ids: {_some([case.case_id for case in cases])} are {sameness}"
+    ids = tuple(case.case_id for case in cases)
+    if reasons:
+        return Finding("refuse", "duplicates", f"{what}; {'; '.join(reasons)}. Keep one.", ids)
+    return Finding(
+        "warn", "duplicates", f"{what}, of one patient. It counts {len(cases)} times; keep one.", ids
+    )
+
+
+def _other(names: Iterable[str], there: str) -> str:
+    others = [f"'{name}'" for name in names if name != there]
+    return " or ".join(others) if others else "a second class"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

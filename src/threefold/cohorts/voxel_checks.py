@@ -1,0 +1,251 @@
+"""Checks that open the files of a cohort: readable, on one grid, with the values that cohort.yaml names."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from threefold.cohorts.cohort import Case, Cohort, CohortSpec
+from threefold.cohorts.findings import Problem
+from threefold.errors import ImageError
+from threefold.images.geometry import Image, describe_difference, slice_affine
+from threefold.images.reading import Header, read_header, read_image, read_label_map, states_place
+
+HU_RANGE = (-1100.0, 32767.0)
+"""What a CT scanner can give: air is -1000, and files hold 16 bits."""
+AIR = -500.0
+"""An image in HU without a voxel below this shows no air: it was cut to a window."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What opening the files of the cases gave.
+
+    Attributes:
+        problems: in the order of the table.
+        digests: hash of the voxels by case id; constant images, which are all alike, are left out.
+    """
+
+    problems: tuple[Problem, ...]
+    digests: dict[str, str]
+
+
+def check_files(cohort: Cohort, *, read_voxels: bool, progress: Progress | None = None) -> Opened:
+    """Open every file of the cohort: its header, and its voxels where `read_voxels` says so."""
+    volumes = _Volumes(cohort)
+    problems: dict[str, list[Problem]] = {}
+    digests: dict[str, str] = {}
+    # Cases of one volume follow each other, so that one volume at a time is in memory.
+    ordered = sorted(cohort.cases, key=lambda case: (str(case.image), case.slice_index or 0))
+    for done, case in enumerate(ordered, start=1):
+        found = list(_check_headers(case, cohort.spec))
+        if read_voxels and not found:
+            try:
+                array = volumes.read(case)
+            except ImageError as error:
+                found.append(_unusable(case, "image", error))
+            else:
+                found.extend(_check_intensity(case, array, cohort.spec))
+                if array.size and array.min() != array.max():
+                    digests[case.case_id] = _digest(array)
+            found.extend(_check_label_maps(case, cohort.spec))
+        problems[case.case_id] = found
+        if progress is not None:
+            progress(done, len(ordered))
+    in_order = tuple(problem for case in cohort.cases for problem in problems[case.case_id])
+    return Opened(in_order, digests)
+
+
+class _Volumes:
+    """Reads images; a volume that several cases are slices of is read once while they follow each other."""
+
+    def __init__(self, cohort: Cohort) -> None:
+        self._spacing = cohort.spec.spacing
+        self._users = Counter(case.image for case in cohort.cases if case.slice_index is not None)
+        self._last: tuple[Path, Image] | None = None
+
+    def read(self, case: Case) -> NDArray[Any]:
+        if case.slice_index is None or self._users[case.image] == 1:
+            return read_image(case.image, slice_index=case.slice_index, spacing=self._spacing).array
+        if self._last is None or self._last[0] != case.image:
+            self._last = None
+            try:
+                self._last = (case.image, read_image(case.image, spacing=self._spacing))
+            except ImageError:
+                # Another slice of it may be at fault: judge this one by itself.
+                return read_image(case.image, slice_index=case.slice_index, spacing=self._spacing).array
+        array: NDArray[Any] = self._last[1].array
+        return array[..., case.slice_index] if array.ndim == 3 else array
+
+
+def _check_headers(case: Case, spec: CohortSpec) -> Iterator[Problem]:
+    try:
+        image = read_header(case.image, slice_index=case.slice_index, spacing=spec.spacing)
+    except ImageError as error:
+        yield _unusable(case, "image", error)
+        return
+    if len(image.shape) != spec.dimensions or 0 in image.shape:
+        advice = (
+            "Name the slice in a `slice` column, a row for each, or set dimensions: 3 in cohort.yaml."
+            if spec.dimensions == 2
+            else "Give a volume, or set dimensions: 2 in cohort.yaml."
+        )
+        yield Problem(
+            "refuse",
+            "geometry",
+            case.case_id,
+            f"the image has not the {spec.dimensions} axes that cohort.yaml says",
+            f"{case.image.name} is {' x '.join(map(str, image.shape))}",
+            advice,
+        )
+        return
+    for name, path in (("mask", case.mask), ("structures", case.structures)):
+        if path is not None:
+            yield from _check_grid(case, name, path, image, spec)
+
+
+def _check_grid(case: Case, name: str, path: Path, image: Header, spec: CohortSpec) -> Iterator[Problem]:
+    try:
+        target = _target_header(case, path, spec)
+        placed = states_place(path) and states_place(case.image)
+    except ImageError as error:
+        yield _unusable(case, name, error)
+        return
+    # A PNG says nothing of its place: only its shape can be compared.
+    affine = target.affine if placed else image.affine
+    difference = describe_difference(image.shape, image.affine, target.shape, affine)
+    if difference is not None:
+        yield Problem(
+            "refuse",
+            "geometry",
+            case.case_id,
+            f"the {name} lies on another grid than the image",
+            difference,
+            f"Resample the {name} to the image's grid (nearest neighbour), or correct its header.",
+        )
+
+
+def _target_header(case: Case, path: Path, spec: CohortSpec) -> Header:
+    """Return the grid of a label map; where it is a volume, that of the case's slice."""
+    header = read_header(path, spacing=spec.spacing)
+    if case.slice_index is None or len(header.shape) == 2:
+        return header
+    if case.slice_index >= header.shape[2]:
+        raise ImageError(f"{path}: there is no slice {case.slice_index}; it has {header.shape[2]}.")
+    return Header(header.shape[:2], slice_affine(header.affine, case.slice_index))
+
+
+def _check_label_maps(case: Case, spec: CohortSpec) -> Iterator[Problem]:
+    valid = {
+        "mask": (case.mask, {0, *spec.mask.values} if spec.mask else {0}),
+        "structures": (case.structures, set(range(len(spec.structures) + 1))),
+    }
+    for name, (path, allowed) in valid.items():
+        if path is None:
+            continue
+        try:
+            sliced = case.slice_index if len(read_header(path, spacing=spec.spacing).shape) == 3 else None
+            array = read_label_map(path, slice_index=sliced, spacing=spec.spacing).array
+        except ImageError as error:
+            yield _unusable(case, name, error)
+            continue
+        found = _values(array)
+        if found - allowed:
+            unknown = ", ".join(map(str, sorted(found - allowed)[:8]))
+            yield Problem(
+                "refuse",
+                "label values",
+                case.case_id,
+                f"the {name} holds values that cohort.yaml does not name",
+                f"{unknown}; expected {', '.join(map(str, sorted(allowed)))}",
+                "Correct the file, or name the values in cohort.yaml"
+                + (" (mask: values)." if name == "mask" else " (structures)."),
+            )
+        elif found == {0}:
+            yield Problem(
+                "note",
+                "label values",
+                case.case_id,
+                f"the {name} is empty, which says that there is nothing to find",
+                path.name,
+                f"Where it is only unknown, leave the {name} cell empty instead.",
+            )
+
+
+def _check_intensity(case: Case, array: NDArray[Any], spec: CohortSpec) -> Iterator[Problem]:
+    low, high = float(array.min()), float(array.max())
+    found = f"{low:g} to {high:g}"
+    if low == high:
+        yield Problem(
+            "warn",
+            "intensity",
+            case.case_id,
+            "the image is constant",
+            found,
+            "It shows nothing; was the right file exported?",
+        )
+        return
+    if spec.intensity.unit == "grey" and not (low >= 0 and high <= 255):
+        yield Problem(
+            "refuse",
+            "intensity",
+            case.case_id,
+            "values outside 0 to 255, though cohort.yaml says unit: grey",
+            found,
+            "Set intensity.unit to what the values are.",
+        )
+    if spec.intensity.unit != "HU":
+        return
+    if low >= 0 and 200 < high <= 255 and bool((array == np.rint(array)).all()):
+        yield Problem(
+            "refuse",
+            "intensity",
+            case.case_id,
+            "looks like 8-bit grey values, though cohort.yaml says unit: HU",
+            found,
+            "Set intensity.unit: grey, or import the files with the window that they were shown in.",
+        )
+    elif low < HU_RANGE[0] or high > HU_RANGE[1]:
+        yield Problem(
+            "warn",
+            "intensity",
+            case.case_id,
+            f"values outside what CT can give ({HU_RANGE[0]:g} to {HU_RANGE[1]:g} HU)",
+            found,
+            "Padding outside the field of view is harmless under a window; a wrong rescale slope or "
+            "intercept is not.",
+        )
+    elif low > AIR:
+        yield Problem(
+            "note",
+            "intensity",
+            case.case_id,
+            "no air: the image was cut to a window",
+            found,
+            "Compare it only with images in the same window.",
+        )
+
+
+def _values(array: NDArray[Any]) -> set[int]:
+    if array.dtype == np.uint8:
+        return {int(value) for value in np.flatnonzero(np.bincount(array.ravel(), minlength=256))}
+    return {int(value) for value in np.unique(array)}
+
+
+def _digest(array: NDArray[Any]) -> str:
+    # + 0.0: zero has two signs in floating point.
+    voxels = np.ascontiguousarray(array, dtype=np.float32) + np.float32(0)
+    return hashlib.blake2b(voxels.tobytes() + str(array.shape).encode(), digest_size=16).hexdigest()
+
+
+def _unusable(case: Case, name: str, error: ImageError) -> Problem:
+    return Problem("refuse", "files", case.case_id, f"the {name} can't be used", str(error).rstrip("."))
