@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from threefold.cohorts.cohort import Case, CohortSpec
 from threefold.cohorts.samples import read_sample
-from threefold.errors import RunError
+from threefold.errors import ImageError, RunError
 from threefold.experiment import PreprocessingSpec
 from threefold.images.batch import Sample
 from threefold.images.cache import (
@@ -105,7 +105,10 @@ class SampleStore:
 
     def _from_disk(self, case: Case) -> Sample:
         assert self._folder is not None
-        key = entry_key(self._meaning(case))
+        try:
+            key = entry_key(self._meaning(case))
+        except ImageError as error:
+            raise ImageError(f"case {case.case_id}: {error}") from error
         path = self._folder / key[:2] / key
         arrays = read_entry(path)
         if arrays is not None:

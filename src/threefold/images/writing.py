@@ -31,7 +31,7 @@ def write_nifti(path: Path, array: NDArray[Any], affine: NDArray[np.float64]) ->
         raise ImageError(f"{path}: expected a name that ends in .nii or .nii.gz.")
     if array.ndim not in (2, 3):
         raise ValueError(f"expected a slice or a volume, found shape {array.shape}")
-    import nibabel
+    from nibabel.nifti1 import Nifti1Image
 
     if array.dtype == bool:
         array = array.astype(np.uint8)
@@ -39,7 +39,8 @@ def write_nifti(path: Path, array: NDArray[Any], affine: NDArray[np.float64]) ->
         if array.size and np.abs(array).max() > np.iinfo(np.int32).max:
             raise ValueError(f"values up to {np.abs(array).max()} do not fit NIfTI's int32")
         array = array.astype(np.int32)
-    image = nibabel.Nifti1Image(array[..., None] if array.ndim == 2 else array, affine)
+    make: Any = Nifti1Image
+    image = make(array[..., None] if array.ndim == 2 else array, affine)
     image.set_sform(affine, code="scanner")
     image.set_qform(affine, code="scanner", strip_shears=True)
     image.header.set_xyzt_units("mm")
