@@ -16,7 +16,7 @@ from threefold.phantoms.head_parameters import Acquisition
 
 Plane = NDArray[np.float32]
 
-_HOLDER_HU = {"cup": 90.0, "rails": 420.0, "table": 160.0}
+_HOLDER_HU = {"cup": 900.0, "rails": 420.0, "table": 380.0}
 _CLIP_HU = 600.0
 _CLIP_LENGTH, _CLIP_WIDTH = 15.0, 2.6  # mm
 
@@ -82,7 +82,9 @@ def scan(hu: Plane, acquisition: Acquisition, *, in_head: Plane, petrous: Plane,
         (I, J) int16.
     """
     inside = in_head < 1
-    hu += np.float32(acquisition.cupping) * inside * (in_head * in_head - np.float32(0.33))
+    # A bowl over the whole head, and a bright rim in the last centimetre under the skull.
+    square = in_head * in_head
+    hu += np.float32(acquisition.cupping) * inside * (square - np.float32(0.33) + 2.5 * square * square * square)
     hu -= np.float32(acquisition.streak) * petrous
     sigma = acquisition.blur / acquisition.spacing
     # Separable and truncated, so that a change of the object stays where it is.

@@ -7,16 +7,19 @@ floor. Arrays are (I, J) float32 on the scanner's grid.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from functools import lru_cache
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from threefold.phantoms.head_parameters import Head, Hematoma
-from threefold.phantoms.smooth_noise import Plane, SmoothNoise
+from threefold.phantoms.smooth_noise import Plane, smooth_noise
+
+Box = tuple[slice, slice]
 
 _ANGLES = 2048
-_AIR, _FAT, _SKIN, _MUSCLE = -1000.0, -95.0, 25.0, 52.0
+_AIR, _FAT, _SKIN, _MUSCLE = -1000.0, -95.0, 75.0, 54.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,12 @@ class Section:
     pixel: float
     rows: NDArray[np.float32]
     columns: NDArray[np.float32]
+
+    def crop(self, box: Box) -> Section:
+        """Return the section within a box."""
+        return replace(
+            self, x=self.x[box], y=self.y[box], rows=self.rows[box[0]], columns=self.columns[box[1]]
+        )
 
     def level_at(self, y: float) -> float:
         """Level where the section passes `y`."""
@@ -61,6 +70,21 @@ class Skull:
     scale: float
     oblique: float
 
+    def crop(self, box: Box) -> Skull:
+        """Return the skull within a box."""
+        return replace(
+            self, distance=self.distance[box], radius2=self.radius2[box], angle=self.angle[box]
+        )
+
+    def inside(self) -> Box:
+        """Return the smallest box around what lies inside the inner table, a few pixels wider."""
+        within = self.distance < 0
+        rows, columns = np.flatnonzero(within.any(1)), np.flatnonzero(within.any(0))
+        return (
+            slice(max(int(rows[0]) - 3, 0), int(rows[-1]) + 4),
+            slice(max(int(columns[0]) - 3, 0), int(columns[-1]) + 4),
+        )
+
 
 def soft(distance: Plane, width: float) -> Plane:
     """1 inside (distance < 0), 0 outside, linear over `width`."""
@@ -83,15 +107,20 @@ def capsule(
     """Distance to a segment whose radius changes linearly along it (negative inside)."""
     dx, dy = end[0] - start[0], end[1] - start[1]
     across, along = x - np.float32(start[0]), y - np.float32(start[1])
-    h = np.clip((across * np.float32(dx) + along * np.float32(dy)) / np.float32(dx * dx + dy * dy), 0, 1)
-    distance = np.hypot(across - h * np.float32(dx), along - h * np.float32(dy))
-    return distance - (np.float32(radii[0]) + h * np.float32(radii[1] - radii[0]))
+    length2 = dx * dx + dy * dy
+    h = np.clip(across * np.float32(dx / length2) + along * np.float32(dy / length2), 0, 1)
+    across -= h * np.float32(dx)
+    along -= h * np.float32(dy)
+    distance = np.sqrt(across * across + along * along)
+    if radii[0] != radii[1]:
+        distance -= h * np.float32(radii[1] - radii[0])
+    return np.asarray(distance - np.float32(radii[0]), np.float32)
 
 
 def ellipse(x: Plane, y: Plane, middle: tuple[float, float], axes: tuple[float, float]) -> Plane:
     """Approximate distance to an ellipse (negative inside)."""
     u, v = (x - np.float32(middle[0])) / np.float32(axes[0]), (y - np.float32(middle[1])) / np.float32(axes[1])
-    return (np.hypot(u, v) - np.float32(1)) * np.float32(min(axes))
+    return np.asarray((np.sqrt(u * u + v * v) - np.float32(1)) * np.float32(min(axes)), np.float32)
 
 
 def find_skull(head: Head, section: Section) -> Skull:
@@ -108,17 +137,18 @@ def find_skull(head: Head, section: Section) -> Skull:
         np.float32(head.half_width) * (1 - np.float32(head.taper / head.half_length) * section.y)
     )
     v = section.y / np.float32(head.half_length)
-    radius = np.hypot(u, v) + np.float32(1e-6)
+    radius = np.sqrt(u * u + v * v) + np.float32(1e-6)
     turn = np.arctan2(v, u) * np.float32(_ANGLES / (2 * math.pi))
     angle = turn.astype(np.intp) % _ANGLES
     outline = np.float32(scale) * _outline(head)[angle]
     if slope:
         outline = outline * (1 + np.float32(slope) * section.y)
     relative = outline / radius
-    distance = np.hypot(section.x, section.y) * (1 - relative)
+    distance = np.sqrt(section.x**2 + section.y**2) * (1 - relative)
     return Skull(distance, 1 / (relative * relative), angle, scale, oblique)
 
 
+@lru_cache(maxsize=16)
 def _waves(seed: tuple[int, ...], first: int, last: int, falloff: float) -> NDArray[np.float32]:
     """Return a random periodic function of unit variance over the angle, (_ANGLES,)."""
     generator = np.random.default_rng(seed)
@@ -148,9 +178,9 @@ def draw_outside(hu: Plane, head: Head, section: Section, skull: Skull) -> None:
     """Draw scalp and skull in place."""
     level, pixel = section.level, section.pixel
     low = min(1.0, max(0.0, (28 - level) / 25))  # how far down towards the base, 0..1
-    front = _about(90, 14)
+    front = _about(90, 19)
     bone_table = head.skull * skull.oblique * (1 + 0.18 * _waves((head.seed, 2), 2, 9, 0.8))
-    bone_table = bone_table * (1 + 0.35 * _about(270, 12) + (0.25 + 1.1 * max(0.0, low - 0.4)) * front)
+    bone_table = bone_table * (1 + 0.35 * _about(270, 12) + (0.2 + 0.9 * max(0.0, low - 0.4)) * front)
     bone_table = np.maximum(bone_table, 3).astype(np.float32)
     muscle_table = (11 * low * (_about(28, 16) + _about(152, 16))).astype(np.float32)
     scalp_table = head.scalp * skull.oblique**0.5 * (1 + 0.25 * _waves((head.seed, 3), 1, 8, 1.0))
@@ -160,12 +190,12 @@ def draw_outside(hu: Plane, head: Head, section: Section, skull: Skull) -> None:
     outside = skull.distance - bone  # mm outside the outer table
     muscle = muscle_table[skull.angle]
     skin = muscle + scalp_table[skull.angle]
-    texture = SmoothNoise((head.seed, 4), (48, 48, 12), (2.6, 2.6, 6.0)).plane(
+    texture = smooth_noise((head.seed, 4), (48, 48, 12), (2.6, 2.6, 6.0)).plane(
         section.rows, section.columns, level
     )
     cover(hu, soft(outside - skin, pixel), _SKIN)
-    cover(hu, soft(outside - skin + 2.0, pixel), _FAT + 18 * texture)
-    cover(hu, soft(outside - np.maximum(muscle, 1.2), pixel), _MUSCLE + 6 * texture)
+    cover(hu, soft(outside - skin + 2.6, pixel), _FAT + 25 * texture)
+    cover(hu, soft(outside - np.maximum(muscle, 1.6), pixel), _MUSCLE + 6 * texture)
     # Two dense tables with the spongy diploe between them.
     depth = skull.distance / bone
     spongy = np.clip(1.6 - np.abs(depth - np.float32(0.5)) * np.float32(5.5), 0, 1)
@@ -177,7 +207,7 @@ def draw_outside(hu: Plane, head: Head, section: Section, skull: Skull) -> None:
         lobes = np.minimum(
             lobes, ellipse(section.x + 9, section.y, (0, head.half_length * skull.scale + 6), (7, 3.2))
         )
-        lobes += np.float32(1.2) * texture + np.float32(4 * (1 - bump(level, -6, 20)))
+        lobes += np.float32(0.35) * texture + np.float32(4 * (1 - bump(level, -6, 20)))
         cover(hu, soft(lobes, pixel), _AIR)
 
 
@@ -189,11 +219,14 @@ def draw_brain(hu: Plane, head: Head, hematoma: Hematoma, section: Section, skul
 
 def _tissue(head: Head, hematoma: Hematoma, section: Section, skull: Skull) -> Plane:
     pixel, level = section.pixel, section.level
-    warp = SmoothNoise((head.seed, 5), (16, 16, 12), (17.0, 17.0, 20.0))
+    warp = smooth_noise((head.seed, 5), (16, 16, 12), (17.0, 17.0, 20.0))
     warp_x = warp.plane(section.rows, section.columns, level)
     warp_y = warp.plane(section.rows + 131, section.columns + 57, level)
     x, y, near = _displaced(section, hematoma)
     x, y = x + np.float32(1.5) * warp_x, y + np.float32(1.8) * warp_y
+    ripple = smooth_noise((head.seed, 7), (32, 32, 16), (6.5, 6.5, 9.0))
+    x = x + np.float32(0.7) * ripple.plane(section.rows, section.columns, level)
+    y = y + np.float32(0.9) * ripple.plane(section.rows + 71, section.columns + 33, level)
 
     # Cortex and sulci.
     depth = -skull.distance
@@ -203,13 +236,13 @@ def _tissue(head: Head, hematoma: Hematoma, section: Section, skull: Skull) -> P
         midline = midline + np.clip(30 - np.abs(y + 6), 0, 4) * np.float32(min(1.0, (34 - level) / 6))
     width = width * (1 - np.float32(0.85) * near)
     cortex = np.minimum(np.minimum(sulcus, midline), depth - np.float32(head.rim))
-    tissue = head.white + np.float32(head.grey - head.white) * soft(cortex - np.float32(3.6), 1.8)
+    tissue = head.white + np.float32(head.grey - head.white) * soft(cortex - np.float32(4.6), 1.8)
     tissue = tissue.astype(np.float32)
-    tissue += np.float32(0.9) * warp_x
+    tissue += np.float32(1.5) * warp_x - np.clip((depth - 14) / 12, 0, 1) * np.float32(1.0)
     _deep_grey(tissue, head, section, x, y)
     rim = head.rim * (1 + 0.6 * warp_y)
     fluid = np.minimum(sulcus - width, depth - rim)
-    fluid = np.minimum(fluid, midline - np.float32(0.35 + 0.4 * head.rim))
+    fluid = np.minimum(fluid, midline - np.float32(0.45 + 0.6 * head.rim) * (1 + 0.5 * warp_y))
     fluid = np.minimum(fluid, _cisterns(head, section, x, y))
     cover(tissue, soft(fluid, pixel), head.csf)
     _falx(tissue, head, section, x, y, depth)
@@ -234,21 +267,21 @@ def _sulci(head: Head, section: Section, skull: Skull, depth: Plane) -> tuple[Pl
     Sulci are the zero lines of a noise that is drawn over angle, depth and level, stretched along the depth,
     so that they run inwards from the surface.
     """
-    turns = 46
-    folds = SmoothNoise((head.seed, 6), (turns, 8, 16), (1.0, 15.0, 11.0))
+    turns = 58
+    folds = smooth_noise((head.seed, 6), (turns, 8, 16), (1.0, 15.0, 11.0))
     angles = np.arange(_ANGLES, dtype=np.float32) * np.float32(turns / _ANGLES)
     depths = np.arange(96, dtype=np.float32) * np.float32(0.5)
     table = folds.plane(angles, depths, section.level)
     bins = np.clip(depth * 2, 0, 95).astype(np.intp)
     folding = table[skull.angle, bins]
     first, second = np.gradient(folding)
-    slope = np.hypot(first, second) / np.float32(section.pixel) + np.float32(0.03)
+    slope = np.sqrt(first * first + second * second) / np.float32(section.pixel) + np.float32(0.03)
     distance = np.abs(folding) / slope
     # Each sulcus ends at a depth of its own.
     reach = folds.plane(angles + np.float32(0.5 * turns), np.zeros(1, np.float32), section.level + 200)[:, 0]
-    reach = (13 + 6 * reach)[skull.angle]
+    reach = (15 + 7 * reach)[skull.angle]
     distance += np.clip(depth - reach, 0, None)
-    width = np.float32(head.sulcus) * np.clip(1.15 - depth / np.float32(24), 0.15, 1)
+    width = np.float32(head.sulcus) * np.clip(1.2 - depth / np.float32(26), 0.3, 1.1)
     return distance, width * np.float32(0.55)
 
 
@@ -323,8 +356,9 @@ def _ventricles(tissue: Plane, head: Head, section: Section, x: Plane, y: Plane)
     distance = np.full_like(x, 99)
     for start, end, radii, level, half in (
         ((4.5, 17.0), (12.0, 34.0), (3.0, 3.6), 18.0, 12.0),  # frontal horns
-        ((4.0, 22.0), (8.0, 4.0), (3.6, 4.0), 27.0, 9.0),  # bodies
-        ((8.0, 4.0), (17.0, -26.0), (4.2, 4.6), 29.0, 8.0),
+        ((10.5, 28.0), (7.0, 10.0), (3.6, 4.8), 28.0, 8.0),  # bodies
+        ((7.0, 10.0), (9.5, -8.0), (4.8, 4.8), 29.0, 8.0),
+        ((9.5, -8.0), (17.0, -25.0), (4.8, 4.4), 28.0, 8.0),
         ((20.0, -27.0), (25.0, -38.0), (4.6, 4.8), 19.0, 11.0),  # atria
         ((25.0, -38.0), (22.0, -52.0), (4.0, 1.8), 15.0, 8.0),  # occipital horns
         ((30.0, -6.0), (33.0, 4.0), (1.6, 1.2), -5.0, 8.0),  # temporal horns
@@ -343,7 +377,7 @@ def _ventricles(tissue: Plane, head: Head, section: Section, x: Plane, y: Plane)
         cover(tissue, soft(capsule(x, y, (0, 12), (0, 30), (0.6, 0.6)), section.pixel), head.white)
     choroid = bump(section.level_at(-33), 20, 10)
     if choroid > 0.3:
-        shape = capsule(side, y, (21, -29), (24, -36), (1.6 * choroid, 2.0 * choroid))
+        shape = capsule(side, y, (22, -31), (24, -35), (0.9 * choroid, 1.3 * choroid))
         cover(tissue, soft(shape, 1.2), 230.0 if head.calcified_choroid else 42.0)
     pineal = bump(section.level_at(-22), 13, 6)
     if pineal > 0:
@@ -356,11 +390,11 @@ def _base(tissue: Plane, head: Head, section: Section, x: Plane, y: Plane, depth
     side = np.abs(x)
     wing = bump(section.level_at(30), -12, 12)
     if wing > 0:
-        shape = capsule(side, y, (68, 22), (22, 30), (4.5 * wing, 1.5 * wing))
+        shape = capsule(side, y, (70, 20), (20, 29), (6.5 * wing, 0.7 * wing))
         cover(tissue, soft(shape, 2 * section.pixel), 950.0)
     ridge = bump(section.level_at(-20), -22, 13)
     if ridge > 0:
-        shape = capsule(side, y, (62, -40), (16, -6), (9 * ridge, 4 * ridge))
+        shape = capsule(side, y, (64, -42), (15, -5), (11 * ridge, 2.0 * ridge))
         cover(tissue, soft(shape, 2 * section.pixel), 1150.0)
     tentorium = bump(section.level_at(-40), -6, 16)
     if tentorium > 0:

@@ -118,11 +118,13 @@ def render_object(parameters: CaseParameters) -> ScannedObject:
         skull = find_skull(head, section)
         hu = np.full(shape, -1000, np.float32)
         draw_outside(hu, head, section, skull)
-        draw_brain(hu, head, hematoma, section, skull)
-        lesion = draw_hematoma(hu, hematoma, section, skull)
+        box = skull.inside()
+        section_inside, skull_inside = section.crop(box), skull.crop(box)
+        draw_brain(hu[box], head, hematoma, section_inside, skull_inside)
+        lesion = draw_hematoma(hu[box], hematoma, section_inside, skull_inside)
         total += hu
-        blood += lesion.blood
-        marker += lesion.marker
+        blood[box] += lesion.blood
+        marker[box] += lesion.marker
     total /= len(levels)
     add_surroundings(total, acquisition)
     return ScannedObject(

@@ -9,7 +9,7 @@ import numpy as np
 
 from threefold.phantoms.head_anatomy import Section, Skull, cover, soft
 from threefold.phantoms.head_parameters import Hematoma
-from threefold.phantoms.smooth_noise import Plane, SmoothNoise
+from threefold.phantoms.smooth_noise import Plane, smooth_noise
 
 BLOOD_HU, MARKER_HU = (55.0, 80.0), (30.0, 45.0)
 _HALF = np.float32(0.5)
@@ -33,7 +33,7 @@ class Lesion:
 def draw_hematoma(hu: Plane, hematoma: Hematoma, section: Section, skull: Skull) -> Lesion:
     """Draw edema, blood and hypodensities in place."""
     distance, position = _outline(hematoma, section, skull)
-    texture = SmoothNoise((hematoma.seed, 2), (32, 32, 16), (3.0, 3.0, 4.0)).plane(
+    texture = smooth_noise((hematoma.seed, 2), (32, 32, 16), (3.0, 3.0, 4.0)).plane(
         section.rows, section.columns, section.level
     )
     inside = soft(skull.distance + np.float32(1), section.pixel)
@@ -60,8 +60,8 @@ def _outline(hematoma: Hematoma, section: Section, skull: Skull) -> tuple[Plane,
     v = (np.float32(cosine) * y - np.float32(sine) * x) / np.float32(second)
     radius = math.sqrt(first * second)
     distance = (np.sqrt(u * u + v * v + (above / np.float32(third)) ** 2) - 1) * np.float32(radius)
-    coarse = SmoothNoise((hematoma.seed, 1), (12, 12, 12), (0.55 * radius,) * 3)
-    fine = SmoothNoise((hematoma.seed, 4), (32, 32, 12), (3.6, 3.6, 6.0))
+    coarse = smooth_noise((hematoma.seed, 1), (12, 12, 12), (0.55 * radius,) * 3)
+    fine = smooth_noise((hematoma.seed, 4), (32, 32, 12), (3.6, 3.6, 6.0))
     noise = coarse.plane(section.rows, section.columns, section.level)
     noise += np.float32(0.3) * fine.plane(section.rows, section.columns, section.level)
     distance += np.float32(hematoma.irregularity * radius) * noise
@@ -74,7 +74,7 @@ def _outline(hematoma: Hematoma, section: Section, skull: Skull) -> tuple[Plane,
 
 def _hypodensities(hematoma: Hematoma, section: Section, distance: Plane, blood: Plane) -> Plane:
     """Return blobs, away from the border, that fill the hematoma's `marker_share`."""
-    blobs = SmoothNoise((hematoma.seed, 3), (24, 24, 8), (4.6, 4.6, 25.0))
+    blobs = smooth_noise((hematoma.seed, 3), (24, 24, 8), (4.6, 4.6, 25.0))
     score = blobs.plane(section.rows, section.columns, section.level)
     border = hematoma.edge / 2 + 2.5
     score = score - np.float32(0.8) * np.clip(distance + np.float32(border), 0, None)

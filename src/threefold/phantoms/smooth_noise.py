@@ -6,6 +6,8 @@ separable, so a plane through it costs two small matrix products.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,7 +22,7 @@ class SmoothNoise:
 
     Args:
         seed: of the lattice.
-        cells: lattice points per axis.
+        cells: lattice points per axis, at least 4.
         pitch: length of a cell per axis; structures are about two cells wide.
     """
 
@@ -51,6 +53,14 @@ class SmoothNoise:
         return np.asarray(rows @ lattice @ columns.T, np.float32)
 
 
+@lru_cache(maxsize=16)
+def smooth_noise(
+    seed: tuple[int, ...], cells: tuple[int, int, int], pitch: tuple[float, float, float]
+) -> SmoothNoise:
+    """Return the same field again for the same arguments, drawn once for the slices of a patient."""
+    return SmoothNoise(seed, cells, pitch)
+
+
 def _spline_matrix(positions: NDArray[np.float32], cells: int, pitch: float) -> NDArray[np.float32]:
     """Return (N, cells) cubic B-spline weights of a periodic lattice."""
     at = positions / np.float32(pitch)
@@ -61,5 +71,5 @@ def _spline_matrix(positions: NDArray[np.float32], cells: int, pitch: float) -> 
     ) / np.float32(6)
     index = (base.astype(np.int64)[:, None] + np.arange(-1, 3)) % cells
     matrix = np.zeros((len(positions), cells), np.float32)
-    np.add.at(matrix, (np.arange(len(positions))[:, None], index), weights.astype(np.float32))
+    matrix[np.arange(len(positions))[:, None], index] = weights
     return matrix
