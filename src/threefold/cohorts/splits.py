@@ -78,6 +78,9 @@ def make_split(cohort: Cohort, spec: SplitSpec) -> Split:
 
     The same seed gives the same parts on every machine, whatever the order of the rows.
 
+    With `hold_out` None the site group `external` is held out by the kinds patient, site and slice, where
+    cohort.yaml has one with cases.
+
     Args:
         cohort: the cases.
         spec: kind, fractions (of the patients that are not held out; of the cases for kind slice) and seed.
@@ -241,8 +244,8 @@ def _foldable_sites(cohort: Cohort, always_held_out: frozenset[str]) -> tuple[st
 def _held_out_sites(cohort: Cohort, spec: SplitSpec) -> frozenset[str]:
     hold_out = spec.hold_out
     if hold_out is None:
-        by_default = spec.kind in ("patient", "site", "slice") and _EXTERNAL in cohort.spec.site_groups
-        hold_out = (_EXTERNAL,) if by_default else ()
+        external = set(cohort.spec.site_groups.get(_EXTERNAL, ())) & set(cohort.sites)
+        hold_out = (_EXTERNAL,) if external and spec.kind in ("patient", "site", "slice") else ()
     named = _named_sites(cohort, hold_out)
     if spec.kind == "site" and not named:
         raise CohortError(

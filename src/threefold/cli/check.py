@@ -1,0 +1,204 @@
+"""`threefold check`: would training on this cohort be refused, and what would mislead."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from threefold.errors import CohortError
+
+if TYPE_CHECKING:
+    from threefold.cohorts.audit import Audit
+    from threefold.cohorts.voxel_checks import Progress
+
+_WORDS = {"refuse": "REFUSED", "warn": "warning", "note": "note"}
+_COLOURS = {"refuse": "bold red", "warn": "yellow", "note": "dim"}
+
+
+class SplitKind(StrEnum):
+    """The kinds of split that `check` can make."""
+
+    PATIENT = "patient"
+    SITE = "site"
+    SLICE = "slice"
+    COLUMN = "column"
+
+
+class TargetName(StrEnum):
+    """What training may ask of the cases."""
+
+    LABEL = "label"
+    MASK = "mask"
+    STRUCTURES = "structures"
+
+
+def check(
+    cohort: Annotated[Path, typer.Argument(help="The cohort's folder, with cohort.yaml and cases.csv.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the audit as JSON.")] = False,
+    allow_outside: Annotated[
+        bool, typer.Option("--allow-outside", help="Accept paths that leave the folder (../, absolute).")
+    ] = False,
+    split: Annotated[
+        SplitKind | None,
+        typer.Option(help="The split to check. [default: column where the table fills it, else patient]"),
+    ] = None,
+    hold_out: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A site or site group to test on; may be repeated. [default: the group external, if any]"
+        ),
+    ] = None,
+    target: Annotated[
+        list[TargetName] | None,
+        typer.Option(help="What training will ask for; may be repeated. [default: all of cohort.yaml]"),
+    ] = None,
+    headers_only: Annotated[
+        bool, typer.Option("--headers-only", help="Fast: don't read voxels, only tables and headers.")
+    ] = False,
+) -> None:
+    """Check a cohort before training: files, geometry, labels, leaks, duplicates, what the site gives away.
+
+    The exit status is 1 where training would be refused.
+
+    Example: `threefold check my-cohort --split site --hold-out north`
+    """
+    from threefold.cohorts.audit import audit
+    from threefold.cohorts.cohort import read_cohort
+    from threefold.experiment import SplitSpec
+
+    try:
+        cases = read_cohort(cohort, allow_outside=allow_outside)
+    except CohortError as error:
+        if not as_json:
+            raise
+        finding = {"severity": "refuse", "check": "table", "message": str(error), "cases": []}
+        typer.echo(json.dumps({"cohort": str(cohort), "refused": True, "findings": [finding]}, indent=2))
+        raise typer.Exit(1) from None
+    if split is None:
+        filled = all(case.split is not None for case in cases.cases)
+        split = SplitKind.COLUMN if filled else SplitKind.PATIENT
+    with _progress(len(cases.cases)) as progress:
+        result = audit(
+            cases,
+            split=SplitSpec(kind=split.value, hold_out=tuple(hold_out) if hold_out else None),
+            targets=None if target is None else tuple(name.value for name in target),
+            read_voxels=not headers_only,
+            progress=progress,
+        )
+    if as_json:
+        typer.echo(json.dumps(result.as_json(), indent=2))
+    elif sys.stdout.isatty():
+        _print_rich(result)
+    else:
+        _print_plain(result)
+    raise typer.Exit(1 if result.refused else 0)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Progress]:
+    """Show progress on stderr: a bar on a terminal, a line for every tenth when piped."""
+    if not sys.stderr.isatty():
+
+        def line(done: int, total: int) -> None:
+            if total >= 100 and (done == total or done * 10 // total > (done - 1) * 10 // total):
+                print(f"checked {done} of {total} cases", file=sys.stderr, flush=True)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("Checking cases", total=total)
+        yield lambda done, total: bar.update(task, completed=done)
+
+
+def _site_rows(result: Audit) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of the table of sites; columns that are empty everywhere are left out."""
+    classes = list(result.sites[0].labels)
+    grouped = any(site.group for site in result.sites)
+    header = ["site", *(["group"] if grouped else []), "cases", "patients"]
+    header += [*classes, *(["unlabelled"] if classes else []), "masks", "structures"]
+    rows: list[list[str]] = []
+    for site in result.sites:
+        labelled = list(site.labels.values())
+        numbers = [site.cases, site.patients, *labelled]
+        numbers += [*([site.cases - sum(labelled)] if classes else []), site.masks, site.structures]
+        rows.append([site.site, *([site.group or ""] if grouped else []), *map(str, numbers)])
+    keep = [
+        i
+        for i, name in enumerate(header)
+        if name not in ("masks", "structures", "unlabelled") or any(row[i] != "0" for row in rows)
+    ]
+    return [header[i] for i in keep], [[row[i] for i in keep] for row in rows]
+
+
+def _split_line(result: Audit) -> str | None:
+    if result.split is None:
+        return None
+    parts: dict[str, Any] = result.split["parts"]
+    shown = ", ".join(f"{part} {n['cases']} ({n['patients']})" for part, n in parts.items())
+    return f"Split by {result.split['kind']}, cases (patients): {shown}"
+
+
+def _association_line(result: Audit) -> str | None:
+    measured = result.association
+    if measured is None:
+        return None
+    auc = "" if measured.auc is None else f", AUC {measured.auc:.2f}"
+    return (
+        f"What the site alone tells of the label: Cramér's V {measured.cramers_v:.2f}, "
+        f"balanced accuracy {measured.balanced_accuracy:.2f}{auc} ({measured.patients} patients)"
+    )
+
+
+def _verdict(result: Audit) -> str:
+    counts = {word: sum(f.severity == word for f in result.findings) for word in _WORDS}
+    verdict = "Training would be refused" if result.refused else "Training can start"
+    looked = "" if result.voxels_read else " (headers only; voxels were not read)"
+    return (
+        f"{verdict}: {counts['refuse']} to correct, {counts['warn']} warnings, {counts['note']} notes{looked}"
+    )
+
+
+def _print_plain(result: Audit) -> None:
+    typer.echo(f"{result.cohort}: {result.cases} cases of {result.patients} patients")
+    header, rows = _site_rows(result)
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    for row in (header, *rows):
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for text in (_split_line(result), _association_line(result)):
+        if text is not None:
+            typer.echo(text)
+    for finding in result.findings:
+        typer.echo(f"{_WORDS[finding.severity]} [{finding.check}] {finding.message}")
+    typer.echo(_verdict(result))
+
+
+def _print_rich(result: Audit) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    header, rows = _site_rows(result)
+    table = Table(title=f"{result.cohort}: {result.cases} cases of {result.patients} patients")
+    for name in header:
+        table.add_column(Text(name), justify="left" if name in ("site", "group") else "right")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
+    for text in (_split_line(result), _association_line(result)):
+        if text is not None:
+            console.print(Text(text))
+    for finding in result.findings:
+        mark = Text(f"{_WORDS[finding.severity]} ", style=_COLOURS[finding.severity])
+        console.print(mark + Text(f"[{finding.check}] {finding.message}"))
+    console.print(Text(_verdict(result), style="bold red" if result.refused else "bold green"))
