@@ -1,1 +1,1 @@
-"""Training: data loading, the training module and the run that leaves a folder."""
+"""Training: from an experiment and a cohort to a run folder."""

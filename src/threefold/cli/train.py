@@ -1,0 +1,71 @@
+"""`threefold train`: from an experiment and a cohort to a run folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from threefold.cohorts.cohort import read_cohort
+from threefold.experiments import load_experiment
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name (`threefold recipes list`) or a YAML file.")],
+    cohort: Annotated[Path, typer.Option(help="Folder with cohort.yaml and cases.csv.")],
+    out: Annotated[Path, typer.Option(help="The run folder to make.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes of the experiment: key.path=value ...")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out; start it where there is none.")
+    ] = False,
+    devices: Annotated[
+        int | None,
+        typer.Option(help="Processes to train with: GPUs, else CPU processes. As training.devices=N.", min=1),
+    ] = None,
+    allow_outside: Annotated[
+        bool,
+        typer.Option("--allow-outside", help="Accept paths that leave the cohort's folder."),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the run's status as JSON on standard output at the end.")
+    ] = False,
+) -> None:
+    """Train a recipe on a cohort; the run folder holds everything that it leaves.
+
+    Example: `threefold train hematoma/mtl-cls-seg-rec --cohort my-cohort --out my-run training.epochs=50`
+    """
+    changes = list(overrides or [])
+    if devices is not None:
+        changes.append(f"training.devices={devices}")
+    # Mistakes in the texts come back before anything heavy is imported.
+    experiment = load_experiment(recipe, changes)
+    cases = read_cohort(cohort, allow_outside=allow_outside)
+
+    from threefold.training.progress import terminal_progress
+    from threefold.training.run import train as train_run
+
+    progress = terminal_progress()
+    try:
+        run = train_run(experiment, cases, out, resume=resume, progress=progress)
+    except KeyboardInterrupt:
+        progress.stop()
+        typer.echo(
+            f"interrupted. Go on from the last whole epoch: the same command with --resume (run: {out}).",
+            err=True,
+        )
+        raise typer.Exit(130) from None
+    finally:
+        progress.stop()
+    status = run.read_status()
+    if as_json:
+        typer.echo(json.dumps({"run": str(run.path), **status}, indent=2))
+        return
+    typer.echo(
+        f"{run.path}: {status['epoch']} epochs, best is {status['best_epoch']} "
+        f"(validation {status['metric']} {status['best_value']:.4f}). "
+        f"Numbers by hospital: threefold evaluate {run.path}"
+    )

@@ -1,0 +1,84 @@
+"""Checkpoints: whole or not at all, and data only (`torch.load(..., weights_only=True)`)."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from threefold.errors import RunError, WeightsError
+from threefold.run import RunFolder, write_atomically
+
+FORMAT = 1
+
+
+def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint beside `path`, flush it, rename it into place.
+
+    Whenever the process is killed, `path` is the old checkpoint or the new one.
+
+    Args:
+        path: in a folder that exists.
+        content: tensors, plain numbers, texts, lists and dicts only.
+
+    Raises:
+        RunError: if the disk refuses; the checkpoint that was there is untouched.
+    """
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **content}, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint on the CPU; nothing in it is executed.
+
+    Raises:
+        RunError: if there is none, or it is not one of this program's.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise RunError(f"{path}: no such checkpoint.") from None
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as problem:
+        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+        raise RunError(f"{path}: not a readable checkpoint ({reason}).") from problem
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise RunError(f"{path}: expected a checkpoint of format {FORMAT}, found something else.")
+    return content
+
+
+def remove_unfinished(run: RunFolder) -> None:
+    """Remove what a killed process left beside the files of a run (`.NAME.PID.partial`)."""
+    for folder in (run.path, run.last_checkpoint.parent):
+        for leftover in folder.glob(".*.partial"):
+            leftover.unlink(missing_ok=True)
+
+
+def load_network(network: torch.nn.Module, state: Mapping[str, Tensor], source: Path | str) -> None:
+    """Give a network the weights of a checkpoint, all of them and no others.
+
+    Raises:
+        WeightsError: if they are another network's; the first differing names and shapes are shown.
+    """
+    own = network.state_dict()
+    differences = [f"{name}: missing in the file" for name in own if name not in state]
+    differences += [f"{name}: not in the network" for name in state if name not in own]
+    differences += [
+        f"{name}: shape {tuple(state[name].shape)} in the file, {tuple(value.shape)} in the network"
+        for name, value in own.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if differences:
+        shown = "\n  ".join(differences[:5])
+        more = f"\n  and {len(differences) - 5} more" if len(differences) > 5 else ""
+        raise WeightsError(
+            f"{source}: the weights are another network's. Expected those of the experiment's network "
+            f"({len(own)} tensors), found {len(differences)} differences:\n  {shown}{more}\n"
+            "Use the experiment that the weights were trained with (experiment.yaml beside them)."
+        )
+    network.load_state_dict(dict(state))

@@ -1,0 +1,135 @@
+"""From cases to batches: an order that depends on nothing but (seed, epoch), and no case counted twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from threefold.cohorts.cohort import Case
+from threefold.cohorts.store import SampleStore
+from threefold.experiment import TasksSpec
+from threefold.images.batch import Batch, Sample, collate
+
+
+class Cases(Dataset[Sample]):
+    """The cases of a part, preprocessed on demand."""
+
+    def __init__(self, cases: Sequence[Case], store: SampleStore) -> None:
+        """Keep the cases and where to get them from; nothing is read yet."""
+        self.cases = tuple(cases)
+        self._store = store
+
+    def __len__(self) -> int:
+        """Return the number of cases."""
+        return len(self.cases)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return one preprocessed case."""
+        return self._store.get(self.cases[index])
+
+
+def epoch_order(cases: int, seed: int, epoch: int) -> list[int]:
+    """Return the order of an epoch: a permutation determined by (seed, epoch) alone."""
+    return [int(index) for index in np.random.default_rng((seed, epoch)).permutation(cases)]
+
+
+def epoch_steps(
+    order: Sequence[int], *, batch_size: int, accumulate: int, world: int
+) -> list[list[list[list[int]]]]:
+    """Divide an epoch's order into optimiser steps, each into every rank's batches.
+
+    A step takes the next batch_size * accumulate * world cases, so the cases of a step do not depend on how
+    the product is made up. The last step is smaller; its cases are spread evenly, and the at most world - 1
+    that can't be are left to other epochs.
+
+    Returns:
+        steps[step][rank][batch] is a list of case indices; every rank has equally many batches, none empty.
+    """
+    whole = batch_size * accumulate * world
+    steps = []
+    for start in range(0, len(order), whole):
+        taken = order[start : start + whole]
+        share = len(taken) // world
+        if share == 0:
+            break
+        batches = -(-share // batch_size)
+        ranks = [taken[rank * share : (rank + 1) * share] for rank in range(world)]
+        steps.append(
+            [[[int(i) for i in part] for part in np.array_split(np.asarray(own), batches)] for own in ranks]
+        )
+    return steps
+
+
+class TrainingOrder(Sampler[list[int]]):
+    """This rank's batches of an epoch, in the order of the steps."""
+
+    def __init__(
+        self, cases: int, *, batch_size: int, accumulate: int, seed: int, rank: int, world: int
+    ) -> None:
+        """Fix everything but the epoch (`epoch`, 0-based, is set before each)."""
+        self.epoch = 0
+        self._cases, self._seed = cases, seed
+        self._batch_size, self._accumulate = batch_size, accumulate
+        self._rank, self._world = rank, world
+
+    def batches_per_step(self) -> list[int]:
+        """Return how many batches each optimiser step of an epoch takes; the same for every epoch."""
+        return [len(step[self._rank]) for step in self._steps()]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield lists of case indices."""
+        for step in self._steps():
+            yield from step[self._rank]
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return sum(self.batches_per_step())
+
+    def _steps(self) -> list[list[list[list[int]]]]:
+        return epoch_steps(
+            epoch_order(self._cases, self._seed, self.epoch),
+            batch_size=self._batch_size,
+            accumulate=self._accumulate,
+            world=self._world,
+        )
+
+
+def validation_batches(cases: int, *, batch_size: int, rank: int, world: int) -> list[list[int]]:
+    """Return this rank's batches of a validation: every case once over all ranks, no padding."""
+    own = list(range(rank, cases, world))
+    return [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
+
+
+def make_loader(
+    dataset: Cases, batches: Sampler[list[int]] | list[list[int]], *, workers: int, pin_memory: bool
+) -> DataLoader[Sample]:
+    """Return a loader whose items are `Batch`es on the CPU."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=pin_memory,
+    )
+
+
+def presence(tasks: TasksSpec, batch: Batch) -> Mapping[str, Tensor]:
+    """Return by task which cases of a batch carry its target: (B,) bool.
+
+    Known before the forward pass, so that a loss can be divided by the number of cases over all ranks and
+    accumulated batches.
+    """
+    present: dict[str, Tensor] = {}
+    for name in tasks.names:
+        if name == "classification":
+            present[name] = batch.has_label
+        elif name == "segmentation":
+            assert tasks.segmentation is not None
+            present[name] = batch.has_mask if tasks.segmentation.target == "mask" else batch.has_structures
+        else:
+            present[name] = batch.has_label.new_ones(len(batch))
+    return present

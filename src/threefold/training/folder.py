@@ -1,0 +1,166 @@
+"""Making, checking and locking a run folder."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from threefold.cohorts.cohort import Cohort, fingerprint
+from threefold.cohorts.splits import Split, write_split
+from threefold.errors import RunError
+from threefold.experiment import Experiment
+from threefold.experiments import experiment_yaml, read_experiment
+from threefold.run import RunFolder, write_atomically
+
+# How cases reach the network, not which or in what order: a resumed run may differ in these.
+_MAY_CHANGE = ("data.workers", "data.cache")
+_PACKAGES = ("threefold", "torch", "lightning", "numpy", "scipy", "pandas", "nibabel", "pydicom", "pillow")
+
+
+def create_folder(run: RunFolder, experiment: Experiment, cohort: Cohort, split: Split) -> None:
+    """Make a run folder with everything that is known before the first step, in one step.
+
+    Raises:
+        RunError: if there is something at its path, or the disk refuses.
+    """
+    refuse_existing(run)
+    beside = RunFolder(run.path.with_name(f".{run.path.name}.{os.getpid()}.partial"))
+    try:
+        beside.last_checkpoint.parent.mkdir(parents=True)
+        write_atomically(beside.experiment, experiment_yaml(experiment))
+        write_atomically(beside.cohort, _json(_describe(cohort)))
+        write_split(beside.split, split)
+        write_atomically(beside.environment, _json(environment()))
+        beside.write_status(state="running", epoch=0, epochs=experiment.training.epochs)
+        beside.path.replace(run.path)
+    except OSError as error:
+        raise RunError(
+            f"{run.path}: the run folder can't be made ({error.strerror or error}). Choose another --out, "
+            "or free space and check the permission of its parent folder."
+        ) from error
+    finally:
+        shutil.rmtree(beside.path, ignore_errors=True)
+
+
+def refuse_existing(run: RunFolder) -> None:
+    """Refuse a path where something is; an empty folder is nothing.
+
+    Raises:
+        RunError: saying how to go on with the run, if it is one.
+    """
+    if not run.path.exists() or (run.path.is_dir() and not any(run.path.iterdir())):
+        return
+    if run.status.is_file():
+        state = run.read_status().get("state")
+        raise RunError(
+            f"{run.path}: there is a run already (state: {state}). Go on with it by --resume, or choose "
+            "another --out; a run is never overwritten."
+        )
+    raise RunError(f"{run.path}: exists and is not a run folder. Choose another --out.")
+
+
+def check_resumable(run: RunFolder, experiment: Experiment, cohort: Cohort) -> None:
+    """Refuse to go on with a run of another experiment or cohort.
+
+    Raises:
+        RunError: showing the keys that differ.
+    """
+    run.read_status()
+    before, now = read_experiment(run.experiment).model_dump(mode="json"), experiment.model_dump(mode="json")
+    differing = [
+        f"{key}: {old!r} in the run, {new!r} now"
+        for key, old, new in _differences(before, now)
+        if not key.startswith(_MAY_CHANGE)
+    ]
+    if differing:
+        raise RunError(
+            f"{run.path}: was started with another experiment:\n  " + "\n  ".join(differing) + "\n"
+            f"Resume it as it was (`threefold train {run.experiment} --resume ...`), or choose another --out."
+        )
+    known = json.loads(run.cohort.read_text())
+    if known["fingerprint"] != fingerprint(cohort):
+        raise RunError(
+            f"{run.path}: was started on cohort '{known['name']}' with fingerprint "
+            f"{known['fingerprint'][:12]}; found '{cohort.spec.name}' with {fingerprint(cohort)[:12]} in "
+            f"{cohort.folder}. Its cohort.yaml or cases.csv differ: resume with the cohort as it was, or "
+            "choose another --out."
+        )
+
+
+@contextmanager
+def locked(run: RunFolder) -> Iterator[None]:
+    """Hold a run's lock, so that two processes never train into one folder; a killed process holds none.
+
+    Raises:
+        RunError: if another process holds it.
+    """
+    try:
+        lock = (run.path / ".lock").open("w")
+    except OSError as error:
+        raise RunError(
+            f"{run.path}: can't be written ({error.strerror or error}). Fix the permission, then --resume."
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{run.path}: another process is training this run.") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, machine and command."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+    }
+
+
+def _describe(cohort: Cohort) -> dict[str, Any]:
+    return {
+        "name": cohort.spec.name,
+        "fingerprint": fingerprint(cohort),
+        "folder": str(Path(cohort.folder).resolve()),
+        "spec": cohort.spec.model_dump(mode="json"),
+    }
+
+
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in dict.fromkeys([*old, *new]):
+            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+    elif old != new:
+        yield path, old, new
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

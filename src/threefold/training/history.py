@@ -1,0 +1,60 @@
+"""The history of a training: a row an epoch, which epoch was the best, when to stop."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from threefold.experiment import SelectionSpec
+from threefold.run import write_atomically
+
+Row = dict[str, float]
+
+
+def monitored(row: Row, selection: SelectionSpec) -> float:
+    """Return the value by which an epoch is judged; NaN where it could not be estimated."""
+    return row.get(f"validation_{selection.metric}", math.nan)
+
+
+def best_row(history: Sequence[Row], selection: SelectionSpec) -> int | None:
+    """Return the index of the best epoch's row; of equals the earliest; None where no epoch has a value."""
+    sign = -1 if selection.metric == "loss" else 1
+    best: int | None = None
+    for index, row in enumerate(history):
+        value = monitored(row, selection)
+        if not math.isnan(value) and (
+            best is None or sign * value > sign * monitored(history[best], selection)
+        ):
+            best = index
+    return best
+
+
+def out_of_patience(history: Sequence[Row], selection: SelectionSpec) -> bool:
+    """Whether `patience` epochs passed without a better one."""
+    best = best_row(history, selection)
+    if selection.patience is None or best is None:
+        return False
+    return len(history) - 1 - best >= selection.patience
+
+
+def write_history(path: Path, history: Sequence[Row]) -> None:
+    """Write metrics.csv: a row an epoch, empty cells for what could not be estimated.
+
+    The whole table each time, in one step: after a resume no epoch is there twice.
+    """
+    columns = list(dict.fromkeys(name for row in history for name in row))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in history:
+        writer.writerow([_cell(row.get(column, math.nan)) for column in columns])
+    write_atomically(path, text.getvalue())
+
+
+def _cell(value: float) -> str:
+    if math.isnan(value):
+        return ""
+    return str(int(value)) if float(value).is_integer() and abs(value) < 1e9 else f"{value:.8g}"

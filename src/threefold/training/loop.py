@@ -1,0 +1,340 @@
+"""The training loop, as every process runs it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from threefold.cohorts.cohort import Case, CohortSpec
+from threefold.cohorts.store import SampleStore
+from threefold.errors import TrainingError
+from threefold.experiment import AugmentationSpec, Experiment
+from threefold.images.augmentation import augment, draw_parameters
+from threefold.images.batch import Batch
+from threefold.run import RunFolder
+from threefold.tasks.balancing import build_balancer
+from threefold.tasks.build import build_tasks, task_weights
+from threefold.training.checkpoints import load_checkpoint, load_network, save_checkpoint
+from threefold.training.clock import Clock
+from threefold.training.data import (
+    Cases,
+    TrainingOrder,
+    make_loader,
+    presence,
+    validation_batches,
+)
+from threefold.training.history import Row, best_row, monitored, out_of_patience, write_history
+from threefold.training.module import Learner, StepLosses, non_finite_cases, step_total
+from threefold.training.progress import Remaining, TrainingProgress
+from threefold.training.schedule import build_optimiser, learning_rate, set_learning_rate
+from threefold.training.start import starting_network
+from threefold.training.validation import (
+    gather_records,
+    refuse_non_finite,
+    validate_cases,
+    validation_metrics,
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a training needs; it is sent to every process.
+
+    Attributes:
+        experiment: as run.
+        cohort: meaning of the cohort.
+        train, validation: the cases of the two parts.
+        store: where preprocessed cases come from.
+        run: its folder; only the first process writes.
+        progress: only the first process uses it.
+    """
+
+    experiment: Experiment
+    cohort: CohortSpec
+    train: tuple[Case, ...]
+    validation: tuple[Case, ...]
+    store: SampleStore
+    run: RunFolder
+    progress: TrainingProgress
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Number of training cases of each class."""
+        labels = [case.label for case in self.train]
+        return [labels.count(k) for k in range(len(self.cohort.classes))]
+
+
+class Training:
+    """One process's share of a training: its learner, its loaders, the history so far."""
+
+    def __init__(self, job: Job, fabric: Fabric) -> None:
+        """Build everything, and go on from last.ckpt where there is one."""
+        spec = job.experiment.training
+        self.job, self.fabric = job, fabric
+        self.history: list[Row] = []
+        self.learner = self._build_learner()
+        self.optimiser = build_optimiser(self.learner, spec.optimiser)
+        self._resume()
+        if spec.compile:
+            self.learner.network.compile()
+        module, self.stepper = fabric.setup(self.learner, self.optimiser)
+        self.module: nn.Module = module
+        workers, pin = job.experiment.data.workers, fabric.device.type == "cuda"
+        self.order = TrainingOrder(
+            len(job.train),
+            batch_size=spec.batch_size,
+            accumulate=spec.accumulate,
+            seed=spec.seed,
+            rank=fabric.global_rank,
+            world=fabric.world_size,
+        )
+        self.batches_per_step = self.order.batches_per_step()
+        if not self.batches_per_step:
+            raise TrainingError(
+                f"{len(job.train)} training cases can't be shared by {fabric.world_size} processes. "
+                "Use fewer training.devices."
+            )
+        self.train_loader = make_loader(
+            Cases(job.train, job.store), self.order, workers=workers, pin_memory=pin
+        )
+        self.validation_loader = make_loader(
+            Cases(job.validation, job.store),
+            validation_batches(
+                len(job.validation),
+                batch_size=spec.batch_size,
+                rank=fabric.global_rank,
+                world=fabric.world_size,
+            ),
+            workers=workers,
+            pin_memory=pin,
+        )
+
+    def run(self) -> None:
+        """Train until the last epoch or until patience ends; every epoch leaves its checkpoint."""
+        spec, progress = self.job.experiment.training, self.job.progress
+        leads = self.fabric.is_global_zero
+        if leads:
+            progress.start(spec.epochs, len(self.history))
+        self._prepare()
+        remaining = Remaining()
+        while len(self.history) < spec.epochs and not out_of_patience(self.history, spec.selection):
+            self.history.append(self._epoch(len(self.history)))
+            if leads:
+                self._save()
+                left = remaining.after_epoch(spec.epochs - len(self.history))
+                progress.epoch(self.history[-1], f"validation_{spec.selection.metric}", left)
+            # No process runs ahead into an epoch whose predecessor is not on disk.
+            self.fabric.barrier()
+
+    def _prepare(self) -> None:
+        """Fill a cache in memory before the first step, so that reader processes inherit it."""
+        if self.job.store.kind != "memory":
+            return
+        cases = (*self.job.train, *self.job.validation)
+        for number, case in enumerate(cases, start=1):
+            self.job.store.get(case)
+            if self.fabric.is_global_zero:
+                self.job.progress.step("preparing", number, len(cases))
+
+    def _build_learner(self) -> Learner:
+        experiment = self.job.experiment
+        torch.manual_seed(experiment.training.seed)
+        network, report = starting_network(experiment, self.job.cohort, self.job.run)
+        if report is not None and self.fabric.is_global_zero:
+            self.job.progress.say(report.as_text())
+        return Learner(
+            network,
+            build_tasks(experiment, class_counts=self.job.class_counts),
+            build_balancer(experiment.balancing, experiment.tasks.names),
+            bf16=experiment.training.precision == "bf16",
+        )
+
+    def _epoch(self, epoch: int) -> Row:
+        """Train and validate one epoch (0-based); return its row."""
+        self.order.epoch = epoch
+        clock = Clock(self.fabric.device)
+        weights = task_weights(self.job.experiment, epoch)
+        row: Row = {"epoch": epoch + 1, **self._train(epoch, weights, clock)}
+        with clock("validation"):
+            row.update(self._validate(weights))
+        row.update({f"weight_{name}": weight for name, weight in self._effective_weights(weights).items()})
+        row.update(clock.row())
+        selection = self.job.experiment.training.selection
+        if math.isnan(monitored(row, selection)):
+            raise TrainingError(
+                f"training.selection.metric is {selection.metric}, which can't be estimated on the "
+                f"{len(self.job.validation)} validation cases. Choose another metric or another split."
+            )
+        return row
+
+    def _train(self, epoch: int, weights: Mapping[str, float], clock: Clock) -> Row:
+        spec, names = self.job.experiment.training, self.learner.names
+        self.learner.train()
+        batches = iter(self.train_loader)
+        sums = torch.zeros(2, len(names), dtype=torch.float64)
+        norms, rate = [], 0.0
+        steps = len(self.batches_per_step)
+        for step, count in enumerate(self.batches_per_step):
+            rate = learning_rate(spec.optimiser, epoch * steps + step, steps, spec.epochs)
+            set_learning_rate(self.optimiser, rate)
+            with clock("data"):
+                taken = [self._next(batches) for _ in range(count)]
+            sums += self._accumulate(taken, (epoch, step), weights, clock)
+            with clock("step"):
+                norms.append(self._step([case for batch in taken for case in batch.case_ids]))
+            if self.fabric.is_global_zero:
+                self.job.progress.step(f"epoch {epoch + 1}/{spec.epochs}", step + 1, steps)
+        total, present = self._sum_over_ranks(sums)
+        means = {
+            name: value / number if number else math.nan
+            for name, value, number in zip(names, total.tolist(), present.tolist(), strict=True)
+        }
+        return {
+            "learning_rate": rate,
+            "loss": sum(weights[name] * mean for name, mean in means.items() if not math.isnan(mean)),
+            **{f"loss_{name}": mean for name, mean in means.items()},
+            "gradient_norm": float(np.mean(norms)),
+        }
+
+    def _next(self, batches: Iterator[Any]) -> Batch:
+        batch = next(batches)
+        assert isinstance(batch, Batch)
+        return batch.to(self.fabric.device, non_blocking=True)
+
+    def _accumulate(
+        self, batches: Sequence[Batch], position: tuple[int, int], weights: Mapping[str, float], clock: Clock
+    ) -> Tensor:
+        """Add the gradients of a step's batches; return (2, T): sums of the losses, and of their cases."""
+        tasks = self.job.experiment.tasks
+        flags = [torch.stack([*presence(tasks, batch).values()]).sum(dim=1) for batch in batches]
+        counts = self._sum_over_ranks(torch.stack(flags).sum(dim=0).float())  # (T,)
+        sums = torch.zeros(2, len(self.learner.names), dtype=torch.float64)
+        for number, batch in enumerate(batches):
+            self._seed(*position, number)
+            with clock("augmentation"):
+                augmented = self._augment(batch, position[0])
+            last = number == len(batches) - 1
+            with self.fabric.no_backward_sync(self.module, enabled=not last):  # type: ignore[arg-type]
+                with clock("forward"):
+                    losses = StepLosses(**self.module(**vars(augmented)))
+                    self._refuse_non_finite(losses, batch.case_ids, position)
+                    total = step_total(
+                        self.learner,
+                        losses,
+                        counts,
+                        weights=weights,
+                        batches=len(batches),
+                        world=self.fabric.world_size,
+                    )
+                with clock("backward"):
+                    self.fabric.backward(total)
+            sums += torch.stack([losses.sums().detach(), losses.present.sum(dim=1)]).double().cpu()
+        return sums
+
+    def _step(self, case_ids: Sequence[str]) -> float:
+        """Take the optimiser step; return the norm of the gradient."""
+        gradients = [p.grad for p in self.learner.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not bool(norm.isfinite()):
+            raise TrainingError(
+                f"the gradient is not finite although every loss is (cases {', '.join(case_ids)}). No step "
+                "was taken with it. Lower training.optimiser.learning_rate or set clip_norm, then --resume."
+            )
+        limit = self.job.experiment.training.optimiser.clip_norm
+        if limit is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.learner.parameters(), limit, norm)
+        self.stepper.step()
+        self.stepper.zero_grad()
+        return float(norm)
+
+    def _validate(self, weights: Mapping[str, float]) -> Row:
+        tasks = self.job.experiment.tasks
+        records = validate_cases(self.learner, tasks, self.validation_loader, self.fabric.device)
+        joined = gather_records(records, self.fabric.world_size)
+        refuse_non_finite(joined, weights)
+        metrics = validation_metrics(joined, self.job.cohort, weights)
+        return {f"validation_{name}": value for name, value in metrics.items()}
+
+    def _effective_weights(self, weights: Mapping[str, float]) -> dict[str, float]:
+        factors = self.learner.balancer.factors().tolist()
+        return {n: weights[n] * factor for n, factor in zip(self.learner.names, factors, strict=True)}
+
+    def _refuse_non_finite(
+        self, losses: StepLosses, case_ids: tuple[str, ...], position: tuple[int, int]
+    ) -> None:
+        found = non_finite_cases(self.learner, losses, case_ids)
+        if found:
+            epoch, step = position
+            raise TrainingError(
+                f"the loss is not finite in epoch {epoch + 1}, step {step + 1} ({'; '.join(found)}). "
+                "No step was taken with it. Look at these cases (`threefold check`), or lower "
+                "training.optimiser.learning_rate; --resume goes on from the last whole epoch."
+            )
+
+    def _seed(self, *place: int) -> None:
+        """Seed what the network draws (stochastic depth) by epoch, step, batch and rank alone.
+
+        A resumed run draws it then as an unbroken one does.
+        """
+        key = (self.job.experiment.training.seed, *place, self.fabric.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+
+    def _augment(self, batch: Batch, epoch: int) -> Batch:
+        data = self.job.experiment.data
+        if data.augmentation == AugmentationSpec():
+            return batch
+        parameters = draw_parameters(
+            data.augmentation,
+            batch.case_ids,
+            seed=self.job.experiment.training.seed,
+            epoch=epoch,
+            dimensions=len(data.preprocessing.size),
+        )
+        return augment(batch, parameters)
+
+    def _sum_over_ranks(self, value: Tensor) -> Tensor:
+        if self.fabric.world_size == 1:
+            return value
+        total = value.to(self.fabric.device)
+        torch.distributed.all_reduce(total)
+        return total
+
+    def _save(self) -> None:
+        """Write best.ckpt if this epoch is the best, then last.ckpt, then metrics.csv.
+
+        last.ckpt is what a resume trusts, and it holds the history: a kill between two of the three is
+        mended by training that epoch again.
+        """
+        run, selection = self.job.run, self.job.experiment.training.selection
+        network = self.learner.network.state_dict()
+        epoch = len(self.history)
+        if best_row(self.history, selection) == epoch - 1:
+            save_checkpoint(run.best_checkpoint, {"epoch": epoch, "network": network})
+        save_checkpoint(
+            run.last_checkpoint,
+            {
+                "epoch": epoch,
+                "network": network,
+                "balancer": self.learner.balancer.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "history": self.history,
+            },
+        )
+        write_history(run.metrics, self.history)
+
+    def _resume(self) -> None:
+        run = self.job.run
+        if not run.last_checkpoint.is_file():
+            return
+        content = load_checkpoint(run.last_checkpoint)
+        load_network(self.learner.network, content["network"], run.last_checkpoint)
+        self.learner.balancer.load_state_dict(content["balancer"])
+        self.optimiser.load_state_dict(content["optimiser"])
+        self.history = list(content["history"])

@@ -1,0 +1,251 @@
+"""From an experiment and a cohort to a run folder."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from threefold.cohorts.audit import audit
+from threefold.cohorts.cohort import Case, Cohort
+from threefold.cohorts.splits import Split, make_split, read_split, require_targets, required_targets
+from threefold.cohorts.store import SampleStore
+from threefold.errors import CohortError, ExperimentError, ThreefoldError, UsageError
+from threefold.experiment import Experiment, JointSwinSpec
+from threefold.experiments import read_recipe
+from threefold.run import RunFolder, State
+from threefold.training.checkpoints import load_checkpoint, remove_unfinished
+from threefold.training.devices import check_devices, is_leader
+from threefold.training.finish import finish
+from threefold.training.folder import check_resumable, create_folder, locked, refuse_existing
+from threefold.training.history import Row, best_row, monitored
+from threefold.training.launch import train_network
+from threefold.training.loop import Job
+from threefold.training.progress import Silence, TrainingProgress
+from threefold.training.start import before_folder
+
+
+def train(
+    experiment: Experiment,
+    cohort: Cohort,
+    run: Path,
+    *,
+    resume: bool = False,
+    progress: TrainingProgress | None = None,
+) -> RunFolder:
+    """Train an experiment on a cohort.
+
+    Everything that can be refused is refused before the folder is made. A process that is killed at any
+    moment leaves a folder that `resume` goes on with, and the weights are then those of an unbroken run,
+    to the bit on a CPU.
+
+    Args:
+        experiment: what to train. Where it names a recipe in `before`, that one is trained first, into
+            RUN/before, with the data, encoder and training (but not the selection) of this experiment.
+        cohort: what to train on; audited first.
+        run: where the run folder goes.
+        resume: go on with the run that is there; start it where there is none.
+        progress: told what happens; None: silence.
+
+    Returns:
+        The finished run's folder.
+
+    Raises:
+        CohortError: the audit refuses, or the split can't serve the tasks.
+        RunError: the folder exists, is another experiment's or cohort's, or can't be written.
+        TrainingError: a loss was not finite.
+        UsageError: the experiment asks for devices or extras that are not there.
+        KeyboardInterrupt: stopped by a signal, after the state was written.
+    """
+    folder, teller = RunFolder(Path(run)), progress or Silence()
+    check_devices(experiment.training)
+    _check_augmentation(experiment)
+    _check_tensorboard(experiment)
+    goes_on = resume and folder.path.exists() and any(folder.path.iterdir())
+    if goes_on:
+        check_resumable(folder, experiment, cohort)
+        if folder.read_status()["state"] == "finished":
+            teller.say(f"{folder.path}: this run is finished; nothing to do.")
+            return folder
+        split = read_split(folder.split)
+    else:
+        refuse_existing(folder)
+        split = _checked_split(experiment, cohort, teller)
+        if is_leader():
+            create_folder(folder, experiment, cohort, split)
+    if not is_leader():
+        _train_stages(experiment, cohort, split, folder, teller)
+        return folder
+    with locked(folder):
+        remove_unfinished(folder)
+        _write_state(folder, experiment, "running")
+        try:
+            history = _train_stages(experiment, cohort, split, folder, teller)
+            threshold = finish(experiment, cohort, split, folder, history, teller)
+        except KeyboardInterrupt:
+            _record(folder, experiment, "interrupted", "stopped by a signal")
+            raise
+        except BaseException as error:
+            _record(folder, experiment, "failed", str(error))
+            raise
+        _write_state(folder, experiment, "finished", threshold=threshold)
+    return folder
+
+
+def _checked_split(experiment: Experiment, cohort: Cohort, progress: TrainingProgress) -> Split:
+    """Audit the cohort and divide it; refuse what can't train.
+
+    Raises:
+        CohortError: with every finding that refuses.
+    """
+    progress.say(f"checking the {len(cohort.cases)} cases of {cohort.folder}")
+    found = audit(
+        cohort,
+        split=experiment.data.split,
+        targets=required_targets(experiment.tasks),
+        progress=partial(progress.step, "checking"),
+    )
+    if found.refused:
+        refused = [finding.message for finding in found.findings if finding.severity == "refuse"]
+        shown = "\n  ".join(refused)
+        raise CohortError(
+            f"{cohort.folder}: not fit to train on:\n  {shown}\n`threefold check {cohort.folder}` shows all."
+        )
+    for finding in found.findings:
+        if finding.severity == "warn":
+            progress.say(f"warning: {finding.message}")
+    split = make_split(cohort, experiment.data.split)
+    require_targets(cohort, split, required_targets(experiment.tasks))
+    _require_estimable(experiment, cohort, split)
+    return split
+
+
+def make_store(experiment: Experiment, cohort: Cohort, n_cases: int) -> SampleStore:
+    """Return where the preprocessed cases come from.
+
+    Entries on disk go to THREEFOLD_CACHE, else to the user's cache folder; runs and cohorts share them.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(os.environ.get("THREEFOLD_CACHE") or Path(home) / "threefold" / "samples")
+    data = experiment.data
+    return SampleStore(cohort.spec, data.preprocessing, data.cache, folder, n_cases=n_cases)
+
+
+def _require_estimable(experiment: Experiment, cohort: Cohort, split: Split) -> None:
+    """Refuse a selection metric that the validation part can't give.
+
+    Raises:
+        CohortError: saying what is missing.
+    """
+    metric = experiment.training.selection.metric
+    cases = split.cases(cohort, "validation")
+    missing = _missing_for(metric, experiment, cohort, cases)
+    if missing is not None:
+        raise CohortError(
+            f"{cohort.folder}: training.selection.metric is {metric}, but of the {len(cases)} validation "
+            f"cases {missing}. Choose another metric (training.selection.metric=loss), another split "
+            "(data.split.seed, data.split.validation), or add such cases."
+        )
+
+
+def _missing_for(metric: str, experiment: Experiment, cohort: Cohort, cases: tuple[Case, ...]) -> str | None:
+    if metric in ("auc", "average_precision"):
+        there = {case.label for case in cases}
+        absent = [name for k, name in enumerate(cohort.spec.classes) if k not in there]
+        return f"none is labelled '{absent[0]}'" if absent else None
+    targets = required_targets(experiment.tasks)
+    if metric == "dice":
+        (target,) = (target for target in targets if target != "label")
+        return None if any(getattr(case, target) for case in cases) else f"none has a {target}"
+    if metric == "loss" and experiment.tasks.reconstruction is None:
+        some = any(getattr(case, target) is not None for case in cases for target in targets)
+        return None if some else f"none has a {' or a '.join(targets)}"
+    return None
+
+
+def _train_stages(
+    experiment: Experiment, cohort: Cohort, split: Split, folder: RunFolder, progress: TrainingProgress
+) -> list[Row]:
+    """Train the run before, where there is one, and then the network; return the network's history."""
+    if experiment.before is not None:
+        before = before_folder(folder)
+        progress.say(f"first: {experiment.before}, into {before.path}")
+        train(before_experiment(experiment), cohort, before.path, resume=True, progress=progress)
+        progress.say(f"then: {experiment.name}")
+    parts = split.cases(cohort, "train"), split.cases(cohort, "validation")
+    job = Job(
+        experiment=experiment,
+        cohort=cohort.spec,
+        train=parts[0],
+        validation=parts[1],
+        store=make_store(experiment, cohort, sum(map(len, parts)) * experiment.training.devices),
+        run=folder,
+        progress=progress,
+    )
+    return train_network(job)
+
+
+def before_experiment(experiment: Experiment) -> Experiment:
+    """Return the experiment that `before` names, as it is trained for this one.
+
+    Data (so that no test case is seen), encoder (so that it fits) and training are this experiment's; the
+    tasks and the selection are the recipe's.
+    """
+    assert experiment.before is not None
+    recipe = read_recipe(experiment.before)
+    if isinstance(recipe.network, JointSwinSpec):
+        raise ExperimentError(
+            f"before: '{experiment.before}' is a joint network itself; name a swin-unet one."
+        )
+    return recipe.model_copy(
+        update={
+            "data": experiment.data,
+            "network": recipe.network.model_copy(update={"encoder": experiment.network.encoder}),
+            "training": experiment.training.model_copy(update={"selection": recipe.training.selection}),
+            "evaluation": experiment.evaluation,
+        }
+    )
+
+
+def _write_state(folder: RunFolder, experiment: Experiment, state: State, **fields: Any) -> None:
+    """Write status.json from what is on disk."""
+    history: list[Row] = []
+    if folder.last_checkpoint.is_file():
+        history = load_checkpoint(folder.last_checkpoint)["history"]
+    selection = experiment.training.selection
+    best = best_row(history, selection)
+    folder.write_status(
+        state=state,
+        epoch=len(history),
+        epochs=experiment.training.epochs,
+        metric=selection.metric,
+        best_epoch=None if best is None else best + 1,
+        best_value=None if best is None else monitored(history[best], selection),
+        **fields,
+    )
+
+
+def _record(folder: RunFolder, experiment: Experiment, state: State, message: str) -> None:
+    """Write how a run ended; where even that fails, the error under way says more."""
+    with suppress(ThreefoldError, OSError):
+        _write_state(folder, experiment, state, message=message)
+
+
+def _check_augmentation(experiment: Experiment) -> None:
+    size = experiment.data.preprocessing.size
+    if experiment.data.augmentation.quarter_turns and (len(size) != 2 or len(set(size)) != 1):
+        raise ExperimentError(
+            "data.augmentation.quarter_turns needs a square grid, but data.preprocessing.size is "
+            f"{list(size)}. Make it square, or use rotation."
+        )
+
+
+def _check_tensorboard(experiment: Experiment) -> None:
+    if experiment.training.tensorboard and find_spec("tensorboard") is None:
+        raise UsageError(
+            "training.tensorboard is on, but tensorboard is not installed: "
+            "pip install 'threefold[tensorboard]', or leave it off."
+        )

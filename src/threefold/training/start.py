@@ -1,0 +1,54 @@
+"""The network a training starts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from threefold.cohorts.cohort import CohortSpec
+from threefold.errors import RunError
+from threefold.experiment import Experiment
+from threefold.networks.build import build_network
+from threefold.networks.joint import JointSwin
+from threefold.networks.pretrained import LoadReport, load_pretrained
+from threefold.run import RunFolder
+from threefold.training.checkpoints import load_checkpoint
+
+
+def starting_network(
+    experiment: Experiment, cohort: CohortSpec, run: RunFolder
+) -> tuple[nn.Module, LoadReport | None]:
+    """Build the network (random weights from torch's global generator) and give it what it starts from.
+
+    Returns:
+        The network, and what became of the file named in `initial_weights`.
+
+    Raises:
+        WeightsError: if `initial_weights`, or the encoder trained before, does not fit.
+        RunError: if the run before has no weights.
+    """
+    network = build_network(experiment, cohort)
+    report = None
+    if experiment.initial_weights is not None:
+        spec = experiment.initial_weights
+        report = load_pretrained(
+            network,  # type: ignore[arg-type]
+            Path(spec.path).expanduser(),
+            decoders_from_encoder=spec.decoders_from_encoder,
+        )
+    if isinstance(network, JointSwin):
+        network.adopt(_encoder_of(before_folder(run)))
+    return network, report
+
+
+def before_folder(run: RunFolder) -> RunFolder:
+    """Return the folder of the run that is trained first."""
+    return RunFolder(run.path / "before")
+
+
+def _encoder_of(before: RunFolder) -> dict[str, Tensor]:
+    if not before.best_checkpoint.is_file():
+        raise RunError(f"{before.path}: the run before has no best checkpoint; train it with --resume.")
+    state = load_checkpoint(before.best_checkpoint)["network"]
+    return {n.removeprefix("encoder."): v for n, v in state.items() if n.startswith("encoder.")}
