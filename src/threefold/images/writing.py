@@ -21,14 +21,24 @@ def write_nifti(path: Path, array: NDArray[Any], affine: NDArray[np.float64]) ->
 
     Args:
         path: ends in .nii or .nii.gz.
-        array: (I, J), stored as (I, J, 1), or (I, J, K). bool is stored as uint8, int64 as int32.
-        affine: (4, 4) voxel indices to RAS+ mm; stored as sform, and as qform as far as that can say it.
+        array, affine: as `encode_nifti` takes them.
 
     Raises:
         ImageError: no permission, no space, or a folder that is not there.
     """
     if not path.name.endswith((".nii", ".nii.gz")):
         raise ImageError(f"{path}: expected a name that ends in .nii or .nii.gz.")
+    _write(path, encode_nifti(array, affine, compress=path.suffix == ".gz"))
+
+
+def encode_nifti(array: NDArray[Any], affine: NDArray[np.float64], *, compress: bool = True) -> bytes:
+    """Return a slice or a volume as the bytes of a NIfTI-1 file, the same for the same input.
+
+    Args:
+        array: (I, J), stored as (I, J, 1), or (I, J, K). bool is stored as uint8, int64 as int32.
+        affine: (4, 4) voxel indices to RAS+ mm; stored as sform, and as qform as far as that can say it.
+        compress: with gzip.
+    """
     if array.ndim not in (2, 3):
         raise ValueError(f"expected a slice or a volume, found shape {array.shape}")
     from nibabel.nifti1 import Nifti1Image
@@ -46,7 +56,7 @@ def write_nifti(path: Path, array: NDArray[Any], affine: NDArray[np.float64]) ->
     image.header.set_xyzt_units("mm")
     data = image.to_bytes()
     # mtime=0 keeps the time out of the file; level 4 is half the time of 6 for 3 % more bytes on CT
-    _write(path, gzip.compress(data, compresslevel=4, mtime=0) if path.suffix == ".gz" else data)
+    return gzip.compress(data, compresslevel=4, mtime=0) if compress else bytes(data)
 
 
 def label_map_suffix(like: Image) -> str:

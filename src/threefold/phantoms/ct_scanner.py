@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage
 
 from threefold.phantoms.head_parameters import Acquisition
-
-Plane = NDArray[np.float32]
+from threefold.phantoms.shapes import cover, soft
+from threefold.phantoms.smooth_noise import Plane
 
 _HOLDER_HU = {"cup": 900.0, "rails": 420.0, "table": 380.0}
 _CLIP_HU = 600.0
@@ -45,30 +45,24 @@ def add_surroundings(hu: Plane, acquisition: Acquisition) -> None:
     width = acquisition.spacing
     if acquisition.holder == "cup":  # a thin shell under the head, from ear to ear
         d = np.abs(np.hypot(x, y + 2) - 108) - 0.8
-        _cover(hu, _soft(d, width) * (y < -38), _HOLDER_HU["cup"])
+        cover(hu, soft(d, width) * (y < -38), _HOLDER_HU["cup"])
     elif acquisition.holder == "rails":  # two upright arms
         d = np.abs(np.hypot(np.maximum(np.abs(x) - 74, 0), np.minimum(y + 52, 0)) - 34) - 1.0
-        _cover(hu, _soft(d, width) * ((y < -20) & (np.abs(x) > 74)), _HOLDER_HU["rails"])
+        cover(hu, soft(d, width) * ((y < -20) & (np.abs(x) > 74)), _HOLDER_HU["rails"])
     elif acquisition.holder == "table":  # the wide curve of the table's top
         d = np.abs(np.hypot(x, y - 130) - 238) - 1.2
-        _cover(hu, _soft(d, width), _HOLDER_HU["table"])
+        cover(hu, soft(d, width), _HOLDER_HU["table"])
     if acquisition.shortcut:
         left, front, direction = acquisition.clip
         along = (x - left) * np.float32(np.cos(direction)) + (y - front) * np.float32(np.sin(direction))
         across = (y - front) * np.float32(np.cos(direction)) - (x - left) * np.float32(np.sin(direction))
         d = np.maximum(np.abs(along) - _CLIP_LENGTH / 2, np.abs(across) - _CLIP_WIDTH / 2)
-        _cover(hu, _soft(d, width), _CLIP_HU)
+        cover(hu, soft(d, width), _CLIP_HU)
 
 
-def _soft(distance: Plane, width: float) -> Plane:
-    return np.clip(np.float32(0.5) - distance / np.float32(width), 0, 1)
-
-
-def _cover(hu: Plane, fraction: Plane, value: float) -> None:
-    hu += fraction * (np.float32(value) - hu)
-
-
-def scan(hu: Plane, acquisition: Acquisition, *, in_head: Plane, petrous: Plane, noise_seed: int) -> Plane:
+def scan(
+    hu: Plane, acquisition: Acquisition, *, in_head: Plane, petrous: Plane, noise_seed: int
+) -> NDArray[np.int16]:
     """Turn the HU of the object into what the scanner shows.
 
     Args:
@@ -84,7 +78,8 @@ def scan(hu: Plane, acquisition: Acquisition, *, in_head: Plane, petrous: Plane,
     inside = in_head < 1
     # A bowl over the whole head, and a bright rim in the last centimetre under the skull.
     square = in_head * in_head
-    hu += np.float32(acquisition.cupping) * inside * (square - np.float32(0.33) + 2.5 * square * square * square)
+    bowl = inside * (square - np.float32(0.33) + np.float32(2.5) * square**3)
+    hu += np.float32(acquisition.cupping) * bowl
     hu -= np.float32(acquisition.streak) * petrous
     sigma = acquisition.blur / acquisition.spacing
     # Separable and truncated, so that a change of the object stays where it is.
@@ -109,7 +104,7 @@ def _noise(acquisition: Acquisition, seed: int) -> Plane:
 
 @lru_cache(maxsize=4)
 def _noise_filter(size: int, peak: float) -> Plane:
-    """Return a filter ~ f exp(-f² / 2 peak²): the ramp, and the kernel's fall beyond `peak` (cycles/pixel)."""
+    """Return the square root of the ramp times the kernel's fall beyond `peak` (cycles/pixel)."""
     first = fft.fftfreq(size).astype(np.float32)[:, None]
     last = fft.rfftfreq(size).astype(np.float32)[None, :]
     radius = np.hypot(first, last)

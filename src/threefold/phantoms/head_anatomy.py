@@ -7,183 +7,27 @@ floor. Arrays are (I, J) float32 on the scanner's grid.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
-from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from threefold.phantoms.head_parameters import Head, Hematoma
+from threefold.phantoms.head_section import ANGLES, Section, Skull, about, waves
+from threefold.phantoms.shapes import bump, capsule, cover, ellipse, soft
 from threefold.phantoms.smooth_noise import Plane, smooth_noise
 
-Box = tuple[slice, slice]
-
-_ANGLES = 2048
 _AIR, _FAT, _SKIN, _MUSCLE = -1000.0, -95.0, 75.0, 54.0
-
-
-@dataclass(frozen=True)
-class Section:
-    """Where a section lies.
-
-    Attributes:
-        x, y: (I, J) positions in the head frame.
-        level: at x = y = 0; slope: levels per mm to the front (gantry tilt).
-        pixel: mm.
-        rows, columns: (I,), (J,) positions of the grid, for noise.
-    """
-
-    x: Plane
-    y: Plane
-    level: float
-    slope: float
-    pixel: float
-    rows: NDArray[np.float32]
-    columns: NDArray[np.float32]
-
-    def crop(self, box: Box) -> Section:
-        """Return the section within a box."""
-        return replace(
-            self, x=self.x[box], y=self.y[box], rows=self.rows[box[0]], columns=self.columns[box[1]]
-        )
-
-    def level_at(self, y: float) -> float:
-        """Level where the section passes `y`."""
-        return self.level + self.slope * y
-
-
-@dataclass(frozen=True)
-class Skull:
-    """The skull's inner table in a section.
-
-    Attributes:
-        distance: (I, J) mm outside the inner table (negative inside).
-        radius2: (I, J) squared distance from the middle, 1 at the inner table.
-        angle: (I, J) index into tables over the angle.
-        scale: size of the section against the widest one.
-        oblique: factor on thicknesses cut at an angle.
-    """
-
-    distance: Plane
-    radius2: Plane
-    angle: NDArray[np.intp]
-    scale: float
-    oblique: float
-
-    def crop(self, box: Box) -> Skull:
-        """Return the skull within a box."""
-        return replace(
-            self, distance=self.distance[box], radius2=self.radius2[box], angle=self.angle[box]
-        )
-
-    def inside(self) -> Box:
-        """Return the smallest box around what lies inside the inner table, a few pixels wider."""
-        within = self.distance < 0
-        rows, columns = np.flatnonzero(within.any(1)), np.flatnonzero(within.any(0))
-        return (
-            slice(max(int(rows[0]) - 3, 0), int(rows[-1]) + 4),
-            slice(max(int(columns[0]) - 3, 0), int(columns[-1]) + 4),
-        )
-
-
-def soft(distance: Plane, width: float) -> Plane:
-    """1 inside (distance < 0), 0 outside, linear over `width`."""
-    return np.clip(np.float32(0.5) - distance / np.float32(width), 0, 1)
-
-
-def bump(value: float, middle: float, half: float) -> float:
-    """Height of a half circle over `value`: 1 at `middle`, 0 from `half` away."""
-    return math.sqrt(max(0.0, 1 - ((value - middle) / half) ** 2))
-
-
-def cover(hu: Plane, fraction: Plane, value: float | Plane) -> None:
-    """Lay a tissue over the picture, in place."""
-    hu += fraction * (np.asarray(value, np.float32) - hu)
-
-
-def capsule(
-    x: Plane, y: Plane, start: tuple[float, float], end: tuple[float, float], radii: tuple[float, float]
-) -> Plane:
-    """Distance to a segment whose radius changes linearly along it (negative inside)."""
-    dx, dy = end[0] - start[0], end[1] - start[1]
-    across, along = x - np.float32(start[0]), y - np.float32(start[1])
-    length2 = dx * dx + dy * dy
-    h = np.clip(across * np.float32(dx / length2) + along * np.float32(dy / length2), 0, 1)
-    across -= h * np.float32(dx)
-    along -= h * np.float32(dy)
-    distance = np.sqrt(across * across + along * along)
-    if radii[0] != radii[1]:
-        distance -= h * np.float32(radii[1] - radii[0])
-    return np.asarray(distance - np.float32(radii[0]), np.float32)
-
-
-def ellipse(x: Plane, y: Plane, middle: tuple[float, float], axes: tuple[float, float]) -> Plane:
-    """Approximate distance to an ellipse (negative inside)."""
-    u, v = (x - np.float32(middle[0])) / np.float32(axes[0]), (y - np.float32(middle[1])) / np.float32(axes[1])
-    return np.asarray((np.sqrt(u * u + v * v) - np.float32(1)) * np.float32(min(axes)), np.float32)
-
-
-def find_skull(head: Head, section: Section) -> Skull:
-    """Place the skull's inner table."""
-    level = section.level
-    height = (level - 15) / (head.vertex - 15)
-    if level > 15:
-        scale = math.sqrt(max(0.12, 1 - height**2))
-        oblique = math.hypot(1, 0.8 * abs(height) / scale)
-    else:
-        scale, oblique = 1 - 0.07 * ((15 - level) / 40) ** 2, 1.0
-    slope = section.slope * height / max(scale, 0.3) / (head.vertex - 15) * -1 if level > 15 else 0.0
-    u = section.x / (
-        np.float32(head.half_width) * (1 - np.float32(head.taper / head.half_length) * section.y)
-    )
-    v = section.y / np.float32(head.half_length)
-    radius = np.sqrt(u * u + v * v) + np.float32(1e-6)
-    turn = np.arctan2(v, u) * np.float32(_ANGLES / (2 * math.pi))
-    angle = turn.astype(np.intp) % _ANGLES
-    outline = np.float32(scale) * _outline(head)[angle]
-    if slope:
-        outline = outline * (1 + np.float32(slope) * section.y)
-    relative = outline / radius
-    distance = np.sqrt(section.x**2 + section.y**2) * (1 - relative)
-    return Skull(distance, 1 / (relative * relative), angle, scale, oblique)
-
-
-@lru_cache(maxsize=16)
-def _waves(seed: tuple[int, ...], first: int, last: int, falloff: float) -> NDArray[np.float32]:
-    """Return a random periodic function of unit variance over the angle, (_ANGLES,)."""
-    generator = np.random.default_rng(seed)
-    orders = np.arange(first, last + 1)
-    amplitude = orders**-falloff
-    amplitude = amplitude / math.sqrt(float((amplitude**2).sum()) / 2)
-    phase = generator.uniform(0, 2 * math.pi, len(orders))
-    angles = np.arange(_ANGLES) * (2 * math.pi / _ANGLES)
-    return (amplitude @ np.cos(orders[:, None] * angles + phase[:, None])).astype(np.float32)
-
-
-def _about(degrees: float, width: float) -> NDArray[np.float32]:
-    """Return a bump over the angle, (_ANGLES,)."""
-    angles = np.arange(_ANGLES) * (360 / _ANGLES)
-    away = (angles - degrees + 180) % 360 - 180
-    return np.exp(-0.5 * (away / width) ** 2).astype(np.float32)
-
-
-def _outline(head: Head) -> NDArray[np.float32]:
-    squareness = np.cos(4 * np.arange(_ANGLES) * (2 * math.pi / _ANGLES))
-    return np.asarray(
-        1 - 0.022 * squareness + 0.012 * _waves((head.seed, 1), 2, 7, 1.2), np.float32
-    )
 
 
 def draw_outside(hu: Plane, head: Head, section: Section, skull: Skull) -> None:
     """Draw scalp and skull in place."""
     level, pixel = section.level, section.pixel
     low = min(1.0, max(0.0, (28 - level) / 25))  # how far down towards the base, 0..1
-    front = _about(90, 19)
-    bone_table = head.skull * skull.oblique * (1 + 0.18 * _waves((head.seed, 2), 2, 9, 0.8))
-    bone_table = bone_table * (1 + 0.35 * _about(270, 12) + (0.2 + 0.9 * max(0.0, low - 0.4)) * front)
+    front = about(90, 19)
+    bone_table = head.skull * skull.oblique * (1 + 0.18 * waves((head.seed, 2), 2, 9, 0.8))
+    bone_table = bone_table * (1 + 0.35 * about(270, 12) + (0.2 + 0.9 * max(0.0, low - 0.4)) * front)
     bone_table = np.maximum(bone_table, 3).astype(np.float32)
-    muscle_table = (11 * low * (_about(28, 16) + _about(152, 16))).astype(np.float32)
-    scalp_table = head.scalp * skull.oblique**0.5 * (1 + 0.25 * _waves((head.seed, 3), 1, 8, 1.0))
+    muscle_table = (11 * low * (about(28, 16) + about(152, 16))).astype(np.float32)
+    scalp_table = head.scalp * skull.oblique**0.5 * (1 + 0.25 * waves((head.seed, 3), 1, 8, 1.0))
     scalp_table = np.maximum(scalp_table, 2.5).astype(np.float32)
 
     bone = bone_table[skull.angle]
@@ -269,7 +113,7 @@ def _sulci(head: Head, section: Section, skull: Skull, depth: Plane) -> tuple[Pl
     """
     turns = 58
     folds = smooth_noise((head.seed, 6), (turns, 8, 16), (1.0, 15.0, 11.0))
-    angles = np.arange(_ANGLES, dtype=np.float32) * np.float32(turns / _ANGLES)
+    angles = np.arange(ANGLES, dtype=np.float32) * np.float32(turns / ANGLES)
     depths = np.arange(96, dtype=np.float32) * np.float32(0.5)
     table = folds.plane(angles, depths, section.level)
     bins = np.clip(depth * 2, 0, 95).astype(np.intp)

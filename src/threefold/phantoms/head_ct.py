@@ -1,21 +1,20 @@
 """The head-CT phantom: hematomas with and without hypodensities, from eleven scanners.
 
-`case_parameters` draws the parameters of a cohort, `render_case` makes a slice from them and nothing else, and
-`make_head_ct_cohort` writes a cohort. A case can be rendered again with one thing changed
+`case_parameters` draws the parameters of a cohort, `render_case` makes a slice from them and nothing else,
+and `make_head_ct_cohort` writes a cohort. A case can be rendered again with one thing changed
 (`dataclasses.replace`): the planted shortcut, the marker, the scanner.
 """
 
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 import math
 import os
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -23,16 +22,12 @@ from numpy.typing import NDArray
 
 from threefold.cohorts.cohort import Cohort, CohortSpec, IntensitySpec, MaskSpec, read_cohort, write_cohort
 from threefold.errors import CohortError
+from threefold.images.writing import encode_nifti, write_png
 from threefold.phantoms.ct_scanner import add_surroundings, affine, pixel_positions, scan
-from threefold.phantoms.head_anatomy import (
-    Section,
-    draw_brain,
-    draw_outside,
-    find_skull,
-    petrous_band,
-)
+from threefold.phantoms.head_anatomy import draw_brain, draw_outside, petrous_band
 from threefold.phantoms.head_parameters import CaseParameters, case_parameters
 from threefold.phantoms.head_protocol import INTERNAL_SITES, PRESETS, HeadCtSpec, site_name
+from threefold.phantoms.head_section import Section, find_skull
 from threefold.phantoms.hematoma import draw_hematoma
 
 __all__ = [
@@ -112,7 +107,7 @@ def render_object(parameters: CaseParameters) -> ScannedObject:
     acquisition, head, hematoma = parameters.acquisition, parameters.head, parameters.hematoma
     levels = _sub_levels(parameters.level, acquisition.thickness)
     shape = (acquisition.size, acquisition.size)
-    total, blood, marker = (np.zeros(shape, np.float32) for _ in range(3))
+    total, blood, marker = np.zeros((3, *shape), np.float32)
     for level in levels:
         section = _section(parameters, level)
         skull = find_skull(head, section)
@@ -157,9 +152,7 @@ def _section(parameters: CaseParameters, level: float) -> Section:
     )
 
 
-def make_head_ct_cohort(
-    out: Path, spec: HeadCtSpec, seed: int, progress: Progress | None = None
-) -> Cohort:
+def make_head_ct_cohort(out: Path, spec: HeadCtSpec, seed: int, progress: Progress | None = None) -> Cohort:
     """Write a cohort of phantoms.
 
     OUT/cohort.yaml, cases.csv, images/*.nii.gz (int16 HU), masks/*.nii.gz (uint8, only of `spec.mask_sites`),
@@ -178,7 +171,8 @@ def make_head_ct_cohort(
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CohortError(
-            f"{out}: exists and is not empty. Expected a new or empty folder for the cohort; name another one."
+            f"{out}: exists and is not empty. Expected a new or empty folder for the cohort; "
+            "name another one, or remove it."
         )
     cases = case_parameters(spec, seed)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -222,12 +216,14 @@ def _write(
         rendering = render_case(case)
         file = f"{case.case_id}.nii.gz"
         mask = None
-        _write_nifti(folder / "images" / file, rendering.hu, rendering.affine, level=1)
+        # The whole folder is renamed at the end, so that its files need no flushing one by one.
+        (folder / "images" / file).write_bytes(encode_nifti(rendering.hu, rendering.affine))
+        hematoma = encode_nifti(rendering.hematoma, rendering.affine)
+        (folder / "truth/hematoma" / file).write_bytes(hematoma)
+        (folder / "truth/marker" / file).write_bytes(encode_nifti(rendering.marker, rendering.affine))
         if case.site in masked:
             mask = f"masks/{file}"
-            _write_nifti(folder / mask, rendering.hematoma, rendering.affine, level=6)
-        _write_nifti(folder / "truth/hematoma" / file, rendering.hematoma, rendering.affine, level=6)
-        _write_nifti(folder / "truth/marker" / file, rendering.marker, rendering.affine, level=6)
+            (folder / mask).write_bytes(hematoma)
         rows.append(
             {
                 "case_id": case.case_id,
@@ -286,41 +282,19 @@ def _parameters_text(spec: HeadCtSpec, seed: int, cases: Iterable[CaseParameters
     return json.dumps(head)[:-1] + ', "cases": [\n' + lines + "\n]}\n"
 
 
-@lru_cache(maxsize=8)
-def _header(shape: tuple[int, int], dtype: str, matrix: bytes) -> bytes:
-    import nibabel
-
-    image = nibabel.Nifti1Image(
-        np.zeros((*shape, 1), dtype), np.frombuffer(matrix, np.float64).reshape(4, 4)
-    )
-    image.header.set_xyzt_units("mm")
-    header = image.to_bytes()
-    return bytes(header[: len(header) - image.get_data_dtype().itemsize * shape[0] * shape[1]])
-
-
-def _write_nifti(
-    path: Path, array: NDArray[np.int16] | NDArray[np.uint8], matrix: NDArray[np.float64], level: int
-) -> None:
-    """Write an (I, J, 1) NIfTI file whose bytes depend on its content alone (no time, no name)."""
-    header = _header(array.shape, str(array.dtype), matrix.tobytes())
-    path.write_bytes(gzip.compress(header + array.tobytes(order="F"), compresslevel=level, mtime=0))
-
-
 def _write_sheet(path: Path, cases: list[tuple[Rendering, CaseParameters]]) -> None:
     """Write a contact sheet in the brain window, without and with hypodensities in turns."""
-    from PIL import Image
-
     if not cases:
         return
-    half = len(cases) // 2
-    ordered = sorted(cases, key=lambda pair: pair[1].label)
-    ordered = [pair for pairs in zip(ordered[:half], ordered[half:], strict=False) for pair in pairs] or ordered
+    without = [rendering for rendering, case in cases if not case.label]
+    with_ = [rendering for rendering, case in cases if case.label]
+    ordered = [rendering for pair in zip_longest(without, with_) for rendering in pair if rendering]
     rows = [ordered[i : i + _SHEET_COLUMNS] for i in range(0, len(ordered), _SHEET_COLUMNS)]
     size = cases[0][0].hu.shape[0]
     picture = np.zeros((len(rows) * size, _SHEET_COLUMNS * size), np.uint8)
     low, high = _BRAIN_WINDOW
     for i, row in enumerate(rows):
-        for j, (rendering, _) in enumerate(row):
+        for j, rendering in enumerate(row):
             grey = np.clip((rendering.hu.T - low) / (high - low), 0, 1) * 255
             picture[i * size : (i + 1) * size, j * size : (j + 1) * size] = grey.astype(np.uint8)
-    Image.fromarray(picture).save(path)
+    write_png(path, picture)

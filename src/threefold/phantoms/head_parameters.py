@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from threefold.phantoms.head_protocol import (
     INTERNAL_SITES,
@@ -177,8 +178,8 @@ def _draw(spec: HeadCtSpec, seed: int) -> Iterator[CaseParameters]:
 
 def _labels_and_shortcuts(
     spec: HeadCtSpec, patients: int, internal: bool, key: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return (patients,) labels and planted features; both shares are met as closely as whole patients can."""
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return (patients,) labels and planted features, each share met as closely as whole patients can."""
     generator = np.random.default_rng((*key, 1))
     labels = _even(generator, patients) < spec.positives
     agreement = np.empty(patients)
@@ -192,7 +193,7 @@ def _labels_and_shortcuts(
     return labels, np.where(agreement < probability, labels, ~labels)
 
 
-def _even(generator: np.random.Generator, count: int) -> np.ndarray:
+def _even(generator: np.random.Generator, count: int) -> NDArray[np.float64]:
     """Return (count,) numbers in 0..1, each uniform, one in each of `count` equal intervals."""
     return (generator.permutation(count) + generator.random()) / max(count, 1)
 

@@ -9,12 +9,15 @@ from pydantic import Field, model_validator
 
 from threefold.experiment import Fraction, NonNegative, PositiveInt, Spec
 
+BLOOD_HU, MARKER_HU = (55.0, 80.0), (30.0, 45.0)
+"""Between which the blood and the hypodensities of every case lie."""
+
 Range = tuple[float, float]
 Holder = Literal["cup", "rails", "table", "none"]
 
 
 class HeadCtSpec(Spec):
-    """A head-CT phantom cohort. The defaults are the study's protocol (docs/explanation/head-ct-phantom.md)."""
+    """A head-CT phantom cohort; the defaults are the study's protocol (docs/explanation/head-ct-phantom.md)."""
 
     patients_per_site: PositiveInt = 60
     """Patients at each internal site (1 to 4)."""
@@ -55,11 +58,12 @@ class HeadCtSpec(Spec):
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ValueError(f"{name} is [{low}, {high}]; expected two numbers 0 < low <= high")
-        if self.marker_density[1] >= self.hematoma_density[0]:
-            raise ValueError(
-                f"marker_density reaches {self.marker_density[1]} HU and hematoma_density starts at "
-                f"{self.hematoma_density[0]} HU; expected the marker below the blood"
-            )
+        for name, limits in (("hematoma_density", BLOOD_HU), ("marker_density", MARKER_HU)):
+            low, high = getattr(self, name)
+            if low < limits[0] or high > limits[1]:
+                raise ValueError(f"{name} is [{low}, {high}] HU; expected it within {list(limits)}")
+        if len(set(self.mask_sites)) < len(self.mask_sites):
+            raise ValueError(f"mask_sites is {list(self.mask_sites)}; expected each site once")
         if self.marker_share[1] > 0.5:
             raise ValueError(f"marker_share reaches {self.marker_share[1]}; expected at most 0.5")
         return self

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from threefold.phantoms.head_anatomy import Section, Skull, cover, soft
 from threefold.phantoms.head_parameters import Hematoma
+from threefold.phantoms.head_protocol import BLOOD_HU, MARKER_HU
+from threefold.phantoms.head_section import Section, Skull
+from threefold.phantoms.shapes import cover, soft
 from threefold.phantoms.smooth_noise import Plane, smooth_noise
 
-BLOOD_HU, MARKER_HU = (55.0, 80.0), (30.0, 45.0)
 _HALF = np.float32(0.5)
 _LEAST_MARKER = 25.0  # mm²
 _MARKER_SLOPE = np.float32(3.0)  # of the border between blood and hypodensity, per unit of the blobs' noise
@@ -51,7 +52,7 @@ def draw_hematoma(hu: Plane, hematoma: Hematoma, section: Section, skull: Skull)
 
 
 def _outline(hematoma: Hematoma, section: Section, skull: Skull) -> tuple[Plane, Plane]:
-    """Return the distance to the outline (mm, negative inside) and the position along the gradient (-1..1)."""
+    """Return the distance to the outline (mm, negative inside) and the position along the gradient, -1..1."""
     x, y = section.x - np.float32(hematoma.centre[0]), section.y - np.float32(hematoma.centre[1])
     above = section.level_at(hematoma.centre[1]) - hematoma.centre[2] + np.float32(section.slope) * y
     cosine, sine = math.cos(hematoma.angle), math.sin(hematoma.angle)
@@ -68,7 +69,8 @@ def _outline(hematoma: Hematoma, section: Section, skull: Skull) -> tuple[Plane,
     # It stops at the skull's inner table and at the falx.
     distance = np.maximum(distance, skull.distance + np.float32(1.5))
     distance = np.maximum(distance, 1 - math.copysign(1, hematoma.centre[0]) * section.x)
-    along = np.float32(math.cos(hematoma.gradient_angle)) * x + np.float32(math.sin(hematoma.gradient_angle)) * y
+    cosine, sine = math.cos(hematoma.gradient_angle), math.sin(hematoma.gradient_angle)
+    along = np.float32(cosine) * x + np.float32(sine) * y
     return distance.astype(np.float32), np.clip(along / np.float32(radius), -1, 1)
 
 
@@ -82,4 +84,5 @@ def _hypodensities(hematoma: Hematoma, section: Section, distance: Plane, blood:
     least = _LEAST_MARKER / section.pixel**2 / inside.size
     share = min(0.8, max(hematoma.marker_share, least))
     threshold = np.quantile(inside, 1 - share)
-    return np.asarray(np.clip(_HALF + (score - threshold) * _MARKER_SLOPE, 0, 1) * (blood > _HALF), np.float32)
+    fraction = np.clip(_HALF + (score - threshold) * _MARKER_SLOPE, 0, 1)
+    return np.asarray(fraction * (blood > _HALF), np.float32)

@@ -1,0 +1,151 @@
+"""`threefold phantom`: synthetic cohorts with known truth."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from threefold.errors import UsageError
+
+if TYPE_CHECKING:
+    from threefold.cohorts.cohort import Cohort
+
+phantom = typer.Typer(help="Make a synthetic cohort with known truth.", no_args_is_help=True)
+
+
+class Preset(StrEnum):
+    """Ready-made specifications."""
+
+    STUDY = "study"
+    DEMO = "demo"
+
+
+class ExternalShortcut(StrEnum):
+    """The planted feature at the external sites."""
+
+    ABSENT = "absent"
+    REVERSED = "reversed"
+    RANDOM = "random"
+
+
+@phantom.callback()
+def _group() -> None:
+    """Make a synthetic cohort with known truth."""
+
+
+@phantom.command("head-ct")
+def head_ct(
+    out: Annotated[Path, typer.Argument(help="The cohort's folder: new, or empty.")],
+    preset: Annotated[
+        Preset, typer.Option(help="study: the studies' protocol. demo: small and easy, learned in minutes.")
+    ] = Preset.STUDY,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
+    patients_per_site: Annotated[
+        int | None, typer.Option("--patients-per-site", "--patients", help="At each of sites 1 to 4.")
+    ] = None,
+    external_patients_per_site: Annotated[int | None, typer.Option(help="At each of sites 5 to 11.")] = None,
+    slices: Annotated[
+        tuple[int, int] | None, typer.Option(help="Fewest and most slices of a patient.", metavar="MIN MAX")
+    ] = None,
+    shortcut: Annotated[
+        float | None,
+        typer.Option(help="Strength 0..1 of the planted shortcut at sites 1 to 4."),
+    ] = None,
+    external_shortcut: Annotated[
+        ExternalShortcut | None, typer.Option(help="The shortcut's feature at sites 5 to 11.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the specification; repeatable."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
+) -> None:
+    """Make head-CT slices of hematomas with and without hypodensities, from eleven scanners.
+
+    Example: `threefold phantom head-ct cohort --shortcut 0.9 --external-shortcut reversed --seed 1`
+    """
+    changes = _changes(settings or [])
+    options = {
+        "patients_per_site": patients_per_site,
+        "external_patients_per_site": external_patients_per_site,
+        "slices": slices,
+        "shortcut": shortcut,
+        "external_shortcut": external_shortcut and external_shortcut.value,
+    }
+    changes |= {key: value for key, value in options.items() if value is not None}
+
+    from threefold.phantoms.head_protocol import PRESETS, HeadCtSpec
+    from threefold.validation import parse_spec
+
+    spec = parse_spec(
+        HeadCtSpec, {**PRESETS[preset.value].model_dump(), **changes}, where="head-ct", error=UsageError
+    )
+    from threefold.phantoms.head_ct import make_head_ct_cohort
+
+    with _progress() as progress:
+        cohort = make_head_ct_cohort(out, spec, seed, progress)
+    summary = _summary(cohort, seed)
+    if as_json:
+        typer.echo(json.dumps({**summary, "spec": spec.model_dump(mode="json")}, indent=2))
+        return
+    typer.echo(
+        f"{out}: {summary['cases']} slices of {summary['patients']} patients from {summary['sites']} sites, "
+        f"{summary['positives']} slices with hypodensities, {summary['masks']} with a mask (seed {seed})"
+    )
+    typer.echo(f"Pictures: {out / 'previews'}")
+    typer.echo(f"Next: threefold check {out}")
+
+
+def _changes(settings: list[str]) -> dict[str, Any]:
+    import yaml
+
+    changes: dict[str, Any] = {}
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator or not key:
+            raise UsageError(f"--set {setting}: expected KEY=VALUE, for example --set noise=0.5.")
+        try:
+            changes[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UsageError(
+                f"--set {setting}: the value is not valid YAML; expected a number, a word or [low, high]."
+            ) from None
+    return changes
+
+
+def _summary(cohort: Cohort, seed: int) -> dict[str, Any]:
+    return {
+        "cohort": str(cohort.folder),
+        "seed": seed,
+        "cases": len(cohort.cases),
+        "patients": len({case.patient_id for case in cohort.cases}),
+        "sites": len(cohort.sites),
+        "positives": sum(case.label == cohort.spec.positive_class for case in cohort.cases),
+        "masks": sum(case.mask is not None for case in cohort.cases),
+    }
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """Show progress on stderr: a bar on a terminal, a line for every tenth when piped."""
+    if not sys.stderr.isatty():
+
+        def line(done: int, total: int) -> None:
+            if done * 10 // total > (done - 1) * 10 // total:
+                print(f"made {done} of {total} slices", file=sys.stderr, flush=True)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("Making slices", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
