@@ -279,7 +279,8 @@ def stage_width(spec: SwinSpec, stage: int) -> int:
 
 def drop_path_rates(spec: SwinSpec) -> tuple[tuple[float, ...], ...]:
     """Return the rate of stochastic depth of each block of each stage, rising linearly from 0."""
-    rates = iter(torch.linspace(0, spec.drop_path, sum(spec.depths)).tolist())
+    last = max(sum(spec.depths) - 1, 1)
+    rates = (spec.drop_path * block / last for block in itertools.count())
     return tuple(tuple(itertools.islice(rates, depth)) for depth in spec.depths)
 
 

@@ -141,6 +141,7 @@ class Tokens:
 
 
 @cache
+@torch.inference_mode(False)  # what is kept may be used in training later
 def _moves(old: Order, new: Order, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
     """Indices of a move: what each new slot takes, where each old slot's gradient is, old padding."""
     take = old.slot[new.source.clamp(min=0)]
@@ -150,6 +151,7 @@ def _moves(old: Order, new: Order, device: torch.device) -> tuple[Tensor, Tensor
 
 
 @cache
+@torch.inference_mode(False)  # what is kept may be used in training later
 def attention_mask(order: Order, device: torch.device) -> Tensor | None:
     """Return `order.attention_mask()` on a device."""
     mask = order.attention_mask()
@@ -157,6 +159,7 @@ def attention_mask(order: Order, device: torch.device) -> Tensor | None:
 
 
 @cache
+@torch.inference_mode(False)  # what is kept may be used in training later
 def relative_position_index(window: int, device: torch.device) -> Tensor:
     """Return (N*N,) rows of the (2 * window - 1)^2 table of relative position biases, N = window^2."""
     side = torch.arange(window)
