@@ -35,6 +35,7 @@ from threefold.training.module import Learner, StepLosses, non_finite_cases, ste
 from threefold.training.progress import Remaining, TrainingProgress
 from threefold.training.schedule import build_optimiser, learning_rate, set_learning_rate
 from threefold.training.start import starting_network
+from threefold.training.tensorboard import TensorboardLog
 from threefold.training.validation import (
     gather_records,
     refuse_non_finite,
@@ -122,12 +123,17 @@ class Training:
         leads = self.fabric.is_global_zero
         if leads:
             progress.start(spec.epochs, len(self.history))
+        log = None
+        if leads and spec.tensorboard:
+            log = TensorboardLog(self.job.run.path / "tensorboard", len(self.history) + 1)
         self._prepare()
         remaining = Remaining()
         while len(self.history) < spec.epochs and not out_of_patience(self.history, spec.selection):
             self.history.append(self._epoch(len(self.history)))
             if leads:
                 self._save()
+                if log is not None:
+                    log.write(self.history[-1])
                 left = remaining.after_epoch(spec.epochs - len(self.history))
                 progress.epoch(self.history[-1], f"validation_{spec.selection.metric}", left)
             # No process runs ahead into an epoch whose predecessor is not on disk.
