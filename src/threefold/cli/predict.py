@@ -1,0 +1,123 @@
+"""`threefold predict`: probabilities and masks of images, from a run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from threefold.errors import ImageError
+    from threefold.inference.output import Prediction
+    from threefold.inference.sources import Source
+
+
+class UnevenSeries(StrEnum):
+    """What to do with a DICOM series whose slices are unevenly spaced or tilted."""
+
+    REFUSE = "refuse"
+    RESAMPLE = "resample"
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="The run's folder, as `threefold train` left it.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(help="Images, folders of images, DICOM series (a folder each) or cohorts."),
+    ],
+    out: Annotated[Path, typer.Option(help="New folder for predictions.csv and masks.")],
+    device: Annotated[str, typer.Option(help="Where the network runs, for example cpu or cuda.")] = "cpu",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a pass of the network.")] = 16,
+    uneven: Annotated[
+        UnevenSeries,
+        typer.Option(
+            help="DICOM series that are unevenly spaced or tilted: refuse, or resample and note it."
+        ),
+    ] = UnevenSeries.REFUSE,
+    allow_outside: Annotated[
+        bool, typer.Option("--allow-outside", help="Accept cohorts whose paths leave their folder.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print predictions and failures as JSON on standard output.")
+    ] = False,
+) -> None:
+    """Predict images in one pass; no labels are needed.
+
+    predictions.csv gets a row a case: the probability of each class, the decision by the run's threshold, the
+    run's version and the mask's file. Masks lie on each image's own grid (NIfTI, or PNG for a picture). A 2D
+    network predicts each slice of a volume (NAME#k), and the volume's mask is one file.
+
+    An image that can't be read is reported and the others are done; the exit status is then 1.
+
+    Example: `threefold predict my-run scans/ patient7.nii.gz --out my-predictions`
+    """
+    from threefold.inference.predictor import Predictor
+
+    failures: list[dict[str, str]] = []
+
+    def fail(source: Source, error: ImageError) -> None:
+        failures.append({"case_id": source.name, "image": str(source.path), "error": str(error)})
+        print(f"error: {error}", file=sys.stderr, flush=True)
+
+    predictor = Predictor.from_run(run, device=device)
+    with _progress() as progress:
+        predictions = predictor.predict(
+            images,
+            out,
+            batch_size=batch_size,
+            uneven=uneven.value,
+            allow_outside=allow_outside,
+            on_error=fail,
+            progress=progress,
+        )
+        rows = [_row(prediction) for prediction in predictions]
+    if as_json:
+        content = {
+            "run": predictor.run,
+            "version": predictor.version,
+            "threshold": predictor.threshold,
+            "out": str(out),
+            "predictions": rows,
+            "failures": failures,
+        }
+        typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+    else:
+        where = f" in {out / 'predictions.csv'}" if rows else ""
+        typer.echo(f"{len(rows)} predictions{where}; {len(failures)} inputs failed")
+    raise typer.Exit(1 if failures else 0)
+
+
+def _row(prediction: Prediction) -> dict[str, object]:
+    # Only the numbers are kept: the masks and images of a long list would fill the memory.
+    return {
+        "case_id": prediction.case_id,
+        "image": str(prediction.image.source),
+        "slice": prediction.slice_index,
+        "probabilities": dict(prediction.probabilities),
+        "decision": prediction.decision,
+    }
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """Show progress on stderr: a bar on a terminal, a line for every tenth when piped."""
+    if not sys.stderr.isatty():
+
+        def line(done: int, total: int) -> None:
+            if total >= 20 and done * 10 // total > (done - 1) * 10 // total:
+                print(f"read {done} of {total} inputs", file=sys.stderr, flush=True)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("Predicting", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

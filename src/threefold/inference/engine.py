@@ -1,0 +1,119 @@
+"""From prepared images through a network to probabilities, label maps and reconstructions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from threefold.errors import RunError
+from threefold.images.geometry import Image
+from threefold.images.preprocessing import Placement, restore
+from threefold.networks.outputs import Outputs
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image ready for the network.
+
+    Attributes:
+        case_id: its name.
+        array: (C, *S) float32 in 0..1, on the network's grid.
+        placement: how the image's own grid lies in that grid.
+        image: the image as read.
+        slice_index, volume: the volume that the image was cut from, and at which index along its third
+            axis; both None where the image is a file by itself.
+    """
+
+    case_id: str
+    array: NDArray[np.float32]
+    placement: Placement
+    image: Image
+    slice_index: int | None = None
+    volume: Image | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a network says of one image.
+
+    Attributes:
+        probabilities: (K,) of the classes; None without a classification head.
+        labels: uint8 on the image's own grid, 0 background; None without a segmentation head.
+        reconstruction: (C, *S) on the network's grid; None without a reconstruction head.
+    """
+
+    probabilities: NDArray[np.float64] | None
+    labels: NDArray[np.uint8] | None
+    reconstruction: NDArray[np.float32] | None
+
+
+def run_network(
+    network: nn.Module, prepared: Iterable[Prepared], *, device: torch.device | str, batch_size: int
+) -> Iterator[tuple[Prepared, Result]]:
+    """Yield each image with its result, in order; images are taken from the iterable a batch at a time.
+
+    The network is left on `device` and in evaluation mode. It runs in float32.
+
+    Raises:
+        RunError: naming the case for which an output is not finite.
+    """
+    network.to(device).eval()
+    waiting = iter(prepared)
+    while batch := list(islice(waiting, batch_size)):
+        images = torch.from_numpy(np.stack([one.array for one in batch])).to(device)  # (B, C, *S)
+        with torch.inference_mode():
+            outputs: Outputs = network(images)
+        yield from zip(batch, _results(outputs, batch), strict=True)
+
+
+def _results(outputs: Outputs, batch: list[Prepared]) -> Iterator[Result]:
+    classes = None if outputs.classes is None else outputs.classes.double().softmax(dim=1)
+    labels = None if outputs.segmentation is None else outputs.segmentation.float().softmax(dim=1)
+    heads = {"classification": classes, "segmentation": labels, "reconstruction": outputs.reconstruction}
+    arrays = {name: None if head is None else _finite(name, head, batch) for name, head in heads.items()}
+    probabilities, maps, images = arrays.values()
+    for i, one in enumerate(batch):
+        yield Result(
+            probabilities=None if probabilities is None else probabilities[i],
+            labels=None if maps is None else restore_labels(maps[i], one.placement),
+            reconstruction=None if images is None else images[i],
+        )
+
+
+def _finite(name: str, output: Tensor, batch: list[Prepared]) -> NDArray[np.floating]:
+    """Return a head's output as an array, if every number is finite."""
+    finite = output.isfinite().flatten(1).all(dim=1).tolist()
+    bad = [one.case_id for one, good in zip(batch, finite, strict=True) if not good]
+    if bad:
+        raise RunError(
+            f"case {', '.join(bad)}: the network's {name} is not finite. Its weights, or the image's "
+            "intensities, are damaged; `threefold check` says more of the images."
+        )
+    array: NDArray[np.floating] = output.cpu().numpy()
+    return array
+
+
+def restore_labels(probabilities: NDArray[np.floating], placement: Placement) -> NDArray[np.uint8]:
+    """Return the most probable label of each voxel of the image's own grid.
+
+    Probabilities are interpolated linearly to that grid and decided there, so that a border is as smooth
+    as the image's grid allows; where two labels are equally probable the lower one is taken.
+
+    Args:
+        probabilities: (L, *S) on the network's grid, label 0 the background.
+        placement: of the image.
+    """
+    highest = restore(probabilities[0], placement, order="linear")
+    labels = np.zeros(highest.shape, np.uint8)
+    for label in range(1, len(probabilities)):
+        probability = restore(probabilities[label], placement, order="linear")
+        higher = probability > highest
+        labels[higher] = label
+        np.maximum(highest, probability, out=highest)
+    return labels

@@ -1,0 +1,237 @@
+"""A trained run, ready to predict: one pass over any images, no labels needed.
+
+from threefold.inference.predictor import Predictor
+
+for prediction in Predictor.from_run("my-run").predict(["scan.nii.gz", "folder"]):
+    print(prediction.case_id, prediction.probabilities)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from threefold.cohorts.cohort import CohortSpec
+from threefold.errors import ImageError, RunError, UsageError, WeightsError
+from threefold.experiment import Experiment
+from threefold.experiments import read_experiment
+from threefold.images.reading import Uneven
+from threefold.inference.cases import Progress, label_count
+from threefold.inference.engine import Prepared, Result, run_network
+from threefold.inference.output import Prediction, PredictionFolder
+from threefold.inference.sources import Inputs, Source, find_sources, prepare, refuse_other_question
+from threefold.networks.build import build_network
+from threefold.networks.pretrained import load_pretrained
+from threefold.run import RunFolder
+from threefold.validation import parse_spec
+
+OnError = Callable[[Source, ImageError], None]
+"""Called with a source that can't be predicted and why; the others go on."""
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A run's network with what is needed to ask it.
+
+    Attributes:
+        network: with the run's best weights, on `device`.
+        experiment: as run.
+        cohort: meaning of the cohort trained on.
+        threshold: of the positive class's probability, chosen on the run's validation cases; None where
+            the run has none.
+        version: of the program that trained the run, and the first 12 hex digits of its weights' SHA-256.
+        run: the run folder's name.
+        device: where the network runs.
+    """
+
+    network: nn.Module
+    experiment: Experiment
+    cohort: CohortSpec
+    threshold: float | None
+    version: str
+    run: str
+    device: torch.device
+
+    @classmethod
+    def from_run(cls, run: str | os.PathLike[str], *, device: str = "cpu") -> Predictor:
+        """Load a run's network once.
+
+        Args:
+            run: a folder that `threefold train` left, with its weights.
+            device: for example cpu, cuda, cuda:1.
+
+        Raises:
+            RunError: not a run folder, or one without weights yet.
+            WeightsError: the weights are damaged or another network's.
+            UsageError: there is no such device.
+        """
+        folder = RunFolder(Path(run))
+        status = folder.read_status()
+        if not folder.weights.is_file():
+            raise RunError(
+                f"{folder.path}: has no {folder.weights.name} yet (state: {status.get('state')}). Let its "
+                "training finish: `threefold train ... --resume`."
+            )
+        experiment = read_experiment(folder.experiment)
+        cohort = _read_cohort_spec(folder)
+        network = build_network(experiment, cohort)
+        report = load_pretrained(network, folder.weights, decoders_from_encoder=False)  # type: ignore[arg-type]
+        differing = [*report.missing, *report.unused]
+        if differing:
+            raise WeightsError(
+                f"{folder.weights}: not the weights of this run's network: {len(report.missing)} are missing "
+                f"and {len(report.unused)} unknown, for example {differing[0]}. The experiment.yaml or "
+                "cohort.json beside them was changed."
+            )
+        return cls(
+            network=network.to(_device(device)).eval(),
+            experiment=experiment,
+            cohort=cohort,
+            threshold=status.get("threshold"),
+            version=_version(folder),
+            run=folder.path.resolve().name,
+            device=_device(device),
+        )
+
+    def predict(
+        self,
+        inputs: Inputs,
+        out: str | os.PathLike[str] | None = None,
+        *,
+        batch_size: int = 16,
+        uneven: Uneven = "refuse",
+        allow_outside: bool = False,
+        on_error: OnError | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[Prediction]:
+        """Predict images, folders, DICOM series or cohorts, a batch at a time.
+
+        A 2D network that is given a volume predicts each slice along the third axis. Listing the inputs
+        and refusing `out` happen at the call; the predictions come as the iterator is advanced.
+
+        Args:
+            inputs: a path, several paths, or a cohort; `find_sources` says what a folder stands for.
+            out: new folder for masks (written as they come) and predictions.csv (at the end).
+            batch_size: images a pass of the network.
+            uneven: what to do with an unevenly spaced or tilted DICOM series.
+            allow_outside: accept cohorts whose paths leave their folder.
+            on_error: told of each input that can't be read; None: the first one raises.
+            progress: told the number of inputs (not slices) that are read.
+
+        Raises:
+            ImageError: an input can't be read (unless `on_error` is given), or a mask can't be written.
+            CohortError: a cohort can't be read, or asks what the network was not trained for.
+            RunError: `out` is not empty, or can't be written.
+        """
+        sources = find_sources(inputs, allow_outside=allow_outside)
+        for spec in {id(s.cohort): s.cohort for s in sources if s.cohort is not None}.values():
+            refuse_other_question(self.cohort, spec)
+        folder = None if out is None else self._folder(Path(out))
+        return self._predictions(sources, folder, batch_size, uneven, on_error, progress)
+
+    def _predictions(
+        self,
+        sources: tuple[Source, ...],
+        folder: PredictionFolder | None,
+        batch_size: int,
+        uneven: Uneven,
+        on_error: OnError | None,
+        progress: Progress | None,
+    ) -> Iterator[Prediction]:
+        prepared = self._prepared(sources, uneven, on_error, progress)
+        for one, result in run_network(self.network, prepared, device=self.device, batch_size=batch_size):
+            prediction = self._prediction(one, result)
+            if folder is not None:
+                folder.add(prediction)
+            yield prediction
+        if folder is not None:
+            folder.close()
+
+    def _prepared(
+        self,
+        sources: tuple[Source, ...],
+        uneven: Uneven,
+        on_error: OnError | None,
+        progress: Progress | None,
+    ) -> Iterator[Prepared]:
+        for number, source in enumerate(sources, start=1):
+            try:
+                yield from prepare(source, self.cohort, self.experiment.data.preprocessing, uneven=uneven)
+            except ImageError as error:
+                if on_error is None:
+                    raise
+                on_error(source, error)
+            if progress is not None:
+                progress(number, len(sources))
+
+    def _prediction(self, one: Prepared, result: Result) -> Prediction:
+        probabilities: dict[str, float] = {}
+        if result.probabilities is not None:
+            probabilities = dict(zip(self.cohort.classes, result.probabilities.tolist(), strict=True))
+        return Prediction(
+            case_id=one.case_id,
+            probabilities=probabilities,
+            decision=self.decide(probabilities) if probabilities else None,
+            mask=result.labels,
+            image=one.image,
+            slice_index=one.slice_index,
+            volume=one.volume,
+        )
+
+    def decide(self, probabilities: dict[str, float]) -> str:
+        """Return the class decided for, given each class's probability."""
+        positive = self.cohort.positive_class
+        if positive is None or self.threshold is None:
+            return max(probabilities, key=probabilities.__getitem__)
+        name = self.cohort.classes[positive]
+        return name if probabilities[name] >= self.threshold else self.cohort.classes[1 - positive]
+
+    def _folder(self, path: Path) -> PredictionFolder:
+        threshold = {} if self.experiment.tasks.classification is None else {"threshold": self.threshold}
+        same = {**threshold, "run": self.run, "version": self.version}
+        return PredictionFolder(path, labels=label_count(self.experiment, self.cohort), same=same)
+
+
+def _device(name: str) -> torch.device:
+    """Return the device, tried.
+
+    Raises:
+        UsageError: if there is none of that name.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UsageError(f"--device {name}: not available here ({reason}). Use cpu.") from error
+    return device
+
+
+def _read_cohort_spec(folder: RunFolder) -> CohortSpec:
+    content = _read_json(folder.cohort)
+    return parse_spec(CohortSpec, content.get("spec", {}), where=str(folder.cohort), error=RunError)
+
+
+def _version(folder: RunFolder) -> str:
+    description = folder.weights.with_suffix(".json")
+    trained_with = _read_json(description).get("version", "?") if description.is_file() else "?"
+    digest = hashlib.sha256(folder.weights.read_bytes()).hexdigest()
+    return f"{trained_with}+{digest[:12]}"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(
+            f"{path}: can't be read ({error}). Expected the file that `threefold train` wrote; copy the run "
+            "folder again."
+        ) from error
