@@ -84,7 +84,7 @@ def check(
     if split is None:
         filled = all(case.split is not None for case in cases.cases)
         split = SplitKind.COLUMN if filled else SplitKind.PATIENT
-    with _progress(len(cases.cases)) as progress:
+    with progress_of("Checking cases") as progress:
         result = audit(
             cases,
             split=SplitSpec(kind=split.value, hold_out=tuple(hold_out) if hold_out else None),
@@ -102,13 +102,13 @@ def check(
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Progress]:
+def progress_of(what: str) -> Iterator[Progress]:
     """Show progress on stderr: a bar on a terminal, a line for every tenth when piped."""
     if not sys.stderr.isatty():
 
         def line(done: int, total: int) -> None:
             if total >= 100 and (done == total or done * 10 // total > (done - 1) * 10 // total):
-                print(f"checked {done} of {total} cases", file=sys.stderr, flush=True)
+                print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
 
         yield line
         return
@@ -116,8 +116,8 @@ def _progress(total: int) -> Iterator[Progress]:
     from rich.progress import Progress as Bar
 
     with Bar(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("Checking cases", total=total)
-        yield lambda done, total: bar.update(task, completed=done)
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _site_rows(result: Audit) -> tuple[list[str], list[list[str]]]:

@@ -198,7 +198,12 @@ def _name_problems(cells: Mapping[str, str]) -> list[str]:
         for column, value in cells.items()
         if not value.isprintable() and column in _COLUMNS
     ]
-    name = cells["case_id"]
+    return problems + case_id_problems(cells["case_id"])
+
+
+def case_id_problems(name: str) -> list[str]:
+    """Return why a case's name can't name files, as it must (masks, predictions); empty where it can."""
+    problems: list[str] = []
     if "/" in name or "\\" in name or name.startswith("."):
         problems.append(
             f"column case_id: '{name}' can't name a file, as it must: no slashes, no dot in front"

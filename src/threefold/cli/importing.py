@@ -1,0 +1,179 @@
+"""`threefold import`: make cohorts of what people have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from threefold.errors import UsageError
+
+if TYPE_CHECKING:
+    from threefold.cohorts.cohort import Cohort
+
+importing = typer.Typer(
+    help="Make a cohort of a table, CT-ICH slices or a DICOM series; merge cohorts. "
+    "Example: `threefold import table scans.csv --meaning cohort.yaml --out my-cohort`",
+    no_args_is_help=True,
+)
+
+Out = Annotated[Path, typer.Option(help="The new cohort's folder.")]
+Reference = Annotated[
+    bool,
+    typer.Option(
+        "--reference",
+        help="Refer to the files where they are instead of copying (needs --allow-outside later).",
+    ),
+]
+
+
+class Uneven(StrEnum):
+    """What to do with a DICOM series whose slices are unevenly spaced or tilted."""
+
+    REFUSE = "refuse"
+    RESAMPLE = "resample"
+    KEEP = "keep"
+
+
+@importing.command("table")
+def table(
+    csv: Annotated[Path, typer.Argument(help="CSV with a header; its paths are relative to its folder.")],
+    meaning: Annotated[Path, typer.Option(help="A cohort.yaml that says what the columns mean.")],
+    out: Out,
+    column: Annotated[
+        list[str] | None, typer.Option(help="COLUMN=NAME: the table's own name of a column; repeatable.")
+    ] = None,
+    constant: Annotated[
+        list[str] | None, typer.Option(help="COLUMN=VALUE: the same for every case; repeatable.")
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="VALUE=CLASS: the class that a value stands for; repeatable.")
+    ] = None,
+    reference: Reference = False,
+) -> None:
+    """Make a cohort of a CSV and the files it names.
+
+    Example: `threefold import table scans.csv --meaning cohort.yaml --out my-cohort --column image=file
+    --constant site=north --label 1=haemorrhage --label 0=none`
+    """
+    from threefold.cli.check import progress_of
+    from threefold.cohorts.cohort import CohortSpec
+    from threefold.cohorts.importers import import_table
+    from threefold.errors import CohortError
+    from threefold.validation import parse_spec, read_yaml
+
+    spec = parse_spec(CohortSpec, read_yaml(meaning, CohortError), where=str(meaning), error=CohortError)
+    with progress_of("Importing cases") as progress:
+        cohort = import_table(
+            csv,
+            out,
+            spec,
+            columns=_pairs(column, "--column"),
+            constants=_pairs(constant, "--constant"),
+            labels=_pairs(label, "--label"),
+            copy=not reference,
+            progress=progress,
+        )
+    _say(cohort)
+
+
+@importing.command("ct-ich")
+def ct_ich(
+    folder: Annotated[Path, typer.Argument(help="Folder with slices.csv, images and masks.")],
+    out: Out,
+    site: Annotated[str, typer.Option(help="Name of the hospital.")] = "ct-ich",
+) -> None:
+    """Make a cohort of the CT-ICH slices: pictures in a brain window, taken back to HU.
+
+    Example: `threefold import ct-ich ct_ich --out ct-ich-cohort`
+    """
+    from threefold.cli.check import progress_of
+    from threefold.cohorts.importers import import_ct_ich
+
+    with progress_of("Importing slices") as progress:
+        cohort = import_ct_ich(folder, out, site=site, progress=progress)
+    _say(cohort)
+
+
+@importing.command("dicom")
+def dicom(
+    folder: Annotated[Path, typer.Argument(help="Folder with one DICOM series.")],
+    out: Out,
+    site: Annotated[str, typer.Option(help="Name of the hospital.")],
+    patient: Annotated[str, typer.Option(help="Pseudonym of the patient.")],
+    meaning: Annotated[Path, typer.Option(help="A cohort.yaml that says what the columns will mean.")],
+    label: Annotated[str | None, typer.Option(help="Class of every slice.")] = None,
+    uneven: Annotated[
+        Uneven,
+        typer.Option(help="Uneven or tilted slices: refuse, resample onto an even grid, keep as scanned."),
+    ] = Uneven.REFUSE,
+) -> None:
+    """Make a cohort of a DICOM series: its slices, or one volume, as `dimensions` in cohort.yaml says.
+
+    Example: `threefold import dicom scan/ --meaning cohort.yaml --site north --patient p1 --out my-cohort`
+    """
+    from threefold.cli.check import progress_of
+    from threefold.cohorts.cohort import CohortSpec
+    from threefold.cohorts.importers import import_dicom
+    from threefold.errors import CohortError
+    from threefold.validation import parse_spec, read_yaml
+
+    spec = parse_spec(CohortSpec, read_yaml(meaning, CohortError), where=str(meaning), error=CohortError)
+    with progress_of("Importing slices") as progress:
+        cohort = import_dicom(
+            folder,
+            out,
+            spec=spec,
+            site=site,
+            patient_id=patient,
+            label=label,
+            uneven=uneven.value,
+            progress=progress,
+        )
+    _say(cohort)
+
+
+@importing.command("merge")
+def merge(
+    cohorts: Annotated[list[Path], typer.Argument(help="Two or more cohort folders.")],
+    out: Out,
+    name: Annotated[str | None, typer.Option(help="Name of the new cohort.")] = None,
+    prefix: Annotated[
+        bool, typer.Option("--prefix", help="Put each cohort's name before its case and patient ids.")
+    ] = False,
+    reference: Reference = False,
+    allow_outside: Annotated[
+        bool, typer.Option("--allow-outside", help="Accept paths that leave the cohorts' folders.")
+    ] = False,
+) -> None:
+    """Join cohorts, for example one per hospital; sites keep their names.
+
+    Example: `threefold import merge north south --out both`
+    """
+    from threefold.cli.check import progress_of
+    from threefold.cohorts.cohort import read_cohort
+    from threefold.cohorts.merging import merge_cohorts
+
+    parts = [read_cohort(folder, allow_outside=allow_outside) for folder in cohorts]
+    with progress_of("Merging cases") as progress:
+        cohort = merge_cohorts(parts, out, name=name, prefix=prefix, copy=not reference, progress=progress)
+    _say(cohort)
+
+
+def _pairs(values: Sequence[str] | None, option: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for value in values or ():
+        name, equals, rest = value.partition("=")
+        if not name or not equals or not rest:
+            raise UsageError(f"{option} {value}: expected NAME=VALUE.")
+        pairs[name] = rest
+    return pairs
+
+
+def _say(cohort: Cohort) -> None:
+    patients = len({case.patient_id for case in cohort.cases})
+    typer.echo(f"{cohort.folder}: {len(cohort.cases)} cases of {patients} patients")
+    typer.echo(f"Next: threefold check {cohort.folder}")

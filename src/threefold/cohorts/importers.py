@@ -1,0 +1,324 @@
+"""Make cohorts of what people have: a table and files, the CT-ICH slices, a DICOM series.
+
+Each importer writes a new folder that appears when it is whole, with a `provenance.json` that says where the
+cases come from and what was assumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from threefold.cohorts.cohort import (
+    OPTIONAL_COLUMNS,
+    REQUIRED_COLUMNS,
+    Cohort,
+    CohortSpec,
+    IntensitySpec,
+    MaskSpec,
+)
+from threefold.cohorts.staging import FOLDERS, Staging, check_case_id, ending, finished, staging
+from threefold.cohorts.table import read_text, split_table
+from threefold.errors import CohortError, ImageError
+from threefold.images.reading import read_header, read_image, read_label_map
+from threefold.images.writing import write_nifti
+from threefold.validation import did_you_mean
+
+Progress = Callable[[int, int], None]
+BRAIN_WINDOW = (-20.0, 100.0)
+"""HU that the grey values 0 and 255 of the CT-ICH pictures are taken for: level 40, width 120."""
+CT_ICH_FIELD = 250.0
+"""Field of view of a CT-ICH picture, mm: adult skulls in them then measure what adult skulls do."""
+CT_ICH_THICKNESS = 5.0
+"""Thickness of a CT-ICH slice as its publication gives it, mm."""
+HEAD_CT_CLASSES = ("none", "haemorrhage")
+
+
+def import_table(
+    table: Path,
+    out: Path,
+    spec: CohortSpec,
+    *,
+    columns: Mapping[str, str] | None = None,
+    constants: Mapping[str, str] | None = None,
+    labels: Mapping[str, str] | None = None,
+    copy: bool = True,
+    progress: Progress | None = None,
+) -> Cohort:
+    """Make a cohort of a CSV and the files that it names.
+
+    Args:
+        table: CSV with a header; its paths are relative to its folder.
+        out: the new folder.
+        spec: what the columns mean.
+        columns: the table's own name of a column of cases.csv, for example `{"image": "file"}`; a column
+            that is not named here has the same name in both. Columns that are no column of cases.csv are
+            kept as they are. Without a case_id the image's file name (and slice) is taken.
+        constants: columns that the table lacks and that are the same for all, for example
+            `{"site": "north"}`.
+        labels: class name by the table's own value, for example `{"1": "haemorrhage"}`.
+        copy: copy the files; else the table refers to them where they are, outside the cohort's folder.
+        progress: called with the number of cases done and of all.
+
+    Raises:
+        CohortError: naming file, row and column, if a column or a file is missing or a row is not valid.
+    """
+    columns, constants = dict(columns or {}), dict(constants or {})
+    table = Path(table)
+    header, records = split_table(read_text(table), table)
+    _check_columns(table, header, columns, constants)
+    rows: list[dict[str, Any]] = []
+    with staging(out) as stage:
+        for number, cells in records:
+            row = _renamed(cells, columns, constants)
+            if labels and row.get("label") in labels:
+                row["label"] = labels[row["label"]]
+            row["case_id"] = row.get("case_id") or _name_of(row)
+            _place_files(stage, row, table, number, copy=copy)
+            rows.append(row)
+            if progress is not None:
+                progress(len(rows), len(records))
+        provenance = {"made by": "import table", "table": table.name, "columns": columns, "copied": copy}
+        stage.finish(spec, rows, provenance, allow_outside=not copy)
+    return finished(out, allow_outside=not copy)
+
+
+def import_ct_ich(
+    folder: Path, out: Path, *, site: str = "ct-ich", progress: Progress | None = None
+) -> Cohort:
+    """Make a cohort of the CT-ICH slices (PhysioNet ct-ich 1.0.0, Hssayeni et al. 2020).
+
+    The pictures are 8-bit in a brain window, so their HU are an assumption that cohort.yaml and
+    provenance.json state: grey 0..255 is -20..100 HU (what lay outside is lost), rows run towards posterior
+    and columns towards the patient's left, the field of view is 250 mm, slices are 5 mm thick.
+
+    Args:
+        folder: holds slices.csv (slice, patient, slice_number, image, mask, hemorrhage, subtypes), images
+            (8-bit) and masks (0 and 255).
+        out: the new folder, with NIfTI slices in HU and masks of 0 and 1 on the same grid.
+        site: name of the hospital.
+        progress: called with the number of cases done and of all.
+
+    Raises:
+        CohortError: if the folder is not laid out so, or a mask holds other values.
+        ImageError: if a file can't be read.
+    """
+    table = Path(folder) / "slices.csv"
+    header, records = split_table(read_text(table), table)
+    for name in ("slice", "patient", "slice_number", "image", "mask", "hemorrhage", "subtypes"):
+        if name not in header:
+            raise CohortError(f"{table}: no column '{name}'; found {', '.join(header)}. Is it CT-ICH's?")
+    assumed = (
+        f"grey 0..255 of the pictures taken for {BRAIN_WINDOW[0]:g}..{BRAIN_WINDOW[1]:g} HU; field of view "
+        f"taken for {CT_ICH_FIELD:g} mm, thickness {CT_ICH_THICKNESS:g} mm"
+    )
+    spec = CohortSpec(
+        name="ct-ich",
+        modality="ct",
+        dimensions=2,
+        classes=HEAD_CT_CLASSES,
+        positive="haemorrhage",
+        mask=MaskSpec(name="haemorrhage"),
+        intensity=IntensitySpec(unit="HU", window=BRAIN_WINDOW),
+        columns={
+            "slice_number": "number of the slice in its scan",
+            "subtypes": "kinds of haemorrhage on the slice",
+            "origin": "the file that the case was made of, and what was assumed",
+        },
+    )
+    rows: list[dict[str, Any]] = []
+    with staging(out) as stage:
+        for number, cells in records:
+            row: dict[str, Any] = {
+                "case_id": f"{site}-{cells['slice']}",
+                "patient_id": f"{site}-{cells['patient']}",
+                "site": site,
+                "label": _haemorrhage(cells["hemorrhage"], table, number),
+                "slice_number": cells["slice_number"],
+                "subtypes": cells["subtypes"],
+                "origin": f"{cells['image']}; {assumed}",
+            }
+            row |= _write_ct_ich_slice(stage.folder, table.parent, cells, row["case_id"])
+            rows.append(row)
+            if progress is not None:
+                progress(len(rows), len(records))
+        provenance = {
+            "made by": "import ct-ich",
+            "source": "PhysioNet ct-ich 1.0.0, Hssayeni et al. 2020, CC BY 4.0",
+            "assumed": assumed,
+        }
+        stage.finish(spec, rows, provenance, allow_outside=False)
+    return finished(out, allow_outside=False)
+
+
+def import_dicom(
+    folder: Path,
+    out: Path,
+    *,
+    spec: CohortSpec,
+    site: str,
+    patient_id: str,
+    label: str | None = None,
+    uneven: Literal["refuse", "resample", "keep"] = "refuse",
+    progress: Progress | None = None,
+) -> Cohort:
+    """Make a cohort of one DICOM series: a case for each slice, or one volume (`spec.dimensions`).
+
+    Args:
+        folder: holds one series.
+        out: the new folder, with NIfTI files in the series' own units (HU for CT).
+        spec: what the columns will mean.
+        site, patient_id: of the series; names in DICOM headers are not taken over.
+        label: class name of every slice; None: unknown.
+        uneven: a series with uneven or tilted slices is refused; resampled onto an even, upright grid; or
+            (slices only) kept as scanned, each slice on its own plane, which changes no voxel.
+        progress: called with the number of cases done and of all.
+
+    Raises:
+        CohortError: if the combination is not possible or `out` exists.
+        ImageError: if the folder is not one complete series.
+    """
+    if spec.dimensions == 3 and uneven == "keep":
+        raise CohortError(
+            f"{folder}: a volume can't keep uneven slices; resample them (uneven: resample), or make a "
+            "cohort of slices (dimensions: 2)."
+        )
+    name = f"{site}-{patient_id}"
+    check_case_id(name)
+    notes: dict[str, list[str]] = {}
+    rows: list[dict[str, Any]] = []
+    with staging(out) as stage:
+        (stage.folder / "images").mkdir()
+        for index, total, image in _dicom_images(Path(folder), spec.dimensions, uneven):
+            case_id = name if spec.dimensions == 3 else f"{name}-{index:03d}"
+            target = Path("images") / f"{case_id}.nii.gz"
+            write_nifti(stage.folder / target, image.array, image.affine)
+            rows.append(
+                {
+                    "case_id": case_id,
+                    "patient_id": patient_id,
+                    "site": site,
+                    "image": target,
+                    "label": label,
+                    "origin": image.source.name,
+                }
+            )
+            for note in image.notes:
+                notes.setdefault(note, []).append(case_id)
+            if progress is not None:
+                progress(index + 1, total)
+        columns = {**spec.columns, "origin": "the file or folder that the case was made of"}
+        provenance = {"made by": "import dicom", "uneven": uneven, "notes": notes}
+        stage.finish(spec.model_copy(update={"columns": columns}), rows, provenance, allow_outside=False)
+    return finished(out, allow_outside=False)
+
+
+def _check_columns(
+    table: Path, header: Sequence[str], columns: Mapping[str, str], constants: Mapping[str, str]
+) -> None:
+    known = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
+    for name in (*columns, *constants):
+        if name not in known:
+            raise CohortError(f"{table}: '{name}' is no column of cases.csv.{did_you_mean(name, known)}")
+    for name, own in columns.items():
+        if own not in header:
+            raise CohortError(f"{table}: no column '{own}' for {name}.{did_you_mean(own, header)}")
+    for name in REQUIRED_COLUMNS:
+        if name != "case_id" and columns.get(name, name) not in header and name not in constants:
+            raise CohortError(
+                f"{table}: no column for {name}; found {', '.join(header)}. Say which one it is "
+                f"(--column {name}=NAME)"
+                + ("." if name == "image" else f", or give one value for all (--constant {name}=VALUE).")
+            )
+
+
+def _renamed(
+    cells: Mapping[str, str], columns: Mapping[str, str], constants: Mapping[str, str]
+) -> dict[str, Any]:
+    used = set(columns.values())
+    row: dict[str, Any] = {name: value for name, value in cells.items() if name not in used}
+    row.update({name: cells[own] for name, own in columns.items()})
+    row.update(constants)
+    return {
+        name: (value or None) if name in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) else value
+        for name, value in row.items()
+    }
+
+
+def _name_of(row: Mapping[str, Any]) -> str | None:
+    if not row.get("image"):
+        return None
+    path = Path(row["image"])
+    name = path.name.removesuffix(ending(path)) or path.name
+    return f"{name}-{row['slice']}" if row.get("slice") else name
+
+
+def _place_files(stage: Staging, row: dict[str, Any], table: Path, number: int, *, copy: bool) -> None:
+    for column in FOLDERS:
+        if not row.get(column):
+            continue
+        try:
+            row[column] = stage.place(table.parent / row[column], column, row["case_id"], copy=copy)
+        except CohortError as error:
+            raise CohortError(f"{table}: row {number}, column {column}: {error}") from error
+
+
+def _haemorrhage(value: str, table: Path, number: int) -> str:
+    if value not in ("0", "1"):
+        raise CohortError(f"{table}: row {number}, column hemorrhage: expected 0 or 1, found '{value}'.")
+    return HEAD_CT_CLASSES[int(value)]
+
+
+def _write_ct_ich_slice(
+    folder: Path, source: Path, cells: Mapping[str, str], case_id: str
+) -> dict[str, Path]:
+    """Write a slice in HU and its mask; return their paths relative to the cohort."""
+    check_case_id(case_id)
+    rows = read_header(source / cells["image"]).shape[0]
+    spacing = (CT_ICH_FIELD / rows, CT_ICH_FIELD / rows, CT_ICH_THICKNESS)
+    picture = read_image(source / cells["image"], spacing=spacing)
+    low, high = BRAIN_WINDOW
+    hu = (low + picture.array.astype(np.float32) * np.float32((high - low) / 255)).astype(np.float32)
+    written = {"image": Path("images") / f"{case_id}.nii.gz"}
+    (folder / "images").mkdir(exist_ok=True)
+    write_nifti(folder / written["image"], hu, picture.affine)
+    if not cells["mask"]:
+        return written
+    path = source / cells["mask"]
+    mask: NDArray[Any] = read_label_map(path, spacing=spacing).array
+    others = set(np.unique(mask).tolist()) - {0, 255}
+    if others or mask.shape != hu.shape:
+        found = f"values {sorted(others)}" if others else f"shape {mask.shape}"
+        raise ImageError(f"{path}: expected 0 and 255 in shape {hu.shape}, found {found}.")
+    written["mask"] = Path("masks") / f"{case_id}.nii.gz"
+    (folder / "masks").mkdir(exist_ok=True)
+    write_nifti(folder / written["mask"], (mask > 0).astype(np.uint8), picture.affine)
+    return written
+
+
+def _dicom_images(folder: Path, dimensions: int, uneven: str) -> Iterator[tuple[int, int, Any]]:
+    """Yield index, number of cases, and Image, in the order of the slices along their normal."""
+    from threefold.images.dicom import open_series, read_file
+    from threefold.images.geometry import Image, slice_affine
+
+    if uneven == "keep":
+        series = open_series(folder)
+        for index, one in enumerate(series.slices):
+            image = read_file(one.path)
+            how = f"kept as scanned: distances {series.distances()}, tilt {series.tilt:.1f} degrees"
+            notes = (*image.notes, how)
+            yield index, len(series.slices), Image(image.array, image.affine, one.path, notes)
+        return
+    volume = read_image(folder, uneven="resample" if uneven == "resample" else "refuse")
+    if dimensions == 3:
+        yield 0, 1, volume
+        return
+    slices = volume.array.shape[2]
+    for index in range(slices):
+        affine = slice_affine(volume.affine, index)
+        array = np.ascontiguousarray(volume.array[..., index])
+        yield index, slices, Image(array, affine, volume.source, volume.notes)

@@ -1,0 +1,141 @@
+"""A cohort folder in the making: it appears under its name when it is whole, or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from threefold.cohorts.cohort import Case, Cohort, CohortSpec, read_cohort, write_cohort
+from threefold.cohorts.table import case_id_problems
+from threefold.errors import CohortError
+
+PROVENANCE_NAME = "provenance.json"
+FOLDERS = {"image": "images", "mask": "masks", "structures": "structures"}
+
+
+@dataclass
+class Staging:
+    """A folder beside the one to be made.
+
+    Attributes:
+        folder: where files are written for now.
+        out: the name that the folder gets at the end.
+    """
+
+    folder: Path
+    out: Path
+    _placed: dict[Path, Path] = field(default_factory=dict)
+
+    def place(self, source: Path, column: str, case_id: str, *, copy: bool) -> Path:
+        """Bring a file or a folder (a DICOM series) into the cohort.
+
+        Args:
+            source: the file; one that was placed before keeps its first name.
+            column: image, mask or structures.
+            case_id: names the copy.
+            copy: whether to copy; else the cohort refers to the source where it is.
+
+        Returns:
+            What the table says: the path relative to the cohort's folder.
+
+        Raises:
+            CohortError: if the source does not exist or can't be copied, or the case can't name a file.
+        """
+        check_case_id(case_id)
+        source = Path(os.path.normpath(source.absolute()))
+        if source in self._placed:
+            return self._placed[source]
+        if not source.exists():
+            raise CohortError(f"{source}: no such file. Correct the path in the table.")
+        target = Path(os.path.relpath(source, self.out.absolute()))
+        if copy:
+            target = Path(FOLDERS[column]) / f"{case_id}{ending(source)}"
+            try:
+                (self.folder / target).parent.mkdir(parents=True, exist_ok=True)
+                if source.is_dir():
+                    shutil.copytree(source, self.folder / target)
+                else:
+                    shutil.copy2(source, self.folder / target)
+            except OSError as error:
+                raise CohortError(f"{source}: can't be copied to {self.out / target} ({error}).") from error
+        self._placed[source] = target
+        return target
+
+    def finish(
+        self,
+        spec: CohortSpec,
+        rows: Iterable[Mapping[str, Any]],
+        provenance: Mapping[str, Any],
+        *,
+        allow_outside: bool,
+    ) -> None:
+        """Write cohort.yaml, cases.csv and provenance.json (where the cases come from, what was assumed)."""
+        write_cohort(self.folder, spec, rows, allow_outside=allow_outside)
+        (self.folder / PROVENANCE_NAME).write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
+
+
+def check_case_id(case_id: str) -> None:
+    """Raise a CohortError unless the case's name can name a file."""
+    problems = case_id_problems(case_id)
+    if problems:
+        raise CohortError(f"{problems[0]}.")
+
+
+@contextmanager
+def staging(out: Path) -> Iterator[Staging]:
+    """Make a cohort folder: renamed to `out` at the end, removed where anything fails.
+
+    Raises:
+        CohortError: if `out` exists and is not an empty folder, or can't be made.
+    """
+    out = Path(out)
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise CohortError(f"{out}: exists already. Nothing was overwritten: name another folder.")
+    folder = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise CohortError(f"{out}: can't be made ({error.strerror or error}).") from error
+    try:
+        yield Staging(folder, out)
+        if out.is_dir():
+            out.rmdir()
+        folder.rename(out)
+    except OSError as error:
+        raise CohortError(f"{out}: can't be made ({error.strerror or error}).") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def finished(out: Path, *, allow_outside: bool) -> Cohort:
+    """Read the cohort that was just made."""
+    return read_cohort(Path(out), allow_outside=allow_outside)
+
+
+def row_of(case: Case, spec: CohortSpec) -> dict[str, Any]:
+    """Return a case as a row of a table; paths are absolute."""
+    return {
+        "case_id": case.case_id,
+        "patient_id": case.patient_id,
+        "site": case.site,
+        "image": case.image,
+        "split": case.split,
+        "slice": case.slice_index,
+        "mask": case.mask,
+        "structures": case.structures,
+        "label": None if case.label is None else spec.classes[case.label],
+        **case.extra,
+    }
+
+
+def ending(path: Path) -> str:
+    """Return a file's ending, .nii.gz in one piece; empty for a folder."""
+    if path.is_dir():
+        return ""
+    return ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix.lower()
