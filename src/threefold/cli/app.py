@@ -3,19 +3,54 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
+from threefold import __version__
+from threefold.cli.check import check
+from threefold.cli.importing import importing
+from threefold.cli.phantom import phantom
+from threefold.cli.predict import predict
+from threefold.cli.recipes import recipes
+from threefold.cli.schema import schema
+from threefold.cli.train import train
 from threefold.errors import ThreefoldError
 
 app = typer.Typer(
     name="threefold",
-    help="Classify, segment and reconstruct medical images with one shared representation.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"threefold {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """Classify, segment and reconstruct medical images with one shared representation.
+
+    Example: `threefold demo hematoma --out out/demo-hematoma`
+    """
+
+
+app.command()(check)
+app.command()(train)
+app.command()(predict)
+app.add_typer(recipes, name="recipes")
+app.add_typer(phantom, name="phantom")
+app.add_typer(importing, name="import")
+app.command()(schema)
 
 
 def main() -> None:

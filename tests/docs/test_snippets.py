@@ -1,0 +1,107 @@
+"""What README and the how-to show runs as written, on a small phantom cohort in place of the reader's own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from threefold.cli.app import main
+
+ROOT = Path(__file__).parents[2]
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "docs" / "how-to" / "own-data.md",
+    ROOT / "docs" / "tutorials" / "demo.md",
+)
+# A reader trains for hours; the test asks whether the command works.
+SHORT = (
+    "training.epochs=1",
+    "training.batch_size=8",
+    "network.encoder.size=mini",
+    "data.preprocessing.size=[56, 56]",
+    "evaluation.replicates=50",
+)
+pytestmark = pytest.mark.acceptance
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Return the fenced blocks of a page in one language."""
+    return re.findall(rf"^ *```{language}\n(.*?)^ *```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """Yield the arguments of each threefold command of a page."""
+    for block in blocks(page, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words and words[0] == "threefold":
+                yield words[1:]
+
+
+def run(arguments: list[str]) -> str:
+    """Run a command in this process and return what it printed."""
+    target = None
+    if ">" in arguments:
+        position = arguments.index(">")
+        target, arguments = Path(arguments[position + 1]), arguments[:position]
+    if arguments[0] == "train" and not arguments[1].endswith(".yaml"):
+        given = {word.partition("=")[0] for word in arguments}
+        arguments = [*arguments, *(short for short in SHORT if short.partition("=")[0] not in given)]
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(sys, "argv", ["threefold", *arguments])
+        try:
+            main()
+        except SystemExit as stop:
+            if stop.code:
+                pytest.fail(f"threefold {shlex.join(arguments)} ended with {stop.code}")
+    if target is not None:
+        target.write_text(printed.getvalue())
+    return printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with `my-cohort`, in which the snippets run."""
+    folder = tmp_path_factory.mktemp("snippets")
+    with contextlib.chdir(folder):
+        run(
+            ["phantom", "head-ct", "my-cohort", "--preset", "demo", "--patients-per-site", "4", "--seed", "3"]
+        )
+        (folder / "FILES").symlink_to(folder / "my-cohort" / "images")
+        yield folder
+
+
+@pytest.mark.parametrize("page", PAGES[:2], ids=lambda page: page.name)
+def test_commands_run_as_written(page: Path, workplace: Path) -> None:
+    found = list(commands(page))
+    assert len(found) >= 4
+    for arguments in found:
+        assert run(arguments), f"threefold {' '.join(arguments)} printed nothing"
+
+
+def test_python_runs_as_written(workplace: Path) -> None:
+    (snippet,) = blocks(PAGES[0], "python")
+    if not (workplace / "my-run").exists():
+        run(["train", "hematoma/mtl-cls-seg-rec", "--cohort", "my-cohort", "--out", "my-run"])
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(snippet, "README.md", "exec"), {})
+    assert len(printed.getvalue().splitlines()) == len(list((workplace / "my-cohort" / "images").iterdir()))
+
+
+def test_table_and_meaning_read_as_written(tmp_path: Path) -> None:
+    from threefold.cohorts.cohort import read_cohort
+
+    (tmp_path / "cases.csv").write_text(blocks(PAGES[0], "csv")[0])
+    (tmp_path / "cohort.yaml").write_text(blocks(PAGES[0], "yaml")[0])
+    cohort = read_cohort(tmp_path)
+    assert [case.label for case in cohort.cases] == [1, 0, None]
+    assert [case.mask is not None for case in cohort.cases] == [True, False, False]
