@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 import safetensors.torch
+import torch
 
 import threefold
-from threefold.cohorts.cohort import Cohort
+from threefold.cohorts.cohort import Cohort, CohortSpec
 from threefold.cohorts.splits import Split
-from threefold.experiment import Experiment
+from threefold.evaluation.classification import choose_threshold
+from threefold.evaluation.predictions import probability_column, write_predictions
+from threefold.experiment import Experiment, Part
+from threefold.inference.cases import predict_cases
+from threefold.networks.build import build_network
 from threefold.run import RunFolder, write_atomically
-from threefold.training.checkpoints import load_checkpoint
+from threefold.training.checkpoints import load_checkpoint, load_network
 from threefold.training.history import Row, monitored
 from threefold.training.progress import TrainingProgress
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_PREDICTED: tuple[Part, ...] = ("validation", "test")
 
 
 def finish(
@@ -62,4 +74,38 @@ def write_weights(experiment: Experiment, cohort: Cohort, run: RunFolder, histor
 def _predict(
     experiment: Experiment, cohort: Cohort, split: Split, run: RunFolder, progress: TrainingProgress
 ) -> float | None:
-    raise NotImplementedError
+    """Write predictions.csv and the masks of the test cases; return the threshold."""
+    import pandas as pd
+
+    network = build_network(experiment, cohort.spec)
+    load_network(network, load_checkpoint(run.best_checkpoint)["network"], run.best_checkpoint)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tables = [
+        predict_cases(
+            network,
+            experiment,
+            cohort,
+            split,
+            parts=(part,),
+            device=device,
+            masks=run.masks if part == "test" and experiment.tasks.segmentation is not None else None,
+            progress=partial(progress.step, f"predicting {part}"),
+        )
+        for part in _PREDICTED
+    ]
+    table = pd.concat([rows for rows in tables if len(rows)], ignore_index=True)
+    write_predictions(table, run.predictions)
+    return _threshold(experiment, cohort.spec, tables[0])
+
+
+def _threshold(experiment: Experiment, cohort: CohortSpec, validation: pd.DataFrame) -> float | None:
+    """Choose the threshold on the labelled validation cases; None without a two-class diagnosis."""
+    if experiment.tasks.classification is None or cohort.positive_class is None:
+        return None
+    positive = cohort.classes[cohort.positive_class]
+    labelled = validation[validation["label"] != ""]
+    return choose_threshold(
+        (labelled["label"] == positive).to_numpy(),
+        labelled[probability_column(positive)].to_numpy(),
+        experiment.evaluation.threshold,
+    )
