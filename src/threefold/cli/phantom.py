@@ -43,6 +43,10 @@ def _group() -> None:
 @phantom.command("head-ct")
 def head_ct(
     out: Annotated[Path, typer.Argument(help="The cohort's folder: new, or empty.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Any key of the specification, for example noise=0.5."),
+    ] = None,
     preset: Annotated[
         Preset, typer.Option(help="study: the studies' protocol. demo: small and easy, learned in minutes.")
     ] = Preset.STUDY,
@@ -60,10 +64,6 @@ def head_ct(
     ] = None,
     external_shortcut: Annotated[
         ExternalShortcut | None, typer.Option(help="The shortcut's feature at sites 5 to 11.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the specification; repeatable."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
 ) -> None:
@@ -110,12 +110,12 @@ def _changes(settings: list[str]) -> dict[str, Any]:
     for setting in settings:
         key, separator, text = setting.partition("=")
         if not separator or not key:
-            raise UsageError(f"--set {setting}: expected KEY=VALUE, for example --set noise=0.5.")
+            raise UsageError(f"'{setting}': expected KEY=VALUE, for example noise=0.5.")
         try:
             changes[key] = yaml.safe_load(text)
         except yaml.YAMLError:
             raise UsageError(
-                f"--set {setting}: the value is not valid YAML; expected a number, a word or [low, high]."
+                f"'{setting}': the value is not valid YAML; expected a number, a word or [low, high]."
             ) from None
     return changes
 

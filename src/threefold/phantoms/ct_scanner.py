@@ -16,9 +16,9 @@ from threefold.phantoms.head_parameters import Acquisition
 from threefold.phantoms.shapes import cover, soft
 from threefold.phantoms.smooth_noise import Plane
 
-_HOLDER_HU = {"cup": 900.0, "rails": 420.0, "table": 380.0}
-_CLIP_HU = 600.0
-_CLIP_LENGTH, _CLIP_WIDTH = 15.0, 2.6  # mm
+_HOLDER_HU = {"cup": 900.0, "rails": 800.0, "table": 800.0}
+_CLIP_HU = 1500.0
+_CLIP_LENGTH, _CLIP_WIDTH = 15.0, 3.0  # mm
 
 
 def pixel_positions(acquisition: Acquisition) -> tuple[Plane, Plane]:

@@ -120,11 +120,10 @@ def render_object(parameters: CaseParameters) -> ScannedObject:
         total += hu
         blood[box] += lesion.blood
         marker[box] += lesion.marker
-    total /= len(levels)
+    count = np.float32(len(levels))
+    total /= count
     add_surroundings(total, acquisition)
-    return ScannedObject(
-        total, blood / len(levels), marker / len(levels), skull.radius2, petrous_band(section)
-    )
+    return ScannedObject(total, blood / count, marker / count, skull.radius2, petrous_band(section))
 
 
 def _sub_levels(level: float, thickness: float) -> list[float]:
@@ -236,7 +235,7 @@ def _write(
             }
         )
         truth.append((case.case_id, f"truth/hematoma/{file}", f"truth/marker/{file}"))
-        if len(sheet) < _SHEET_COLUMNS * _SHEET_ROWS and case.slice_number == 2:
+        if len(sheet) < _SHEET_COLUMNS * _SHEET_ROWS and case.slice_number == min(2, spec.slices[0]):
             sheet.append((rendering, case))
         if done == len(cases) or cases[done].site != case.site:
             _write_sheet(folder / "previews" / f"{case.site}.png", sheet)
@@ -291,7 +290,7 @@ def _write_sheet(path: Path, cases: list[tuple[Rendering, CaseParameters]]) -> N
     ordered = [rendering for pair in zip_longest(without, with_) for rendering in pair if rendering]
     rows = [ordered[i : i + _SHEET_COLUMNS] for i in range(0, len(ordered), _SHEET_COLUMNS)]
     size = cases[0][0].hu.shape[0]
-    picture = np.zeros((len(rows) * size, _SHEET_COLUMNS * size), np.uint8)
+    picture = np.zeros((len(rows) * size, len(rows[0]) * size), np.uint8)
     low, high = _BRAIN_WINDOW
     for i, row in enumerate(rows):
         for j, rendering in enumerate(row):

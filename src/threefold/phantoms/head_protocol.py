@@ -17,7 +17,10 @@ Holder = Literal["cup", "rails", "table", "none"]
 
 
 class HeadCtSpec(Spec):
-    """A head-CT phantom cohort; the defaults are the study's protocol (docs/explanation/head-ct-phantom.md)."""
+    """A head-CT phantom cohort.
+
+    The defaults are the protocol of the studies (docs/explanation/head-ct-phantom.md).
+    """
 
     patients_per_site: PositiveInt = 60
     """Patients at each internal site (1 to 4)."""

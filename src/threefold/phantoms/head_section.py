@@ -118,14 +118,14 @@ def waves(seed: tuple[int, ...], first: int, last: int, falloff: float) -> NDArr
     amplitude = amplitude / math.sqrt(float((amplitude**2).sum()) / 2)
     phase = generator.uniform(0, 2 * math.pi, len(orders))
     angles = np.arange(ANGLES) * (2 * math.pi / ANGLES)
-    return (amplitude @ np.cos(orders[:, None] * angles + phase[:, None])).astype(np.float32)
+    return np.asarray(amplitude @ np.cos(orders[:, None] * angles + phase[:, None]), np.float32)
 
 
 def about(degrees: float, width: float) -> NDArray[np.float32]:
     """Return a bump over the angle, (ANGLES,)."""
     angles = np.arange(ANGLES) * (360 / ANGLES)
     away = (angles - degrees + 180) % 360 - 180
-    return np.exp(-0.5 * (away / width) ** 2).astype(np.float32)
+    return np.asarray(np.exp(-0.5 * (away / width) ** 2), np.float32)
 
 
 def _outline(head: Head) -> NDArray[np.float32]:
