@@ -190,31 +190,14 @@ def _jitter(image: Tensor, parameters: AugmentationParameters) -> Tensor:
     mean = image.flatten(2).mean(dim=2).view(*image.shape[:2], *(1,) * parameters.dimensions)
     changed = image + (image - mean) * contrast + shift
     if parameters.noise.any():
-        changed = changed + noise * gaussian_noise(parameters.noise_seed.to(image.device), image.shape[1:])
+        changed = changed + noise * _noise(parameters, image)
     return torch.where(touched, changed.clamp(0, 1), image)
 
 
-def gaussian_noise(seeds: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return (B, *shape) standard normal numbers, each case's from its own seed.
-
-    The numbers come from hashing (seed, position), not from a generator's state: all cases at once, and the
-    same on every device but for rounding. Hash: lowbias32 (C. Wellons); normals: Box and Muller 1958.
-
-    Args:
-        seeds: (B,) int64, 0..2**32 - 1.
-        shape: of one case.
-    """
-    count = int(np.prod(shape))
-    position = torch.arange(count, dtype=torch.int64, device=seeds.device)
-    start = _hash32(seeds)[:, None] + position  # (B, count)
-    first = _hash32(start & 0xFFFFFFFF)
-    second = _hash32(first ^ 0x9E3779B9)
-    radius = torch.sqrt(-2 * torch.log((first.float() + 1) * 2.0**-32))
-    return (radius * torch.cos(second.float() * (2 * torch.pi * 2.0**-32))).view(-1, *shape)
-
-
-def _hash32(x: Tensor) -> Tensor:
-    """Mix 32 bits held in int64; products wrap around, of which the low 32 bits are right."""
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
-    x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
-    return x ^ (x >> 16)
+def _noise(parameters: AugmentationParameters, image: Tensor) -> Tensor:
+    """Return (B, C, *S) standard normal numbers, each case's from its own seed, drawn on the device."""
+    generator = torch.Generator(image.device)
+    drawn = torch.empty_like(image)
+    for case, seed in zip(drawn, parameters.noise_seed.tolist(), strict=True):
+        case.normal_(generator=generator.manual_seed(seed))
+    return drawn

@@ -70,11 +70,14 @@ class SliceGrid:
 
 @dataclass(frozen=True)
 class Slice:
-    """One file of a series."""
+    """One file of a series: where it lies, and what it says of itself (empty where it does not)."""
 
     path: Path
-    dataset: Dataset
     grid: SliceGrid
+    uid: str
+    description: str
+    modality: str
+    tilt: str
 
 
 @dataclass(frozen=True)
@@ -193,24 +196,22 @@ def open_series(folder: Path) -> Series:
     Raises:
         ImageError: no series, several, slices of different grids, or two at one place.
     """
-    datasets, notes = _headers(folder)
+    slices, notes = _headers(folder)
     by_series = defaultdict(list)
-    for path, dataset in datasets.items():
-        by_series[str(dataset.get("SeriesInstanceUID", "without UID"))].append(path)
+    for one in slices:
+        by_series[one.uid].append(one)
     if not by_series:
         raise ImageError(_nothing_found(folder))
     if len(by_series) > 1:
         found = "; ".join(
-            f"{uid} '{_description(datasets[paths[0]])}' ({len(paths)} files, for example {paths[0].name})"
-            for uid, paths in sorted(by_series.items())
+            f"{uid} '{files[0].description}' ({len(files)} files, for example {files[0].path.name})"
+            for uid, files in sorted(by_series.items())
         )
         raise ImageError(
             f"{folder}: expected one DICOM series, found {len(by_series)}: {found}. "
             "Put each in a folder of its own and name that folder."
         )
-    uid = next(iter(by_series))
-    name = f"{folder}: series {uid} '{_description(next(iter(datasets.values())))}'"
-    slices = [Slice(path, dataset, slice_grid(path, dataset)) for path, dataset in datasets.items()]
+    name = f"{folder}: series {slices[0].uid} '{slices[0].description}'"
     _refuse_mixed(name, slices)
     slices.sort(key=lambda one: one.grid.distance)
     positions = np.array([one.grid.position for one in slices])
@@ -228,8 +229,8 @@ def refuse_irregular(series: Series) -> None:
     if not series.even:
         problems.append(f"its slices are unevenly spaced: {series.distances()}{_missing(series)}")
     if series.tilt > TILT_TOLERANCE:
-        stated = series.slices[0].dataset.get("GantryDetectorTilt")
-        said = f" (GantryDetectorTilt says {stated})" if stated not in (None, "") else ""
+        stated = series.slices[0].tilt
+        said = f" (GantryDetectorTilt says {stated})" if stated else ""
         problems.append(
             f"it is sheared by a gantry tilt of {series.tilt:.1f} degrees{said}: each slice is shifted "
             "against the one before"
@@ -291,23 +292,24 @@ def pixels(path: Path, dataset: Dataset) -> tuple[NDArray[np.generic], tuple[str
 
     CT pixels outside the field of view (PixelPaddingValue) become air.
     """
-    if int(dataset.get("NumberOfFrames") or 1) != 1 or dataset.get("SamplesPerPixel", 1) != 1:
-        raise ImageError(
-            f"{path}: {dataset.get('NumberOfFrames') or 1} frames of {dataset.get('SamplesPerPixel')} "
-            "colours; expected one grey slice a file. Convert multi-frame files to NIfTI."
-        )
     with decoding(path, "a DICOM image") as notes:
+        frames, colours = int(dataset.get("NumberOfFrames") or 1), int(dataset.get("SamplesPerPixel", 1))
+        if (frames, colours) != (1, 1):
+            raise ImageError(
+                f"{path}: {frames} frames of {colours} colours; expected one grey slice a file. "
+                "Convert multi-frame files to NIfTI."
+            )
         stored: NDArray[Any] = dataset.pixel_array
         slope = float(dataset.get("RescaleSlope", 1) or 1)
         intercept = float(dataset.get("RescaleIntercept", 0) or 0)
-        padding = _padding(dataset)
+        padding = _padding(dataset) if dataset.get("Modality") == "CT" else None
     if stored.shape != (dataset.Rows, dataset.Columns):
         raise ImageError(f"{path}: {stored.shape} pixels; expected {dataset.Rows} x {dataset.Columns}.")
     if slope == 1 and intercept.is_integer() and stored.dtype.kind in "iu":
         values: NDArray[Any] = stored.astype(np.int32) + int(intercept)
     else:
         values = stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
-    if padding is not None and dataset.get("Modality") == "CT":
+    if padding is not None:
         outside = (stored >= padding[0]) & (stored <= padding[1])
         if outside.any():
             values[outside] = AIR
@@ -336,9 +338,9 @@ def _parsed(path: Path, *, pixels: bool) -> tuple[Dataset, tuple[str, ...]]:
     return dataset, tuple(notes)
 
 
-def _headers(folder: Path) -> tuple[dict[Path, Dataset], tuple[str, ...]]:
+def _headers(folder: Path) -> tuple[list[Slice], tuple[str, ...]]:
     """Read the header of each DICOM image in a folder; note what was passed over."""
-    datasets, passed = {}, []
+    slices, passed = [], []
     for path in sorted(folder.iterdir()):
         if path.is_dir() or path.name.startswith("."):
             continue
@@ -348,11 +350,25 @@ def _headers(folder: Path) -> tuple[dict[Path, Dataset], tuple[str, ...]]:
             passed.append(path.name)
             continue
         dataset, _ = _parsed(path, pixels=False)
-        if "DirectoryRecordSequence" in dataset:
+        if "DirectoryRecordSequence" in dataset:  # a DICOMDIR
             passed.append(path.name)
         else:
-            datasets[path] = dataset
-    return datasets, (f"passed over, not DICOM images: {', '.join(passed)}",) if passed else ()
+            slices.append(_slice(path, dataset))
+    return slices, (f"passed over, not DICOM images: {', '.join(passed)}",) if passed else ()
+
+
+def _slice(path: Path, dataset: Dataset) -> Slice:
+    with decoding(path, "a DICOM image"):
+        uid, description, modality, tilt = (
+            str(dataset.get(name) or missing)
+            for name, missing in (
+                ("SeriesInstanceUID", "without UID"),
+                ("SeriesDescription", "no description"),
+                ("Modality", ""),
+                ("GantryDetectorTilt", ""),
+            )
+        )
+    return Slice(path, slice_grid(path, dataset), uid, description, modality, tilt)
 
 
 def _nothing_found(folder: Path) -> str:
@@ -406,10 +422,6 @@ def _missing(series: Series) -> str:
         for i in gaps[:5]
     )
     return f". Slices are missing: {where}"
-
-
-def _description(dataset: Dataset) -> str:
-    return str(dataset.get("SeriesDescription") or "no description")
 
 
 def _check_slice(series: Series, index: int, slices: int) -> None:

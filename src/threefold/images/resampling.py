@@ -30,7 +30,7 @@ def resample_series(series: Series) -> Image:
     low = np.floor(shifts.min(axis=0) + 1e-6).astype(int)
     high = np.ceil(shifts.max(axis=0) - 1e-6).astype(int)
     shape = (array.shape[0] + high[0] - low[0], array.shape[1] + high[1] - low[1])
-    fill = AIR if series.slices[0].dataset.get("Modality") == "CT" else float(array.min())
+    fill = AIR if series.slices[0].modality == "CT" else float(array.min())
     shifted = np.stack(
         [_shifted(array[..., i], shifts[i] - low, shape, fill) for i in range(array.shape[2])], axis=-1
     )
