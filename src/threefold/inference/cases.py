@@ -147,7 +147,8 @@ def _truth(one: Prepared, case: Case, experiment: Experiment, spec: CohortSpec) 
         target = read(path, case.slice_index, one.image, spec)
     except ImageError as error:
         raise ImageError(f"case {case.case_id}: {error}") from error
-    return target.array != 0
+    foreground: NDArray[np.bool_] = target.array != 0
+    return foreground
 
 
 def write_case_mask(folder: Path, one: Prepared, labels: NDArray[np.uint8], count: int) -> None:

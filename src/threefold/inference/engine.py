@@ -115,5 +115,5 @@ def restore_labels(probabilities: NDArray[np.floating], placement: Placement) ->
         probability = restore(probabilities[label], placement, order="linear")
         higher = probability > highest
         labels[higher] = label
-        np.maximum(highest, probability, out=highest)
+        highest = np.maximum(highest, probability)
     return labels

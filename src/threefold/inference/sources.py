@@ -189,7 +189,9 @@ def _names(path: Path, within: Path) -> tuple[str, str, str]:
     suffixes = (*_PICTURES, *_DICOM_SUFFIXES)
     ending = max((s for s in suffixes if within.name.lower().endswith(s)), key=len, default="")
     longer = within.as_posix()
-    stem = longer.removesuffix(longer[len(longer) - len(ending) :]) if path.is_file() and ending else longer
+    stem = (
+        longer.removesuffix(longer[len(longer) - len(ending) :]) if ending and not path.is_dir() else longer
+    )
     return stem, longer, path.as_posix()
 
 
