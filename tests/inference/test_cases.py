@@ -16,6 +16,7 @@ from threefold.cohorts.cohort import Cohort
 from threefold.cohorts.splits import Split
 from threefold.errors import ImageError
 from threefold.evaluation.predictions import read_predictions, validate, write_predictions
+from threefold.experiment import Part
 from threefold.images.geometry import Image
 from threefold.images.preprocessing import place
 from threefold.inference.cases import predict_cases
