@@ -168,6 +168,8 @@ def _sameness(cases: Sequence[Case], files: dict[Path, str]) -> str:
         return "the same file" if cases[0].slice_index is None else "the same slice of the same file"
     if len({case.slice_index for case in cases}) == 1 and len({_content(case, files) for case in cases}) == 1:
         return "files with the same content"
+    if len({case.image for case in cases}) == 1:
+        return "slices of one file with the same voxels"
     return "different files with the same voxels"
 
 
