@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
@@ -213,3 +216,41 @@ def test_what_is_missing_is_named() -> None:
     unrelated = torch.ones(2, requires_grad=True)
     with pytest.raises(ValueError, match="the classification loss does not pass through the shared tensor"):
         build("gradnorm").total(losses(1.0, 1.0), ONES, unrelated)
+
+
+TWO_PROCESSES = """
+import sys
+import torch, torch.distributed as dist
+from threefold.experiment import BalancingSpec
+from threefold.tasks.balancing import build_balancer
+
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+balancer = build_balancer(BalancingSpec(method="gradnorm", gradnorm_alpha=1.0), ("a", "b", "c"))
+shared = torch.ones(1, requires_grad=True)
+for step in range(3):
+    size = (2.0 + rank) / (1 + step)
+    # b is carried by the cases of rank 1 only, c by none
+    losses = {"a": size * shared[0], "b": rank * 4.0 * shared[0], "c": 0.0 * shared[0]}
+    balancer.total(losses, {"a": 1.0, "b": 1.0, "c": 1.0}, shared, {"a": True, "b": True, "c": False})
+print(*balancer.factors().tolist(), *balancer.initial_losses.tolist())
+dist.destroy_process_group()
+"""
+
+
+def test_gradnorm_of_two_processes_is_that_of_their_means(tmp_path: Path) -> None:
+    commands = [
+        [sys.executable, "-c", TWO_PROCESSES, str(rank), str(tmp_path / "store")] for rank in range(2)
+    ]
+    processes = [subprocess.Popen(c, stdout=subprocess.PIPE, text=True) for c in commands]
+    found = [[float(x) for x in process.communicate(timeout=60)[0].split()] for process in processes]
+    spec = BalancingSpec(method="gradnorm", gradnorm_alpha=1.0)
+    alone, shared = build_balancer(spec, ("a", "b", "c")), torch.ones(1, requires_grad=True)
+    for step in range(3):
+        of_means = {"a": 2.5 / (1 + step) * shared[0], "b": 2.0 * shared[0], "c": 0.0 * shared[0]}
+        present = {"a": True, "b": True, "c": False}
+        alone.total(of_means, dict.fromkeys("abc", 1.0), shared, present)
+    for numbers in found:
+        assert numbers[:3] == pytest.approx(alone.factors().tolist())
+        assert numbers[3:5] == [2.5, 2.0]
+        assert math.isnan(numbers[5])
