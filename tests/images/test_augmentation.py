@@ -84,7 +84,7 @@ def test_draws_have_the_distribution_that_the_spec_says() -> None:
     assert_allclose(drawn.flips.numpy().mean(axis=0), 0.25, atol=0.04)
     assert_allclose(np.bincount(drawn.quarter_turns.numpy(), minlength=4) / n, 0.25, atol=0.04)
     scale = 1 / torch.linalg.det(drawn.matrix).sqrt().numpy()
-    angle = np.degrees(np.arctan2(drawn.matrix[:, 1, 0], drawn.matrix[:, 0, 0]).numpy())
+    angle = np.degrees(np.arctan2(drawn.matrix[:, 1, 0].numpy(), drawn.matrix[:, 0, 0].numpy()))
     turned = np.abs(angle) > 1e-9
     assert turned.mean() == pytest.approx(0.5, abs=0.04)
     for values, low, high in (
@@ -100,8 +100,10 @@ def test_draws_have_the_distribution_that_the_spec_says() -> None:
 def test_rotations_of_a_volume_are_rotations() -> None:
     spec = AugmentationSpec(rotation=30)
     matrix = draw_parameters(spec, [str(i) for i in range(50)], seed=0, epoch=0, dimensions=3).matrix
-    assert_allclose(matrix @ matrix.transpose(1, 2), np.broadcast_to(np.eye(3), (50, 3, 3)), atol=1e-12)
-    assert_allclose(torch.linalg.det(matrix), 1)
+    assert_allclose(
+        (matrix @ matrix.transpose(1, 2)).numpy(), np.broadcast_to(np.eye(3), (50, 3, 3)), atol=1e-12
+    )
+    assert_allclose(torch.linalg.det(matrix).numpy(), 1)
 
 
 # --- applying -----------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from threefold.images.dicom import AIR, Series, series_pixels
+from threefold.images.dicom import Series, series_pixels
+from threefold.images.dicom_slice import AIR
 from threefold.images.geometry import Image
 
 
