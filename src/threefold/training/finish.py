@@ -52,8 +52,8 @@ def write_weights(experiment: Experiment, cohort: Cohort, run: RunFolder, histor
     best = load_checkpoint(run.best_checkpoint)
     epoch = int(best["epoch"])
     state = {name: tensor.contiguous() for name, tensor in best["network"].items()}
-    metadata = {"program": "threefold", "version": threefold.__version__}
-    write_atomically(run.weights, safetensors.torch.save(state, metadata=metadata))
+    # One key: safetensors writes several in any order, and the same weights are to be the same bytes.
+    write_atomically(run.weights, safetensors.torch.save(state, {"threefold": threefold.__version__}))
     selection = experiment.training.selection
     description = {
         "experiment": experiment.name,
@@ -65,7 +65,7 @@ def write_weights(experiment: Experiment, cohort: Cohort, run: RunFolder, histor
         "epoch": epoch,
         "metric": selection.metric,
         "value": monitored(history[epoch - 1], selection),
-        **metadata,
+        "version": threefold.__version__,
     }
     text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
     write_atomically(run.weights.with_suffix(".json"), text)

@@ -31,25 +31,24 @@ def train_network(job: Job) -> list[Row]:
 
     Raises:
         ThreefoldError: as raised in any of the processes.
-        KeyboardInterrupt: also for SIGTERM; the last whole epoch's checkpoint is there.
+        KeyboardInterrupt: the last whole epoch's checkpoint is there.
     """
     fabric = make_fabric(job.experiment.training)
-    with terminating_as_interrupt(), torch.random.fork_rng():
-        try:
-            # A partial, since arguments are searched for modules, which does not know frozen dataclasses.
-            history: list[Row] = fabric.launch(partial(_work, job))
-            return history
-        except ProcessRaisedException as problem:
-            raise _brought_home(str(problem)) from None
-        except ProcessExitedException as problem:
-            raise TrainingError(
-                f"a training process ended without a word ({str(problem).splitlines()[0]}), most often for "
-                "want of memory. Lower training.batch_size or training.devices, then go on with --resume."
-            ) from None
-        except KeyboardInterrupt:
-            for child in multiprocessing.active_children():
-                child.terminate()
-            raise
+    try:
+        # A partial, since arguments are searched for modules, which does not know frozen dataclasses.
+        history: list[Row] = fabric.launch(partial(_work, job))
+        return history
+    except ProcessRaisedException as problem:
+        raise _brought_home(str(problem)) from None
+    except ProcessExitedException as problem:
+        raise TrainingError(
+            f"a training process ended without a word ({str(problem).splitlines()[0]}), most often for "
+            "want of memory. Lower training.batch_size or training.devices, then go on with --resume."
+        ) from None
+    except KeyboardInterrupt:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
 
 
 def _work(job: Job, fabric: Fabric) -> list[Row]:

@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from threefold.cohorts.audit import audit
 from threefold.cohorts.cohort import Case, Cohort
 from threefold.cohorts.splits import Split, make_split, read_split, require_targets, required_targets
@@ -22,7 +24,7 @@ from threefold.training.devices import check_devices, is_leader
 from threefold.training.finish import finish
 from threefold.training.folder import check_resumable, create_folder, locked, refuse_existing
 from threefold.training.history import Row, best_row, monitored
-from threefold.training.launch import train_network
+from threefold.training.launch import terminating_as_interrupt, train_network
 from threefold.training.loop import Job
 from threefold.training.progress import Silence, TrainingProgress
 from threefold.training.start import before_folder
@@ -79,7 +81,7 @@ def train(
     if not is_leader():
         _train_stages(experiment, cohort, split, folder, teller)
         return folder
-    with locked(folder):
+    with locked(folder), terminating_as_interrupt(), torch.random.fork_rng():
         remove_unfinished(folder)
         _write_state(folder, experiment, "running")
         try:

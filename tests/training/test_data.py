@@ -1,0 +1,105 @@
+"""Order, steps and loaders: determined by the seed, complete, without a case counted twice."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from threefold.experiment import ClassificationSpec, ReconstructionSpec, SegmentationSpec, TasksSpec
+from threefold.images.batch import Sample, collate
+from threefold.training.data import (
+    TrainingOrder,
+    epoch_order,
+    epoch_steps,
+    presence,
+    validation_batches,
+)
+
+
+def test_an_epoch_visits_every_case_once_in_an_order_of_its_own() -> None:
+    first, again, next_epoch, other_seed = (epoch_order(50, *key) for key in [(1, 0), (1, 0), (1, 1), (2, 0)])
+    assert first == again
+    assert sorted(first) == list(range(50))
+    assert first not in (list(range(50)), next_epoch, other_seed)
+
+
+@settings(deadline=None)
+@given(
+    cases=st.integers(1, 60),
+    batch_size=st.integers(1, 7),
+    accumulate=st.integers(1, 4),
+    world=st.integers(1, 4),
+)
+def test_steps_share_the_cases_evenly_and_leave_out_less_than_one_per_rank(
+    cases: int, batch_size: int, accumulate: int, world: int
+) -> None:
+    order = epoch_order(cases, 3, 5)
+    steps = epoch_steps(order, batch_size=batch_size, accumulate=accumulate, world=world)
+    seen = [case for step in steps for rank in step for batch in rank for case in batch]
+    assert max(Counter(seen).values(), default=1) == 1
+    assert 0 <= cases - len(seen) < world
+    for step in steps:
+        assert len(step) == world
+        # Each rank enters the collective operations equally often, with something to compute.
+        assert len({len(rank) for rank in step}) == 1
+        assert len(step[0]) <= accumulate
+        assert all(0 < len(batch) <= batch_size for rank in step for batch in rank)
+        assert len({sum(map(len, rank)) for rank in step}) == 1
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "world"), [(4, 2, 1), (2, 2, 2), (4, 1, 2), (2, 4, 1), (1, 4, 2)]
+)
+def test_the_cases_of_a_step_do_not_depend_on_how_its_size_is_made_up(
+    batch_size: int, accumulate: int, world: int
+) -> None:
+    order = epoch_order(20, 0, 0)
+    whole = epoch_steps(order, batch_size=8, accumulate=1, world=1)
+    parts = epoch_steps(order, batch_size=batch_size, accumulate=accumulate, world=world)
+    as_sets = [[{c for rank in step for batch in rank for c in batch} for step in s] for s in (whole, parts)]
+    assert as_sets[0] == as_sets[1]
+
+
+def test_every_epoch_of_a_rank_has_the_same_number_of_batches() -> None:
+    order = TrainingOrder(23, batch_size=3, accumulate=2, seed=0, rank=1, world=2)
+    first = list(order)
+    order.epoch = 1
+    assert len(first) == len(list(order)) == len(order) == sum(order.batches_per_step())
+    assert first != list(order)
+
+
+@given(cases=st.integers(1, 40), batch_size=st.integers(1, 6), world=st.integers(1, 5))
+def test_validation_evaluates_each_case_once_without_padding(cases: int, batch_size: int, world: int) -> None:
+    # 21 cases on 2 ranks are 21 evaluations, not 22.
+    seen = [
+        case
+        for rank in range(world)
+        for batch in validation_batches(cases, batch_size=batch_size, rank=rank, world=world)
+        for case in batch
+    ]
+    assert sorted(seen) == list(range(cases))
+
+
+def test_presence_is_what_the_tasks_will_find() -> None:
+    image = np.zeros((1, 4, 4), np.float32)
+    batch = collate([Sample("a", image, mask=np.zeros((4, 4), np.uint8)), Sample("b", image, label=1)])
+    batch = replace(batch, has_structures=torch.tensor([True, True]))
+    tasks = TasksSpec(
+        classification=ClassificationSpec(),
+        segmentation=SegmentationSpec(),
+        reconstruction=ReconstructionSpec(),
+    )
+    found = {name: flags.tolist() for name, flags in presence(tasks, batch).items()}
+    assert found == {
+        "classification": [False, True],
+        "segmentation": [True, False],
+        "reconstruction": [True, True],
+    }
+    structures = TasksSpec(segmentation=SegmentationSpec(target="structures"))
+    assert presence(structures, batch)["segmentation"].tolist() == [True, True]

@@ -1,0 +1,163 @@
+"""The learner's losses: partial labels, how a step's cases are spread, non-finite ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from threefold.experiment import (
+    BalancingSpec,
+    ClassificationSpec,
+    ReconstructionSpec,
+    SegmentationSpec,
+    TasksSpec,
+)
+from threefold.images.batch import Batch, Sample, collate
+from threefold.networks.outputs import Outputs
+from threefold.tasks.balancing import build_balancer
+from threefold.tasks.classification import ClassificationTask
+from threefold.tasks.reconstruction import ReconstructionTask
+from threefold.tasks.segmentation import SegmentationTask
+from threefold.training.data import presence
+from threefold.training.module import Learner, StepLosses, non_finite_cases, step_total
+
+TASKS = TasksSpec(
+    classification=ClassificationSpec(), segmentation=SegmentationSpec(), reconstruction=ReconstructionSpec()
+)
+WEIGHTS = {"classification": 0.3, "segmentation": 1.0, "reconstruction": 0.4}
+
+
+class Toy(nn.Module):
+    """A head per task and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(16, 2)
+        self.segmentation = nn.Conv2d(1, 2, 1)
+        self.reconstruction = nn.Conv2d(1, 1, 1)
+
+    def forward(self, image: Tensor) -> Outputs:
+        return Outputs(
+            classes=self.classifier(image.flatten(1)),
+            segmentation=self.segmentation(image),
+            reconstruction=self.reconstruction(image),
+        )
+
+
+def _learner(method: str = "fixed") -> Learner:
+    torch.manual_seed(0)
+    assert TASKS.classification is not None
+    assert TASKS.segmentation is not None
+    assert TASKS.reconstruction is not None
+    tasks = (
+        ClassificationTask(TASKS.classification),
+        SegmentationTask(TASKS.segmentation),
+        ReconstructionTask(TASKS.reconstruction),
+    )
+    balancer = build_balancer(BalancingSpec.model_validate({"method": method}), TASKS.names)
+    return Learner(Toy(), tasks, balancer, bf16=False).double()
+
+
+def _batch(count: int, *, masks: bool = True, labels: bool = True) -> Batch:
+    rng = np.random.default_rng(0)
+    samples = [
+        Sample(
+            f"case-{i}",
+            rng.random((1, 4, 4), dtype=np.float32),
+            mask=rng.integers(0, 2, (4, 4)).astype(np.uint8) if masks and i % 3 else None,
+            label=i % 2 if labels and i % 4 else None,
+        )
+        for i in range(count)
+    ]
+    batch = collate(samples)
+    return replace(batch, image=batch.image.double())
+
+
+def _part(batch: Batch, cases: slice) -> Batch:
+    return Batch(**{name: value[cases] for name, value in vars(batch).items()})
+
+
+def _counts(batch: Batch) -> Tensor:
+    return torch.stack([flags.sum() for flags in presence(TASKS, batch).values()])
+
+
+def _gradients(learner: Learner, parts: list[Batch], counts: Tensor, world: int = 1) -> dict[str, Tensor]:
+    learner.zero_grad()
+    for part in parts:
+        losses = StepLosses(**learner(**vars(part)))
+        step_total(learner, losses, counts, weights=WEIGHTS, batches=len(parts), world=world).backward()
+    return {name: p.grad.clone() for name, p in learner.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("method", ["fixed", "uncertainty"])
+def test_accumulated_batches_give_the_gradient_of_the_whole(method: str) -> None:
+    learner, batch = _learner(method), _batch(12)
+    counts = _counts(batch)
+    whole = _gradients(learner, [batch], counts)
+    # Uneven on purpose: one part has no label, another one mask.
+    parts = _gradients(learner, [_part(batch, s) for s in (slice(0, 1), slice(1, 4), slice(4, 12))], counts)
+    assert whole.keys() == parts.keys()
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("method", ["fixed", "uncertainty"])
+def test_the_mean_over_ranks_is_the_gradient_of_the_whole(method: str) -> None:
+    learner, batch = _learner(method), _batch(12)
+    counts = _counts(batch)
+    whole = _gradients(learner, [batch], counts)
+    ranks = [_gradients(learner, [_part(batch, s)], counts, world=2) for s in (slice(0, 6), slice(6, 12))]
+    for name, gradient in whole.items():
+        torch.testing.assert_close((ranks[0][name] + ranks[1][name]) / 2, gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_the_total_is_the_weighted_sum_of_the_means_over_present_cases() -> None:
+    learner, batch = _learner(), _batch(12)
+    losses = StepLosses(**learner(**vars(batch)))
+    total = step_total(learner, losses, _counts(batch), weights=WEIGHTS, batches=1, world=1)
+    means = [values[there].mean() for values, there in zip(losses.values, losses.present, strict=True)]
+    expected = sum(weight * mean for weight, mean in zip(WEIGHTS.values(), means, strict=True))
+    torch.testing.assert_close(total, expected, check_dtype=False)
+
+
+@pytest.mark.parametrize("method", ["fixed", "uncertainty"])
+def test_a_batch_without_a_target_adds_exactly_zero_and_a_gradient_of_zeros(method: str) -> None:
+    learner, batch = _learner(method), _batch(6, masks=False, labels=False)
+    losses = StepLosses(**learner(**vars(batch)))
+    assert losses.values[0].abs().sum() == 0
+    assert losses.values[1].abs().sum() == 0
+    assert losses.anchor == 0
+    gradients = _gradients(learner, [batch], _counts(batch))
+    # There, so that every rank reduces the same gradients; zero, so that nothing moves.
+    assert gradients["network.classifier.weight"].abs().sum() == 0
+    assert gradients["network.segmentation.weight"].abs().sum() == 0
+    assert gradients["network.reconstruction.weight"].abs().sum() > 0
+
+
+def test_cases_with_a_non_finite_loss_are_named_by_task() -> None:
+    learner, batch = _learner(), _batch(6)
+    image = batch.image.clone()
+    image[2, 0, 1, 1] = torch.inf
+    losses = StepLosses(**learner(**vars(replace(batch, image=image))))
+    found = non_finite_cases(learner, losses, batch.case_ids)
+    assert "reconstruction: case-2" in found
+    assert "segmentation: case-2" in found
+    assert all("case-1" not in line for line in found)
+    assert non_finite_cases(learner, StepLosses(**learner(**vars(batch))), batch.case_ids) == []
+
+
+def test_bf16_runs_the_network_low_and_the_losses_in_float32() -> None:
+    learner = _learner().float()
+    low = Learner(learner.network, learner.tasks, learner.balancer, bf16=True)
+    batch = _batch(6)
+    image = batch.image.float()
+    exact, rough = learner.predict(image), low.predict(image)
+    assert exact.classes is not None
+    assert rough.classes is not None
+    assert rough.classes.dtype == torch.float32
+    assert not torch.equal(exact.classes, rough.classes)
+    torch.testing.assert_close(rough.classes, exact.classes, rtol=0.02, atol=0.02)
