@@ -165,20 +165,24 @@ def make_head_ct_cohort(out: Path, spec: HeadCtSpec, seed: int, progress: Progre
         progress: called after each case.
 
     Raises:
-        CohortError: if `out` exists and is not an empty folder.
+        CohortError: if `out` exists and is not an empty folder, or can't be written.
     """
-    out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CohortError(
             f"{out}: exists and is not empty. Expected a new or empty folder for the cohort; "
             "name another one, or remove it."
         )
     cases = case_parameters(spec, seed)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    absolute = Path(os.path.abspath(out))  # noqa: PTH100 (a name even for "." and "..")
+    beside = absolute.with_name(f".{absolute.name}.{os.getpid()}.partial")
     try:
         _write(beside, spec, seed, cases, progress)
-        beside.replace(out)
+        beside.replace(absolute)
+    except OSError as error:
+        raise CohortError(
+            f"{out}: could not be written ({error.strerror or error}), nothing was left there. "
+            "Free space, fix the permission or name another folder."
+        ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return read_cohort(out)
