@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from threefold.cohorts.audit import Audit, Finding, audit
-from threefold.cohorts.cohort import Cohort, IntensitySpec, MaskSpec
+from threefold.cohorts.cohort import Case, Cohort, CohortSpec, IntensitySpec, MaskSpec
 from threefold.cohorts.splits import Split, make_split
 from threefold.experiment import SplitSpec
 from threefold.images.reading import read_image
@@ -392,3 +396,28 @@ def test_the_audit_changes_nothing(make_cohort: Make) -> None:
     audit(cohort, split=SplitSpec())
     assert {path: path.read_bytes() for path in cohort.folder.iterdir()} == before
     assert read_image(cohort.cases[0].image).array.shape == (8, 6)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_files_are_findings_never_another_exception(template: Path, data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(["x.nii", "x.nii.gz", "x.png"]))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        source = (template / "p00-0.nii.gz").read_bytes()
+        if name == "x.nii":
+            source = gzip.decompress(source)
+        elif name == "x.png":
+            stream = io.BytesIO()
+            PIL.Image.fromarray(np.arange(48, dtype=np.uint8).reshape(8, 6)).save(stream, format="PNG")
+            source = stream.getvalue()
+        damaged = bytearray(source[: data.draw(st.integers(0, len(source)))])
+        for _ in range(data.draw(st.integers(0, 4))):
+            if damaged:
+                damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+        (folder / name).write_bytes(damaged)
+        spec = CohortSpec(name="x", modality="ct", dimensions=2, mask=MaskSpec())
+        case = Case("c", "p", "s", folder / name, mask=folder / name)
+        result = audit(Cohort(folder, spec, (case,)))
+    if len(damaged) < len(source) // 2:
+        assert _found(result, "files", "refuse")

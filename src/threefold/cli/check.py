@@ -163,9 +163,8 @@ def _verdict(result: Audit) -> str:
     counts = {word: sum(f.severity == word for f in result.findings) for word in _WORDS}
     verdict = "Training would be refused" if result.refused else "Training can start"
     looked = "" if result.voxels_read else " (headers only; voxels were not read)"
-    return (
-        f"{verdict}: {counts['refuse']} to correct, {counts['warn']} warnings, {counts['note']} notes{looked}"
-    )
+    found = f"{counts['refuse']} to correct, {counts['warn']} to heed, {counts['note']} to note"
+    return f"{verdict}: {found}{looked}"
 
 
 def _print_plain(result: Audit) -> None:
@@ -199,6 +198,6 @@ def _print_rich(result: Audit) -> None:
         if text is not None:
             console.print(Text(text))
     for finding in result.findings:
-        mark = Text(f"{_WORDS[finding.severity]} ", style=_COLOURS[finding.severity])
-        console.print(mark + Text(f"[{finding.check}] {finding.message}"))
+        mark = (_WORDS[finding.severity], _COLOURS[finding.severity])
+        console.print(Text.assemble(mark, f" [{finding.check}] {finding.message}"))
     console.print(Text(_verdict(result), style="bold red" if result.refused else "bold green"))

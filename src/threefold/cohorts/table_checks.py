@@ -75,7 +75,7 @@ def check_split(cohort: Cohort, split: Split, asked: Collection[Target]) -> Iter
             f"{len(split.leaking_patients)} patient(s) in more than one part of the {split.kind} split: "
             f"{_some(split.leaking_patients)}. The test knows its patients from training; every number of it "
             "carries that mark.",
-            tuple(case.case_id for case in cohort.cases if case.patient_id in set(split.leaking_patients)),
+            _cases_of(cohort, split.leaking_patients),
         )
     for part in PARTS:
         cases = split.cases(cohort, part)
@@ -96,7 +96,7 @@ def check_split_column(cohort: Cohort, severity: Severity) -> Iterator[Finding]:
             "patients",
             f"{len(leaking)} patient(s) in more than one part of the split column: {_some(leaking)}. Give "
             "all cases of a patient the same part, or don't split by column.",
-            tuple(case.case_id for case in cohort.cases if case.patient_id in set(leaking)),
+            _cases_of(cohort, leaking),
         )
 
 
@@ -199,6 +199,11 @@ def _duplicate(cohort: Cohort, cases: Sequence[Case], sameness: str, split: Spli
     return Finding(
         "warn", "duplicates", f"{what}, of one patient. It counts {len(cases)} times; keep one.", ids
     )
+
+
+def _cases_of(cohort: Cohort, patients: Iterable[str]) -> tuple[str, ...]:
+    wanted = set(patients)
+    return tuple(case.case_id for case in cohort.cases if case.patient_id in wanted)
 
 
 def _other(names: Iterable[str], there: str) -> str:
