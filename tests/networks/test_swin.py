@@ -127,13 +127,20 @@ def test_checkpointing_keeps_less(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_stochastic_depth_drops_whole_cases_and_keeps_the_mean() -> None:
     layer = StochasticDepth(0.25)
-    values = torch.ones(20_000, 3, 2)
-    dropped = layer(values)
-    assert dropped.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
-    assert torch.equal(dropped, dropped[:, :1, :1].expand_as(dropped))
-    assert dropped.mean() == pytest.approx(1.0, abs=0.02)
-    assert layer.eval()(values) is values
-    assert (StochasticDepth(1.0)(values) == 0).all()
+    factors = layer(torch.ones(20_000, 3, 2))
+    assert factors.shape == (20_000, 1, 1)
+    assert factors.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
+    assert factors.mean() == pytest.approx(1.0, abs=0.02)
+    assert layer.eval()(torch.ones(2, 3, 2)) is None
+    assert (StochasticDepth(1.0)(torch.ones(50, 3, 2)) == 0).all()
+
+
+def test_a_dropped_case_passes_a_block_unchanged() -> None:
+    spec = SMALL.model_copy(update={"drop_path": 1.0})
+    block = _encoder(spec).train().layers[1].blocks[1]
+    values = torch.randn(3, 16, 24).double()
+    assert torch.equal(block(values, None), values)
+    assert not torch.equal(block.eval()(values, None), values)
 
 
 def test_drop_path_rates_rise_from_zero() -> None:

@@ -27,7 +27,7 @@ def _swin_unet(
 
 def _flops(network: torch.nn.Module) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network.eval()(torch.zeros(1, 1, 64, 64))
+        network.double().eval()(torch.zeros(1, 1, 64, 64).double())
     return counter.get_total_flops()
 
 

@@ -1,12 +1,56 @@
-"""Levers for speed and memory: everything here computes what its docstring's plain formula says."""
+"""Levers for speed and memory on CPUs; the networks themselves know none of them.
+
+Every function computes the plain formula of its docstring. Elsewhere than on a CPU, in float64, under
+`torch.compile` or with THREEFOLD_PLAIN_KERNELS=1 it runs that formula as it stands; else:
+
+- linear layers run in oneDNN, with GELU and the residual sum in the same pass when no gradient is needed;
+- the backward pass of the MLP computes GELU anew; weight gradients are multiplied narrow operand first;
+- attention copies its queries, keys and values once;
+- large intermediate tensors (the MLP's hidden units, the last expansion) exist only in chunks, which stay in
+  the cache and, freed and taken again, cost no page faults;
+- attention without gradients never holds the scores of all windows;
+- weights are cast to bfloat16 once, not at each call, when no gradient is needed.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+_CHUNK_VALUES = 1 << 19  # float32 values of an intermediate chunk: 2 MB, about a core's L2 cache
+_EPSILON = 1e-5  # of LayerNorm
+_FAST_TYPES = (torch.float32, torch.bfloat16)
+_PLAIN = os.environ.get("THREEFOLD_PLAIN_KERNELS") == "1"
+_HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+_cast_weights: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def tune_allocation() -> bool:
+    """Keep freed memory in the process instead of returning it to the system, on Linux with glibc.
+
+    Otherwise each large tensor is mapped anew and every page of it faults: 1.1 to 1.6 times the time of a
+    training step, for 5 to 46 % less memory. To be called once, before the first large tensor.
+    THREEFOLD_DEFAULT_ALLOCATION=1 leaves the system's own settings.
+
+    Returns:
+        Whether the settings were made.
+    """
+    if os.environ.get("THREEFOLD_DEFAULT_ALLOCATION") == "1" or not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:  # another C library
+        return False
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
+    settings = ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 512 * 2**20))
+    accepted = [mallopt(parameter, value) for parameter, value in settings]
+    return accepted == [1, 1, 1]
 
 
 class _MoveTokens(torch.autograd.Function):
@@ -42,6 +86,74 @@ def move_tokens(values: Tensor, take: Tensor, give: Tensor, blank: Tensor | None
     return moved
 
 
+def linear(
+    values: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    scale: Tensor | None = None,
+) -> Tensor:
+    """Return residual + scale * (values @ weight^T + bias).
+
+    Args:
+        values: (B, L, D).
+        weight, bias: (E, D) and (E,).
+        residual: (B, L, E), or None for 0.
+        scale: (B, 1, 1), or None for 1.
+
+    Returns:
+        (B, L, E).
+    """
+    if not _fast(values):
+        return _add(F.linear(values, weight, bias), residual, scale)
+    dtype = _compute_type(values)
+    values, weight = values.to(dtype), _cast(weight, dtype)
+    bias = None if bias is None else _cast(bias, dtype)
+    if _differentiating(values, weight, residual):
+        product: Tensor = _Linear.apply(values, weight, bias)  # type: ignore[no-untyped-call]
+        return _add(product, residual, scale)
+    if residual is not None and scale is None:
+        return _onednn_add(values, weight, bias, residual.to(dtype))
+    return _add(_onednn(values, weight, bias), residual, scale)
+
+
+def mlp(
+    values: Tensor,
+    first: tuple[Tensor, Tensor],
+    second: tuple[Tensor, Tensor],
+    residual: Tensor,
+    scale: Tensor | None,
+) -> Tensor:
+    """Return residual + scale * (GELU(values @ w1^T + b1) @ w2^T + b2).
+
+    Args:
+        values, residual: (B, L, D).
+        first: w1 (H, D) and b1 (H,).
+        second: w2 (D, H) and b2 (D,).
+        scale: (B, 1, 1), or None for 1.
+
+    Returns:
+        (B, L, D).
+    """
+    if not _fast(values):
+        return _add(F.linear(F.gelu(F.linear(values, *first)), *second), residual, scale)
+    dtype = _compute_type(values)
+    values = values.to(dtype)
+    weight1, bias1, weight2, bias2 = (_cast(tensor, dtype) for tensor in (*first, *second))
+    if _differentiating(values, weight1, residual):
+        branch: Tensor = _Mlp.apply(values, weight1, bias1, weight2, bias2)  # type: ignore[no-untyped-call]
+        return _add(branch, residual, scale)
+    residual = residual.to(dtype)
+    out = torch.empty_like(residual)
+    rows = values.flatten(0, 1), residual.flatten(0, 1), out.flatten(0, 1)  # (B * L, D)
+    for value, rest, result in zip(
+        *(torch.split(tensor, _rows(weight1.shape[0])) for tensor in rows), strict=True
+    ):
+        hidden = torch.ops.mkldnn._linear_pointwise(value, weight1, bias1, "gelu", [], "none")
+        result.copy_(_onednn_add(hidden, weight2, bias2, rest))
+    return out if scale is None else torch.lerp(residual, out, scale.to(dtype))
+
+
 def window_attention(qkv: Tensor, bias: Tensor, heads: int) -> Tensor:
     """Softmax(q k^T / sqrt(d) + bias) v inside each window.
 
@@ -55,18 +167,29 @@ def window_attention(qkv: Tensor, bias: Tensor, heads: int) -> Tensor:
     """
     batch, windows, tokens, width = qkv.shape
     split = qkv.view(batch, windows, tokens, 3, heads, width // 3 // heads)
+    bias = bias.to(qkv.dtype)
+    if _fast(qkv) and _differentiating(qkv, bias):
+        mixed: Tensor = _WindowAttention.apply(split, bias)  # type: ignore[no-untyped-call]
+        return mixed.view(batch, windows, tokens, width // 3)
+    if _fast(qkv):
+        out = qkv.new_empty(batch, windows, tokens, heads, width // 3 // heads)
+        for case, result in zip(split, out, strict=True):  # case by case, so that the bias is not repeated
+            query, key, value = case.permute(2, 0, 3, 1, 4)  # each (windows, heads, N, d)
+            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+            result.copy_(attended.transpose(1, 2))
+        return out.view(batch, windows, tokens, width // 3)
     query, key, value = split.permute(3, 0, 1, 4, 2, 5)  # each (B, windows, heads, N, d)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    weights = torch.softmax(scores + bias.to(scores.dtype), dim=-1)
-    attended: Tensor = (weights @ value).transpose(2, 3)
-    return attended.reshape(batch, windows, tokens, width // 3)
+    weights = torch.softmax(scores + bias, dim=-1)
+    gathered: Tensor = (weights @ value).transpose(2, 3)
+    return gathered.reshape(batch, windows, tokens, width // 3)
 
 
 def expansion_head(tokens: Tensor, expand: Tensor, gain: Tensor, shift: Tensor, head: Tensor) -> Tensor:
     """Linear layer into P parts a token, LayerNorm of each part, linear head of each part.
 
     The head and the norm's centring and gain are folded into the linear layer; what is left of the norm is
-    one division by the standard deviation.
+    one division by the standard deviation. So the P * C values of a token are needed for that only.
 
     Args:
         tokens: (B, L, D).
@@ -78,11 +201,202 @@ def expansion_head(tokens: Tensor, expand: Tensor, gain: Tensor, shift: Tensor, 
         (B, L, P, K).
     """
     parts = expand.view(-1, gain.shape[0], expand.shape[1])  # (P, C, D)
-    centred = parts - parts.mean(1, keepdim=True)
-    folded = torch.einsum("kc,pcd->pkd", head * gain, centred)  # (P, K, D)
+    with torch.autocast(tokens.device.type, enabled=False):
+        centred = (parts - parts.mean(1, keepdim=True)).flatten(0, 1)  # (P * C, D)
+        folded = torch.einsum("kc,pcd->pkd", head * gain, centred.view_as(parts)).flatten(0, 1)  # (P * K, D)
     batch, length, _ = tokens.shape
-    spread = F.linear(tokens, centred.flatten(0, 1)).view(batch, length, len(parts), -1)  # (B, L, P, C)
-    numerator = F.linear(tokens, folded.flatten(0, 1)).view(batch, length, len(parts), -1)  # (B, L, P, K)
-    scale = torch.rsqrt(spread.square().mean(-1, keepdim=True) + 1e-5)
+    shape = (batch, length, len(parts), head.shape[0])
+    numerator = F.linear(tokens, folded).view(shape)
+    if _fast(tokens):
+        dtype = _compute_type(tokens)
+        rows, centred = tokens.to(dtype).flatten(0, 1), centred.to(dtype)
+        variance: Tensor = _PartVariance.apply(rows, centred, len(parts))  # type: ignore[no-untyped-call]
+    else:
+        spread = F.linear(tokens, centred).view(batch * length, len(parts), -1)
+        variance = spread.square().mean(-1)
+    scale = torch.rsqrt(variance.view(*shape[:3], 1) + _EPSILON)
     logits: Tensor = numerator * scale + head @ shift
     return logits
+
+
+class _Linear(torch.autograd.Function):
+    """values @ weight^T + bias."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(values, weight)
+        ctx.has_bias = bias is not None
+        return _onednn(values, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        values, weight = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        rows = gradient.flatten(0, -2)
+        return (
+            _input_gradient(gradient, weight) if ctx.needs_input_grad[0] else None,
+            _weight_gradient(rows, values.flatten(0, -2)) if ctx.needs_input_grad[1] else None,
+            rows.sum(0) if ctx.has_bias and ctx.needs_input_grad[2] else None,
+        )
+
+
+class _Mlp(torch.autograd.Function):
+    """Linear, GELU, linear: keeps the hidden values before GELU only, and computes GELU anew."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor
+    ) -> Tensor:
+        hidden = _onednn(values, weight1, bias1)
+        out = torch.empty_like(values)
+        pairs = zip(
+            *(torch.split(t.flatten(0, -2), _rows(weight1.shape[0])) for t in (hidden, out)), strict=True
+        )
+        for chunk, result in pairs:
+            result.copy_(_onednn(F.gelu(chunk), weight2, bias2))
+        ctx.save_for_backward(values, hidden, weight1, weight2)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        values, hidden, weight1, weight2 = ctx.saved_tensors
+        gradient, inputs, before = (t.flatten(0, -2) for t in (gradient.contiguous(), values, hidden))
+        weight2_gradient = _weight_gradient(gradient, F.gelu(before))
+        delta = torch.ops.aten.gelu_backward(_input_gradient(gradient, weight2), before)
+        return (
+            _input_gradient(delta, weight1).view_as(values),
+            _weight_gradient(delta, inputs),
+            delta.sum(0),
+            weight2_gradient,
+            gradient.sum(0),
+        )
+
+
+class _WindowAttention(torch.autograd.Function):
+    """Attention that copies the queries, keys and values once, and scales, adds and multiplies in place."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, bias: Tensor) -> Tensor:
+        batch, windows, tokens, _, heads, depth = qkv.shape
+        packed = qkv.permute(3, 0, 1, 4, 2, 5).reshape(3, -1, tokens, depth)  # (3, B * windows * heads, N, d)
+        scores = torch.bmm(packed[0], packed[1].transpose(1, 2))
+        ranked = scores.view(batch, windows, heads, tokens, tokens)
+        torch.add(bias, ranked, alpha=depth**-0.5, out=ranked)
+        weights = torch.softmax(scores, dim=-1)
+        ctx.save_for_backward(packed, weights)
+        ctx.shapes = qkv.shape, bias.shape
+        gathered = torch.bmm(weights, packed[2]).view(batch, windows, heads, tokens, depth)
+        return gathered.transpose(2, 3).contiguous()  # (B, windows, N, heads, d)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        packed, weights = ctx.saved_tensors
+        (batch, windows, tokens, _, heads, depth), bias_shape = ctx.shapes
+        gradient = gradient.transpose(2, 3).reshape(-1, tokens, depth)  # (B * windows * heads, N, d)
+        back = torch.empty_like(packed)
+        torch.bmm(weights.transpose(1, 2), gradient, out=back[2])
+        scores = torch.bmm(gradient, packed[2].transpose(1, 2))
+        scores = torch.ops.aten._softmax_backward_data(scores, weights, -1, weights.dtype)
+        scale = depth**-0.5
+        torch.baddbmm(back[0], scores, packed[1], beta=0, alpha=scale, out=back[0])
+        torch.baddbmm(back[1], scores.transpose(1, 2), packed[0], beta=0, alpha=scale, out=back[1])
+        summed = scores.view(-1, *bias_shape).sum(0, dtype=torch.float32).to(scores.dtype)
+        qkv = back.view(3, batch, windows, heads, tokens, depth).permute(1, 2, 4, 0, 3, 5)
+        return qkv.contiguous(), summed  # (B, windows, N, 3, heads, d), (1 or windows, heads, N, N)
+
+
+class _PartVariance(torch.autograd.Function):
+    """Mean square of each of P parts of rows @ weight^T, in chunks of rows; computed anew going back."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, parts: int) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        ctx.parts = parts
+        variance = rows.new_empty((rows.shape[0], parts), dtype=torch.float32)
+        step = _rows(weight.shape[0])
+        for chunk, result in zip(torch.split(rows, step), torch.split(variance, step), strict=True):
+            spread = _onednn(chunk, weight, None).view(chunk.shape[0], parts, -1)
+            torch.linalg.vector_norm(spread, dim=-1, dtype=torch.float32, out=result)
+        return variance.square_().div_(weight.shape[0] // parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        rows, weight = ctx.saved_tensors
+        back, total = torch.empty_like(rows), torch.zeros(weight.shape, dtype=torch.float32)
+        scale = (gradient * (2 * ctx.parts / weight.shape[0])).to(rows.dtype)[:, :, None]
+        step = 4 * _rows(weight.shape[0])
+        chunks = (torch.split(tensor, step) for tensor in (rows, scale, back))
+        for chunk, factor, result in zip(*chunks, strict=True):
+            spread = _onednn(chunk, weight, None)
+            spread.view(chunk.shape[0], ctx.parts, -1).mul_(factor)
+            result.copy_(_input_gradient(spread, weight))
+            total += _weight_gradient(spread, chunk)
+        return back, total.to(weight.dtype), None
+
+
+def _fast(values: Tensor) -> bool:
+    """Whether the levers apply to these values."""
+    return (
+        not _PLAIN
+        and values.device.type == "cpu"
+        and values.dtype in _FAST_TYPES
+        and _compute_type(values) in _FAST_TYPES
+        and not torch.compiler.is_compiling()
+        and _HAS_ONEDNN
+    )
+
+
+def _compute_type(values: Tensor) -> torch.dtype:
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else values.dtype
+
+
+def _differentiating(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cast a weight; without gradients the result is kept until the weight changes."""
+    if weight.dtype == dtype:
+        return weight
+    if torch.is_grad_enabled():
+        return weight.to(dtype)
+    state = (weight.data_ptr(), weight._version, dtype)
+    kept = _cast_weights.get(weight)  # type: ignore[no-untyped-call]
+    if kept is None or kept[0] != state:
+        kept = _cast_weights[weight] = (state, weight.to(dtype))
+    cast: Tensor = kept[1]
+    return cast
+
+
+def _add(branch: Tensor, residual: Tensor | None, scale: Tensor | None) -> Tensor:
+    if residual is None:
+        return branch if scale is None else branch * scale
+    return residual + branch if scale is None else torch.addcmul(residual, branch, scale.to(branch.dtype))
+
+
+def _onednn(values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(values, weight, bias, "none", [], "")
+    return product
+
+
+def _onednn_add(values: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+    total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(values, residual, weight, bias, "add")
+    return total
+
+
+def _input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
+    """gradient @ weight; in bfloat16 the plain product is oneDNN's already."""
+    if gradient.dtype == torch.bfloat16:
+        return gradient @ weight
+    return _onednn(gradient, weight.t(), None)
+
+
+def _weight_gradient(gradient: Tensor, values: Tensor) -> Tensor:
+    """gradient^T @ values, (E, D) from (R, E) and (R, D); the narrow operand first is up to 1.5x faster."""
+    if gradient.shape[1] > values.shape[1]:
+        return (values.t() @ gradient).t()
+    return gradient.t() @ values
+
+
+def _rows(width: int) -> int:
+    return max(_CHUNK_VALUES // width, 64)

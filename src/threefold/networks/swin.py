@@ -78,22 +78,23 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(width, width)
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
-    def forward(self, values: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, values: Tensor, mask: Tensor | None, residual: Tensor, keep: Tensor | None) -> Tensor:
         """Attend.
 
         Args:
             values: (B, windows * N, C) in the order of the windows, N = window^2.
             mask: (windows, N, N) added to the scores, or None.
+            residual: (B, windows * N, C) what the result is added to.
+            keep: (B, 1, 1) factor of the result, or None.
 
         Returns:
             (B, windows * N, C).
         """
         batch, slots, width = values.shape
-        per_window = self.window**2
-        qkv = self.qkv(values).view(batch, slots // per_window, per_window, 3 * width)
-        attended = kernels.window_attention(qkv, self.bias(mask), self.heads)
-        projected: Tensor = self.proj(attended.view(batch, slots, width))
-        return projected
+        windowed = (batch, slots // self.window**2, self.window**2, 3 * width)
+        qkv = kernels.linear(values, self.qkv.weight, self.qkv.bias).view(windowed)
+        attended = kernels.window_attention(qkv, self.bias(mask), self.heads).view(batch, slots, width)
+        return kernels.linear(attended, self.proj.weight, self.proj.bias, residual, keep)
 
     def bias(self, mask: Tensor | None) -> Tensor:
         """Return the relative position bias plus the mask: (1 or windows, heads, N, N)."""
@@ -112,10 +113,10 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
-    def forward(self, values: Tensor) -> Tensor:
-        """(..., width) to (..., width)."""
-        projected: Tensor = self.fc2(F.gelu(self.fc1(values)))
-        return projected
+    def forward(self, values: Tensor, residual: Tensor, keep: Tensor | None) -> Tensor:
+        """Return residual + keep * MLP(values): (B, L, C), the same, and (B, 1, 1) or None."""
+        first, second = (self.fc1.weight, self.fc1.bias), (self.fc2.weight, self.fc2.bias)
+        return kernels.mlp(values, first, second, residual, keep)
 
 
 class StochasticDepth(nn.Module):
@@ -125,14 +126,12 @@ class StochasticDepth(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, values: Tensor) -> Tensor:
-        """Return (B, ...) values, some cases zero and the others scaled to keep the mean."""
+    def forward(self, values: Tensor) -> Tensor | None:
+        """Draw (B, 1, 1) factors of a branch of (B, L, C) values: 0, or what keeps the mean. None: 1."""
         if not self.training or self.rate == 0:
-            return values
-        keep = 1 - self.rate
-        shape = (values.shape[0], *([1] * (values.ndim - 1)))
-        kept = torch.rand(shape, device=values.device) < keep
-        return values * (kept.to(values.dtype) / keep if keep > 0 else kept.to(values.dtype))
+            return None
+        keep = torch.rand(values.shape[0], 1, 1, device=values.device) >= self.rate
+        return keep.to(torch.float32) / max(1 - self.rate, 1e-6)
 
 
 class SwinBlock(nn.Module):
@@ -148,9 +147,9 @@ class SwinBlock(nn.Module):
 
     def forward(self, values: Tensor, mask: Tensor | None) -> Tensor:
         """(B, windows * N, C) in the order of the block's windows, to the same."""
-        values = values + self.drop_path(self.attn(self.norm1(values), mask))
-        branch: Tensor = self.drop_path(self.mlp(self.norm2(values)))
-        return values + branch
+        values = self.attn(self.norm1(values), mask, values, self.drop_path(values))
+        out: Tensor = self.mlp(self.norm2(values), values, self.drop_path(values))
+        return out
 
 
 class SwinBlocks(nn.Module):

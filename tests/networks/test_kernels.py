@@ -1,0 +1,179 @@
+"""The levers against the plain formulas they stand for, forward and backward."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from threefold.experiment import SwinSpec, SwinUnetSpec
+from threefold.networks import kernels
+from threefold.networks.swin_unet import SwinUnet
+
+
+def _randn(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _linear(values: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, scale: Tensor) -> Tensor:
+    return kernels.linear(values, weight, bias, residual, scale)
+
+
+def _linear_alone(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return kernels.linear(values, weight, bias)
+
+
+def _linear_residual(values: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+    return kernels.linear(values, weight, bias, residual)
+
+
+def _mlp(values: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, rest: Tensor) -> Tensor:
+    return kernels.mlp(values, (w1, b1), (w2, b2), rest, None)
+
+
+def _mlp_scaled(
+    values: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, rest: Tensor, scale: Tensor
+) -> Tensor:
+    return kernels.mlp(values, (w1, b1), (w2, b2), rest, scale)
+
+
+def _attention(qkv: Tensor, bias: Tensor) -> Tensor:
+    return kernels.window_attention(qkv, bias, 3)
+
+
+def _layer_norm_head(tokens: Tensor, expand: Tensor, gain: Tensor, shift: Tensor, head: Tensor) -> Tensor:
+    """The published final expansion: linear layer, LayerNorm of each part, 1x1 head."""
+    parts = F.linear(tokens, expand).unflatten(-1, (-1, gain.shape[0]))
+    return F.linear(F.layer_norm(parts, gain.shape, gain, shift), head)
+
+
+MLP_SHAPES = [(2, 3000, 24), (96, 24), (96,), (24, 96), (24,), (2, 3000, 24)]  # of several chunks
+HEAD_SHAPES = [(2, 1500, 24), (16 * 24, 24), (24,), (24,), (3, 24)]
+LINEAR_SHAPES = [(2, 50, 24), (72, 24), (72,), (2, 50, 72), (2, 1, 1)]
+CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[tuple[int, ...]]]] = {
+    "linear": (_linear_alone, lambda x, w, b: x @ w.t() + b, LINEAR_SHAPES[:3]),
+    "linear, residual": (_linear_residual, lambda x, w, b, r: r + x @ w.t() + b, LINEAR_SHAPES[:4]),
+    "linear, scaled": (_linear, lambda x, w, b, r, s: r + s * (x @ w.t() + b), LINEAR_SHAPES),
+    "mlp": (_mlp, lambda x, w, b, v, c, r: r + F.gelu(x @ w.t() + b) @ v.t() + c, MLP_SHAPES),
+    "mlp, scaled": (
+        _mlp_scaled,
+        lambda x, w, b, v, c, r, s: r + s * (F.gelu(x @ w.t() + b) @ v.t() + c),
+        [*MLP_SHAPES, (2, 1, 1)],
+    ),
+    "attention": (_attention, _attention, [(2, 4, 9, 36), (1, 3, 9, 9)]),
+    "attention, masked": (_attention, _attention, [(2, 4, 9, 36), (4, 3, 9, 9)]),
+    "expansion head": (kernels.expansion_head, _layer_norm_head, HEAD_SHAPES),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_kernels_compute_their_formula(name: str) -> None:
+    """In float32 by the levers, with and without gradients, against float64 by the formula."""
+    lever, formula, shapes = CASES[name]
+    inputs = [_randn(*shape, seed=number) for number, shape in enumerate(shapes)]
+    exact = [tensor.double().requires_grad_() for tensor in inputs]
+    single = [tensor.clone().requires_grad_() for tensor in inputs]
+    expected, found = formula(*exact), lever(*single)
+    weights = _randn(*expected.shape, seed=99)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+    with torch.inference_mode():
+        torch.testing.assert_close(lever(*inputs).double(), expected.detach(), rtol=1e-4, atol=1e-4)
+    expected_gradients = torch.autograd.grad((expected * weights.double()).sum(), exact)
+    found_gradients = torch.autograd.grad((found * weights).sum(), single)
+    for gradient, reference in zip(found_gradients, expected_gradients, strict=True):
+        assert gradient.shape == reference.shape
+        assert (gradient.double() - reference).norm() <= 1e-5 * reference.norm()
+
+
+def _network(reconstruct: bool = True) -> SwinUnet:
+    torch.manual_seed(0)
+    spec = SwinUnetSpec(encoder=SwinSpec(size="mini", drop_path=0.3))
+    network = SwinUnet(spec, in_channels=1, classes=2, labels=2, reconstruct=reconstruct)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    return network
+
+
+@pytest.mark.parametrize("size", [(64, 96), (50, 70)])
+def test_float32_gradients_of_a_training_step(size: tuple[int, int]) -> None:
+    """The levers in float32 against the plain formulas in float64, with stochastic depth."""
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        network = _network().to(dtype).train()
+        torch.manual_seed(1)
+        outputs = network(_randn(2, 1, *size, seed=0).to(dtype))
+        loss = sum(
+            value.square().mean() for value in (outputs.classes, outputs.segmentation, outputs.reconstruction)
+        )
+        loss.backward()
+        gradients.append(torch.cat([p.grad.flatten().double() for p in network.parameters()]))
+    assert (gradients[0] - gradients[1]).norm() <= 1e-4 * gradients[1].norm()
+
+
+def test_bfloat16_stays_near() -> None:
+    network = _network(reconstruct=False)
+    image = _randn(2, 1, 64, 64, seed=0)
+    exact = network.eval()(image)
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients), torch.autocast("cpu", torch.bfloat16):
+            near = network(image)
+        error = (near.segmentation.float() - exact.segmentation).norm() / exact.segmentation.norm()
+        assert error < 0.05
+    network.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = network(image)
+    (outputs.segmentation.float().square().mean() + outputs.classes.float().square().mean()).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.dtype == torch.float32
+        assert torch.isfinite(parameter.grad).all()
+
+
+def test_kept_casts_follow_the_weights() -> None:
+    """Weights are cast once for inference, but never served stale."""
+    network = _network(reconstruct=False).eval()
+    image = _randn(1, 1, 64, 64, seed=0)
+
+    def infer() -> Tensor:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            logits: Tensor = network(image).segmentation
+            return logits
+
+    first = infer()
+    assert torch.equal(infer(), first)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(1.5)
+    changed = infer()
+    assert not torch.equal(changed, first)
+    network.load_state_dict({name: value / 1.5 for name, value in network.state_dict().items()})
+    torch.testing.assert_close(infer(), first, rtol=0.1, atol=0.05)
+
+
+def test_inference_then_training_on_the_same_network() -> None:
+    network = _network()
+    image = _randn(1, 1, 64, 64, seed=0)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        network.eval()(image)
+    with torch.autocast("cpu", torch.bfloat16):
+        network.train()(image).segmentation.float().mean().backward()
+
+
+def test_tune_allocation_in_a_process_of_its_own() -> None:
+    code = "from threefold.networks.kernels import tune_allocation; print(tune_allocation())"
+    environments = {"": str(sys.platform.startswith("linux")), "1": "False"}
+    for variable, expected in environments.items():
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={"THREEFOLD_DEFAULT_ALLOCATION": variable},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == expected
