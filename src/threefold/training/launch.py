@@ -19,6 +19,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 from threefold import errors
 from threefold.errors import ThreefoldError, TrainingError
+from threefold.networks.kernels import tune_allocation
 from threefold.training.devices import make_fabric, quiet_lightning
 from threefold.training.history import Row
 from threefold.training.loop import Job, Training
@@ -54,6 +55,8 @@ def train_network(job: Job) -> list[Row]:
 def _work(job: Job, fabric: Fabric) -> list[Row]:
     """Run in each process."""
     quiet_lightning()
+    if fabric.device.type == "cpu":
+        tune_allocation()
     try:
         with deterministic(fabric.device):
             training = Training(job, fabric)
