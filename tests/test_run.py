@@ -1,0 +1,45 @@
+"""Files of a run are replaced whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from threefold.errors import RunError
+from threefold.run import RunFolder, write_atomically
+
+
+def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    write_atomically(path, "old")
+    write_atomically(path, b"new")
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["status.json"]
+
+
+def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "status.json"
+    path.write_text("old")
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(RunError, match=r"status\.json: could not be written \(No space left on device\)"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["status.json"]
+
+
+def test_a_parent_that_is_a_file_or_absent(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for parent in ("file", "absent"):
+        with pytest.raises(RunError, match="could not be written"):
+            write_atomically(tmp_path / parent / "status.json", "new")
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="not a run folder"):
+        RunFolder(tmp_path).read_status()
