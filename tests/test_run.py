@@ -16,7 +16,7 @@ def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> Non
     write_atomically(path, "old")
     write_atomically(path, b"new")
     assert path.read_text() == "new"
-    assert os.listdir(tmp_path) == ["status.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
 
 
 def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,7 +30,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(RunError, match=r"status\.json: could not be written \(No space left on device\)"):
         write_atomically(path, "new")
     assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["status.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
 
 
 def test_a_parent_that_is_a_file_or_absent(tmp_path: Path) -> None:
