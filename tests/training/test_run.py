@@ -272,6 +272,29 @@ def test_quarter_turns_of_a_grid_that_is_not_square_are_refused(
         train(make_experiment(data=data), cohort, run.path)
 
 
+def test_initial_weights_that_are_not_there_are_refused(
+    cohort: Cohort, make_experiment: MakeExperiment, run: RunFolder, tmp_path: Path
+) -> None:
+    weights = {"path": str(tmp_path / "swin.pth")}
+    with pytest.raises(WeightsError, match=r"swin\.pth"):
+        train(make_experiment(initial_weights=weights), cohort, run.path)
+    assert not run.path.exists()
+
+
+def test_initial_weights_are_where_training_starts(
+    cohort: Cohort, make_experiment: MakeExperiment, tmp_path: Path
+) -> None:
+    first = train(make_experiment(epochs=1), cohort, tmp_path / "first")
+    told = Told()
+    still = make_experiment(
+        epochs=1, initial_weights={"path": str(first.path)}, optimiser={"learning_rate": 1e-30}, seed=5
+    )
+    second = train(still, cohort, tmp_path / "second", progress=told)
+    start, end = load_file(first.weights), load_file(second.weights)
+    assert all(torch.equal(start[name], end[name]) for name in start)
+    assert any("weights loaded" in line for line in told.lines)
+
+
 def test_a_parent_that_can_not_hold_the_folder_is_named(
     cohort: Cohort, make_experiment: MakeExperiment, tmp_path: Path
 ) -> None:
@@ -413,6 +436,17 @@ def test_reader_processes_change_nothing(
         for workers in (0, 2)
     ]
     assert files[0] == files[1]
+
+
+def test_want_of_memory_says_what_to_lower(
+    cohort: Cohort, make_experiment: MakeExperiment, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhaust(*arguments: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(loop, "augment", exhaust)
+    with pytest.raises(TrainingError, match=r"not enough memory.*training\.batch_size"):
+        train(make_experiment(data=AUGMENTED), cohort, run.path)
 
 
 def test_the_lock_does_not_outlive_its_process(run: RunFolder) -> None:

@@ -58,7 +58,7 @@ def _work(job: Job, fabric: Fabric) -> list[Row]:
     if fabric.device.type == "cpu":
         tune_allocation()
     try:
-        with deterministic(fabric.device):
+        with deterministic(fabric.device), _memory_explained():
             training = Training(job, fabric)
             training.run()
         return training.history
@@ -88,6 +88,19 @@ def deterministic(device: torch.device) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(was)
         options.fill_uninitialized_memory = filled
+
+
+@contextmanager
+def _memory_explained() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise TrainingError(
+            f"not enough memory ({str(error).splitlines()[0]}). Lower training.batch_size and raise "
+            "training.accumulate by as much, or set network.encoder.gradient_checkpointing=true."
+        ) from error
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from threefold.cohorts.store import SampleStore
 from threefold.errors import CohortError, ExperimentError, ThreefoldError, UsageError
 from threefold.experiment import Experiment, JointSwinSpec
 from threefold.experiments import read_recipe
+from threefold.networks.build import build_network
 from threefold.run import RunFolder, State
 from threefold.training.checkpoints import load_checkpoint, remove_unfinished
 from threefold.training.devices import check_devices, is_leader
@@ -27,7 +28,7 @@ from threefold.training.history import Row, best_row, monitored
 from threefold.training.launch import terminating_as_interrupt, train_network
 from threefold.training.loop import Job
 from threefold.training.progress import Silence, TrainingProgress
-from threefold.training.start import before_folder
+from threefold.training.start import before_folder, starting_network
 
 
 def train(
@@ -66,27 +67,36 @@ def train(
     check_devices(experiment.training)
     _check_augmentation(experiment)
     _check_tensorboard(experiment)
-    goes_on = resume and folder.path.exists() and any(folder.path.iterdir())
-    if goes_on:
+    if resume and _holds_something(folder):
         check_resumable(folder, experiment, cohort)
-        if folder.read_status()["state"] == "finished":
-            teller.say(f"{folder.path}: this run is finished; nothing to do.")
-            return folder
         split = read_split(folder.split)
     else:
         refuse_existing(folder)
         split = _checked_split(experiment, cohort, teller)
-        if is_leader():
-            create_folder(folder, experiment, cohort, split)
+        _check_network(experiment, cohort, folder)
+    _train_into(folder, experiment, cohort, split, teller)
+    return folder
+
+
+def _train_into(
+    folder: RunFolder, experiment: Experiment, cohort: Cohort, split: Split, progress: TrainingProgress
+) -> None:
+    """Train into a folder: a new one, or one that was found to be this experiment's."""
+    if _holds_something(folder):
+        if folder.read_status()["state"] == "finished":
+            progress.say(f"{folder.path}: this run is finished; nothing to do.")
+            return
+    elif is_leader():
+        create_folder(folder, experiment, cohort, split)
     if not is_leader():
-        _train_stages(experiment, cohort, split, folder, teller)
-        return folder
+        _train_stages(folder, experiment, cohort, split, progress)
+        return
     with locked(folder), terminating_as_interrupt(), torch.random.fork_rng():
         remove_unfinished(folder)
         _write_state(folder, experiment, "running")
         try:
-            history = _train_stages(experiment, cohort, split, folder, teller)
-            threshold = finish(experiment, cohort, split, folder, history, teller)
+            history = _train_stages(folder, experiment, cohort, split, progress)
+            threshold = finish(experiment, cohort, split, folder, history, progress)
         except KeyboardInterrupt:
             _record(folder, experiment, "interrupted", "stopped by a signal")
             raise
@@ -94,20 +104,73 @@ def train(
             _record(folder, experiment, "failed", str(error))
             raise
         _write_state(folder, experiment, "finished", threshold=threshold)
-    return folder
+
+
+def _train_stages(
+    folder: RunFolder, experiment: Experiment, cohort: Cohort, split: Split, progress: TrainingProgress
+) -> list[Row]:
+    """Train the run before, where there is one, and then the network; return the network's history."""
+    if experiment.before is not None:
+        before, first = before_folder(folder), before_experiment(experiment)
+        progress.say(f"first: {first.name}, into {before.path}")
+        if _holds_something(before):
+            check_resumable(before, first, cohort)
+        _train_into(before, first, cohort, split, progress)
+        progress.say(f"then: {experiment.name}")
+    parts = split.cases(cohort, "train"), split.cases(cohort, "validation")
+    job = Job(
+        experiment=experiment,
+        cohort=cohort.spec,
+        train=parts[0],
+        validation=parts[1],
+        store=make_store(experiment, cohort, sum(map(len, parts)) * experiment.training.devices),
+        run=folder,
+        progress=progress,
+    )
+    return train_network(job)
+
+
+def before_experiment(experiment: Experiment) -> Experiment:
+    """Return the experiment that `before` names, as it is trained for this one.
+
+    Data (so that no test case is seen), encoder (so that it fits), training and evaluation are this
+    experiment's; the tasks and the selection are the recipe's.
+
+    Raises:
+        ExperimentError: if that recipe has a stage before itself.
+    """
+    assert experiment.before is not None
+    recipe = read_recipe(experiment.before)
+    if isinstance(recipe.network, JointSwinSpec):
+        raise ExperimentError(
+            f"before: '{experiment.before}' is a joint network itself; name a swin-unet one."
+        )
+    selection = recipe.training.selection.model_copy(
+        update={"patience": experiment.training.selection.patience}
+    )
+    return recipe.model_copy(
+        update={
+            "data": experiment.data,
+            "network": recipe.network.model_copy(update={"encoder": experiment.network.encoder}),
+            "training": experiment.training.model_copy(update={"selection": selection}),
+            "evaluation": experiment.evaluation,
+        }
+    )
 
 
 def _checked_split(experiment: Experiment, cohort: Cohort, progress: TrainingProgress) -> Split:
-    """Audit the cohort and divide it; refuse what can't train.
+    """Audit the cohort and divide it; refuse what can't train any of the stages.
 
     Raises:
         CohortError: with every finding that refuses.
     """
+    stages = [experiment] if experiment.before is None else [before_experiment(experiment), experiment]
+    targets = {target: None for stage in stages for target in required_targets(stage.tasks)}
     progress.say(f"checking the {len(cohort.cases)} cases of {cohort.folder}")
     found = audit(
         cohort,
         split=experiment.data.split,
-        targets=required_targets(experiment.tasks),
+        targets=tuple(targets),
         progress=partial(progress.step, "checking"),
     )
     if found.refused:
@@ -120,9 +183,20 @@ def _checked_split(experiment: Experiment, cohort: Cohort, progress: TrainingPro
         if finding.severity == "warn":
             progress.say(f"warning: {finding.message}")
     split = make_split(cohort, experiment.data.split)
-    require_targets(cohort, split, required_targets(experiment.tasks))
-    _require_estimable(experiment, cohort, split)
+    for stage in stages:
+        require_targets(cohort, split, required_targets(stage.tasks))
+        _require_estimable(stage, cohort, split)
     return split
+
+
+def _check_network(experiment: Experiment, cohort: Cohort, folder: RunFolder) -> None:
+    """Build the network once, so that what can't be built or filled is refused before there is a folder."""
+    with torch.random.fork_rng():
+        if experiment.before is None:
+            starting_network(experiment, cohort.spec, folder)
+        else:
+            build_network(experiment, cohort.spec)
+            starting_network(before_experiment(experiment), cohort.spec, folder)
 
 
 def make_store(experiment: Experiment, cohort: Cohort, n_cases: int) -> SampleStore:
@@ -168,50 +242,6 @@ def _missing_for(metric: str, experiment: Experiment, cohort: Cohort, cases: tup
     return None
 
 
-def _train_stages(
-    experiment: Experiment, cohort: Cohort, split: Split, folder: RunFolder, progress: TrainingProgress
-) -> list[Row]:
-    """Train the run before, where there is one, and then the network; return the network's history."""
-    if experiment.before is not None:
-        before = before_folder(folder)
-        progress.say(f"first: {experiment.before}, into {before.path}")
-        train(before_experiment(experiment), cohort, before.path, resume=True, progress=progress)
-        progress.say(f"then: {experiment.name}")
-    parts = split.cases(cohort, "train"), split.cases(cohort, "validation")
-    job = Job(
-        experiment=experiment,
-        cohort=cohort.spec,
-        train=parts[0],
-        validation=parts[1],
-        store=make_store(experiment, cohort, sum(map(len, parts)) * experiment.training.devices),
-        run=folder,
-        progress=progress,
-    )
-    return train_network(job)
-
-
-def before_experiment(experiment: Experiment) -> Experiment:
-    """Return the experiment that `before` names, as it is trained for this one.
-
-    Data (so that no test case is seen), encoder (so that it fits) and training are this experiment's; the
-    tasks and the selection are the recipe's.
-    """
-    assert experiment.before is not None
-    recipe = read_recipe(experiment.before)
-    if isinstance(recipe.network, JointSwinSpec):
-        raise ExperimentError(
-            f"before: '{experiment.before}' is a joint network itself; name a swin-unet one."
-        )
-    return recipe.model_copy(
-        update={
-            "data": experiment.data,
-            "network": recipe.network.model_copy(update={"encoder": experiment.network.encoder}),
-            "training": experiment.training.model_copy(update={"selection": recipe.training.selection}),
-            "evaluation": experiment.evaluation,
-        }
-    )
-
-
 def _write_state(folder: RunFolder, experiment: Experiment, state: State, **fields: Any) -> None:
     """Write status.json from what is on disk."""
     history: list[Row] = []
@@ -234,6 +264,10 @@ def _record(folder: RunFolder, experiment: Experiment, state: State, message: st
     """Write how a run ended; where even that fails, the error under way says more."""
     with suppress(ThreefoldError, OSError):
         _write_state(folder, experiment, state, message=message)
+
+
+def _holds_something(folder: RunFolder) -> bool:
+    return folder.path.is_dir() and any(folder.path.iterdir())
 
 
 def _check_augmentation(experiment: Experiment) -> None:
