@@ -27,7 +27,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ["THREEFOLD_CACHE"] = str(Path(folder) / "cache")
-        spec = HeadCtSpec(sites=4, patients_per_site=4, slices=(4, 4))
+        spec = HeadCtSpec(sites=4, patients_per_site=3, slices=(3, 3))
         cohort = make_head_ct_cohort(Path(folder) / "cohort", spec, 0)
         print(
             f"{len(cohort.cases)} slices of {spec.size}^2, batch 8: seconds of training an epoch, and shares"

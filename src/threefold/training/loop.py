@@ -84,7 +84,8 @@ class Training:
         self.optimiser = build_optimiser(self.learner, spec.optimiser)
         self._resume()
         if spec.compile:
-            self.learner.network.compile()
+            # Once for each batch size (the last batch is smaller): general shapes fail to compile.
+            self.learner.network.compile(dynamic=False)
         module, self.stepper = fabric.setup(self.learner, self.optimiser)
         self.module: nn.Module = module
         workers, pin = job.experiment.data.workers, fabric.device.type == "cuda"
