@@ -9,6 +9,8 @@ import typer
 
 from threefold import __version__
 from threefold.cli.check import check
+from threefold.cli.demo import demo
+from threefold.cli.evaluate import evaluate
 from threefold.cli.importing import importing
 from threefold.cli.phantom import phantom
 from threefold.cli.predict import predict
@@ -44,8 +46,10 @@ def _root(
     """
 
 
+app.add_typer(demo, name="demo")
 app.command()(check)
 app.command()(train)
+app.command()(evaluate)
 app.command()(predict)
 app.add_typer(recipes, name="recipes")
 app.add_typer(phantom, name="phantom")

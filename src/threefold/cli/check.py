@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from threefold.cli.progress import progress_of
 from threefold.errors import CohortError
 
 if TYPE_CHECKING:
     from threefold.cohorts.audit import Audit
-    from threefold.cohorts.voxel_checks import Progress
 
 _WORDS = {"refuse": "REFUSED", "warn": "warning", "note": "note"}
 _COLOURS = {"refuse": "bold red", "warn": "yellow", "note": "dim"}
@@ -99,25 +97,6 @@ def check(
     else:
         _print_plain(result)
     raise typer.Exit(1 if result.refused else 0)
-
-
-@contextmanager
-def progress_of(what: str) -> Iterator[Progress]:
-    """Show progress on stderr: a bar on a terminal, a line for every tenth when piped."""
-    if not sys.stderr.isatty():
-
-        def line(done: int, total: int) -> None:
-            if total >= 100 and (done == total or done * 10 // total > (done - 1) * 10 // total):
-                print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
-
-        yield line
-        return
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    with Bar(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _site_rows(result: Audit) -> tuple[list[str], list[list[str]]]:

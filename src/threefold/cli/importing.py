@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from threefold.cli.progress import progress_of
 from threefold.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,7 +60,6 @@ def table(
     Example: `threefold import table scans.csv --meaning cohort.yaml --out my-cohort --column image=file
     --constant site=north --label 1=haemorrhage --label 0=none`
     """
-    from threefold.cli.check import progress_of
     from threefold.cohorts.cohort import CohortSpec
     from threefold.cohorts.importers import import_table
     from threefold.errors import CohortError
@@ -90,7 +90,6 @@ def ct_ich(
 
     Example: `threefold import ct-ich ct_ich --out ct-ich-cohort`
     """
-    from threefold.cli.check import progress_of
     from threefold.cohorts.importers import import_ct_ich
 
     with progress_of("Importing slices") as progress:
@@ -115,7 +114,6 @@ def dicom(
 
     Example: `threefold import dicom scan/ --meaning cohort.yaml --site north --patient p1 --out my-cohort`
     """
-    from threefold.cli.check import progress_of
     from threefold.cohorts.cohort import CohortSpec
     from threefold.cohorts.importers import import_dicom
     from threefold.errors import CohortError
@@ -153,7 +151,6 @@ def merge(
 
     Example: `threefold import merge north south --out both`
     """
-    from threefold.cli.check import progress_of
     from threefold.cohorts.cohort import read_cohort
     from threefold.cohorts.merging import merge_cohorts
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from threefold.cli.progress import progress_of
 from threefold.errors import UsageError
 
 if TYPE_CHECKING:
@@ -89,7 +87,7 @@ def head_ct(
     )
     from threefold.phantoms.head_ct import make_head_ct_cohort
 
-    with _progress() as progress:
+    with progress_of("Making slices") as progress:
         cohort = make_head_ct_cohort(out, spec, seed, progress)
     summary = _summary(cohort, seed)
     if as_json:
@@ -130,22 +128,3 @@ def _summary(cohort: Cohort, seed: int) -> dict[str, Any]:
         "positives": sum(case.label == cohort.spec.positive_class for case in cohort.cases),
         "masks": sum(case.mask is not None for case in cohort.cases),
     }
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """Show progress on stderr: a bar on a terminal, a line for every tenth when piped."""
-    if not sys.stderr.isatty():
-
-        def line(done: int, total: int) -> None:
-            if done * 10 // total > (done - 1) * 10 // total:
-                print(f"made {done} of {total} slices", file=sys.stderr, flush=True)
-
-        yield line
-        return
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    with Bar(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("Making slices", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from threefold.cli.progress import progress_of
 
 if TYPE_CHECKING:
     from threefold.errors import ImageError
@@ -66,7 +66,7 @@ def predict(
         print(f"error: {error}", file=sys.stderr, flush=True)
 
     predictor = Predictor.from_run(run, device=device)
-    with _progress() as progress:
+    with progress_of("Predicting") as progress:
         predictions = predictor.predict(
             images,
             out,
@@ -102,22 +102,3 @@ def _row(prediction: Prediction) -> dict[str, object]:
         "probabilities": dict(prediction.probabilities),
         "decision": prediction.decision,
     }
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """Show progress on stderr: a bar on a terminal, a line for every tenth when piped."""
-    if not sys.stderr.isatty():
-
-        def line(done: int, total: int) -> None:
-            if total >= 20 and done * 10 // total > (done - 1) * 10 // total:
-                print(f"read {done} of {total} inputs", file=sys.stderr, flush=True)
-
-        yield line
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("Predicting", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,60 @@
+"""`threefold demo`: a published system's whole way on an embedded phantom."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from threefold.cli.progress import progress_of
+from threefold.experiments import load_experiment
+
+_OUT = Path("out/demo-hematoma")
+
+demo = typer.Typer(
+    help="Demos: phantom, training, evaluation and figures. Example: `threefold demo hematoma`",
+    no_args_is_help=True,
+)
+
+
+@demo.callback()
+def _group() -> None:
+    """Run a published system's whole way on an embedded phantom."""
+
+
+@demo.command()
+def hematoma(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes of the recipe hematoma/demo: key.path=value ...")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder for cohort and run; a demo that was stopped goes on.")
+    ] = _OUT,
+    seed: Annotated[int, typer.Option(help="Of phantom, split and training.", min=0)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON at the end.")] = False,
+) -> None:
+    """Train MTL-Swin-Unet (cls + seg + rec) on a small head-CT phantom and evaluate it by hospital.
+
+    Example: `threefold demo hematoma --out out/demo-hematoma --seed 1`
+    """
+    experiment = load_experiment(
+        "hematoma/demo", [f"training.seed={seed}", f"data.split.seed={seed}", *(overrides or [])]
+    )
+
+    from threefold.reporting.tables import evaluation_json, evaluation_tables, show
+    from threefold.studies.demos import hematoma_demo
+    from threefold.training.progress import terminal_progress
+
+    progress = terminal_progress()
+    with progress_of("Making slices") as phantom_progress:
+        report = hematoma_demo(
+            experiment, out, seed=seed, phantom_progress=phantom_progress, progress=progress
+        )
+    if as_json:
+        typer.echo(json.dumps(evaluation_json(report.evaluation), indent=2))
+        return
+    show(evaluation_tables(report.evaluation)[0])
+    typer.echo(f"Tables: {report.tables[0].parent}\nFigures: {report.figures[0].parent}")
+    typer.echo(f"Pictures of the cohort: {out / 'cohort' / 'previews'}")

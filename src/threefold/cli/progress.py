@@ -1,0 +1,31 @@
+"""Progress of a verb that goes through many cases."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Progress = Callable[[int, int], None]
+"""Called with the number of cases that are done and the number of all."""
+
+_FEW = 20
+
+
+@contextmanager
+def progress_of(what: str) -> Iterator[Progress]:
+    """Show progress on stderr: a bar on a terminal; when piped, a line for every tenth of many cases."""
+    if not sys.stderr.isatty():
+
+        def line(done: int, total: int) -> None:
+            if total >= _FEW and done * 10 // total > (done - 1) * 10 // total:
+                print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,156 @@
+"""Evaluating what runs left: a run on its own cohort, a run on another one, anyone's table of predictions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from threefold.cohorts.cohort import Cohort, CohortSpec, read_cohort
+from threefold.cohorts.splits import read_split
+from threefold.errors import CohortError, RunError
+from threefold.evaluation.predictions import read_predictions, write_predictions
+from threefold.experiment import EvaluationSpec, Experiment
+from threefold.experiments import read_experiment
+from threefold.reporting.run_report import Report, choose_examples, write_report
+from threefold.run import RunFolder
+from threefold.validation import parse_spec
+
+Progress = Callable[[int, int], None]
+
+
+def evaluate_run(run: RunFolder) -> Report:
+    """Evaluate the test part of a finished run; tables and figures go into the run folder.
+
+    The network is not asked again: everything comes from the run's predictions and its threshold.
+
+    Raises:
+        RunError: not a run, or one that has not finished.
+        PredictionsError: the predictions were damaged.
+    """
+    status = run.read_status()
+    if not run.predictions.is_file():
+        raise RunError(
+            f"{run.path}: has no {run.predictions.name} yet (state: {status.get('state')}). Let its training "
+            "finish: `threefold train ... --resume`."
+        )
+    experiment, trained, folder = _of_run(run)
+    predictions = read_predictions(
+        run.predictions,
+        classes=trained.classes if experiment.tasks.classification is not None else None,
+        positive=_positive(trained, experiment),
+        leaks=read_split(run.split).leaks,
+    )
+    examples = None
+    cohort = _cohort_if_there(folder)
+    if cohort is not None:
+        examples = choose_examples(predictions, cohort, trained, experiment.data.preprocessing, run.masks)
+    return write_report(
+        predictions,
+        experiment.evaluation,
+        run.path,
+        threshold=status.get("threshold"),
+        history=run.metrics,
+        examples=examples,
+    )
+
+
+def evaluate_run_on(
+    run: RunFolder, cohort: Cohort, *, device: str = "cpu", progress: Progress | None = None
+) -> Report:
+    """Predict and evaluate a run on another cohort, all of whose cases are test cases.
+
+    The run's threshold holds; nothing is chosen on the new cohort.
+
+    The folder RUN/evaluations/<cohort> holds the report, the predictions and the masks.
+
+    Raises:
+        CohortError: the cohort asks another question than the run was trained for.
+        ImageError: naming the case that can't be read.
+    """
+    from threefold.inference.cases import predict_cases
+    from threefold.inference.predictor import Predictor
+
+    predictor = Predictor.from_run(run.path, device=device)
+    out = RunFolder(run.path / "evaluations" / cohort.folder.resolve().name)
+    out.path.mkdir(parents=True, exist_ok=True)
+    table = predict_cases(
+        predictor.network,
+        predictor.experiment,
+        cohort,
+        None,
+        trained=predictor.cohort,
+        device=device,
+        masks=out.masks,
+        progress=progress,
+    )
+    write_predictions(table, out.predictions)
+    experiment, trained = predictor.experiment, predictor.cohort
+    predictions = read_predictions(
+        out.predictions,
+        classes=trained.classes if experiment.tasks.classification is not None else None,
+        positive=_positive(trained, experiment),
+        leaks=_shares_patients(run, _cohort_if_there(_of_run(run)[2]), cohort),
+    )
+    examples = choose_examples(predictions, cohort, trained, experiment.data.preprocessing, out.masks)
+    return write_report(
+        predictions, experiment.evaluation, out.path, threshold=predictor.threshold, examples=examples
+    )
+
+
+def evaluate_table(path: Path, out: Path, spec: EvaluationSpec) -> Report:
+    """Evaluate anyone's table of predictions into OUT/tables and OUT/figures."""
+    return write_report(read_predictions(path), spec, out, threshold=None)
+
+
+def _of_run(run: RunFolder) -> tuple[Experiment, CohortSpec, Path]:
+    """Return a run's experiment, the meaning of its cohort, and where that was."""
+    try:
+        described: Mapping[str, Any] = json.loads(run.cohort.read_text(encoding="utf-8"))
+        spec, folder = described["spec"], Path(described["folder"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{run.cohort}: expected the cohort that the run was trained on ({error}).") from error
+    return (
+        read_experiment(run.experiment),
+        parse_spec(CohortSpec, spec, where=str(run.cohort), error=RunError),
+        folder,
+    )
+
+
+def _positive(trained: CohortSpec, experiment: Experiment) -> str | None:
+    index = trained.positive_class
+    return None if index is None or experiment.tasks.classification is None else trained.classes[index]
+
+
+def _cohort_if_there(folder: Path) -> Cohort | None:
+    """Return the cohort, or None where it was moved or changed: numbers do not need it, pictures do."""
+    try:
+        return read_cohort(folder, allow_outside=True)
+    except CohortError:
+        return None
+
+
+def _shares_patients(run: RunFolder, trained_on: Cohort | None, cohort: Cohort) -> bool:
+    """Whether a patient who trained or validated the run is in the other cohort, by site and patient id.
+
+    Where the cohort trained on was moved, its patients are not known, and its cases' ids stand in for them.
+    """
+    parts = read_split(run.split).parts
+    if trained_on is None:
+        return any(parts.get(case.case_id, "test") != "test" for case in cohort.cases)
+    known = {
+        (case.site, case.patient_id) for case in trained_on.cases if parts.get(case.case_id, "test") != "test"
+    }
+    return any((case.site, case.patient_id) in known for case in cohort.cases)
+
+
+def comparison(reports: Sequence[tuple[str, Report]]) -> dict[str, Report]:
+    """Return reports by name, a number added to names that come twice."""
+    named: dict[str, Report] = {}
+    for name, report in reports:
+        unique, number = name, 2
+        while unique in named:
+            unique, number = f"{name} ({number})", number + 1
+        named[unique] = report
+    return named
