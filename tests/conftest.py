@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-# Several tests run side by side, and start processes: threads that wait for each other cost more than they give.
+# Tests run side by side and start processes: threads that wait for each other cost more than they give.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parents[1]
