@@ -93,6 +93,19 @@ def test_parameter_counts_of_the_published_sizes(size: str, encoder: int, whole:
     assert sum(p.numel() for p in network.encoder.parameters()) == encoder
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # the compiler's own
+def test_compiling_takes_the_whole_network_in_one_graph() -> None:
+    network = _swin_unet(spec=SMALL.model_copy(update={"drop_path": 0.0}))
+    image = torch.randn(2, 1, 40, 36)
+    results = []
+    for run in (network, torch.compile(network, backend="eager", fullgraph=True)):
+        network.zero_grad()
+        outputs = run(image)
+        (outputs.segmentation.square().sum() + outputs.classes.sum()).backward()
+        results.append((outputs.segmentation, network.encoder.patch_embed.proj.weight.grad.clone()))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+
+
 def test_joint_concatenates_a_frozen_and_an_own_encoder() -> None:
     spec = JointSwinSpec(encoder=SMALL.model_copy(update={"drop_path": 0.9}))
     trained = _swin_unet(spec=SMALL)

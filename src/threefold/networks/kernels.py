@@ -392,8 +392,13 @@ def _input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
 
 
 def _weight_gradient(gradient: Tensor, values: Tensor) -> Tensor:
-    """gradient^T @ values, (E, D) from (R, E) and (R, D); the narrow operand first is up to 1.5x faster."""
-    if gradient.shape[1] > values.shape[1]:
+    """gradient^T @ values: (E, D) from (R, E) and (R, D).
+
+    In float32 the narrow operand first is up to 1.5 times faster (more on some machines); it leaves a
+    transposed result, whose copy is only worth it where the rows are many.
+    """
+    rows, outputs = gradient.shape
+    if gradient.dtype == torch.float32 and outputs > values.shape[1] and rows > 8 * outputs:
         return (values.t() @ gradient).t()
     return gradient.t() @ values
 

@@ -170,7 +170,7 @@ class SwinBlocks(nn.Module):
         grid = tokens.order.grid
         for number, block in enumerate(self.blocks):
             tokens = tokens.to(window_order(grid, self.window, shifted=number % 2 == 1))
-            mask = attention_mask(tokens.order, tokens.values.device)
+            mask = attention_mask(tokens.order.key, tokens.values.device)
             if self.checkpointing and self.training and torch.is_grad_enabled():
                 values = checkpoint(block, tokens.values, mask, use_reentrant=False)
             else:

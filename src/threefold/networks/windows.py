@@ -10,9 +10,10 @@ from the others' attention and dropped by the next gather, so what they hold is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property
-from typing import Literal
+from functools import cache, cached_property, wraps
+from typing import Literal, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,11 @@ from torch import Tensor
 
 from threefold.networks import kernels
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Grid = tuple[int, int]  # (H, W): tokens along the image's rows and columns
+Kind = Literal["raster", "windows", "merged", "expanded"]
+OrderKey = tuple[Grid, Kind, int, Grid]
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,14 @@ class Order:
     """
 
     grid: Grid
-    kind: Literal["raster", "windows", "merged", "expanded"] = "raster"
+    kind: Kind = "raster"
     window: int = 0
     shift: Grid = (0, 0)
+
+    @property
+    def key(self) -> OrderKey:
+        """The fields: plain values, which a compiled graph can look its constants up by."""
+        return self.grid, self.kind, self.window, self.shift
 
     @property
     def slots(self) -> int:
@@ -131,7 +141,7 @@ class Tokens:
         """Return the tokens in another order of the same grid, moved by one gather."""
         if order == self.order or (order.trivial and self.order.trivial):
             return Tokens(self.values, order)
-        take, give, blank = _moves(self.order, order, self.values.device)
+        take, give, blank = _moves(self.order.key, order.key, self.values.device)
         return Tokens(kernels.move_tokens(self.values, take, give, blank), order)
 
     def raster(self) -> Tensor:
@@ -140,26 +150,40 @@ class Tokens:
         return values.view(values.shape[0], *self.order.grid, values.shape[2])  # (B, H, W, C)
 
 
-@cache
-@torch.inference_mode(False)  # what is kept may be used in training later
-def _moves(old: Order, new: Order, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+def _kept(make: Callable[P, T]) -> Callable[P, T]:
+    """Keep each result of a function of constants, and let compiled graphs hold it as a constant.
+
+    The tensors are made outside of inference mode, because they may be used in training later.
+    """
+    lookup = cache(torch.inference_mode(False)(make))
+
+    @wraps(make)
+    def constant(*arguments: P.args, **options: P.kwargs) -> T:
+        return lookup(*arguments, **options)  # type: ignore[arg-type]
+
+    return torch.compiler.assume_constant_result(constant)  # type: ignore[no-untyped-call,no-any-return]
+
+
+@_kept
+def _moves(
+    old_key: OrderKey, new_key: OrderKey, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Indices of a move: what each new slot takes, where each old slot's gradient is, old padding."""
+    old, new = Order(*old_key), Order(*new_key)
     take = old.slot[new.source.clamp(min=0)]
     give = new.slot[old.source.clamp(min=0)]
     blank = torch.nonzero(old.source < 0).flatten().to(device) if old.padded else None
     return take.to(device), give.to(device), blank
 
 
-@cache
-@torch.inference_mode(False)  # what is kept may be used in training later
-def attention_mask(order: Order, device: torch.device) -> Tensor | None:
-    """Return `order.attention_mask()` on a device."""
-    mask = order.attention_mask()
+@_kept
+def attention_mask(key: OrderKey, device: torch.device) -> Tensor | None:
+    """Return the attention mask of the order with this key, on a device."""
+    mask = Order(*key).attention_mask()
     return None if mask is None else mask.to(device)
 
 
-@cache
-@torch.inference_mode(False)  # what is kept may be used in training later
+@_kept
 def relative_position_index(window: int, device: torch.device) -> Tensor:
     """Return (N*N,) rows of the (2 * window - 1)^2 table of relative position biases, N = window^2."""
     side = torch.arange(window)
