@@ -314,7 +314,9 @@ def as_markdown(result: Race, arguments: argparse.Namespace) -> str:
         platform.processor(),
     )
     command = "python benchmarks/swin_unet.py" + (" --published DIR" if arguments.published else "")
-    command += f" --rounds {arguments.rounds}" + (" --compile" if arguments.compile else "")
+    batches = " ".join(str(batch) for batch in arguments.batches)
+    command += f" --rounds {arguments.rounds} --batches {batches} --threads {arguments.threads}"
+    command += " --compile" if arguments.compile else ""
     lines = [
         "# Speed of Swin-Unet",
         "",
