@@ -115,6 +115,9 @@ class SwinSpec(Spec):
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
     drop_path: Fraction = 0.1
     """Stochastic depth of the last block; it grows linearly from 0 at the first."""
+    initialisation: Literal["published", "xavier"] = "published"
+    """published: linear layers start from a truncated normal of 0.02, which suits hundreds of channels.
+    xavier: by each layer's size (Glorot and Bengio 2010), for narrow networks trained from nothing."""
     gradient_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, more time."""
 

@@ -39,7 +39,7 @@ def test_json_tells_the_whole_specification(tmp_path: Path) -> None:
     assert result["spec"]["shortcut"] == 0.5
     assert result["spec"]["external_shortcut"] == "reversed"
     assert result["spec"]["noise"] == 0.25
-    assert result["spec"]["hematoma_volume"] == [25.0, 70.0]  # the demo's
+    assert result["spec"]["hematoma_volume"] == [30.0, 75.0]  # the demo's
     assert result["masks"] < result["cases"]
 
 

@@ -153,8 +153,12 @@ def calibration_bins(probabilities: Floats, bins: int = CALIBRATION_BINS) -> Int
 
 
 def weighted_mean(values: Floats, weights: Floats) -> Floats:
-    """Return the weighted mean of (n,) values, (R,); NaN without cases."""
-    return _ratio(weights @ values, weights.sum(axis=1))
+    """Return the weighted mean of (n,) values, (R,); NaN without cases, or where a case that counts is infinite."""
+    finite = np.isfinite(values)
+    if finite.all():
+        return _ratio(weights @ values, weights.sum(axis=1))
+    means = _ratio(weights[:, finite] @ values[finite], weights.sum(axis=1))
+    return np.where(weights[:, ~finite].any(axis=1), np.nan, means)
 
 
 def auc(labels: ArrayLike, scores: ArrayLike) -> float:

@@ -127,7 +127,8 @@ def evaluate(
             `spec.threshold`, or 0.5 where there is none.
 
     Raises:
-        PredictionsError: if the test part is empty, or the threshold is not from 0 to 1.
+        PredictionsError: if the test part is empty or without any target, or the threshold is not from 0
+            to 1.
     """
     spec = spec or EvaluationSpec()
     test = predictions.part("test")
@@ -147,6 +148,11 @@ def evaluate(
         found = [row for numbers in by_group for row in numbers.rows()]
         rows += found
         rows += _worst_sites(found)
+    if not any(row.n for row in rows):
+        raise PredictionsError(
+            f"{len(test)} test cases, and none has a label with probabilities, a true mask, or psnr or ssim. "
+            "There is nothing to evaluate: give the cases a target, or use `threefold predict`."
+        )
     return Evaluation(
         rows=tuple(rows),
         threshold=cut if predictions.positive is not None else None,
@@ -249,6 +255,7 @@ class _Numbers:
         intervals = self._bootstrap(metrics, units)
         for name in names:
             counted = name in ("missed_lesions", "false_alarms")
+            infinite = int(np.isinf(units.values[name]).sum())
             yield self._row(
                 METRICS[name],
                 float(points[name][0]),
@@ -258,7 +265,7 @@ class _Numbers:
                 is_mean=False,
                 class_name="",
                 positives=int(units.values[name].sum()) if counted else None,
-                why=_WITHOUT_CASES[name],
+                why=f"infinite in {infinite}" if infinite else _WITHOUT_CASES[name],
             )
 
     def _bootstrap(

@@ -102,8 +102,6 @@ def percentile_interval(values: Floats, confidence: float) -> Interval:
     if missing > MAX_MISSING * len(values):
         share = missing / len(values)
         return Interval(np.nan, np.nan, missing, f"absent in {share:.0%} of resamples")
-    if not np.isfinite(there).all():
-        return Interval(np.nan, np.nan, missing, "infinite in some resamples")
     if np.ptp(there) < 1e-12:
         return Interval(np.nan, np.nan, missing, SAME_VALUE)
     tail = (1 - confidence) / 2

@@ -93,7 +93,9 @@ def read_predictions(
     """
     try:
         # As text: '007' stays '007', and a class named NA or None stays a name.
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+        # The header is read as a row, or pandas would rename a column that is there twice, and take the
+        # first column for an index where every row has a cell too many.
+        rows = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except FileNotFoundError:
         raise PredictionsError(f"{path}: no such file. Expected a table of predictions (CSV).") from None
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as problem:
@@ -101,6 +103,8 @@ def read_predictions(
             f"{path}: not a readable CSV table ({problem}). Expected one row a case under a header with "
             "case_id and probability_<class> or mask_* columns."
         ) from None
+    names = [str(name).strip() or f"column {index + 1}" for index, name in enumerate(rows.iloc[0])]
+    table = rows.iloc[1:].set_axis(names, axis=1).reset_index(drop=True)
     return validate(table, source=str(path), classes=classes, positive=positive, leaks=leaks)
 
 
@@ -157,10 +161,17 @@ def validate(
     for name in (*MASK_COLUMNS, *RECONSTRUCTION_COLUMNS):
         clean[name] = _numbers(clean, name, source) if name in table else np.nan
     _check_masks(clean, source)
+    _check_reconstruction(clean, source)
 
     if positive is not None and positive not in names:
         raise PredictionsError(
             f"{source}: the positive class is '{positive}', which is not one of {', '.join(names) or 'none'}."
+        )
+    straddling = _patients_at_several_sites(clean)
+    if straddling:
+        notes.append(
+            f"{len(straddling)} patients (for example {straddling[0]}) are at several sites: each counts as "
+            "one patient. Where they are different people, put the site into patient_id."
         )
     shared = _patients_on_both_sides(clean)
     if shared and not leaks:
@@ -183,12 +194,15 @@ def _text(column: pd.Series[Any]) -> pd.Series[str]:
 
 def _numbers(table: pd.DataFrame, name: str, source: str) -> pd.Series[float]:
     column = table[name]
-    blank = column.isna() | (column.astype(object) == "")
-    numbers = pd.to_numeric(column.where(~blank), errors="coerce").astype(np.float64)
+    if pd.api.types.is_float_dtype(column) or pd.api.types.is_integer_dtype(column):
+        return pd.Series(column.to_numpy(np.float64, na_value=np.nan))
+    cells = _text(column)
+    blank = cells == ""
+    numbers = pd.to_numeric(cells.astype(object).where(~blank), errors="coerce").astype(np.float64)
     wrong = numbers.isna() & ~blank
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
-        raise _at(table, row, name, source, "a number or an empty cell", repr(str(column[row])))
+        raise _at(table, row, name, source, "a number or an empty cell", f"'{cells[row]}'")
     return numbers
 
 
@@ -262,7 +276,14 @@ def _class_names(table: pd.DataFrame, classes: Sequence[str] | None, source: str
         if str(name).startswith(PROBABILITY_PREFIX)
     ]
     if not there:
+        if classes:
+            wanted = ", ".join(map(probability_column, classes))
+            raise PredictionsError(f"{source}: expected the columns {wanted}, found none of them.")
         return ()
+    if "" in there:
+        raise PredictionsError(
+            f"{source}: column {PROBABILITY_PREFIX}: expected the name of a class after it, found none."
+        )
     if len(there) == 1:
         raise PredictionsError(
             f"{source}: only one column of probabilities ({probability_column(there[0])}); expected one a "
@@ -333,6 +354,23 @@ def _check_masks(table: pd.DataFrame, source: str) -> None:
         raise _at(
             table, row, MASK_COLUMNS[2], source, f"at most {most:g} (the smaller mask)", f"{overlap[row]:g}"
         )
+
+
+def _check_reconstruction(table: pd.DataFrame, source: str) -> None:
+    for name, lowest, highest, expected in (
+        ("psnr", -np.finfo(np.float64).max, np.inf, "a number of dB"),
+        ("ssim", -1.0, 1.0, "a number from -1 to 1"),
+    ):
+        values = table[name].to_numpy(np.float64)
+        wrong = np.flatnonzero(~np.isnan(values) & ~((values >= lowest) & (values <= highest)))
+        if wrong.size:
+            row = int(wrong[0])
+            raise _at(table, row, name, source, expected, f"{values[row]:g}")
+
+
+def _patients_at_several_sites(table: pd.DataFrame) -> list[str]:
+    pairs = table.loc[table["site"] != "", ["patient_id", "site"]].drop_duplicates()
+    return sorted({*pairs.loc[pairs["patient_id"].duplicated(), "patient_id"]})
 
 
 def _patients_on_both_sides(table: pd.DataFrame) -> list[str]:

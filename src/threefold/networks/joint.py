@@ -34,7 +34,7 @@ class JointSwin(nn.Module):
         self.encoder = SwinEncoder(spec.encoder, in_channels)
         self.frozen = SwinEncoder(spec.encoder, in_channels).requires_grad_(False).eval()
         self.classifier = nn.Linear(2 * self.encoder.width, classes)
-        initialise(self.classifier)
+        initialise(self.classifier, spec.encoder)
 
     def adopt(self, trained: SwinUnet | Mapping[str, Tensor]) -> None:
         """Fill the frozen encoder.

@@ -239,7 +239,7 @@ class SwinEncoder(nn.Module):
             for stage, (heads, drop_paths) in enumerate(zip(spec.heads, drop_path_rates(spec), strict=True))
         )
         self.norm = nn.LayerNorm(self.width)
-        initialise(self)
+        initialise(self, spec)
 
     def stages(self) -> list[SwinStage]:
         """Return the stages, finest first."""
@@ -283,10 +283,13 @@ def drop_path_rates(spec: SwinSpec) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(itertools.islice(rates, depth)) for depth in spec.depths)
 
 
-def initialise(network: nn.Module) -> None:
-    """Draw the weights of linear layers from a truncated normal (0.02), as the published code does."""
+def initialise(network: nn.Module, spec: SwinSpec) -> None:
+    """Draw the weights of linear layers as the specification says; biases start at zero."""
     for module in network.modules():
         if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
+            if spec.initialisation == "xavier":
+                nn.init.xavier_uniform_(module.weight)
+            else:
+                nn.init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

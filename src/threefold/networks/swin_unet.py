@@ -91,7 +91,7 @@ class SwinDecoder(nn.Module):
         self.stages = nn.ModuleList(DecoderStage(spec, stage) for stage in finer)  # finest first
         self.norm = nn.LayerNorm(spec.embed_dim)
         self.final = FinalExpanding(spec.embed_dim, spec.patch, out_channels)
-        initialise(self)
+        initialise(self, spec)
 
     def forward(self, features: EncoderFeatures) -> Tensor:
         """Return (B, out_channels, H, W) on the padded image's grid."""
@@ -137,7 +137,7 @@ class SwinUnet(nn.Module):
         self.segmentation = None if labels is None else SwinDecoder(spec.encoder, labels)
         self.reconstruction = SwinDecoder(spec.encoder, in_channels) if reconstruct else None
         if self.classifier is not None:
-            initialise(self.classifier)
+            initialise(self.classifier, spec.encoder)
 
     def forward(self, image: Tensor) -> Outputs:
         """(B, C, H, W) image to logits and reconstruction on the image's own grid."""

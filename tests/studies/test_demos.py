@@ -1,0 +1,51 @@
+"""The demo's command goes from nothing to tables and figures, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from threefold.cli.app import main
+from threefold.phantoms import head_ct
+from threefold.studies import demos
+
+SMALL = (
+    "training.epochs=1",
+    "training.selection.metric=loss",
+    "network.encoder.embed_dim=8",
+    "data.preprocessing.size=[32, 32]",
+    "evaluation.replicates=50",
+)
+
+
+def _call(*arguments: str, code: int = 0) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["threefold", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    assert stop.value.code == code
+
+
+def test_demo_from_nothing_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = head_ct.PRESETS["demo"].model_copy(
+        update={"patients_per_site": 4, "external_patients_per_site": 2, "sites": 6, "size": 96}
+    )
+    monkeypatch.setitem(demos.PRESETS, "demo", small)
+    out = tmp_path / "demo"
+    _call("demo", "hematoma", "--out", str(out), "--seed", "2", *SMALL)
+    printed = capsys.readouterr().out
+    assert "AUC" in printed
+    assert "Dice" in printed
+    for line in printed.splitlines():
+        if line.startswith(("Tables: ", "Figures: ", "Pictures")):
+            assert Path(line.split(": ")[1]).is_dir()
+    weights = (out / "run" / "weights.safetensors").read_bytes()
+    assert json.loads((out / "run" / "status.json").read_text())["state"] == "finished"
+    _call("demo", "hematoma", "--out", str(out), "--seed", "2", *SMALL)
+    assert capsys.readouterr().out == printed
+    assert (out / "run" / "weights.safetensors").read_bytes() == weights
