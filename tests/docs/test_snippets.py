@@ -79,7 +79,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@pytest.mark.parametrize("page", PAGES[:2], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_run_as_written(page: Path, workplace: Path) -> None:
     found = list(commands(page))
     assert len(found) >= 4

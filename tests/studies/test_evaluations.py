@@ -106,7 +106,7 @@ def test_anyones_table(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "tables" / "metrics.csv").is_file()
 
 
-def test_examples_go_from_worst_to_best(run: RunFolder, cohort_folder: Path) -> None:
+def test_examples_show_truth_beside_prediction(run: RunFolder, cohort_folder: Path) -> None:
     cohort = read_cohort(cohort_folder)
     predictions = read_predictions(run.predictions)
     preprocessing = read_experiment(run.experiment).data.preprocessing

@@ -85,7 +85,7 @@ def choose_examples(
     preprocessing: PreprocessingSpec,
     masks: Path,
 ) -> dict[str, list[Example]]:
-    """Return pictures of test cases by site group: the worst, middling and best by Dice, truth beside
+    """Return pictures of test cases by site group, from the best to the worst by Dice, truth beside
     prediction; a group without true masks by how wrong the diagnosis was.
 
     Cases whose files are gone are left out: a report must not fail because scans were moved.
