@@ -153,7 +153,7 @@ def calibration_bins(probabilities: Floats, bins: int = CALIBRATION_BINS) -> Int
 
 
 def weighted_mean(values: Floats, weights: Floats) -> Floats:
-    """Return the weighted mean of (n,) values, (R,); NaN without cases or where one that counts is infinite."""
+    """Return the weighted mean of (n,) values, (R,); NaN without cases or with an infinite one."""
     finite = np.isfinite(values)
     if finite.all():
         return _ratio(weights @ values, weights.sum(axis=1))
