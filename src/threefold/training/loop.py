@@ -205,8 +205,8 @@ class Training:
         }
         return {
             "learning_rate": rate,
-            "loss": sum(weights[name] * mean for name, mean in means.items() if not math.isnan(mean)),
-            **{f"loss_{name}": mean for name, mean in means.items()},
+            "train_loss": sum(weights[name] * mean for name, mean in means.items() if not math.isnan(mean)),
+            **{f"train_loss_{name}": mean for name, mean in means.items()},
             "gradient_norm": float(np.mean(norms)),
         }
 

@@ -135,7 +135,7 @@ def epoch_line(row: Mapping[str, float], metric: str, epochs: int, seconds_left:
     name = metric.removeprefix("validation_").replace("_", " ")
     width = len(str(epochs))
     return (
-        f"epoch {int(row['epoch']):>{width}}/{epochs}  loss {row['loss']:.4f}  "
+        f"epoch {int(row['epoch']):>{width}}/{epochs}  loss {row['train_loss']:.4f}  "
         f"validation {name} {row[metric]:.4f}  left {_duration(seconds_left)}"
     )
 

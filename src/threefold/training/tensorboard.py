@@ -25,7 +25,7 @@ class TensorboardLog:
         for name, value in row.items():
             if name != "epoch":
                 part, _, rest = name.partition("_")
-                grouped = part in ("validation", "seconds", "weight") and rest
+                grouped = part in ("train", "validation", "seconds", "weight") and rest
                 self._writer.add_scalar(
                     f"{part}/{rest}" if grouped else f"train/{name}", value, int(row["epoch"])
                 )
