@@ -265,7 +265,7 @@ class _Numbers:
                 is_mean=False,
                 class_name="",
                 positives=int(units.values[name].sum()) if counted else None,
-                why=f"infinite in {infinite}" if infinite else _WITHOUT_CASES[name],
+                why=f"infinite in {infinite} of {len(units)}" if infinite else _WITHOUT_CASES[name],
             )
 
     def _bootstrap(
