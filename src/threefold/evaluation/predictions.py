@@ -189,7 +189,15 @@ def validate(
 
 
 def _text(column: pd.Series[Any]) -> pd.Series[str]:
-    return column.astype(object).where(column.notna(), "").astype(str).str.strip().reset_index(drop=True)
+    # By Python's str: pandas' own would decode bytes, and fail.
+    return (
+        column.astype(object)
+        .where(column.notna(), "")
+        .map(str)
+        .astype(str)
+        .str.strip()
+        .reset_index(drop=True)
+    )
 
 
 def _numbers(table: pd.DataFrame, name: str, source: str) -> pd.Series[float]:
