@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 
 from threefold.cohorts.audit import Audit, Finding, audit
 from threefold.cohorts.cohort import Case, Cohort, CohortSpec, IntensitySpec, MaskSpec
+from threefold.cohorts.samples import read_sample
 from threefold.cohorts.splits import Split, make_split
-from threefold.experiment import SplitSpec
+from threefold.errors import ImageError
+from threefold.experiment import PreprocessingSpec, SplitSpec
 from threefold.images.reading import read_image
 from threefold.images.writing import write_nifti, write_png
 
@@ -190,13 +192,20 @@ def test_a_mask_of_fractions_and_an_empty_one(make_cohort: Make) -> None:
     assert _one(result, "label values", "note").cases == ("p00-1",)
 
 
-def test_png_masks_beside_nifti_images(make_cohort: Make) -> None:
+@pytest.mark.parametrize("headers_only", [False, True])
+@pytest.mark.parametrize("picture", ["image", "mask"])
+def test_a_picture_beside_a_nifti_is_refused_as_by_reading(
+    make_cohort: Make, picture: str, headers_only: bool
+) -> None:
     def change(rows: Rows, folder: Path) -> None:
-        write_png(folder / "m.png", np.full((8, 6), 255, np.uint8))
-        rows[0]["mask"] = "m.png"
+        write_png(folder / "one.png", np.eye(8, 6, dtype=np.uint8))
+        rows[0][picture] = "one.png"
 
-    # A PNG does not say where it lies: shape alone is compared.
-    assert not audit(make_cohort(change, mask=MaskSpec(values=(1, 255)))).refused
+    cohort = make_cohort(change)
+    with pytest.raises(ImageError, match="not on the grid of its image"):
+        read_sample(cohort.cases[0], cohort.spec, PreprocessingSpec(size=(16, 16)))
+    found = [f for f in audit(cohort, read_voxels=not headers_only).findings if f.check == "geometry"]
+    assert [(f.severity, f.cases) for f in found] == [("refuse", ("p00-0",))]
 
 
 def test_slices_of_one_volume_are_told_apart(make_cohort: Make) -> None:

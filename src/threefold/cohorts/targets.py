@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from threefold.cohorts.cohort import CohortSpec
 from threefold.errors import ImageError
 from threefold.images.geometry import Image, describe_difference
-from threefold.images.reading import format_of, read_header, read_label_map, states_place
+from threefold.images.reading import Header, format_of, read_header, read_label_map, states_place
 
 
 def read_mask(path: Path, slice_index: int | None, image: Image, spec: CohortSpec) -> Image:
@@ -47,7 +47,8 @@ def _read_on_grid(path: Path, slice_index: int | None, image: Image, spec: Cohor
     if slice_index is not None and len(read_header(path).shape) < 3:
         slice_index = None  # the image is a slice of a volume, its target a slice by itself
     labels = read_label_map(path, slice_index=slice_index, spacing=spec.spacing)
-    difference = target_difference(image, path, labels.array.shape, labels.affine)
+    grids = (Header(one.array.shape, one.affine) for one in (image, labels))
+    difference = target_difference(image.source, path, *grids)
     if difference is not None:
         raise ImageError(
             f"{path}: not on the grid of its image {image.source}: {difference}. "
@@ -56,19 +57,25 @@ def _read_on_grid(path: Path, slice_index: int | None, image: Image, spec: Cohor
     return labels
 
 
-def target_difference(
-    image: Image, path: Path, shape: tuple[int, ...], affine: NDArray[np.float64]
-) -> str | None:
+def target_difference(image: Path, target: Path, image_grid: Header, target_grid: Header) -> str | None:
     """Say how a target's grid differs from its image's; None where they agree.
 
     PNG and JPEG do not say where they lie. As a target of a picture or of a DICOM slice, which are stored
     in rows and columns as they are, their shape alone is compared; a NIfTI image is not, and needs a NIfTI.
+
+    Args:
+        image, target: the files.
+        image_grid, target_grid: shape and affine of each; of a slice, those of the slice.
+
+    Raises:
+        ImageError: if a file is missing or of no known format.
     """
-    if not states_place(path) and states_place(image.source):
-        if format_of(image.source) == "nifti":
+    affine = target_grid.affine
+    if not states_place(target) and states_place(image):
+        if format_of(image) == "nifti":
             return "a picture does not say where it lies, and a NIfTI image is not stored as rows and columns"
-        affine = image.affine
-    return describe_difference(image.array.shape, image.affine, shape, affine)
+        affine = image_grid.affine
+    return describe_difference(image_grid.shape, image_grid.affine, target_grid.shape, affine)
 
 
 def _refuse_values(path: Path, array: NDArray[Any], wrong: NDArray[np.bool_], expected: str) -> None:

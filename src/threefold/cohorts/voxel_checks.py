@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from threefold.cohorts.cohort import Case, Cohort, CohortSpec
 from threefold.cohorts.findings import Problem
+from threefold.cohorts.targets import target_difference
 from threefold.errors import ImageError
-from threefold.images.geometry import Image, describe_difference, slice_affine
-from threefold.images.reading import Header, read_header, read_image, read_label_map, states_place
+from threefold.images.geometry import Image, slice_affine
+from threefold.images.reading import Header, read_header, read_image, read_label_map
 
 HU_RANGE = (-1100.0, 32767.0)
 """What a CT scanner can give: air is -1000, and files hold 16 bits."""
@@ -115,14 +116,10 @@ def _check_headers(case: Case, spec: CohortSpec) -> Iterator[Problem]:
 
 def _check_grid(case: Case, name: str, path: Path, image: Header, spec: CohortSpec) -> Iterator[Problem]:
     try:
-        target = _target_header(case, path, spec)
-        placed = states_place(path) and states_place(case.image)
+        difference = target_difference(case.image, path, image, _target_header(case, path, spec))
     except ImageError as error:
         yield _unusable(case, name, error)
         return
-    # A PNG says nothing of its place: only its shape can be compared.
-    affine = target.affine if placed else image.affine
-    difference = describe_difference(image.shape, image.affine, target.shape, affine)
     if difference is not None:
         yield Problem(
             "refuse",
