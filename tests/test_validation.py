@@ -8,7 +8,7 @@ import pytest
 
 from threefold.errors import ExperimentError
 from threefold.experiment import Experiment
-from threefold.validation import parse_spec, parse_yaml, read_yaml
+from threefold.validation import parse_spec, parse_yaml, read_yaml, sentence
 
 
 def _refusal(data: dict[str, object]) -> str:
@@ -43,6 +43,14 @@ def test_wrong_values_show_what_was_found() -> None:
     assert "tasks.classification.weight" in message
     assert "found -1" in message
     assert "training.epochs: Input should be greater than 0, found 0." in message
+
+
+@pytest.mark.parametrize(
+    ("text", "ended"),
+    [("wrong", "wrong."), ("wrong.", "wrong."), ("Did you mean 'x'?", "Did you mean 'x'?")],
+)
+def test_a_sentence_ends_once(text: str, ended: str) -> None:
+    assert sentence(text) == ended
 
 
 def test_missing_key() -> None:

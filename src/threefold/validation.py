@@ -79,6 +79,11 @@ def did_you_mean(word: str, candidates: Sequence[str]) -> str:
     return f" Valid: {', '.join(candidates)}." if candidates else ""
 
 
+def sentence(text: str) -> str:
+    """Return a text that ends as a sentence does, with a full stop where it has no end yet."""
+    return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
 def _describe(model: type[BaseModel], detail: ErrorDetails) -> str:
     location = tuple(part for part in detail["loc"])
     owner, path = _owner(model, location)
@@ -91,7 +96,7 @@ def _describe(model: type[BaseModel], detail: ErrorDetails) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     found = detail["input"]
     shown = "" if isinstance(found, Mapping | BaseModel) else f", found {found!r}"
-    return f"{key}: {message}{shown}." if key else f"{message}{shown}."
+    return sentence(f"{key}: {message}{shown}" if key else f"{message}{shown}")
 
 
 def _owner(
@@ -117,12 +122,12 @@ def _owner(
         tagged = [o for o in owners if _tag(o) == part or o.__name__ == part]
         if tagged:
             owners = tagged
-        elif last and detail_is_key(part):
+        elif last and _is_key(part):
             path.append(part)
     return (owners[0] if owners else None), path
 
 
-def detail_is_key(part: str) -> bool:
+def _is_key(part: str) -> bool:
     """Whether a location's part can be a user's key (pydantic's own tags hold brackets or dashes)."""
     return not any(character in part for character in "[](),")
 

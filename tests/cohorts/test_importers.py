@@ -206,3 +206,23 @@ def test_a_volume_can_not_keep_uneven_slices(tmp_path: Path) -> None:
     spec = CohortSpec(name="x", modality="ct", dimensions=3)
     with pytest.raises(CohortError, match="resample them"):
         import_dicom(tmp_path, tmp_path / "out", spec=spec, site="s", patient_id="p", uneven="keep")
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        (("none", "haemorrhage"), "label: 'haemorhage' is not a class of cohort.yaml. Did you mean "),
+        ((), "label: 'haemorhage', but cohort.yaml names no classes; list them under classes."),
+    ],
+)
+def test_a_series_label_that_is_no_class_is_one_line(
+    tmp_path: Path, classes: tuple[str, ...], said: str
+) -> None:
+    spec = CohortSpec(name="x", modality="ct", dimensions=2, classes=classes)
+    with pytest.raises(CohortError) as error:
+        import_dicom(
+            tmp_path / "no-series", tmp_path / "out", spec=spec, site="s", patient_id="p", label="haemorhage"
+        )
+    assert str(error.value).startswith(said)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()

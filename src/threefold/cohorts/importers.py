@@ -22,11 +22,11 @@ from threefold.cohorts.cohort import (
     MaskSpec,
 )
 from threefold.cohorts.staging import FOLDERS, Staging, check_case_id, ending, finished, staging
-from threefold.cohorts.table import read_text, split_table
+from threefold.cohorts.table import label_problems, read_text, split_table
 from threefold.errors import CohortError, ImageError
 from threefold.images.reading import read_header, read_image, read_label_map
 from threefold.images.writing import write_nifti
-from threefold.validation import did_you_mean
+from threefold.validation import did_you_mean, sentence
 
 Progress = Callable[[int, int], None]
 BRAIN_WINDOW = (-20.0, 100.0)
@@ -179,7 +179,7 @@ def import_dicom(
         progress: called with the number of cases done and of all.
 
     Raises:
-        CohortError: if the combination is not possible or `out` exists.
+        CohortError: if the combination is not possible, the label is no class of `spec`, or `out` exists.
         ImageError: if the folder is not one complete series.
     """
     if spec.dimensions == 3 and uneven == "keep":
@@ -187,6 +187,8 @@ def import_dicom(
             f"{folder}: a volume can't keep uneven slices; resample them (uneven: resample), or make a "
             "cohort of slices (dimensions: 2)."
         )
+    for problem in label_problems(label, spec) if label is not None else ():
+        raise CohortError(sentence(f"label: {problem}"))
     name = f"{site}-{patient_id}"
     check_case_id(name)
     notes: dict[str, list[str]] = {}

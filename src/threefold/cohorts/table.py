@@ -13,7 +13,7 @@ from typing import Any, Literal, cast, get_args
 from threefold.cohorts.cohort import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, Case, CohortSpec
 from threefold.errors import CohortError
 from threefold.experiment import Part
-from threefold.validation import did_you_mean, nearest
+from threefold.validation import did_you_mean, nearest, sentence
 
 _COLUMNS = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
 _PARTS: tuple[str, ...] = get_args(Part)
@@ -65,7 +65,7 @@ def parse_table(text: str, path: Path, spec: CohortSpec, *, allow_outside: bool 
         if name and name in first_row:
             found.append(f"column case_id: '{name}' is already the case of row {first_row[name]}")
         first_row.setdefault(name, number)
-        problems.extend(f"row {number}, {problem}." for problem in found)
+        problems.extend(sentence(f"row {number}, {problem}") for problem in found)
         if case is not None:
             cases.append(case)
     if problems:
@@ -171,7 +171,7 @@ def _parse_row(
     problems += _slice_problems(cells, spec)
     part = cells.get("split", "")
     if part and part not in _PARTS:
-        problems.append(f"column split: unknown part '{part}'.{did_you_mean(part, _PARTS)}".rstrip("."))
+        problems.append(f"column split: unknown part '{part}'.{did_you_mean(part, _PARTS)}")
     for column in ("image", "mask", "structures"):
         problems += _path_problems(column, cells.get(column, ""), allow_outside)
     if problems:
@@ -214,19 +214,23 @@ def case_id_problems(name: str) -> list[str]:
 
 
 def _target_problems(cells: Mapping[str, str], spec: CohortSpec) -> list[str]:
-    problems: list[str] = []
     label = cells.get("label", "")
-    if label and not spec.classes:
-        problems.append(f"column label: '{label}', but cohort.yaml names no classes; list them under classes")
-    elif label and label not in spec.classes:
-        hint = did_you_mean(label, spec.classes)
-        problems.append(f"column label: '{label}' is not a class of cohort.yaml.{hint}".rstrip("."))
+    problems = [f"column label: {problem}" for problem in label_problems(label, spec)] if label else []
     for column, declared in (("mask", spec.mask is not None), ("structures", bool(spec.structures))):
         if cells.get(column) and not declared:
             problems.append(
                 f"column {column}: a file, but cohort.yaml has no `{column}`, which says what its values mean"
             )
     return problems
+
+
+def label_problems(label: str, spec: CohortSpec) -> list[str]:
+    """Return why a label is no class of a cohort; empty where it is one."""
+    if not spec.classes:
+        return [f"'{label}', but cohort.yaml names no classes; list them under classes"]
+    if label not in spec.classes:
+        return [f"'{label}' is not a class of cohort.yaml.{did_you_mean(label, spec.classes)}"]
+    return []
 
 
 def _slice_problems(cells: Mapping[str, str], spec: CohortSpec) -> list[str]:
