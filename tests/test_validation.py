@@ -45,6 +45,16 @@ def test_wrong_values_show_what_was_found() -> None:
     assert "training.epochs: Input should be greater than 0, found 0." in message
 
 
+def test_numbers_that_would_fail_later_are_refused() -> None:
+    training = {"seed": -1, "optimiser": {"learning_rate": float("inf")}}
+    message = _refusal(
+        {"name": "x", "tasks": {"classification": {"weight": float("nan")}}, "training": training}
+    )
+    assert "training.seed: Input should be greater than or equal to 0, found -1." in message
+    assert "training.optimiser.learning_rate: Input should be a finite number, found inf." in message
+    assert "tasks.classification.weight" in message
+
+
 @pytest.mark.parametrize(
     ("text", "ended"),
     [("wrong", "wrong."), ("wrong.", "wrong."), ("Did you mean 'x'?", "Did you mean 'x'?")],

@@ -13,13 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Part = Literal["train", "validation", "test"]
 
 
 class Spec(BaseModel):
-    """Base of every part of an experiment: frozen, typed, extra keys refused."""
+    """Base of every part of an experiment: frozen, typed; extra keys and NaN or infinity are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 # --- data -----------------------------------------------------------------------------------------------
@@ -41,7 +42,8 @@ class SplitSpec(Spec):
     """Share of the patients (slice: cases) that are not held out; unused by the site kinds."""
     fold: Annotated[int, Field(ge=0)] = 0
     """leave-one-site-out: which site, in the order of their names."""
-    seed: int = 0
+    seed: Seed = 0
+    """Of the draw of patients (slice: cases)."""
 
 
 class PreprocessingSpec(Spec):
@@ -64,6 +66,7 @@ class AugmentationSpec(Spec):
     rotation: NonNegative = 0.0
     """Largest rotation to either side, degrees; drawn evenly."""
     rotation_probability: Fraction = 1.0
+    """Share of the cases that are rotated."""
     scale: Fraction = 0.0
     """Largest relative change of size, to either side."""
     intensity_shift: NonNegative = 0.0
@@ -275,7 +278,7 @@ class TrainingSpec(Spec):
     """Cases a device and step."""
     accumulate: PositiveInt = 1
     """Batches whose gradients add up to one optimiser step."""
-    seed: int = 0
+    seed: Seed = 0
     """Covers data order, augmentation, weights and dropout."""
     precision: Literal["32", "bf16"] = "32"
     optimiser: OptimiserSpec = OptimiserSpec()
@@ -284,7 +287,7 @@ class TrainingSpec(Spec):
     """Processes: GPUs where there are any, else CPU processes."""
     nodes: PositiveInt = 1
     compile: bool = False
-    """Compile the network (torch.compile): slower to start, faster in long runs."""
+    """Compile the network (torch.compile): minutes to start on a CPU, faster in long runs."""
     tensorboard: bool = False
 
 
@@ -299,7 +302,8 @@ class EvaluationSpec(Spec):
     0.5 fixes it."""
     patient_rule: Literal["mean", "max"] = "mean"
     """How the probabilities of a patient's cases become the patient's."""
-    seed: int = 0
+    seed: Seed = 0
+    """Of the resamples."""
 
 
 class Experiment(Spec):
