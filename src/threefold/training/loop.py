@@ -82,12 +82,19 @@ class Training:
         self.history: list[Row] = []
         self.learner = self._build_learner()
         self.optimiser = build_optimiser(self.learner, spec.optimiser)
-        self._resume()
+        checkpoint = self._last_checkpoint()
+        if checkpoint is not None:
+            load_network(self.learner.network, checkpoint["network"], job.run.last_checkpoint)
+            self.learner.balancer.load_state_dict(checkpoint["balancer"])
+            self.history = list(checkpoint["history"])
         if spec.compile:
             # Once for each batch size (the last batch is smaller): general shapes fail to compile.
             self.learner.network.compile(dynamic=False)
         module, self.stepper = fabric.setup(self.learner, self.optimiser)
         self.module: nn.Module = module
+        if checkpoint is not None:
+            # After the setup, which moves the weights to the device: the optimiser's state follows them.
+            self.optimiser.load_state_dict(checkpoint["optimiser"])
         workers, pin = job.experiment.data.workers, fabric.device.type == "cuda"
         self.order = TrainingOrder(
             len(job.train),
@@ -336,12 +343,6 @@ class Training:
         )
         write_history(run.metrics, self.history)
 
-    def _resume(self) -> None:
-        run = self.job.run
-        if not run.last_checkpoint.is_file():
-            return
-        content = load_checkpoint(run.last_checkpoint)
-        load_network(self.learner.network, content["network"], run.last_checkpoint)
-        self.learner.balancer.load_state_dict(content["balancer"])
-        self.optimiser.load_state_dict(content["optimiser"])
-        self.history = list(content["history"])
+    def _last_checkpoint(self) -> dict[str, Any] | None:
+        last = self.job.run.last_checkpoint
+        return load_checkpoint(last) if last.is_file() else None
