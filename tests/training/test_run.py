@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from threefold.cohorts.splits import read_split
 from threefold.errors import (
     CohortError,
     ExperimentError,
+    ImageError,
     RunError,
     ThreefoldError,
     TrainingError,
@@ -273,6 +275,38 @@ def test_quarter_turns_of_a_grid_that_is_not_square_are_refused(
         train(make_experiment(data=data), cohort, run.path)
 
 
+@pytest.mark.parametrize(
+    ("preprocessing", "said"),
+    [
+        ({"size": [32, 32], "windows": ["brian"]}, "there is no window 'brian'"),
+        ({"size": [32, 32], "windows": ["brain"]}, "the cohort's unit is grey"),
+        ({"size": [32, 32], "windows": [[80, 0]]}, "expected low below high"),
+        ({"size": [32, 32, 32]}, "takes images of 2 axes"),
+    ],
+)
+def test_preprocessing_that_does_not_fit_is_refused_before_there_is_a_folder(
+    cohort: Cohort,
+    make_experiment: MakeExperiment,
+    run: RunFolder,
+    preprocessing: dict[str, Any],
+    said: str,
+) -> None:
+    data = {"split": {"kind": "column"}, "preprocessing": preprocessing}
+    with pytest.raises((ImageError, ExperimentError), match=re.escape(said)):
+        train(make_experiment(data=data), cohort, run.path)
+    assert not run.path.exists()
+
+
+def test_the_current_folder_is_no_name_for_a_run(
+    cohort: Cohort, make_experiment: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    with pytest.raises(RunError, match="current folder"):
+        train(make_experiment(), cohort, Path())
+
+
 def test_initial_weights_that_are_not_there_are_refused(
     cohort: Cohort, make_experiment: MakeExperiment, run: RunFolder, tmp_path: Path
 ) -> None:
@@ -407,6 +441,27 @@ def test_the_network_before_is_trained_first_and_its_encoder_adopted(
     assert adopted
     for name, value in adopted.items():
         assert torch.equal(value, first[name.replace("frozen.", "encoder.")])
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # the compiler's own
+def test_a_compiled_network_trains_as_the_plain_one(
+    cohort: Cohort, make_experiment: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+
+    def compile_eagerly(module: torch.nn.Module, **options: Any) -> None:
+        compiled.append(type(module).__name__)
+        in_place(module, backend="eager", **options)  # the same graphs, without minutes of code generation
+
+    in_place = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
+    weights = [
+        load_file(train(make_experiment(epochs=1, compile=on), cohort, tmp_path / str(on)).weights)
+        for on in (False, True)
+    ]
+    assert compiled == ["SwinUnet"]
+    for name, plain in weights[0].items():
+        torch.testing.assert_close(weights[1][name], plain, rtol=1e-4, atol=1e-5)
 
 
 def test_bf16_uncertainty_and_adamw_train_too(

@@ -92,11 +92,13 @@ def staging(out: Path) -> Iterator[Staging]:
     """Make a cohort folder: renamed to `out` at the end, removed where anything fails.
 
     Raises:
-        CohortError: if `out` exists and is not an empty folder, or can't be made.
+        CohortError: if `out` exists and is not an empty folder, is the current folder, or can't be made.
     """
     out = Path(out)
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise CohortError(f"{out}: exists already. Nothing was overwritten: name another folder.")
+    if not out.name:
+        raise CohortError(f"{out}: is the current folder. Name a folder to be made.")
     folder = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         folder.mkdir(parents=True)

@@ -56,8 +56,10 @@ def refuse_existing(run: RunFolder) -> None:
     """Refuse a path where something is; an empty folder is nothing.
 
     Raises:
-        RunError: saying how to go on with the run, if it is one.
+        RunError: saying how to go on with the run, if it is one; or that the current folder has no name.
     """
+    if not run.path.name:
+        raise RunError(f"{run.path}: is the current folder. Name a folder to be made: --out NAME.")
     if not run.path.exists() or (run.path.is_dir() and not any(run.path.iterdir())):
         return
     if run.status.is_file():

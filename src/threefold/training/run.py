@@ -13,6 +13,7 @@ import torch
 
 from threefold.cohorts.audit import audit
 from threefold.cohorts.cohort import Case, Cohort
+from threefold.cohorts.samples import read_sample
 from threefold.cohorts.splits import Split, make_split, read_split, require_targets, required_targets
 from threefold.cohorts.store import SampleStore
 from threefold.errors import CohortError, ExperimentError, ThreefoldError, UsageError
@@ -59,6 +60,7 @@ def train(
     Raises:
         CohortError: the audit refuses, or the split can't serve the tasks.
         RunError: the folder exists, is another experiment's or cohort's, or can't be written.
+        ImageError: the preprocessing does not fit the cohort's images.
         TrainingError: a loss was not finite.
         UsageError: the experiment asks for devices or extras that are not there.
         KeyboardInterrupt: stopped by a signal, after the state was written.
@@ -71,9 +73,11 @@ def train(
         check_resumable(folder, experiment, cohort)
         split = read_split(folder.split)
     else:
-        refuse_existing(folder)
+        if is_leader():  # which may have made the folder before another process comes to look
+            refuse_existing(folder)
         split = _checked_split(experiment, cohort, teller)
         _check_network(experiment, cohort, folder)
+        _check_preprocessing(experiment, cohort, split)
     _train_into(folder, experiment, cohort, split, teller)
     return folder
 
@@ -187,6 +191,15 @@ def _checked_split(experiment: Experiment, cohort: Cohort, progress: TrainingPro
         require_targets(cohort, split, required_targets(stage.tasks))
         _require_estimable(stage, cohort, split)
     return split
+
+
+def _check_preprocessing(experiment: Experiment, cohort: Cohort, split: Split) -> None:
+    """Prepare one case, so that a size or window that does not fit the cohort is refused before the folder.
+
+    Raises:
+        ImageError: saying what does not fit.
+    """
+    read_sample(split.cases(cohort, "train")[0], cohort.spec, experiment.data.preprocessing)
 
 
 def _check_network(experiment: Experiment, cohort: Cohort, folder: RunFolder) -> None:
