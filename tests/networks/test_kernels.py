@@ -156,6 +156,41 @@ def test_kept_casts_follow_the_weights() -> None:
     torch.testing.assert_close(infer(), first, rtol=0.1, atol=0.05)
 
 
+@pytest.mark.parametrize("options", [{"foreach": False}, {"foreach": True}, {"fused": True}], ids=str)
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW])
+def test_kept_casts_follow_every_kind_of_optimiser_step(
+    make: Callable[..., torch.optim.Optimizer], options: dict[str, bool]
+) -> None:
+    weight = torch.nn.Parameter(_randn(4, 8, seed=0))
+    values = _randn(1, 3, 8, seed=1)
+    optimiser = make([weight], lr=0.5, **options)
+
+    def infer() -> Tensor:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            return kernels.linear(values, weight, None)
+
+    before = infer()
+    for _ in range(2):
+        kernels.linear(values, weight, None).square().sum().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        fresh = kernels.linear(values.bfloat16(), weight.detach().bfloat16(), None)
+        assert torch.equal(infer(), fresh)
+    assert not torch.equal(infer(), before)
+
+
+def test_a_bias_alone_can_be_trained() -> None:
+    """Whichever of the inputs wants a gradient gets one."""
+    values, residual = _randn(1, 3, 8, seed=0), _randn(1, 3, 8, seed=1)
+    w1, b1, w2, b2 = (_randn(*shape, seed=2) for shape in ((16, 8), (16,), (8, 16), (8,)))
+    b2.requires_grad_()
+    kernels.mlp(values, (w1, b1), (w2, b2), residual, None).sum().backward()
+    torch.testing.assert_close(b2.grad, torch.full((8,), 3.0))
+    bias = torch.zeros(8, requires_grad=True)
+    kernels.linear(values, torch.eye(8), bias, residual).sum().backward()
+    torch.testing.assert_close(bias.grad, torch.full((8,), 3.0))
+
+
 def test_inference_then_training_on_the_same_network() -> None:
     network = _network()
     image = _randn(1, 1, 64, 64, seed=0)

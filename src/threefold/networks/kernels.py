@@ -17,19 +17,31 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
-_CHUNK_VALUES = 1 << 19  # float32 values of an intermediate chunk: 2 MB, about a core's L2 cache
+from threefold.networks.gradients import (
+    Linear,
+    Mlp,
+    MoveTokens,
+    PartVariance,
+    WindowAttention,
+    chunk_rows,
+    onednn,
+    onednn_add,
+)
+
 _EPSILON = 1e-5  # of LayerNorm
 _FAST_TYPES = (torch.float32, torch.bfloat16)
 _PLAIN = os.environ.get("THREEFOLD_PLAIN_KERNELS") == "1"
 _HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 _cast_weights: WeakIdKeyDictionary = WeakIdKeyDictionary()
+# Fused optimisers change weights without counting it in the tensors' versions.
+register_optimizer_step_post_hook(lambda *_: _cast_weights.clear())
 
 
 def tune_allocation() -> bool:
@@ -53,23 +65,6 @@ def tune_allocation() -> bool:
     return accepted == [1, 1, 1]
 
 
-class _MoveTokens(torch.autograd.Function):
-    """A gather whose gradient is a gather too (PyTorch's own is a scatter-add, many times slower)."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, take: Tensor, give: Tensor, blank: Tensor | None) -> Tensor:
-        ctx.save_for_backward(give, *(() if blank is None else (blank,)))
-        return values.index_select(1, take)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        give, *blank = ctx.saved_tensors
-        moved = gradient.index_select(1, give)
-        if blank:
-            moved = moved.index_fill(1, blank[0], 0)
-        return moved, None, None, None
-
-
 def move_tokens(values: Tensor, take: Tensor, give: Tensor, blank: Tensor | None) -> Tensor:
     """Return values[:, take].
 
@@ -82,7 +77,7 @@ def move_tokens(values: Tensor, take: Tensor, give: Tensor, blank: Tensor | None
     Returns:
         (B, T, C). The gradient of a new slot that is not in `give` is dropped: such a slot must be unseen.
     """
-    moved: Tensor = _MoveTokens.apply(values, take, give, blank)  # type: ignore[no-untyped-call]
+    moved: Tensor = MoveTokens.apply(values, take, give, blank)  # type: ignore[no-untyped-call]
     return moved
 
 
@@ -109,12 +104,12 @@ def linear(
     dtype = _compute_type(values)
     values, weight = values.to(dtype), _cast(weight, dtype)
     bias = None if bias is None else _cast(bias, dtype)
-    if _differentiating(values, weight, residual):
-        product: Tensor = _Linear.apply(values, weight, bias)  # type: ignore[no-untyped-call]
+    if _differentiating(values, weight, bias, residual, scale):
+        product: Tensor = Linear.apply(values, weight, bias)  # type: ignore[no-untyped-call]
         return _add(product, residual, scale)
     if residual is not None and scale is None:
-        return _onednn_add(values, weight, bias, residual.to(dtype))
-    return _add(_onednn(values, weight, bias), residual, scale)
+        return onednn_add(values, weight, bias, residual.to(dtype))
+    return _add(onednn(values, weight, bias), residual, scale)
 
 
 def mlp(
@@ -140,17 +135,17 @@ def mlp(
     dtype = _compute_type(values)
     values = values.to(dtype)
     weight1, bias1, weight2, bias2 = (_cast(tensor, dtype) for tensor in (*first, *second))
-    if _differentiating(values, weight1, residual):
-        branch: Tensor = _Mlp.apply(values, weight1, bias1, weight2, bias2)  # type: ignore[no-untyped-call]
+    if _differentiating(values, weight1, bias1, weight2, bias2, residual, scale):
+        branch: Tensor = Mlp.apply(values, weight1, bias1, weight2, bias2)  # type: ignore[no-untyped-call]
         return _add(branch, residual, scale)
     residual = residual.to(dtype)
     out = torch.empty_like(residual)
     rows = values.flatten(0, 1), residual.flatten(0, 1), out.flatten(0, 1)  # (B * L, D)
     for value, rest, result in zip(
-        *(torch.split(tensor, _rows(weight1.shape[0])) for tensor in rows), strict=True
+        *(torch.split(tensor, chunk_rows(weight1.shape[0])) for tensor in rows), strict=True
     ):
         hidden = torch.ops.mkldnn._linear_pointwise(value, weight1, bias1, "gelu", [], "none")
-        result.copy_(_onednn_add(hidden, weight2, bias2, rest))
+        result.copy_(onednn_add(hidden, weight2, bias2, rest))
     return out if scale is None else torch.lerp(residual, out, scale.to(dtype))
 
 
@@ -169,7 +164,7 @@ def window_attention(qkv: Tensor, bias: Tensor, heads: int) -> Tensor:
     split = qkv.view(batch, windows, tokens, 3, heads, width // 3 // heads)
     bias = bias.to(qkv.dtype)
     if _fast(qkv) and _differentiating(qkv, bias):
-        mixed: Tensor = _WindowAttention.apply(split, bias)  # type: ignore[no-untyped-call]
+        mixed: Tensor = WindowAttention.apply(split, bias)  # type: ignore[no-untyped-call]
         return mixed.view(batch, windows, tokens, width // 3)
     if _fast(qkv):
         out = qkv.new_empty(batch, windows, tokens, heads, width // 3 // heads)
@@ -210,128 +205,13 @@ def expansion_head(tokens: Tensor, expand: Tensor, gain: Tensor, shift: Tensor, 
     if _fast(tokens):
         dtype = _compute_type(tokens)
         rows, centred = tokens.to(dtype).flatten(0, 1), centred.to(dtype)
-        variance: Tensor = _PartVariance.apply(rows, centred, len(parts))  # type: ignore[no-untyped-call]
+        variance: Tensor = PartVariance.apply(rows, centred, len(parts))  # type: ignore[no-untyped-call]
     else:
         spread = F.linear(tokens, centred).view(batch * length, len(parts), -1)
         variance = spread.square().mean(-1)
     scale = torch.rsqrt(variance.view(*shape[:3], 1) + _EPSILON)
     logits: Tensor = numerator * scale + head @ shift
     return logits
-
-
-class _Linear(torch.autograd.Function):
-    """values @ weight^T + bias."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(values, weight)
-        ctx.has_bias = bias is not None
-        return _onednn(values, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        values, weight = ctx.saved_tensors
-        gradient = gradient.contiguous()
-        rows = gradient.flatten(0, -2)
-        return (
-            _input_gradient(gradient, weight) if ctx.needs_input_grad[0] else None,
-            _weight_gradient(rows, values.flatten(0, -2)) if ctx.needs_input_grad[1] else None,
-            rows.sum(0) if ctx.has_bias and ctx.needs_input_grad[2] else None,
-        )
-
-
-class _Mlp(torch.autograd.Function):
-    """Linear, GELU, linear: keeps the hidden values before GELU only, and computes GELU anew."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, values: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor
-    ) -> Tensor:
-        hidden = _onednn(values, weight1, bias1)
-        out = torch.empty_like(values)
-        pairs = zip(
-            *(torch.split(t.flatten(0, -2), _rows(weight1.shape[0])) for t in (hidden, out)), strict=True
-        )
-        for chunk, result in pairs:
-            result.copy_(_onednn(F.gelu(chunk), weight2, bias2))
-        ctx.save_for_backward(values, hidden, weight1, weight2)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        values, hidden, weight1, weight2 = ctx.saved_tensors
-        gradient, inputs, before = (t.flatten(0, -2) for t in (gradient.contiguous(), values, hidden))
-        weight2_gradient = _weight_gradient(gradient, F.gelu(before))
-        delta = torch.ops.aten.gelu_backward(_input_gradient(gradient, weight2), before)
-        return (
-            _input_gradient(delta, weight1).view_as(values),
-            _weight_gradient(delta, inputs),
-            delta.sum(0),
-            weight2_gradient,
-            gradient.sum(0),
-        )
-
-
-class _WindowAttention(torch.autograd.Function):
-    """Attention that copies the queries, keys and values once, and scales, adds and multiplies in place."""
-
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, bias: Tensor) -> Tensor:
-        batch, windows, tokens, _, heads, depth = qkv.shape
-        packed = qkv.permute(3, 0, 1, 4, 2, 5).reshape(3, -1, tokens, depth)  # (3, B * windows * heads, N, d)
-        scores = torch.bmm(packed[0], packed[1].transpose(1, 2))
-        ranked = scores.view(batch, windows, heads, tokens, tokens)
-        torch.add(bias, ranked, alpha=depth**-0.5, out=ranked)
-        weights = torch.softmax(scores, dim=-1)
-        ctx.save_for_backward(packed, weights)
-        ctx.shapes = qkv.shape, bias.shape
-        gathered = torch.bmm(weights, packed[2]).view(batch, windows, heads, tokens, depth)
-        return gathered.transpose(2, 3).contiguous()  # (B, windows, N, heads, d)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        packed, weights = ctx.saved_tensors
-        (batch, windows, tokens, _, heads, depth), bias_shape = ctx.shapes
-        gradient = gradient.transpose(2, 3).reshape(-1, tokens, depth)  # (B * windows * heads, N, d)
-        back = torch.empty_like(packed)
-        torch.bmm(weights.transpose(1, 2), gradient, out=back[2])
-        scores = torch.bmm(gradient, packed[2].transpose(1, 2))
-        scores = torch.ops.aten._softmax_backward_data(scores, weights, -1, weights.dtype)
-        scale = depth**-0.5
-        torch.baddbmm(back[0], scores, packed[1], beta=0, alpha=scale, out=back[0])
-        torch.baddbmm(back[1], scores.transpose(1, 2), packed[0], beta=0, alpha=scale, out=back[1])
-        summed = scores.view(-1, *bias_shape).sum(0, dtype=torch.float32).to(scores.dtype)
-        qkv = back.view(3, batch, windows, heads, tokens, depth).permute(1, 2, 4, 0, 3, 5)
-        return qkv.contiguous(), summed  # (B, windows, N, 3, heads, d), (1 or windows, heads, N, N)
-
-
-class _PartVariance(torch.autograd.Function):
-    """Mean square of each of P parts of rows @ weight^T, in chunks of rows; computed anew going back."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, parts: int) -> Tensor:
-        ctx.save_for_backward(rows, weight)
-        ctx.parts = parts
-        variance = rows.new_empty((rows.shape[0], parts), dtype=torch.float32)
-        step = _rows(weight.shape[0])
-        for chunk, result in zip(torch.split(rows, step), torch.split(variance, step), strict=True):
-            spread = _onednn(chunk, weight, None).view(chunk.shape[0], parts, -1)
-            torch.linalg.vector_norm(spread, dim=-1, dtype=torch.float32, out=result)
-        return variance.square_().div_(weight.shape[0] // parts)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        rows, weight = ctx.saved_tensors
-        back, total = torch.empty_like(rows), torch.zeros(weight.shape, dtype=torch.float32)
-        scale = (gradient * (2 * ctx.parts / weight.shape[0])).to(rows.dtype)[:, :, None]
-        step = 4 * _rows(weight.shape[0])
-        chunks = (torch.split(tensor, step) for tensor in (rows, scale, back))
-        for chunk, factor, result in zip(*chunks, strict=True):
-            spread = _onednn(chunk, weight, None)
-            spread.view(chunk.shape[0], ctx.parts, -1).mul_(factor)
-            result.copy_(_input_gradient(spread, weight))
-            total += _weight_gradient(spread, chunk)
-        return back, total.to(weight.dtype), None
 
 
 def _fast(values: Tensor) -> bool:
@@ -355,7 +235,12 @@ def _differentiating(*tensors: Tensor | None) -> bool:
 
 
 def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Cast a weight; without gradients the result is kept until the weight changes."""
+    """Cast a weight; without gradients the result is kept until the weight changes.
+
+    Changes are seen by the tensor's address and version, which every operation in place counts up (copying a
+    state dict in, plain optimisers, processes sharing weights), and by optimiser steps of any kind. Writing
+    to `weight.data` is not seen.
+    """
     if weight.dtype == dtype:
         return weight
     if torch.is_grad_enabled():
@@ -372,36 +257,3 @@ def _add(branch: Tensor, residual: Tensor | None, scale: Tensor | None) -> Tenso
     if residual is None:
         return branch if scale is None else branch * scale
     return residual + branch if scale is None else torch.addcmul(residual, branch, scale.to(branch.dtype))
-
-
-def _onednn(values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(values, weight, bias, "none", [], "")
-    return product
-
-
-def _onednn_add(values: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
-    total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(values, residual, weight, bias, "add")
-    return total
-
-
-def _input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
-    """gradient @ weight; in bfloat16 the plain product is oneDNN's already."""
-    if gradient.dtype == torch.bfloat16:
-        return gradient @ weight
-    return _onednn(gradient, weight.t(), None)
-
-
-def _weight_gradient(gradient: Tensor, values: Tensor) -> Tensor:
-    """gradient^T @ values: (E, D) from (R, E) and (R, D).
-
-    In float32 the narrow operand first is up to 1.5 times faster (more on some machines); it leaves a
-    transposed result, whose copy is only worth it where the rows are many.
-    """
-    rows, outputs = gradient.shape
-    if gradient.dtype == torch.float32 and outputs > values.shape[1] and rows > 8 * outputs:
-        return (values.t() @ gradient).t()
-    return gradient.t() @ values
-
-
-def _rows(width: int) -> int:
-    return max(_CHUNK_VALUES // width, 64)
