@@ -104,7 +104,7 @@ def test_progress_lines_when_piped(run: Path, images: Path, tmp_path: Path) -> N
         copy.write_bytes((images / "0.nii.gz").read_bytes())
         copies.append(str(copy))
     result = CliRunner().invoke(app, [str(run), *copies, "--out", str(tmp_path / "out")])
-    assert result.stderr.splitlines() == [f"read {4 * k} of 40 inputs" for k in range(1, 11)]
+    assert result.stderr.splitlines() == [f"Predicting: {4 * k} of 40" for k in range(1, 11)]
 
 
 def test_not_a_run_is_an_error_of_its_own(images: Path, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_run_as_written(page: Path, workplace: Path) -> None:
     found = list(commands(page))
-    assert len(found) >= 4
+    assert len(found) >= 2
     for arguments in found:
         assert run(arguments), f"threefold {' '.join(arguments)} printed nothing"
 
