@@ -11,6 +11,17 @@ import pytest
 from threefold.cli.app import main
 from threefold.phantoms import head_ct
 from threefold.studies import demos
+from threefold.training import progress
+
+
+class Stopped(progress.Silence):
+    """Knows whether it was stopped, as a bar has to be to give the terminal back."""
+
+    stopped = False
+
+    def stop(self) -> None:
+        self.stopped = True
+
 
 SMALL = (
     "training.epochs=1",
@@ -49,3 +60,18 @@ def test_demo_from_nothing_and_again(
     _call("demo", "hematoma", "--out", str(out), "--seed", "2", *SMALL)
     assert capsys.readouterr().out == printed
     assert (out / "run" / "weights.safetensors").read_bytes() == weights
+
+
+def test_an_interrupted_demo_says_that_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = Stopped()
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demos, "make_head_ct_cohort", interrupt)
+    monkeypatch.setattr(progress, "terminal_progress", lambda: told)
+    _call("demo", "hematoma", "--out", str(tmp_path / "demo"), code=130)
+    assert "The same command goes on" in capsys.readouterr().err
+    assert told.stopped

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from threefold.cli.progress import progress_of
 from threefold.experiments import load_experiment
 
 _OUT = Path("out/demo-hematoma")
@@ -48,10 +47,14 @@ def hematoma(
     from threefold.training.progress import terminal_progress
 
     progress = terminal_progress()
-    with progress_of("Making slices") as phantom_progress:
-        report = hematoma_demo(
-            experiment, out, seed=seed, phantom_progress=phantom_progress, progress=progress
-        )
+    try:
+        report = hematoma_demo(experiment, out, seed=seed, progress=progress)
+    except KeyboardInterrupt:
+        progress.stop()
+        typer.echo("interrupted. The same command goes on where it was.", err=True)
+        raise typer.Exit(130) from None
+    finally:
+        progress.stop()
     if as_json:
         typer.echo(json.dumps(evaluation_json(report.evaluation), indent=2))
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from threefold.cohorts.cohort import Cohort, read_cohort
@@ -19,7 +19,6 @@ def hematoma_demo(
     out: Path,
     *,
     seed: int,
-    phantom_progress: Callable[[int, int], None],
     progress: TrainingProgress,
 ) -> Report:
     """Make the head-CT phantom's demo cohort, train on it and evaluate by hospital.
@@ -30,8 +29,7 @@ def hematoma_demo(
         experiment: what to train.
         out: gets `cohort` and `run`.
         seed: of the phantom.
-        phantom_progress: told after each slice.
-        progress: told what the training does.
+        progress: told of each slice and of what the training does; the caller stops it.
 
     Raises:
         RunError: OUT/run is another experiment's.
@@ -45,7 +43,7 @@ def hematoma_demo(
     else:
         progress.say(f"making the phantom cohort {folder}")
         out.mkdir(parents=True, exist_ok=True)
-        cohort = make_head_ct_cohort(folder, PRESETS["demo"], seed, progress=phantom_progress)
+        cohort = make_head_ct_cohort(folder, PRESETS["demo"], seed, partial(progress.step, "making slices"))
     run = train(experiment, cohort, out / "run", resume=True, progress=progress)
     progress.say("evaluating by hospital")
     return evaluate_run(run)
