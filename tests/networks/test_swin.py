@@ -166,3 +166,22 @@ def test_cam_layer_has_the_declared_layout() -> None:
     encoder(torch.randn(1, 1, 48, 24).double())
     assert encoder.cam_layout == "BHWC"
     assert seen[0].shape == (1, 6, 3, 24)
+
+
+def test_initial_weights_follow_the_specification() -> None:
+    """published: a deviation of 0.02 everywhere; xavier: sqrt(2 / (inputs + outputs)) of each layer."""
+    spread = {}
+    for rule in ("published", "xavier"):
+        torch.manual_seed(0)
+        encoder = SwinEncoder(SMALL.model_copy(update={"initialisation": rule}), 1)
+        weight = encoder.get_parameter("layers.1.blocks.0.mlp.fc1.weight")
+        spread[rule] = float(weight.detach().std())
+        assert not encoder.get_parameter("layers.1.blocks.0.mlp.fc1.bias").any()
+    assert spread["published"] == pytest.approx(0.02, rel=0.1)
+    assert spread["xavier"] == pytest.approx((2 / (24 + 96)) ** 0.5, rel=0.1)
+
+
+def test_the_mlp_is_as_wide_as_its_ratio() -> None:
+    encoder = SwinEncoder(SMALL.model_copy(update={"mlp_ratio": 1.5}), 1)
+    assert encoder.get_parameter("layers.0.blocks.0.mlp.fc1.weight").shape == (18, 12)
+    assert encoder.get_parameter("layers.1.blocks.0.mlp.fc2.weight").shape == (24, 36)
