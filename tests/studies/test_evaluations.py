@@ -89,6 +89,24 @@ def test_a_cohort_of_other_patients_does_not_leak(
     assert not evaluate_run_on(mine, read_cohort(other)).evaluation.leaks
 
 
+def test_a_cohort_of_the_same_name_never_replaces_another_ones_evaluation(
+    run: RunFolder, cohort_folder: Path, tmp_path: Path
+) -> None:
+    mine = RunFolder(tmp_path / "run")
+    shutil.copytree(run.path, mine.path)
+    first = evaluate_run_on(mine, read_cohort(cohort_folder))
+    again = evaluate_run_on(mine, read_cohort(cohort_folder))
+    pd.testing.assert_frame_equal(again.evaluation.table, first.evaluation.table)
+    other = tmp_path / cohort_folder.name
+    shutil.copytree(cohort_folder, other)
+    lines = (other / "cases.csv").read_text().splitlines()
+    (other / "cases.csv").write_text("\n".join(lines[:-1]) + "\n")
+    before = first.tables[0].read_bytes()
+    with pytest.raises(RunError, match="holds the evaluation of another cohort"):
+        evaluate_run_on(mine, read_cohort(other))
+    assert first.tables[0].read_bytes() == before
+
+
 def test_anyones_table(tmp_path: Path) -> None:
     table = pd.DataFrame(
         {

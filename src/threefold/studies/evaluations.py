@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from threefold.cohorts.cohort import Cohort, CohortSpec, read_cohort
+from threefold.cohorts.cohort import Cohort, CohortSpec, fingerprint, read_cohort
 from threefold.cohorts.splits import read_split
 from threefold.errors import CohortError, RunError
 from threefold.evaluation.predictions import read_predictions, write_predictions
 from threefold.experiment import EvaluationSpec, Experiment
 from threefold.experiments import read_experiment
 from threefold.reporting.run_report import Report, choose_examples, write_report
-from threefold.run import RunFolder
+from threefold.run import RunFolder, write_atomically
 from threefold.validation import parse_spec
 
 Progress = Callable[[int, int], None]
@@ -63,10 +63,11 @@ def evaluate_run_on(
 
     The run's threshold holds; nothing is chosen on the new cohort.
 
-    The folder RUN/evaluations/<cohort> holds the report, the predictions and the masks.
+    The folder RUN/evaluations/<the cohort folder's name> holds the report, the predictions and the masks.
 
     Raises:
         CohortError: the cohort asks another question than the run was trained for.
+        RunError: another cohort's evaluation is in that folder.
         ImageError: naming the case that can't be read.
     """
     from threefold.inference.cases import predict_cases
@@ -74,7 +75,7 @@ def evaluate_run_on(
 
     predictor = Predictor.from_run(run.path, device=device)
     out = RunFolder(run.path / "evaluations" / cohort.folder.resolve().name)
-    out.path.mkdir(parents=True, exist_ok=True)
+    _claim(out, cohort)
     table = predict_cases(
         predictor.network,
         predictor.experiment,
@@ -102,6 +103,23 @@ def evaluate_run_on(
 def evaluate_table(path: Path, out: Path, spec: EvaluationSpec) -> Report:
     """Evaluate anyone's table of predictions into OUT/tables and OUT/figures."""
     return write_report(read_predictions(path), spec, out, threshold=None)
+
+
+def _claim(out: RunFolder, cohort: Cohort) -> None:
+    """Make the folder of a cohort's evaluation; it is made anew for the same cohort alone."""
+    found = fingerprint(cohort)
+    if out.cohort.is_file():
+        known = json.loads(out.cohort.read_text(encoding="utf-8"))
+        if known["fingerprint"] != found:
+            raise RunError(
+                f"{out.path}: holds the evaluation of another cohort ('{known['name']}' of "
+                f"{known['folder']}; its cohort.yaml or cases.csv differ). Rename that folder to keep it, or "
+                "remove it."
+            )
+    out.path.mkdir(parents=True, exist_ok=True)
+    folder = str(cohort.folder.resolve())
+    described = {"name": cohort.spec.name, "fingerprint": found, "folder": folder}
+    write_atomically(out.cohort, json.dumps(described, indent=2, ensure_ascii=False) + "\n")
 
 
 def _of_run(run: RunFolder) -> tuple[Experiment, CohortSpec, Path]:
