@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from threefold.errors import RunError
-from threefold.run import RunFolder, write_atomically
+from threefold.errors import CohortError, RunError
+from threefold.run import RunFolder, whole_folder, write_atomically
 
 
 def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
@@ -43,3 +43,30 @@ def test_a_parent_that_is_a_file_or_absent(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not a run folder"):
         RunFolder(tmp_path).read_status()
+
+
+def test_a_folder_appears_when_it_is_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "folder"
+    with whole_folder(target, RunError) as folder:
+        (folder / "file").write_text("x")
+        assert not target.exists()
+    assert [path.name for path in target.iterdir()] == ["file"]
+    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "other", RunError) as folder:
+        (folder / str(1 // 0)).touch()
+    with (
+        pytest.raises(CohortError, match=r"can't be made .*; nothing was left"),
+        whole_folder(target, CohortError),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    assert [path.name for path in target.parent.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("name", [".", "../here"])
+def test_the_current_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    with pytest.raises(RunError, match="is the current folder"), whole_folder(Path(name), RunError):
+        pass
+    assert list(tmp_path.iterdir()) == [here]

@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from threefold.errors import RunError
+from threefold.errors import RunError, ThreefoldError
 
 State = Literal["running", "interrupted", "failed", "finished"]
 
@@ -137,3 +139,42 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             f"{path}: could not be written ({error.strerror or error}). The previous file, if there was "
             "one, is untouched. Free space or fix the permission, then go on with --resume."
         ) from error
+
+
+@contextmanager
+def whole_folder(path: Path, error: type[ThreefoldError]) -> Iterator[Path]:
+    """Make a folder that appears under its name when it is whole, or not at all.
+
+    Args:
+        path: does not exist, or is an empty folder.
+        error: what to raise.
+
+    Yields:
+        A folder beside it, to be filled; renamed at the end, removed where anything fails.
+
+    Raises:
+        error: `path` is the current folder, or the disk refuses.
+    """
+    refuse_current_folder(path, error)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        beside.mkdir(parents=True)
+        yield beside
+        beside.replace(path)
+    except OSError as problem:
+        raise error(
+            f"{path}: can't be made ({problem.strerror or problem}); nothing was left there. Free space, "
+            "fix the permission or name another folder."
+        ) from problem
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def refuse_current_folder(path: Path, error: type[ThreefoldError]) -> None:
+    """Refuse to make the folder that the program runs in: a folder is made by renaming one into place.
+
+    Raises:
+        error: saying what to do.
+    """
+    if path.resolve() == Path.cwd().resolve():
+        raise error(f"{path}: is the current folder. Name a folder to be made.")

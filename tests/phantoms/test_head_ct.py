@@ -295,7 +295,7 @@ def test_a_folder_with_content_is_refused_and_a_failure_leaves_nothing(
         make_head_ct_cohort(tmp_path / "out", SMALL, seed=6, progress=fail)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
-    with pytest.raises(CohortError, match="could not be written"):
+    with pytest.raises(CohortError, match="can't be made"):
         make_head_ct_cohort(tmp_path / "file" / "out", SMALL, seed=6)
     with pytest.raises(CohortError, match=r"parameters\.json: not found"):
         read_parameters(tmp_path)

@@ -14,6 +14,7 @@ from typing import Any
 from threefold.cohorts.cohort import Case, Cohort, CohortSpec, read_cohort, write_cohort
 from threefold.cohorts.table import case_id_problems
 from threefold.errors import CohortError
+from threefold.run import whole_folder
 
 PROVENANCE_NAME = "provenance.json"
 FOLDERS = {"image": "images", "mask": "masks", "structures": "structures"}
@@ -97,22 +98,8 @@ def staging(out: Path) -> Iterator[Staging]:
     out = Path(out)
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise CohortError(f"{out}: exists already. Nothing was overwritten: name another folder.")
-    if not out.name:
-        raise CohortError(f"{out}: is the current folder. Name a folder to be made.")
-    folder = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise CohortError(f"{out}: can't be made ({error.strerror or error}).") from error
-    try:
+    with whole_folder(out, CohortError) as folder:
         yield Staging(folder, out)
-        if out.is_dir():
-            out.rmdir()
-        folder.rename(out)
-    except OSError as error:
-        raise CohortError(f"{out}: can't be made ({error.strerror or error}).") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def finished(out: Path, *, allow_outside: bool) -> Cohort:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
@@ -29,6 +27,7 @@ from threefold.phantoms.head_parameters import CaseParameters, case_parameters
 from threefold.phantoms.head_protocol import INTERNAL_SITES, PRESETS, HeadCtSpec, site_name
 from threefold.phantoms.head_section import Section, find_skull
 from threefold.phantoms.hematoma import draw_hematoma
+from threefold.run import whole_folder
 
 __all__ = [
     "PRESETS",
@@ -165,7 +164,7 @@ def make_head_ct_cohort(out: Path, spec: HeadCtSpec, seed: int, progress: Progre
         progress: called after each case.
 
     Raises:
-        CohortError: if `out` exists and is not an empty folder, or can't be written.
+        CohortError: if `out` exists and is not an empty folder, is the current one, or can't be written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CohortError(
@@ -173,18 +172,8 @@ def make_head_ct_cohort(out: Path, spec: HeadCtSpec, seed: int, progress: Progre
             "name another one, or remove it."
         )
     cases = case_parameters(spec, seed)
-    absolute = Path(os.path.abspath(out))  # noqa: PTH100 (a name even for "." and "..")
-    beside = absolute.with_name(f".{absolute.name}.{os.getpid()}.partial")
-    try:
-        _write(beside, spec, seed, cases, progress)
-        beside.replace(absolute)
-    except OSError as error:
-        raise CohortError(
-            f"{out}: could not be written ({error.strerror or error}), nothing was left there. "
-            "Free space, fix the permission or name another folder."
-        ) from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    with whole_folder(out, CohortError) as folder:
+        _write(folder, spec, seed, cases, progress)
     return read_cohort(out)
 
 

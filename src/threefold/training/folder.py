@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import platform
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from threefold.cohorts.splits import Split, write_split
 from threefold.errors import RunError
 from threefold.experiment import Experiment
 from threefold.experiments import experiment_yaml, read_experiment
-from threefold.run import RunFolder, write_atomically
+from threefold.run import RunFolder, refuse_current_folder, whole_folder, write_atomically
 
 # How cases reach the network, not which or in what order: a resumed run may differ in these.
 _MAY_CHANGE = ("data.workers", "data.cache")
@@ -34,33 +33,24 @@ def create_folder(run: RunFolder, experiment: Experiment, cohort: Cohort, split:
         RunError: if there is something at its path, or the disk refuses.
     """
     refuse_existing(run)
-    beside = RunFolder(run.path.with_name(f".{run.path.name}.{os.getpid()}.partial"))
-    try:
-        beside.last_checkpoint.parent.mkdir(parents=True)
+    with whole_folder(run.path, RunError) as folder:
+        beside = RunFolder(folder)
+        beside.last_checkpoint.parent.mkdir()
         write_atomically(beside.experiment, experiment_yaml(experiment))
         write_atomically(beside.cohort, _json(_describe(cohort)))
         write_split(beside.split, split)
         write_atomically(beside.environment, _json(environment()))
         beside.write_status(state="running", epoch=0, epochs=experiment.training.epochs)
-        beside.path.replace(run.path)
-    except OSError as error:
-        raise RunError(
-            f"{run.path}: the run folder can't be made ({error.strerror or error}). Choose another --out, "
-            "or free space and check the permission of its parent folder."
-        ) from error
-    finally:
-        shutil.rmtree(beside.path, ignore_errors=True)
 
 
 def refuse_existing(run: RunFolder) -> None:
     """Refuse a path where something is; an empty folder is nothing.
 
     Raises:
-        RunError: saying how to go on with the run, if it is one; or that the current folder has no name.
+        RunError: saying how to go on with the run, if it is one; or that it is the current folder.
     """
-    if not run.path.name:
-        raise RunError(f"{run.path}: is the current folder. Name a folder to be made: --out NAME.")
     if not run.path.exists() or (run.path.is_dir() and not any(run.path.iterdir())):
+        refuse_current_folder(run.path, RunError)
         return
     if run.status.is_file():
         state = run.read_status().get("state")
