@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -57,6 +57,10 @@ class Batch:
     def __len__(self) -> int:
         """Return the number of cases."""
         return len(self.case_ids)
+
+    def label_maps(self, target: Literal["mask", "structures"]) -> tuple[Tensor, Tensor]:
+        """Return the label maps of a target (B, *S), and which cases carry it (B,)."""
+        return (self.mask, self.has_mask) if target == "mask" else (self.structures, self.has_structures)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """Return the batch with every tensor on `device`."""

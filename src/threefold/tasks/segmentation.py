@@ -36,7 +36,7 @@ class SegmentationTask:
     def losses(self, outputs: Outputs, batch: Batch) -> CaseLosses:
         """Return the loss of each case from outputs.segmentation (B, L, *S)."""
         logits = head_output(outputs.segmentation, self.name)
-        target, present = self._target(batch)
+        target, present = batch.label_maps(self._spec.target)
         # An absent target may hold anything; it must still be a valid label to be looked up.
         labels = target.flatten(1).long().where(present[:, None], 0)  # (B, N)
         log_probabilities = logits.flatten(2).log_softmax(dim=1)  # (B, L, N)
@@ -47,11 +47,6 @@ class SegmentationTask:
             present,
             {"cross_entropy": cross_entropy, "dice": dice},
         )
-
-    def _target(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        if self._spec.target == "mask":
-            return batch.mask, batch.has_mask
-        return batch.structures, batch.has_structures
 
 
 def soft_dice_loss(probabilities: Tensor, labels: Tensor) -> Tensor:

@@ -129,7 +129,7 @@ def presence(tasks: TasksSpec, batch: Batch) -> Mapping[str, Tensor]:
             present[name] = batch.has_label
         elif name == "segmentation":
             assert tasks.segmentation is not None
-            present[name] = batch.has_mask if tasks.segmentation.target == "mask" else batch.has_structures
+            present[name] = batch.label_maps(tasks.segmentation.target)[1]
         else:
             present[name] = batch.has_label.new_ones(len(batch))
     return present

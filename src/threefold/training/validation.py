@@ -132,7 +132,7 @@ def _records(
         probabilities = [tuple(row) for row in outputs.classes.double().softmax(dim=1).tolist()]
     dices = [math.nan] * count
     if tasks.segmentation is not None and outputs.segmentation is not None:
-        target = batch.mask if tasks.segmentation.target == "mask" else batch.structures
+        target = batch.label_maps(tasks.segmentation.target)[0]
         dices = _dices(outputs.segmentation, target, present["segmentation"])
     ratios = [math.nan] * count
     if outputs.reconstruction is not None:
