@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from threefold.errors import ImageError
 from threefold.experiment import PreprocessingSpec
 from threefold.images.geometry import Image, closest_axes
+from threefold.validation import did_you_mean
 
 WINDOWS: dict[str, tuple[float, float]] = {
     # level and width, as Radiopaedia's "Windowing (CT)" lists them for the head
@@ -196,7 +197,8 @@ def windows_of(
         if isinstance(wanted, str):
             if wanted not in WINDOWS:
                 raise ImageError(
-                    f"there is no window '{wanted}'; expected {', '.join(WINDOWS)} or [low, high]."
+                    f"there is no window '{wanted}'; preprocessing.windows takes {', '.join(WINDOWS)} or "
+                    f"[low, high].{did_you_mean(wanted, tuple(WINDOWS))}"
                 )
             if unit != "HU":
                 raise ImageError(
