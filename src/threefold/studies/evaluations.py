@@ -23,7 +23,8 @@ Progress = Callable[[int, int], None]
 def evaluate_run(run: RunFolder) -> Report:
     """Evaluate the test part of a finished run; tables and figures go into the run folder.
 
-    The network is not asked again: everything comes from the run's predictions and its threshold.
+    The network is not asked again: everything comes from the run's predictions, the threshold from those of
+    the validation part, by the rule with which the run chose its own.
 
     Raises:
         RunError: not a run, or one that has not finished.
@@ -50,7 +51,7 @@ def evaluate_run(run: RunFolder) -> Report:
         predictions,
         experiment.evaluation,
         run.path,
-        threshold=status.get("threshold"),
+        threshold=None,
         history=run.metrics,
         examples=examples,
     )
