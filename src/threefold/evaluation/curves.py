@@ -64,11 +64,11 @@ def roc_curve(positive: Bools, scores: Floats, patients: Ints, spec: EvaluationS
         return None
     rates = _rates(positive, scores, np.ones((1, len(scores))))
     replicates = [
-        np.interp(_GRID, fpr, tpr)
+        np.interp(_GRID, fpr, tpr) if np.isfinite(fpr).all() else np.full_like(_GRID, np.nan)
         for weights in patient_weights(patients, spec.replicates, spec.seed)
         for fpr, tpr in zip(*_rates(positive, scores, weights), strict=True)
     ]
-    low, high = _band(np.stack(replicates), spec.confidence)
+    low, high = _band(np.stack(replicates), patients, spec.confidence)
     return RocCurve(rates[0][0], rates[1][0], _GRID, low, high)
 
 
@@ -91,7 +91,7 @@ def reliability_curve(
         drawn = weights @ member
         hits = weights @ (member * positive[:, None])
         shares.append(np.divide(hits, drawn, out=np.full_like(hits, np.nan), where=drawn > 0))
-    low, high = _band(np.concatenate(shares), spec.confidence)
+    low, high = _band(np.concatenate(shares), patients, spec.confidence)
     return ReliabilityCurve(
         probability=probabilities @ member / cases,
         observed=positive @ member / cases,
@@ -113,11 +113,14 @@ def _rates(positive: Bools, scores: Floats, weights: Floats) -> tuple[Floats, Fl
     return rates[0], rates[1]
 
 
-def _band(replicates: Floats, confidence: float) -> tuple[Floats, Floats]:
-    """Return the central interval of each column of (R, G); NaN where too few replicates have a value."""
+def _band(replicates: Floats, patients: Ints, confidence: float) -> tuple[Floats, Floats]:
+    """Return the central interval of each column of (R, G).
+
+    NaN with one patient, and where too few replicates have a value.
+    """
     tail = (1 - confidence) / 2
     low, high = np.full((2, replicates.shape[1]), np.nan)
     enough = np.isnan(replicates).mean(axis=0) <= MAX_MISSING
-    if enough.any():
+    if enough.any() and patients.any():
         low[enough], high[enough] = np.nanquantile(replicates[:, enough], [tail, 1 - tail], axis=0)
     return low, high

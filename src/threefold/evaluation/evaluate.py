@@ -77,6 +77,7 @@ class Evaluation:
         threshold_source: given by the caller, chosen on the table's validation part, or 0.5 by default.
         classes, positive: as in the predictions.
         leaks: patients are shared between training and test.
+        site_groups: the site group of each test site that is in one.
         spec: replicates, confidence, threshold rule and patient rule.
         notes: what a reader has to know, in sentences.
     """
@@ -87,6 +88,7 @@ class Evaluation:
     classes: tuple[str, ...]
     positive: str | None
     leaks: bool
+    site_groups: Mapping[str, str]
     spec: EvaluationSpec
     notes: tuple[str, ...]
 
@@ -160,6 +162,11 @@ def evaluate(
         classes=predictions.classes,
         positive=predictions.positive,
         leaks=predictions.leaks,
+        site_groups={
+            str(site): str(group)
+            for site, group in zip(test["site"], test["site_group"], strict=True)
+            if site and group
+        },
         spec=spec,
         notes=(*predictions.notes, *notes),
     )

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from threefold.evaluation.classification import auc
 from threefold.evaluation.curves import reliability_curve, roc_curve
 from threefold.evaluation.evaluate import Evaluation
-from threefold.evaluation.groups import Group, case_units, groups_of
+from threefold.evaluation.groups import Group, case_units, groups_of, natural_order
 from threefold.evaluation.metrics import METRICS
 from threefold.evaluation.predictions import Predictions
 from threefold.experiment import EvaluationSpec
@@ -67,6 +67,8 @@ def roc_figure(predictions: Predictions, spec: EvaluationSpec) -> Figure | None:
 
     Two classes only; a group with one class is listed as not estimable.
     """
+    if predictions.positive is None:
+        return None
     figure, axes = _square(f"ROC by site group{_LEAK_TITLE if predictions.leaks else ''}")
     drawn = False
     for index, group in enumerate(_site_groups(predictions)):
@@ -93,7 +95,12 @@ def roc_figure(predictions: Predictions, spec: EvaluationSpec) -> Figure | None:
 
 
 def calibration_figure(predictions: Predictions, spec: EvaluationSpec) -> Figure | None:
-    """Draw observed frequency against predicted probability for each site group; None without cases."""
+    """Draw observed frequency against predicted probability for each site group; None without a curve.
+
+    Two classes only.
+    """
+    if predictions.positive is None:
+        return None
     figure, axes = _square(f"Calibration by site group{_LEAK_TITLE if predictions.leaks else ''}")
     drawn = False
     for index, group in enumerate(_site_groups(predictions)):
@@ -132,6 +139,13 @@ def shift_figure(evaluation: Evaluation) -> Figure | None:
     figure.suptitle(f"Test cases by site{_LEAK_TITLE if evaluation.leaks else ''}", fontsize=11)
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     heights = {site: -index for index, site in enumerate(sites)}
+    groups = natural_order({*evaluation.site_groups.values()})
+    colours = {
+        site: PALETTE[groups.index(evaluation.site_groups[site]) % len(PALETTE)]
+        if site in evaluation.site_groups
+        else PALETTE[-1]
+        for site in sites
+    }
     for axes, metric in zip(panels, metrics, strict=True):
         for row in (row for row in rows if row.metric == metric):
             y = heights[row.group]
@@ -139,8 +153,9 @@ def shift_figure(evaluation: Evaluation) -> Figure | None:
                 axes.text(0.02, y, "not estimable", fontsize=7, color="0.4", va="center")
                 continue
             if not math.isnan(row.low):
-                axes.hlines(y, row.low, row.high, color=PALETTE[0], linewidth=1.5)
-            axes.plot(row.value, y, "o" if not math.isnan(row.low) else "D", color=PALETTE[0], markersize=4.5)
+                axes.hlines(y, row.low, row.high, color=colours[row.group], linewidth=1.5)
+            marker = "D" if math.isnan(row.low) else "o"
+            axes.plot(row.value, y, marker, color=colours[row.group], markersize=4.5)
         overall = evaluation.find(metric)
         if overall is not None and not math.isnan(overall.value):
             axes.axvline(overall.value, color="0.6", linewidth=0.8, zorder=0)
@@ -179,20 +194,19 @@ def loss_figure(history: pd.DataFrame) -> Figure | None:
     for name in losses:
         part, quantity = name.split("_", 1)
         panels[0].plot(
-            history["epoch"],
-            history[name],
+            *_measured(history, name),
             "-" if part == "train" else "--",
             color=PALETTE[tasks.index(quantity) % len(PALETTE)],
             marker="." if len(history) < 20 else None,
             label=f"{_loss_title(quantity)}, {part}",
         )
     panels[0].set_ylabel("Loss (mean over cases with the target)")
-    if (history[losses] > 0).all(axis=None):
+    if (history[losses].fillna(1) > 0).all(axis=None):
         panels[0].set_yscale("log")
     for index, name in enumerate(scores):
         title = METRICS[name.removeprefix("validation_")].title
         marker = "." if len(history) < 20 else None
-        panels[1].plot(history["epoch"], history[name], label=title, marker=marker, **_style(index))
+        panels[1].plot(*_measured(history, name), label=title, marker=marker, **_style(index))
     if scores:
         panels[1].set_ylabel("Validation metric")
         panels[1].set_ylim(0, 1.02)
@@ -264,6 +278,12 @@ def _count(positive: NDArray[np.bool_], patients: NDArray[np.int64]) -> str:
 
 def _band_title(spec: EvaluationSpec) -> str:
     return f"band: {spec.confidence:.0%} interval, patients resampled"
+
+
+def _measured(history: pd.DataFrame, name: str) -> tuple[pd.Series[float], pd.Series[float]]:
+    """Return the epochs that measured a quantity and its values: a line is not to break at the others."""
+    there = history[name].notna()
+    return history.loc[there, "epoch"], history.loc[there, name]
 
 
 def _loss_title(quantity: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from threefold.evaluation.evaluate import Evaluation, Row
 from threefold.evaluation.groups import Level
 from threefold.evaluation.metrics import METRICS
+from threefold.evaluation.overlap import POLICY
 from threefold.run import write_atomically
 
 LEAK_MARK = "†"
@@ -63,7 +64,7 @@ def evaluation_tables(evaluation: Evaluation) -> tuple[Table, ...]:
     tables = []
     for level, words in _LEVELS.items():
         rows = [row for row in evaluation.rows if row.level == level]
-        if any(not math.isnan(row.value) for row in rows):
+        if any(row.n for row in rows):
             tables.append(_by_group(evaluation, rows, words))
             if any(row.group_kind == "site" for row in rows):
                 tables.append(_by_site(evaluation, rows, words))
@@ -96,7 +97,10 @@ def comparison_table(evaluations: Mapping[str, Evaluation], level: Level = "case
         title=f"Variants by {kind}, {_LEVELS[level]}",
         columns=("variant", *(f"{name} {METRICS[m].title}" for name in names for m in metrics)),
         rows=tuple(body),
-        notes=(*_legend(next(iter(evaluations.values())), level), *((LEAK_NOTE,) if leaking else ())),
+        notes=(
+            *dict.fromkeys(note for each in evaluations.values() for note in _legend(each, level)),
+            *((LEAK_NOTE,) if leaking else ()),
+        ),
     )
 
 
@@ -108,6 +112,7 @@ def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
         "classes": list(evaluation.classes),
         "positive": evaluation.positive,
         "leaks": evaluation.leaks,
+        "overlap_policy": POLICY,
         "settings": evaluation.spec.model_dump(),
         "notes": list(evaluation.notes),
         "rows": [{key: _plain(value) for key, value in asdict(row).items()} for row in evaluation.rows],
@@ -119,7 +124,7 @@ def write_tables(evaluation: Evaluation, folder: Path) -> tuple[Path, ...]:
     folder.mkdir(parents=True, exist_ok=True)
     contents = {
         "metrics.csv": evaluation.table.to_csv(index=False, lineterminator="\n"),
-        "metrics.json": json.dumps(evaluation_json(evaluation), indent=2) + "\n",
+        "metrics.json": json.dumps(evaluation_json(evaluation), indent=2, allow_nan=False) + "\n",
         "metrics.md": "\n".join(markdown(table) for table in evaluation_tables(evaluation)),
     }
     for name, content in contents.items():
@@ -223,6 +228,13 @@ def _notes(evaluation: Evaluation, level: Level) -> tuple[str, ...]:
         )
     if level == "patient":
         notes.append(f"A patient's probability is the {evaluation.spec.patient_rule} over the cases.")
+    if evaluation.find("dice", level=level) is not None:
+        notes.append(
+            f"Dice (policy {POLICY}): over the {level}s with a lesion, a missed one counting 0; those with "
+            "empty true masks are in false alarms only."
+        )
+    if any(r.level == level and not math.isnan(r.value) and math.isnan(r.low) for r in evaluation.rows):
+        notes.append("[no interval]: metrics.json says why.")
     return (*notes, *evaluation.notes, *((LEAK_NOTE,) if evaluation.leaks else ()))
 
 
@@ -235,7 +247,7 @@ def _legend(evaluation: Evaluation, level: Level) -> tuple[str, ...]:
 
 
 def _pipes(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(text.replace("|", "\\|") for text in cells) + " |"
+    return "| " + " | ".join(" ".join(text.replace("|", "\\|").split()) for text in cells) + " |"
 
 
 def _plain(value: Any) -> Any:
