@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threefold.evaluation.classification import calibration_bins, weights_by_score
-from threefold.evaluation.intervals import MAX_MISSING, patient_weights
+from threefold.evaluation.intervals import MAX_MISSING, exact_interval, patient_weights
 from threefold.experiment import EvaluationSpec
 
 Floats = NDArray[np.float64]
@@ -42,7 +42,7 @@ class ReliabilityCurve:
     Attributes:
         probability: (B,) mean predicted probability.
         observed: (B,) share of positives.
-        low, high: (B,) interval of the share; NaN where it is not estimable.
+        low, high: (B,) interval of the share, exact where it is 0 or 1; NaN where it is not estimable.
         cases: (B,) cases in the bin.
     """
 
@@ -92,9 +92,14 @@ def reliability_curve(
         hits = weights @ (member * positive[:, None])
         shares.append(np.divide(hits, drawn, out=np.full_like(hits, np.nan), where=drawn > 0))
     low, high = _band(np.concatenate(shares), patients, spec.confidence)
+    observed = positive @ member / cases
+    for index in np.flatnonzero((observed == 0) | (observed == 1)):
+        # Resamples of a bin without hits, or without misses, can't see how uncertain it is.
+        exact = exact_interval(observed[index], len(np.unique(patients[bins == index])), spec.confidence)
+        low[index], high[index] = exact.low, exact.high
     return ReliabilityCurve(
         probability=probabilities @ member / cases,
-        observed=positive @ member / cases,
+        observed=observed,
         low=low,
         high=high,
         cases=cases.astype(np.int64),

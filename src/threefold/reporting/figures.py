@@ -90,7 +90,9 @@ def roc_figure(predictions: Predictions, spec: EvaluationSpec) -> Figure | None:
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, zorder=0)
     axes.set_xlabel("1 − specificity (share of negative cases called positive)")
     axes.set_ylabel("Sensitivity (share of positive cases found)")
-    axes.legend(loc="lower right", frameon=False, fontsize=8, title=_band_title(spec), title_fontsize=8)
+    axes.legend(
+        loc="lower right", frameon=False, fontsize=8, title=_band_title("band", spec), title_fontsize=8
+    )
     return figure if drawn else None
 
 
@@ -122,13 +124,21 @@ def calibration_figure(predictions: Predictions, spec: EvaluationSpec) -> Figure
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, zorder=0)
     axes.set_xlabel(f"Predicted probability of {predictions.positive} (mean of a bin of equally many cases)")
     axes.set_ylabel(f"Share of the bin's cases that are {predictions.positive}")
-    axes.legend(loc="upper left", frameon=False, fontsize=8, title=_band_title(spec), title_fontsize=8)
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.11),
+        frameon=False,
+        fontsize=8,
+        title=_band_title("lines", spec),
+        title_fontsize=8,
+    )
     return figure if drawn else None
 
 
 def shift_figure(evaluation: Evaluation) -> Figure | None:
     """Draw metrics per site with their intervals, site groups apart by colour; None without two sites."""
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     rows = [r for r in evaluation.rows if r.level == "case" and r.group_kind == "site" and not r.class_name]
     sites = list(dict.fromkeys(row.group for row in rows))
@@ -163,6 +173,9 @@ def shift_figure(evaluation: Evaluation) -> Figure | None:
         axes.set_xlim(-0.02, 1.02)
         axes.set_xticks([0, 0.5, 1])
         _tidy(axes)
+    if groups:
+        marks = [Line2D([], [], color=PALETTE[i % len(PALETTE)], marker="o") for i in range(len(groups))]
+        figure.legend(marks, groups, loc="outside upper right", ncols=len(groups), frameon=False, fontsize=8)
     counts = {row.group: f"{row.group}\nn={row.n}/{row.patients}" for row in reversed(rows)}
     panels[0].set_yticks(list(heights.values()), [counts[site] for site in heights], fontsize=7)
     panels[0].set_ylim(-len(sites) + 0.5, 0.5)
@@ -189,7 +202,7 @@ def loss_figure(history: pd.DataFrame) -> Figure | None:
     if history.empty or not losses:
         return None
     tasks = list(dict.fromkeys(name.split("_", 1)[1] for name in losses))
-    figure = Figure(figsize=(10 if scores else 5.5, 4), layout="constrained")
+    figure = Figure(figsize=(10 if scores else 5.5, 4.6), layout="constrained")
     panels = figure.subplots(1, 2 if scores else 1, squeeze=False)[0]
     for name in losses:
         part, quantity = name.split("_", 1)
@@ -213,7 +226,7 @@ def loss_figure(history: pd.DataFrame) -> Figure | None:
     for axes in panels:
         axes.set_xlabel("Epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=8)
         _tidy(axes)
     return figure
 
@@ -225,16 +238,22 @@ def examples_figure(examples: Mapping[str, Sequence[Example]]) -> Figure | None:
         examples: by row title (a site group), the pictures of the row.
     """
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.lines import Line2D
 
     rows = {name: cases for name, cases in examples.items() if cases}
     if not rows:
         return None
     columns = max(len(cases) for cases in rows.values())
-    figure = Figure(figsize=(2.6 * columns + 0.4, 3.0 * len(rows) + 0.4), layout="constrained")
+    lines = max(case.title.count("\n") + 1 for cases in rows.values() for case in cases)
+    height = (2.6 + 0.15 * lines) * len(rows) + 0.5
+    figure = Figure(figsize=(2.6 * columns + 0.4, height), layout=ConstrainedLayoutEngine(h_pad=0.08))
     panels = figure.subplots(len(rows), columns, squeeze=False)
     for axes in panels.ravel():
-        axes.set_axis_off()
+        # Not set_axis_off, with which the layout would cut titles off.
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
     for line, (name, cases) in zip(panels, rows.items(), strict=True):
         for axes, case in zip(line, cases, strict=False):
             axes.imshow(case.image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -276,8 +295,8 @@ def _count(positive: NDArray[np.bool_], patients: NDArray[np.int64]) -> str:
     return f"{len(positive)} cases, {len(np.unique(patients))} patients, {int(positive.sum())} positive"
 
 
-def _band_title(spec: EvaluationSpec) -> str:
-    return f"band: {spec.confidence:.0%} interval, patients resampled"
+def _band_title(what: str, spec: EvaluationSpec) -> str:
+    return f"{what}: {spec.confidence:.0%} interval, patients resampled"
 
 
 def _measured(history: pd.DataFrame, name: str) -> tuple[pd.Series[float], pd.Series[float]]:
