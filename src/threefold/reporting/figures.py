@@ -121,6 +121,8 @@ def calibration_figure(predictions: Predictions, spec: EvaluationSpec) -> Figure
             label=f"{group.name}: {_count(positive, patients)}",
             **style,
         )
+    if not drawn:
+        return None
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, zorder=0)
     axes.set_xlabel(f"Predicted probability of {predictions.positive} (mean of a bin of equally many cases)")
     axes.set_ylabel(f"Share of the bin's cases that are {predictions.positive}")
@@ -132,7 +134,7 @@ def calibration_figure(predictions: Predictions, spec: EvaluationSpec) -> Figure
         title=_band_title("lines", spec),
         title_fontsize=8,
     )
-    return figure if drawn else None
+    return figure
 
 
 def shift_figure(evaluation: Evaluation) -> Figure | None:

@@ -1,0 +1,98 @@
+"""`threefold evaluate` on anyone's table of predictions: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from threefold.cli.app import main
+
+
+def call(*arguments: str | Path, code: int = 0) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["threefold", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    assert stop.value.code == code
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Path:
+    """A table that another program might have left: no part, no site group, no mask."""
+    chance = np.linspace(0.05, 0.95, 40)
+    labels = np.where(np.random.default_rng(0).random(40) < chance, "tumour", "none")
+    table = pd.DataFrame(
+        {
+            "case_id": [f"{i:03d}" for i in range(40)],
+            "patient_id": [f"{i // 2:03d}" for i in range(40)],
+            "site": ["north", "north", "south", "south"] * 10,
+            "label": labels,
+            "probability_none": 1 - chance,
+            "probability_tumour": chance,
+            "reader": "AB",
+        }
+    )
+    path = tmp_path / "theirs.csv"
+    table.to_csv(path, index=False)
+    return path
+
+
+def test_a_table_is_printed_plainly_and_written(theirs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call("evaluate", theirs)
+    printed = capsys.readouterr().out
+    for expected in ("Test cases by group, per case", "Test cases by site, per patient", "n=40/20", "north"):
+        assert expected in printed
+    assert "every case counts as a test case" in printed
+    assert "\x1b" not in printed
+    assert f"Tables: {theirs.parent / 'tables'}" in printed
+    assert {path.name for path in (theirs.parent / "tables").iterdir()} == {
+        "metrics.csv",
+        "metrics.json",
+        "metrics.md",
+    }
+    assert {path.name for path in (theirs.parent / "figures").iterdir()} == {
+        "roc.png",
+        "calibration.png",
+        "shift.png",
+    }
+
+
+def test_json_is_all_that_is_printed_and_out_is_where_it_goes(
+    theirs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call("evaluate", theirs, "--json", "--out", tmp_path / "results")
+    printed = json.loads(capsys.readouterr().out)
+    written = json.loads((tmp_path / "results" / "tables" / "metrics.json").read_text())
+    assert printed == {"theirs": written}
+    assert not (theirs.parent / "tables").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (",tumour,", ",tumor,", r"column label: expected one of none, tumour, found 'tumor'. Did you mean"),
+        ("001,", "000,", "case '000', column case_id: expected each case once, found 2 rows"),
+        ("case_id", "case", "column case_id is missing"),
+    ],
+)
+def test_a_damaged_table_is_refused_with_its_name_and_nothing_is_written(
+    old: str, new: str, message: str, theirs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs.write_text(theirs.read_text().replace(old, new, 1))
+    call("evaluate", theirs, code=1)
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {theirs}: ")
+    assert message in error
+    assert [path.name for path in theirs.parent.iterdir()] == ["theirs.csv"]
+
+
+def test_what_is_no_run_or_table_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call("evaluate", tmp_path, code=1)
+    assert f"error: {tmp_path}: not a run folder" in capsys.readouterr().err
+    call("evaluate", tmp_path / "gone.csv", code=1)
+    assert "gone.csv: no such file" in capsys.readouterr().err
