@@ -90,9 +90,7 @@ def roc_figure(predictions: Predictions, spec: EvaluationSpec) -> Figure | None:
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, zorder=0)
     axes.set_xlabel("1 − specificity (share of negative cases called positive)")
     axes.set_ylabel("Sensitivity (share of positive cases found)")
-    axes.legend(
-        loc="lower right", frameon=False, fontsize=8, title=_band_title("band", spec), title_fontsize=8
-    )
+    _legend_below(axes, _band_title("band", spec))
     return figure if drawn else None
 
 
@@ -126,14 +124,7 @@ def calibration_figure(predictions: Predictions, spec: EvaluationSpec) -> Figure
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, zorder=0)
     axes.set_xlabel(f"Predicted probability of {predictions.positive} (mean of a bin of equally many cases)")
     axes.set_ylabel(f"Share of the bin's cases that are {predictions.positive}")
-    axes.legend(
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.11),
-        frameon=False,
-        fontsize=8,
-        title=_band_title("lines", spec),
-        title_fontsize=8,
-    )
+    _legend_below(axes, _band_title("lines", spec))
     return figure
 
 
@@ -299,6 +290,18 @@ def _count(positive: NDArray[np.bool_], patients: NDArray[np.int64]) -> str:
 
 def _band_title(what: str, spec: EvaluationSpec) -> str:
     return f"{what}: {spec.confidence:.0%} interval, patients resampled"
+
+
+def _legend_below(axes: Axes, title: str) -> None:
+    """Put the legend below the axes: inside, a curve of a poor group would run through it."""
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.11),
+        frameon=False,
+        fontsize=8,
+        title=title,
+        title_fontsize=8,
+    )
 
 
 def _measured(history: pd.DataFrame, name: str) -> tuple[pd.Series[float], pd.Series[float]]:
