@@ -112,7 +112,13 @@ class RunFolder:
                 f"{self.path}: not a run folder (no {self.status.name}). Expected a folder that "
                 "`threefold train ... --out RUN` left."
             )
-        return dict(json.loads(self.status.read_text()))
+        try:
+            return dict(json.loads(self.status.read_text()))
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"{self.status}: can't be read ({error}). Expected the state that `threefold train` wrote; "
+                "copy the run folder again."
+            ) from error
 
     def write_status(self, **fields: Any) -> None:
         """Replace status.json in one step."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -126,6 +128,8 @@ def voxels(name: str, array: Any, affine: Any = AFFINE) -> Callable[[Path], None
 
 NOT_FINITE = np.full((32, 32), 40, np.float32)
 NOT_FINITE[3, 5] = np.nan
+INFINITE = np.full((32, 32), 40, np.float32)
+INFINITE[3, 5] = np.inf
 SHIFTED = AFFINE + np.array([[0, 0, 0, 7.0], [0] * 4, [0] * 4, [0] * 4])
 STRANGE = np.zeros((32, 32), np.uint8)
 STRANGE[4:6, 4:6] = 3
@@ -147,6 +151,10 @@ def no_rows(folder: Path) -> None:
     write_rows(folder, [])
 
 
+def no_mask(folder: Path) -> None:
+    write_rows(folder, [{**row, "mask": ""} for row in read_rows(folder)])
+
+
 def single_case(folder: Path) -> None:
     write_rows(folder, read_rows(folder)[:1])
 
@@ -162,15 +170,20 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "truncated PNG": (truncated_picture, ("c0", "cut.png")),
     "truncated DICOM": (truncated_dicom, ("c0", "cut.dcm")),
     "0-byte file": (write("c0.nii.gz", b""), ("c0", "empty")),
+    "0-byte mask": (write("c0-mask.nii.gz", b""), ("c0-mask.nii.gz", "empty")),
+    "infinite voxel": (voxels("c0.nii.gz", INFINITE), ("c0", "1 infinite", "(3, 5)")),
     "NaN voxel": (voxels("c0.nii.gz", NOT_FINITE), ("c0", "NaN")),
     "mask of another shape": (voxels("c0-mask.nii.gz", np.ones((16, 32), np.uint8)), ("c0", "shape")),
     "mask of another affine": (voxels("c0-mask.nii.gz", STRANGE // 3, SHIFTED), ("c0", "7")),
     "unknown mask value": (voxels("c0-mask.nii.gz", STRANGE), ("c0", "3")),
     "label typo": (change(label="holled"), ("row 2", "holled", "Did you mean 'holed'?")),
     "duplicate case id": (twice, ("c1",)),
+    "0-byte table": (write("cases.csv", b""), ("cases.csv", "header")),
+    "part typo": (change(split="trian"), ("row 2", "Did you mean 'train'?")),
     "one patient in two parts": (two_parts, ("p7",)),
     "empty table": (no_rows, ("cases.csv",)),
     "one class": (one_class, ("'plain'",)),
+    "no mask anywhere": (no_mask, ("No case has a mask",)),
     "single case": (single_case, ("1",)),
     "path that leaves the folder": (leaving, ("../c0.nii.gz", "allow-outside")),
 }
@@ -223,9 +236,101 @@ def test_a_site_without_masks_trains_and_is_said(
     assert (run / "weights.safetensors").read_bytes() == before
 
 
-def test_a_path_that_leaves_is_read_where_asked_for(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_path_that_leaves_is_read_by_every_verb_where_asked_for(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     leaving(cohort)
-    assert call("check", str(cohort), "--allow-outside", "--split", "column") == 0
+    run = tmp_path / "run"
+    train = ("train", "hematoma/demo", "--cohort", str(cohort), "--out", str(run), *SMALL)
+    verbs = (
+        ("check", str(cohort), "--split", "column"),
+        (*train, "data.split.kind=column"),
+        ("evaluate", str(run), "--cohort", str(cohort)),
+        ("predict", str(run), str(cohort), "--out", str(tmp_path / "predictions")),
+    )
+    for verb in verbs:
+        assert call(*verb) == 1
+        said = capsys.readouterr()
+        assert "'../c0.nii.gz' leaves the cohort's folder" in said.out + said.err
+        assert call(*verb, "--allow-outside") == 0
+
+
+def test_a_full_disk_stops_with_what_to_do_and_the_run_goes_on(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    command = ["train", "hematoma/demo", "--cohort", str(cohort), "--out", str(run), *SMALL]
+    command += ["data.split.kind=column", "training.epochs=2"]
+
+    replace = Path.replace
+
+    def full(path: Path, target: Path) -> Path:
+        if target.name == "last.ckpt" and target.exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        assert call(*command) == 1
+    said = capsys.readouterr().err
+    assert "last.ckpt: could not be written (No space left on device)" in said
+    assert "--resume" in said
+    assert '"epoch": 1' in (run / "status.json").read_text()  # the first epoch's checkpoint is untouched
+    assert call(*command, "--resume") == 0
+    assert "2 epochs" in capsys.readouterr().out
+
+    unbroken = tmp_path / "unbroken"
+    assert call(*command, "--out", str(unbroken)) == 0
+    assert (run / "weights.safetensors").read_bytes() == (unbroken / "weights.safetensors").read_bytes()
+
+    # A checkpoint of another network, and damaged files of a run, are refused by name.
+    wider = tmp_path / "wider"
+    assert call(*command, "--out", str(wider), "network.encoder.embed_dim=16") == 0
+    (run / "status.json").write_text('{"state": "running"}')
+    shutil.copy(wider / "checkpoints" / "last.ckpt", run / "checkpoints" / "last.ckpt")
+    capsys.readouterr()
+    assert call(*command, "--resume") == 1
+    assert "last.ckpt: the weights are another network's" in capsys.readouterr().err
+    for name in ("checkpoints/last.ckpt", "split.csv", "cohort.json", "status.json"):
+        (run / name).write_text("{cut o")
+        assert call(*command, "--resume") == 1
+        said = capsys.readouterr().err
+        assert f"{run / name}: " in said
+        assert "weights_only" not in said
+
+
+def test_a_disk_that_refuses_anywhere_is_an_error_of_one_line(
+    cohort: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "run/figures")
+
+    monkeypatch.setattr("threefold.cohorts.audit.audit", refuse)
+    assert call("check", str(cohort)) == 1
+    assert capsys.readouterr().err.startswith("error: run/figures: the disk refuses (Read-only file system)")
+
+
+@pytest.mark.parametrize(
+    ("verb", "telling"),
+    [
+        ("train nowhere.yaml --cohort {cohort} --out run", (2, "nowhere.yaml: no such file")),
+        (
+            "train hematoma/mtl-cls-sge --cohort {cohort} --out run",
+            (2, "Did you mean 'hematoma/mtl-cls-seg'?"),
+        ),
+        ("train hematoma/demo --cohort nowhere --out run", (1, "nowhere: expected a cohort")),
+        ("evaluate nowhere", (1, "nowhere: not a run folder")),
+        ("predict nowhere {cohort} --out out", (1, "nowhere: not a run folder")),
+        ("predict {cohort}", (2, "Missing")),
+        ("frobnicate", (2, "frobnicate")),
+    ],
+)
+def test_a_name_of_nothing_is_said(
+    verb: str, telling: tuple[int, str], cohort: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, words = telling
+    assert call(*verb.format(cohort=cohort).split()) == status
+    assert words in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

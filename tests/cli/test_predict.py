@@ -94,7 +94,7 @@ def test_all_bad(run: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [str(run), str(tmp_path / "absent.nii"), "--out", str(tmp_path / "out")])
     assert result.exit_code == 1
     assert "absent.nii: no such file" in result.stderr
-    assert "0 predictions; 1 inputs failed" in result.stdout
+    assert "0 predictions; 1 input failed" in result.stdout
 
 
 def test_progress_lines_when_piped(run: Path, images: Path, tmp_path: Path) -> None:

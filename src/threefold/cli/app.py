@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Annotated
 
@@ -18,6 +19,8 @@ from threefold.cli.recipes import recipes
 from threefold.cli.schema import schema
 from threefold.cli.train import train
 from threefold.errors import ThreefoldError
+
+_DISK_REFUSES = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EPERM, errno.EROFS)
 
 app = typer.Typer(
     name="threefold",
@@ -64,3 +67,13 @@ def main() -> None:
     except ThreefoldError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in _DISK_REFUSES:
+            raise
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(
+            f"error: {where}the disk refuses ({error.strerror}). Free space or fix the permission, then "
+            "repeat the command.",
+            file=sys.stderr,
+        )
+        sys.exit(1)

@@ -15,7 +15,10 @@ from threefold.errors import UsageError
 if TYPE_CHECKING:
     from threefold.cohorts.cohort import Cohort
 
-phantom = typer.Typer(help="Make a synthetic cohort with known truth.", no_args_is_help=True)
+phantom = typer.Typer(
+    help="Make a synthetic cohort with known truth. Example: `threefold phantom head-ct my-phantom`",
+    no_args_is_help=True,
+)
 
 
 class Preset(StrEnum):
@@ -35,7 +38,10 @@ class ExternalShortcut(StrEnum):
 
 @phantom.callback()
 def _group() -> None:
-    """Make a synthetic cohort with known truth."""
+    """Make a synthetic cohort with known truth.
+
+    Example: `threefold phantom head-ct my-phantom`
+    """
 
 
 @phantom.command("head-ct")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from threefold.cli.progress import progress_of
+from threefold.cli.progress import count, progress_of
 
 if TYPE_CHECKING:
     from threefold.errors import ImageError
@@ -89,7 +89,7 @@ def predict(
         typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
     else:
         where = f" in {out / 'predictions.csv'}" if rows else ""
-        typer.echo(f"{len(rows)} predictions{where}; {len(failures)} inputs failed")
+        typer.echo(f"{count(len(rows), 'prediction')}{where}; {count(len(failures), 'input')} failed")
     raise typer.Exit(1 if failures else 0)
 
 

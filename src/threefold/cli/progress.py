@@ -1,4 +1,4 @@
-"""Progress of a verb that goes through many cases."""
+"""What a verb that goes through many cases says."""
 
 from __future__ import annotations
 
@@ -29,3 +29,8 @@ def progress_of(what: str) -> Iterator[Progress]:
     with Bar(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def count(number: int, what: str) -> str:
+    """Return a number and what it counts: "1 epoch", "2 epochs"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from threefold.cli.progress import count
 from threefold.cohorts.cohort import read_cohort
 from threefold.experiments import load_experiment
 
@@ -68,7 +69,7 @@ def train(
         typer.echo(json.dumps({"run": str(run.path), **status}, indent=2))
         return
     typer.echo(
-        f"{run.path}: {status['epoch']} epochs, best is {status['best_epoch']} "
+        f"{run.path}: {count(status['epoch'], 'epoch')}, best is {status['best_epoch']} "
         f"(validation {status['metric']} {status['best_value']:.4f}). "
         f"Numbers by hospital: threefold evaluate {run.path}"
     )

@@ -63,7 +63,9 @@ def parse_table(text: str, path: Path, spec: CohortSpec, *, allow_outside: bool 
         found, case = _parse_row(cells, spec, folder, allow_outside)
         name = cells["case_id"]
         if name and name in first_row:
-            found.append(f"column case_id: '{name}' is already the case of row {first_row[name]}")
+            found.append(
+                f"column case_id: '{name}' is already the case of row {first_row[name]}. Name each case once"
+            )
         first_row.setdefault(name, number)
         problems.extend(sentence(f"row {number}, {problem}") for problem in found)
         if case is not None:
@@ -102,7 +104,7 @@ def split_table(text: str, path: Path) -> tuple[list[str], list[Row]]:
     except csv.Error as error:
         raise CohortError(f"{path}: not a valid CSV table ({error}).") from None
     if not records or not any(cell.strip() for cell in records[0]):
-        raise CohortError(f"{path}: expected a header in row 1, found none.")
+        raise CohortError(f"{path}: expected a header in row 1 (case_id,patient_id,...), found none.")
     header = [cell.strip() for cell in records[0]]
     if len(header) == 1 and re.search(r"[;\t]", header[0]):
         raise CohortError(f"{path}: columns must be separated by commas, found '{header[0]}' in row 1.")

@@ -200,7 +200,7 @@ def refuse_irregular(series: Series) -> None:
         raise ImageError(
             f"{series.name}: expected {len(series.slices)} evenly spaced slices above each other, but "
             f"{'; and '.join(problems)}. Complete the series, or ask for it to be resampled onto an even "
-            "grid (uneven='resample')."
+            "grid (--uneven resample; in Python uneven='resample')."
         )
 
 

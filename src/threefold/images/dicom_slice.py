@@ -73,7 +73,7 @@ def slice_grid(path: Path, dataset: Dataset) -> SliceGrid:
         if missing:
             raise ImageError(
                 f"{path}: the DICOM file lacks {', '.join(missing)}; expected an image that says where it "
-                "lies. Enhanced (multi-frame) files: convert them to NIfTI."
+                "lies. Copy it again if it was cut off; convert an enhanced (multi-frame) file to NIfTI."
             )
         shape = (int(dataset.Rows), int(dataset.Columns))
         position = np.array(dataset.ImagePositionPatient, float)

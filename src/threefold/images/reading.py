@@ -57,7 +57,7 @@ def format_of(path: Path) -> Format:
             if name.endswith(".dcm") or stream.read(132)[128:] == b"DICM":
                 return "dicom"
     except FileNotFoundError as error:
-        raise ImageError(f"{path}: no such file. Correct the path in the table.") from error
+        raise ImageError(f"{path}: no such file. Correct its path.") from error
     except OSError as error:
         raise _unreadable(path, error) from error
     raise ImageError(f"{path}: not an image of a known format; expected {_FORMATS}.")

@@ -119,7 +119,8 @@ def _read(path: Path) -> dict[str, Tensor]:
             return dict(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
+        # The first sentence: torch goes on to advise reading the file unsafely.
+        reason = str(error).strip().split("\n")[0].split(". ")[0]
         raise WeightsError(
             f"{path}: not a checkpoint that can be read safely ({reason}). Expected tensors by name, in a "
             ".safetensors file or a .pth file that torch.load reads with weights_only=True; files that "
@@ -136,7 +137,9 @@ def _read(path: Path) -> dict[str, Tensor]:
     )
     if not tensors:
         raise WeightsError(
-            f"{path}: holds no tensors by name. Expected a state dict, found {type(content).__name__}."
+            f"{path}: holds no tensors by name. Expected a state dict, alone or under "
+            f"{' or '.join(map(repr, _CONTAINERS))}, found {type(content).__name__}. Of a run, name its "
+            "folder or its weights.safetensors."
         )
     return tensors
 

@@ -15,6 +15,7 @@ from threefold.errors import RunError, WeightsError
 from threefold.run import RunFolder, write_atomically
 
 FORMAT = 1
+_LOST = "Copy it again from where it is whole, or train anew into another --out."
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
@@ -43,12 +44,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise RunError(f"{path}: no such checkpoint.") from None
+        raise RunError(f"{path}: no such checkpoint. {_LOST}") from None
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as problem:
-        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
-        raise RunError(f"{path}: not a readable checkpoint ({reason}).") from problem
+        # The first sentence: torch goes on to advise reading the file unsafely.
+        reason = (str(problem).splitlines() or [type(problem).__name__])[0].split(". ")[0]
+        raise RunError(f"{path}: not a readable checkpoint ({reason}). {_LOST}") from problem
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise RunError(f"{path}: expected a checkpoint of format {FORMAT}, found something else.")
+        raise RunError(f"{path}: expected a checkpoint of format {FORMAT}, found something else. {_LOST}")
     return content
 
 

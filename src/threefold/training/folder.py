@@ -79,7 +79,13 @@ def check_resumable(run: RunFolder, experiment: Experiment, cohort: Cohort) -> N
             f"{run.path}: was started with another experiment:\n  " + "\n  ".join(differing) + "\n"
             f"Resume it as it was (`threefold train {run.experiment} --resume ...`), or choose another --out."
         )
-    known = json.loads(run.cohort.read_text())
+    try:
+        known = json.loads(run.cohort.read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{run.cohort}: can't be read ({error}). Expected the cohort that the run was started on, as "
+            "`threefold train` wrote it; copy the run folder again, or choose another --out."
+        ) from error
     if known["fingerprint"] != fingerprint(cohort):
         raise RunError(
             f"{run.path}: was started on cohort '{known['name']}' with fingerprint "
