@@ -19,6 +19,7 @@ STOREYS = (
     {"cohorts"},
     {"phantoms"},
     {"networks", "evaluation"},
+    {"atlases"},
     {"tasks"},
     {"inference", "reporting"},
     {"training"},

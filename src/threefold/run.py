@@ -87,6 +87,11 @@ class RunFolder:
         return self.path / "predictions.csv"
 
     @property
+    def structures(self) -> Path:
+        """One row a case and structure: overlap, distances, topology."""
+        return self.path / "structures.csv"
+
+    @property
     def masks(self) -> Path:
         """Predicted masks of the test cases."""
         return self.path / "masks"

@@ -22,7 +22,7 @@ from threefold.validation import parse_spec, read_yaml
 SPEC_NAME = "cohort.yaml"
 TABLE_NAME = "cases.csv"
 REQUIRED_COLUMNS = ("case_id", "patient_id", "site", "image")
-OPTIONAL_COLUMNS = ("split", "slice", "mask", "structures", "label")
+OPTIONAL_COLUMNS = ("split", "slice", "mask", "structures", "label", "reference")
 
 
 def _text(value: Any) -> Any:
@@ -63,6 +63,18 @@ class MaskSpec(Spec):
     """Voxel values that are inside; 0 is outside; any other value is an error."""
 
 
+class AtlasSpec(Spec):
+    """A labelled template, whose structures can be propagated to cases."""
+
+    name: Name
+    image: Name
+    """Path, relative to the cohort's folder."""
+    structures: Name
+    """Path of the template's label map, with the labels of the cohort's structures."""
+    label: Name | None = None
+    """The class that it is the atlas of; None: of every case."""
+
+
 class CohortSpec(Spec):
     """cohort.yaml."""
 
@@ -77,6 +89,8 @@ class CohortSpec(Spec):
     mask: MaskSpec | None = None
     structures: tuple[Name, ...] = ()
     """Names of the labels 1, 2, ... of a structures map."""
+    atlases: tuple[AtlasSpec, ...] = ()
+    """Labelled templates, for `threefold propagate`."""
     intensity: IntensitySpec = IntensitySpec()
     site_groups: Mapping[Name, tuple[Name, ...]] = {}
     """For example internal and external; a site is in at most one."""
@@ -93,6 +107,13 @@ class CohortSpec(Spec):
             )
         _refuse_repeats("classes", self.classes)
         _refuse_repeats("structures", self.structures)
+        _refuse_repeats("atlases", [atlas.name for atlas in self.atlases])
+        for atlas in self.atlases:
+            if atlas.label is not None and atlas.label not in self.classes:
+                raise ValueError(
+                    f"atlas '{atlas.name}' is of class '{atlas.label}', which is not one of classes "
+                    f"{list(self.classes)}"
+                )
         _refuse_repeats("site_groups", [site for group in self.site_groups.values() for site in group])
         if self.spacing is not None and not self.dimensions <= len(self.spacing) <= 3:
             raise ValueError(
@@ -122,6 +143,8 @@ class Case:
         slice_index: the case is this slice (0-based, along the third axis) of the volume `image`, and of
             its mask and structures where those are volumes.
         label: class index; None: absent.
+        reference: label map of structures known to be right, kept apart from training: what predictions and
+            propagated structures are held against. None: there is none.
         split: the part that the table names; None where it names none.
         extra: further columns, as text.
     """
@@ -135,6 +158,7 @@ class Case:
     structures: Path | None = None
     label: int | None = None
     split: Literal["train", "validation", "test"] | None = None
+    reference: Path | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -245,7 +269,7 @@ def fingerprint(cohort: Cohort) -> str:
 
 def _relative(case: Case, folder: Path) -> dict[str, Any]:
     row: dict[str, Any] = {**vars(case), "extra": dict(case.extra)}
-    for column in ("image", "mask", "structures"):
+    for column in ("image", "mask", "structures", "reference"):
         path = row[column]
         row[column] = None if path is None else Path(os.path.relpath(path, folder.absolute())).as_posix()
     return row

@@ -17,7 +17,7 @@ from threefold.errors import CohortError
 from threefold.run import whole_folder
 
 PROVENANCE_NAME = "provenance.json"
-FOLDERS = {"image": "images", "mask": "masks", "structures": "structures"}
+FOLDERS = {"image": "images", "mask": "masks", "structures": "structures", "reference": "reference"}
 
 
 @dataclass
@@ -118,6 +118,7 @@ def row_of(case: Case, spec: CohortSpec) -> dict[str, Any]:
         "slice": case.slice_index,
         "mask": case.mask,
         "structures": case.structures,
+        "reference": case.reference,
         "label": None if case.label is None else spec.classes[case.label],
         **case.extra,
     }

@@ -174,7 +174,7 @@ def _parse_row(
     part = cells.get("split", "")
     if part and part not in _PARTS:
         problems.append(f"column split: unknown part '{part}'.{did_you_mean(part, _PARTS)}")
-    for column in ("image", "mask", "structures"):
+    for column in ("image", "mask", "structures", "reference"):
         problems += _path_problems(column, cells.get(column, ""), allow_outside)
     if problems:
         return problems, None
@@ -189,6 +189,7 @@ def _parse_row(
         structures=_resolve(folder, cells["structures"]) if cells.get("structures") else None,
         label=spec.classes.index(label) if label else None,
         split=cast(Literal["train", "validation", "test"], part) if part else None,
+        reference=_resolve(folder, cells["reference"]) if cells.get("reference") else None,
         extra={name: value for name, value in cells.items() if name not in _COLUMNS},
     )
 
@@ -218,10 +219,15 @@ def case_id_problems(name: str) -> list[str]:
 def _target_problems(cells: Mapping[str, str], spec: CohortSpec) -> list[str]:
     label = cells.get("label", "")
     problems = [f"column label: {problem}" for problem in label_problems(label, spec)] if label else []
-    for column, declared in (("mask", spec.mask is not None), ("structures", bool(spec.structures))):
-        if cells.get(column) and not declared:
+    declared = {
+        "mask": spec.mask is not None,
+        **dict.fromkeys(("structures", "reference"), bool(spec.structures)),
+    }
+    for column, there in declared.items():
+        if cells.get(column) and not there:
+            key = "mask" if column == "mask" else "structures"
             problems.append(
-                f"column {column}: a file, but cohort.yaml has no `{column}`, which says what its values mean"
+                f"column {column}: a file, but cohort.yaml has no `{key}`, which says what its values mean"
             )
     return problems
 

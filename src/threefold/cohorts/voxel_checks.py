@@ -109,7 +109,7 @@ def _check_headers(case: Case, spec: CohortSpec) -> Iterator[Problem]:
             advice,
         )
         return
-    for name, path in (("mask", case.mask), ("structures", case.structures)):
+    for name, path in (("mask", case.mask), ("structures", case.structures), ("reference", case.reference)):
         if path is not None:
             yield from _check_grid(case, name, path, image, spec)
 
@@ -145,6 +145,7 @@ def _check_label_maps(case: Case, spec: CohortSpec) -> Iterator[Problem]:
     valid = {
         "mask": (case.mask, {0, *spec.mask.values} if spec.mask else {0}),
         "structures": (case.structures, set(range(len(spec.structures) + 1))),
+        "reference": (case.reference, set(range(len(spec.structures) + 1))),
     }
     for name, (path, allowed) in valid.items():
         if path is None:

@@ -6,7 +6,7 @@ from torch import nn
 
 from threefold.cohorts.cohort import CohortSpec
 from threefold.errors import ExperimentError
-from threefold.experiment import Experiment, JointSwinSpec
+from threefold.experiment import Experiment, JointSwinSpec, SwinUnetSpec
 from threefold.networks.joint import JointSwin
 from threefold.networks.swin_unet import SwinUnet
 
@@ -35,6 +35,7 @@ def build_network(experiment: Experiment, cohort: CohortSpec) -> nn.Module:
         return JointSwin(
             experiment.network, in_channels=in_channels, classes=_count_classes(experiment, cohort)
         )
+    assert isinstance(experiment.network, SwinUnetSpec)
     return SwinUnet(
         experiment.network,
         in_channels=in_channels,

@@ -17,7 +17,7 @@ from threefold.cohorts.samples import read_sample
 from threefold.cohorts.splits import Split, make_split, read_split, require_targets, required_targets
 from threefold.cohorts.store import SampleStore
 from threefold.errors import CohortError, ExperimentError, ThreefoldError, UsageError
-from threefold.experiment import Experiment, JointSwinSpec
+from threefold.experiment import Experiment, JointSwinSpec, SwinUnetSpec
 from threefold.experiments import read_recipe
 from threefold.networks.build import build_network
 from threefold.run import RunFolder, State
@@ -144,6 +144,7 @@ def before_experiment(experiment: Experiment) -> Experiment:
         ExperimentError: if that recipe has a stage before itself.
     """
     assert experiment.before is not None
+    assert isinstance(experiment.network, SwinUnetSpec | JointSwinSpec)
     recipe = read_recipe(experiment.before)
     if isinstance(recipe.network, JointSwinSpec):
         raise ExperimentError(

@@ -1,0 +1,67 @@
+"""The typed experiment: everything a recipe says, and nothing else.
+
+An experiment is plain data (frozen, extra keys refused); it imports no torch, so that a mistake in it is
+found in a fraction of a second. Networks, tasks and trainings are built from it elsewhere.
+"""
+
+from threefold.experiment.data import AugmentationSpec, DataSpec, PreprocessingSpec, SplitSpec
+from threefold.experiment.evaluation import EvaluationSpec
+from threefold.experiment.experiment import Experiment
+from threefold.experiment.networks import (
+    AttentionUnetSpec,
+    CascadeSpec,
+    DenseNetSpec,
+    InitialWeightsSpec,
+    JointSwinSpec,
+    NetworkSpec,
+    SwinSpec,
+    SwinUnetSpec,
+)
+from threefold.experiment.spec import Fraction, NonNegative, Part, Positive, PositiveInt, Seed, Spec
+from threefold.experiment.tasks import (
+    BalancingSpec,
+    ClassificationSpec,
+    RampSpec,
+    ReconstructionSpec,
+    RegionSpec,
+    SegmentationSpec,
+    TasksSpec,
+    Weight,
+)
+from threefold.experiment.training import MonitorName, OptimiserSpec, SelectionSpec, TrainingSpec
+
+__all__ = [
+    "AttentionUnetSpec",
+    "AugmentationSpec",
+    "BalancingSpec",
+    "CascadeSpec",
+    "ClassificationSpec",
+    "DataSpec",
+    "DenseNetSpec",
+    "EvaluationSpec",
+    "Experiment",
+    "Fraction",
+    "InitialWeightsSpec",
+    "JointSwinSpec",
+    "MonitorName",
+    "NetworkSpec",
+    "NonNegative",
+    "OptimiserSpec",
+    "Part",
+    "Positive",
+    "PositiveInt",
+    "PreprocessingSpec",
+    "RampSpec",
+    "ReconstructionSpec",
+    "RegionSpec",
+    "Seed",
+    "SegmentationSpec",
+    "SelectionSpec",
+    "Spec",
+    "SplitSpec",
+    "SwinSpec",
+    "SwinUnetSpec",
+    "TasksSpec",
+    "TrainingSpec",
+    "Weight",
+]

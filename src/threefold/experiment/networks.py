@@ -1,0 +1,135 @@
+"""Networks by kind."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from threefold.experiment.spec import Fraction, PositiveInt, Spec
+
+_SWIN_SIZES: dict[str, dict[str, Any]] = {
+    # Field names as in the Swin paper; the hematoma paper says: 2 or 6 blocks in stage 3, channels up to 96.
+    "mini": {"embed_dim": 24, "depths": (2, 2, 2, 2), "heads": (3, 6, 12, 24)},
+    "tiny": {"embed_dim": 48, "depths": (2, 2, 2, 2), "heads": (3, 6, 12, 24)},
+    "default": {"embed_dim": 96, "depths": (2, 2, 6, 2), "heads": (3, 6, 12, 24)},
+    "public": {"embed_dim": 96, "depths": (2, 2, 2, 2), "heads": (3, 6, 12, 24)},
+}
+
+
+class SwinSpec(Spec):
+    """The Swin encoder (Liu et al. 2021), and by mirror the Swin-Unet decoders (Cao et al. 2021)."""
+
+    size: Literal["mini", "tiny", "default", "public"] = "public"
+    """Where embed_dim, depths and heads come from unless they are given."""
+    embed_dim: PositiveInt = 96
+    """Channels of the first stage; they double at each patch merging."""
+    depths: tuple[PositiveInt, ...] = (2, 2, 2, 2)
+    """Transformer blocks per stage."""
+    heads: tuple[PositiveInt, ...] = (3, 6, 12, 24)
+    """Attention heads per stage."""
+    window: PositiveInt = 7
+    """Tokens along a side of an attention window."""
+    patch: PositiveInt = 4
+    """Pixels along a side of a patch."""
+    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+    drop_path: Fraction = 0.1
+    """Stochastic depth of the last block; it grows linearly from 0 at the first."""
+    initialisation: Literal["published", "xavier"] = "published"
+    """published: linear layers start from a truncated normal of 0.02, which suits hundreds of channels.
+    xavier: by each layer's size (Glorot and Bengio 2010), for narrow networks trained from nothing."""
+    gradient_checkpointing: bool = False
+    """Recompute each block in the backward pass: less memory, more time."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_size(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {**_SWIN_SIZES.get(str(data.get("size")), {}), **data}
+
+    @model_validator(mode="after")
+    def _stages_match(self) -> Self:
+        if len(self.depths) != len(self.heads):
+            raise ValueError(f"depths has {len(self.depths)} stages and heads {len(self.heads)}")
+        for stage, heads in enumerate(self.heads):
+            if (self.embed_dim * 2**stage) % heads:
+                raise ValueError(
+                    f"stage {stage + 1} has {self.embed_dim * 2**stage} channels, "
+                    f"which {heads} heads do not divide"
+                )
+        return self
+
+
+class SwinUnetSpec(Spec):
+    """MTL-Swin-Unet (arXiv 2505.06185): one encoder; a decoder or head exists where a task needs it."""
+
+    kind: Literal["swin-unet"] = "swin-unet"
+    encoder: SwinSpec = SwinSpec()
+
+
+class JointSwinSpec(Spec):
+    """Joint-SwinTransformer: a classifier on its own encoder's pooled features, concatenated with those of
+    the frozen encoder of the experiment named in `before`."""
+
+    kind: Literal["joint-swin"] = "joint-swin"
+    encoder: SwinSpec = SwinSpec()
+
+
+class AttentionUnetSpec(Spec):
+    """Attention U-Net (Oktay et al. 2018): the segmenter of the aortic-arch system (arXiv 2311.07234).
+
+    With a classification task, a head on the pooled deepest features shares the encoder.
+    """
+
+    kind: Literal["attention-unet"] = "attention-unet"
+    channels: tuple[PositiveInt, ...] = Field(default=(32, 64, 128, 256, 512), min_length=2)
+    """Of each level; each level halves the grid of the one above."""
+    dropout: Fraction = 0.2
+    initialisation: Literal["default", "published"] = "default"
+    """default: the library's own for each layer. published: Xavier normal with gain 0.1, as the paper's
+    implementation starts."""
+
+
+class DenseNetSpec(Spec):
+    """DenseNet121 (Huang et al. 2017) with instance normalisation: the classifier of the aortic-arch
+    system (arXiv 2311.07234)."""
+
+    kind: Literal["densenet"] = "densenet"
+    blocks: tuple[PositiveInt, ...] = (6, 12, 24, 16)
+    """Dense layers of each block; the grid is halved between blocks."""
+    growth: PositiveInt = 32
+    """Channels that each dense layer adds."""
+    stem: PositiveInt = 64
+    """Channels before the first block."""
+    dropout: Fraction = 0.2
+
+
+class CascadeSpec(Spec):
+    """A segmenter, then a classifier that reads what it found (arXiv 2311.07234)."""
+
+    kind: Literal["cascade"] = "cascade"
+    segmenter: AttentionUnetSpec = AttentionUnetSpec()
+    classifier: DenseNetSpec = DenseNetSpec()
+    classifier_input: Literal["structures", "region", "image+structures", "image+region"] = "structures"
+    """structures: the softmax of all labels, background included ("multi"). region: two channels, the
+    background's probability and that of all structures together ("binary"). With image+ before: the image's
+    channels first."""
+    freeze_segmenter: bool = False
+    """Train the classifier only, on a segmenter that was trained before."""
+
+
+NetworkSpec = Annotated[
+    SwinUnetSpec | JointSwinSpec | AttentionUnetSpec | DenseNetSpec | CascadeSpec, Field(discriminator="kind")
+]
+
+
+class InitialWeightsSpec(Spec):
+    """Weights to start from: a run folder, or a local file of an official Swin or Swin-Unet checkpoint.
+
+    A run of a segmenter fills a cascade's segmenter, a run of a cascade fills both of its networks.
+    """
+
+    path: str
+    decoders_from_encoder: bool = True
+    """Official Swin checkpoints: fill each decoder stage from the encoder stage of the same resolution."""
