@@ -47,7 +47,7 @@ def test_a_stage_starts_from_the_weights_of_the_one_it_names(tmp_path: Path) -> 
 
 
 def test_a_misspelt_key_names_its_stage(tmp_path: Path) -> None:
-    with pytest.raises(ExperimentError, match=r"stage second: .*epcohs.*Did you mean 'epochs'\?"):
+    with pytest.raises(ExperimentError, match=r"(?s)stage second: .*epcohs.*Did you mean 'epochs'\?"):
         stage_experiments(CHAIN, ["second.training.epcohs=2"], tmp_path)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
@@ -33,7 +33,7 @@ class ChainSpec(Spec):
 
     name: str
     description: str = ""
-    propagation: dict[str, Any] = {}
+    propagation: Mapping[str, Any] = {}
     """Keys of the propagation that differ from its defaults."""
     stages: tuple[StageSpec, ...]
 
