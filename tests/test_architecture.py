@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "threefold"
 
 # A room may import rooms of its own storey and of those below.
 STOREYS = (
-    {"errors", "experiment", "validation", "experiments", "run", "__init__"},
+    {"errors", "experiment", "validation", "experiments", "run", "topology", "__init__"},
     {"images"},
     {"cohorts"},
     {"phantoms"},
@@ -35,7 +35,7 @@ FOREIGN = {
     "typer": {"cli"},
     "matplotlib": {"reporting"},
 }
-NO_TORCH = ("experiment", "experiments", "validation", "errors", "run", "evaluation", "phantoms")
+NO_TORCH = ("experiment", "experiments", "validation", "errors", "run", "topology", "evaluation", "phantoms")
 
 
 def _room(path: Path) -> str:
