@@ -83,7 +83,7 @@ class Predictor:
         experiment = read_experiment(folder.experiment)
         cohort = _read_cohort_spec(folder)
         network = build_network(experiment, cohort)
-        report = load_pretrained(network, folder.weights, decoders_from_encoder=False)  # type: ignore[arg-type]
+        report = load_pretrained(network, folder.weights, decoders_from_encoder=False)
         differing = [*report.missing, *report.unused]
         if differing:
             raise WeightsError(

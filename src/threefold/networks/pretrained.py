@@ -1,10 +1,13 @@
-"""Weights from local files: official Swin and public Swin-Unet checkpoints, and this program's own runs."""
+"""Weights from local files: official Swin and public Swin-Unet checkpoints, and this program's own runs.
+
+`weight_names` knows which weight of a file belongs where.
+"""
 
 from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,15 +17,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from threefold.errors import WeightsError
+from threefold.networks.cascade import Cascade
 from threefold.networks.joint import JointSwin
 from threefold.networks.swin_unet import SwinUnet
+from threefold.networks.weight_names import PATCHES, head_names, mirror_encoder, translate
 from threefold.run import RunFolder
 
-_CONTAINERS = ("model", "state_dict")  # where a checkpoint keeps its weights, if not at the top
+_CONTAINERS = ("model", "state_dict", "network")  # where a checkpoint keeps its weights, if not at the top
 _WRAPPERS = re.compile(r"^(module\.|swin_unet\.|network\.)+")  # prefixes of the networks around the network
 _DERIVED = ("attn_mask", "relative_position_index")  # published buffers that follow from the sizes
-_HEADS = ("classifier.", "segmentation.final.head.")  # their size is the question's, not the network's
-_PATCHES = "encoder.patch_embed.proj.weight"
 
 
 @dataclass(frozen=True)
@@ -59,42 +62,45 @@ class LoadReport:
         return "\n".join(lines)
 
 
-def load_pretrained(
-    network: SwinUnet | JointSwin, path: Path, *, decoders_from_encoder: bool = True
-) -> LoadReport:
+def load_pretrained(network: nn.Module, path: Path, *, decoders_from_encoder: bool = True) -> LoadReport:
     """Fill a network from a local file; all of what fits, or nothing when something is wrong.
 
     The patch embedding of a file with another number of channels is adapted by spreading its sum over the
     network's channels, which is exact for images whose channels are all equal. A head for another number of
     classes or labels keeps its initial values. The decoder of a Swin-Unet file goes to the segmentation
-    decoder.
+    decoder. A run of an attention U-Net fills a cascade's segmenter, one of a DenseNet its classifier, one
+    of a cascade both; and a part of a cascade fills a network of its kind.
 
     Args:
-        network: is changed in place.
+        network: any of the program's; is changed in place.
         path: `.pth` or `.ckpt` (a state dict, or one under "model" or "state_dict"), `.safetensors`, or a
             run folder.
-        decoders_from_encoder: fill the decoder blocks that the file does not name from the encoder's blocks
-            of the same resolution, as Swin-Unet's published training does.
+        decoders_from_encoder: fill the Swin decoder blocks that the file does not name from the encoder's
+            blocks of the same resolution, as Swin-Unet's published training does.
 
     Raises:
-        WeightsError: if the file is no checkpoint, nothing in it fits, or a weight has another shape.
+        WeightsError: if the file is no checkpoint, nothing in it fits, a weight has another shape, or the
+            file leaves a frozen segmenter without some of its weights.
     """
     path = RunFolder(path).weights if path.is_dir() else path
     found = {_WRAPPERS.sub("", name): value for name, value in _read(path).items()}
-    offered, origins = _translate(found, network)
-    adapted = _mirror_encoder(offered, origins, network) if decoders_from_encoder else []
-    own = network.state_dict()
+    offered, origins = translate(found, network)
+    adapted = mirror_encoder(offered, origins, network) if decoders_from_encoder else []
+    own, heads = network.state_dict(), head_names(network)
     fitting: dict[str, Tensor] = {}
     for name in offered.keys() & own.keys():
-        value, remark = _fit(name, offered[name], own[name], f"{path}: '{origins[name]}'")
+        value, remark = _fit(name, offered[name], own[name], f"{path}: '{origins[name]}'", heads)
         adapted += [remark] if remark else []
         if value is not None:
             fitting[name] = value
     if not fitting:
         raise WeightsError(
-            f"{path}: none of its {len(found)} weights fits the network. Expected the names of an official "
-            f"Swin or Swin-Unet checkpoint or of this program's runs, found {_shorten(tuple(found))}."
+            f"{path}: none of its {len(found)} weights fits the network. Expected {_expected(network)}, "
+            f"found {_shorten(tuple(found))}."
         )
+    missing = tuple(name for name in own if name not in fitting)
+    if isinstance(network, Cascade) and network.frozen:
+        _refuse_untrained_segmenter(path, missing)
     with torch.no_grad():
         for name, value in fitting.items():
             own[name].copy_(value)
@@ -103,7 +109,7 @@ def load_pretrained(
         path=path,
         loaded=tuple(name for name in own if name in fitting),
         adapted=tuple(sorted(adapted)),
-        missing=tuple(name for name in own if name not in fitting),
+        missing=missing,
         unused=tuple(name for name in found if name not in used and not name.endswith(_DERIVED)),
     )
 
@@ -144,91 +150,49 @@ def _read(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _translate(
-    found: Mapping[str, Tensor], network: SwinUnet | JointSwin
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the file's tensors by the network's names, and the file's name of each."""
-    if any(name.startswith("encoder.") for name in found):  # this program's own names
-        return dict(found), {name: name for name in found}
-    stages = len(network.encoder.spec.depths)
-    offered, origins = {}, {}
-    for name, value in found.items():
-        own = _own_name(name, stages)
-        if own is not None:
-            offered[own] = value[..., 0, 0] if name == "output.weight" and value.ndim == 4 else value
-            origins[own] = name
-    return offered, origins
+def _expected(network: nn.Module) -> str:
+    if isinstance(network, SwinUnet | JointSwin):
+        return "the names of an official Swin or Swin-Unet checkpoint or of this program's runs"
+    return "the names of a run of this program, of this kind of network or of a part of it"
 
 
-def _own_name(name: str, stages: int) -> str | None:
-    """Return the network's name for a name of the official Swin or the public Swin-Unet."""
-    if name.startswith(("patch_embed.", "layers.", "norm.")):
-        return f"encoder.{name}"
-    if name.startswith("head."):
-        return f"classifier.{name.removeprefix('head.')}"
-    for public, own in (("norm_up.", "norm."), ("up.", "final."), ("output.", "final.head.")):
-        if name.startswith(public):
-            return f"segmentation.{own}{name.removeprefix(public)}"
-    match = re.match(r"(layers_up|concat_back_dim)\.(\d+)\.(.+)", name)
-    if match is None:
-        return None
-    room, number, rest = match[1], int(match[2]), match[3]
-    stage = stages - 1 - number  # the encoder stage of the same resolution
-    if room == "concat_back_dim":
-        return f"segmentation.stages.{stage}.join.{rest}"
-    if rest.startswith("blocks."):
-        return f"segmentation.stages.{stage}.{rest}"
-    # The published stages expand at their end, ours where the next one begins.
-    return f"segmentation.stages.{stage - 1}.expanding.{rest.removeprefix('upsample.')}"
+def _refuse_untrained_segmenter(path: Path, missing: tuple[str, ...]) -> None:
+    untrained = tuple(name for name in missing if name.startswith("segmenter."))
+    if untrained:
+        raise WeightsError(
+            f"{path}: leaves {len(untrained)} weights of the frozen segmenter at random values "
+            f"({_shorten(untrained, 3)}). Expected a run whose segmenter tells the same structures apart; "
+            "name such a run, or set network.freeze_segmenter to false."
+        )
 
 
-def _mirror_encoder(
-    offered: dict[str, Tensor], origins: dict[str, str], network: SwinUnet | JointSwin
-) -> list[str]:
-    """Offer the encoder's blocks to the decoder stages that nothing is offered to; returns remarks."""
-    remarks = []
-    for decoder in _decoders(network):
-        if any(name.startswith(f"{decoder}.stages.") for name in offered):
-            continue
-        blocks = [name for name in offered if re.match(r"encoder\.layers\.\d+\.blocks\.", name)]
-        for name in blocks:
-            mirrored = name.replace("encoder.layers.", f"{decoder}.stages.", 1)
-            offered[mirrored] = offered[name]
-            origins[mirrored] = origins[name]
-        if blocks:
-            remarks.append(f"{decoder}: blocks from the encoder's of the same resolution")
-    return remarks
-
-
-def _decoders(network: SwinUnet | JointSwin) -> Iterator[str]:
-    for name in ("segmentation", "reconstruction"):
-        if isinstance(getattr(network, name, None), nn.Module):
-            yield name
-
-
-def _fit(name: str, value: Tensor, target: Tensor, source: str) -> tuple[Tensor | None, str | None]:
+def _fit(
+    name: str, value: Tensor, target: Tensor, source: str, heads: tuple[str, ...]
+) -> tuple[Tensor | None, str | None]:
     """Return the value for a weight (None: it keeps its own) and a remark on what was changed.
 
     Args:
         name, target: the network's weight.
         value: what the file offers for it.
         source: file and name, for messages.
+        heads: how the names of weights begin whose size is the question's, not the network's.
 
     Raises:
         WeightsError: if the value is of another shape or not finite.
     """
     remark = None
-    if name == _PATCHES and _same_but_channels(value, target):
+    if name == PATCHES and _same_but_channels(value, target):
         remark = f"{name}: from {value.shape[1]} to {target.shape[1]} channels, their sum kept"
         value = (value.sum(1, keepdim=True) / target.shape[1]).expand_as(target)
     if value.shape != target.shape:
-        if name.startswith(_HEADS):
+        if name.startswith(heads):
             return None, (
                 f"{name}: not loaded, the file has {value.shape[0]} outputs and the network {target.shape[0]}"
             )
         raise WeightsError(
-            f"{source} has shape {_shape(value)}, but the network's '{name}' needs {_shape(target)}. Set "
-            "network.encoder (embed_dim, heads, window, patch) to the file's sizes, or choose a file of this "
+            f"{source} has shape {_shape(value)}, but the network's '{name}' needs {_shape(target)}. Give "
+            "the experiment the file's sizes (network.encoder: embed_dim, heads, window, patch; otherwise "
+            "network's channels, blocks, growth, stem, classifier_input), or choose a file of this "
             "network's size."
         )
     if not torch.isfinite(value).all():

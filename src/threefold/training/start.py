@@ -33,7 +33,7 @@ def starting_network(
     if experiment.initial_weights is not None:
         spec = experiment.initial_weights
         report = load_pretrained(
-            network,  # type: ignore[arg-type]
+            network,
             Path(spec.path).expanduser(),
             decoders_from_encoder=spec.decoders_from_encoder,
         )

@@ -1,0 +1,85 @@
+"""A segmenter, then a classifier that reads what it found (arXiv 2311.07234)."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from threefold.experiment import CascadeSpec
+from threefold.networks.attention_unet import AttentionUnet
+from threefold.networks.densenet import DenseNet
+from threefold.networks.outputs import Outputs
+
+
+class Cascade(nn.Module):
+    """Segment an image and classify it by its segmentation, with or without the image itself.
+
+    The classifier's gradient flows into the segmenter, through the softmax, unless the segmenter is frozen:
+    then it has no gradient and stays in evaluation mode.
+
+    Args:
+        spec: both networks and what passes between them.
+        in_channels: channels C of the image.
+        labels: segmentation labels L, background included.
+        classes: diagnoses K to tell apart.
+        dimensions: spatial axes, 2 or 3.
+
+    Attributes:
+        segmenter: the attention U-Net; its weights are named `segmenter.` + their names in a run of its own.
+        classifier: the DenseNet, likewise.
+        cam_layer: name of the submodule whose output a class activation map is taken from.
+        cam_layout: axis order of that output.
+    """
+
+    cam_layer = f"classifier.{DenseNet.cam_layer}"
+    cam_layout: Literal["BCHW", "BCIJK"]
+
+    def __init__(
+        self, spec: CascadeSpec, *, in_channels: int, labels: int, classes: int, dimensions: int = 3
+    ) -> None:
+        super().__init__()
+        self.segmenter = AttentionUnet(
+            spec.segmenter, in_channels=in_channels, labels=labels, classes=None, dimensions=dimensions
+        )
+        self.reads_image = spec.classifier_input.startswith("image+")
+        self.reads_region = spec.classifier_input.endswith("region")
+        channels = (in_channels if self.reads_image else 0) + (2 if self.reads_region else labels)
+        self.classifier = DenseNet(
+            spec.classifier, in_channels=channels, classes=classes, dimensions=dimensions
+        )
+        self.cam_layout = self.classifier.cam_layout
+        self.frozen = spec.freeze_segmenter
+        if self.frozen:
+            self.segmenter.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the training mode; a frozen segmenter stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen:
+            self.segmenter.eval()
+        return self
+
+    def forward(self, image: Tensor) -> Outputs:
+        """(B, C, *S) image to (B, L, *S) and (B, K) logits; the features are the classifier's, (B, F)."""
+        with torch.no_grad() if self.frozen else nullcontext():
+            segmentation = self.segmenter(image).segmentation
+        classified = self.classifier(self.classifier_input(image, segmentation))
+        return Outputs(classes=classified.classes, segmentation=segmentation, features=classified.features)
+
+    def classifier_input(self, image: Tensor, segmentation: Tensor) -> Tensor:
+        """Return what the classifier reads: (B, C or 0 + L or 2, *S).
+
+        Args:
+            image: (B, C, *S).
+            segmentation: (B, L, *S) logits.
+        """
+        probabilities = segmentation.softmax(dim=1)
+        if self.reads_region:
+            foreground = probabilities[:, 1:].sum(dim=1, keepdim=True)
+            probabilities = torch.cat((probabilities[:, :1], foreground), dim=1)  # (B, 2, *S)
+        if self.reads_image:
+            probabilities = torch.cat((image.to(probabilities), probabilities), dim=1)
+        return probabilities

@@ -1,0 +1,113 @@
+"""DenseNet (Huang et al. 2017, arXiv 1608.06993) with instance norm: the classifier of arXiv 2311.07234.
+
+Equal to MONAI's DenseNet121 with norm="instance" (no learned scale or shift), which the paper's
+implementation uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+from threefold.experiment import DenseNetSpec
+from threefold.networks import kernels3d
+from threefold.networks.outputs import Outputs
+
+_CONV: dict[int, type[nn.Conv2d | nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+_BOTTLENECK = 4  # channels of a layer's 1x1 convolution, in units of the growth
+
+
+class DenseLayer(nn.Module):
+    """Norm, ReLU, 1x1 convolution, norm, ReLU, 3x3 convolution: new channels from all that came before."""
+
+    def __init__(self, dimensions: int, width: int, growth: int) -> None:
+        super().__init__()
+        inner = _BOTTLENECK * growth
+        self.squeeze = _CONV[dimensions](width, inner, 1, bias=False)
+        self.grow = _CONV[dimensions](inner, growth, 3, padding=1, bias=False)
+
+
+class DenseBlock(nn.ModuleList):
+    """Layers that each see the channels of all before them."""
+
+    def __init__(self, dimensions: int, width: int, layers: int, growth: int, dropout: float) -> None:
+        super().__init__(DenseLayer(dimensions, width + i * growth, growth) for i in range(layers))
+        self.dropout = dropout
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(B, C, *S) to (B, C + layers * growth, *S), instance-normalised and rectified."""
+        convolutions = [(layer.squeeze.weight, layer.grow.weight) for layer in self]  # type: ignore[union-attr]
+        return kernels3d.dense_block(values, convolutions, self.dropout if self.training else 0.0)  # type: ignore[arg-type]
+
+
+class DenseFeatures(nn.Module):
+    """Everything before the pooling: stem, dense blocks, transitions, last norm and ReLU."""
+
+    def __init__(self, spec: DenseNetSpec, in_channels: int, dimensions: int) -> None:
+        super().__init__()
+        conv, width = _CONV[dimensions], spec.stem
+        self.stem = conv(in_channels, width, 7, stride=2, padding=3, bias=False)
+        blocks, transitions = [], []
+        for number, layers in enumerate(spec.blocks, start=1):
+            blocks.append(DenseBlock(dimensions, width, layers, spec.growth, spec.dropout))
+            width += layers * spec.growth
+            if number < len(spec.blocks):
+                transitions.append(conv(width, width // 2, 1, bias=False))
+                width //= 2
+        self.blocks = nn.ModuleList(blocks)
+        self.transitions = nn.ModuleList(transitions)
+        self.width = width
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, C, *S) image to (B, width, *S / 32) features, rounded up."""
+        values = kernels3d.dense_stem(kernels3d.as_channels_last(image), self.stem.weight)
+        for block, transition in zip(self.blocks, [*self.transitions, None], strict=True):
+            values = block(values)
+            if transition is not None:
+                values = kernels3d.dense_transition(values, transition.weight)
+        return values
+
+
+class DenseNet(nn.Module):
+    """Tell the class of an image.
+
+    Small grids: instance norm needs two voxels at least. Where halving the grid between two blocks would
+    leave a single voxel, the grid is kept; an image of at most 4 voxels along every axis is first padded
+    with zeros to 8 along each. Elsewhere the network is MONAI's, which refuses such images.
+
+    Args:
+        spec: layers, growth and dropout.
+        in_channels: channels C of the image.
+        classes: diagnoses K to tell apart.
+        dimensions: spatial axes, 2 or 3.
+
+    Attributes:
+        cam_layer: name of the submodule whose output a class activation map is taken from.
+        cam_layout: axis order of that output.
+    """
+
+    cam_layer = "features"
+    cam_layout: Literal["BCHW", "BCIJK"]
+
+    def __init__(self, spec: DenseNetSpec, *, in_channels: int, classes: int, dimensions: int = 3) -> None:
+        super().__init__()
+        self.features = DenseFeatures(spec, in_channels, dimensions)
+        self.head = nn.Linear(self.features.width, classes)
+        self.cam_layout = "BCHW" if dimensions == 2 else "BCIJK"
+        for module in self.modules():
+            if isinstance(module, _CONV[dimensions]):
+                nn.init.kaiming_normal_(module.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, image: Tensor) -> Outputs:
+        """(B, C, *S) image to (B, K) logits; the features are (B, F)."""
+        pooled = kernels3d.pool(self.features(_at_least_two_voxels(image)))  # (B, F)
+        return Outputs(classes=self.head(pooled), features=pooled)
+
+
+def _at_least_two_voxels(image: Tensor) -> Tensor:
+    """Pad an image whose grid after the stem would be a single voxel."""
+    size: Sequence[int] = image.shape[2:]
+    return kernels3d.pad_to_stride(image, 8) if max(size) <= 4 else image

@@ -1,0 +1,115 @@
+"""Which weight of a file is which of a network: official and public Swin names, parts of a cascade."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor, nn
+
+from threefold.networks.attention_unet import AttentionUnet
+from threefold.networks.cascade import Cascade
+from threefold.networks.densenet import DenseNet
+from threefold.networks.joint import JointSwin
+from threefold.networks.swin_unet import SwinUnet
+
+PATCHES = "encoder.patch_embed.proj.weight"
+_SEGMENTER, _CLASSIFIER = "segmenter.", "classifier."  # the parts of a cascade
+
+
+def head_names(network: nn.Module) -> tuple[str, ...]:
+    """Return how the names of the weights begin whose size is the question's, not the network's."""
+    match network:
+        case Cascade():
+            return f"{_SEGMENTER}head.", f"{_CLASSIFIER}head."
+        case AttentionUnet() | DenseNet():
+            return "head.", "classifier."
+        case _:
+            return "classifier.", "segmentation.final.head."
+
+
+def translate(found: Mapping[str, Tensor], network: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return a file's tensors by the network's names, and the file's name of each.
+
+    Args:
+        found: the file's tensors by its own names.
+        network: any of the program's.
+    """
+    if isinstance(network, SwinUnet | JointSwin):
+        return _translate_swin(found, network)
+    names = ((_name_in(network, name, found), name) for name in found)
+    origins = {own: name for own, name in names if own is not None}
+    return {own: found[name] for own, name in origins.items()}, origins
+
+
+def _name_in(network: nn.Module, name: str, found: Mapping[str, Tensor]) -> str | None:
+    """Return the name that a weight of a run has in a network that may hold it as a part, or be a part."""
+    whole = any(other.startswith(_SEGMENTER) for other in found)
+    if isinstance(network, Cascade):
+        if whole:
+            return name
+        return (_CLASSIFIER if "features.stem.weight" in found else _SEGMENTER) + name
+    if not whole:
+        return name
+    part = _SEGMENTER if isinstance(network, AttentionUnet) else _CLASSIFIER
+    return name.removeprefix(part) if name.startswith(part) else None
+
+
+def _translate_swin(
+    found: Mapping[str, Tensor], network: SwinUnet | JointSwin
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the file's tensors by the network's names, and the file's name of each."""
+    if any(name.startswith("encoder.") for name in found):  # this program's own names
+        return dict(found), {name: name for name in found}
+    stages = len(network.encoder.spec.depths)
+    offered, origins = {}, {}
+    for name, value in found.items():
+        own = _own_name(name, stages)
+        if own is not None:
+            offered[own] = value[..., 0, 0] if name == "output.weight" and value.ndim == 4 else value
+            origins[own] = name
+    return offered, origins
+
+
+def _own_name(name: str, stages: int) -> str | None:
+    """Return the network's name for a name of the official Swin or the public Swin-Unet."""
+    if name.startswith(("patch_embed.", "layers.", "norm.")):
+        return f"encoder.{name}"
+    if name.startswith("head."):
+        return f"classifier.{name.removeprefix('head.')}"
+    for public, own in (("norm_up.", "norm."), ("up.", "final."), ("output.", "final.head.")):
+        if name.startswith(public):
+            return f"segmentation.{own}{name.removeprefix(public)}"
+    match = re.match(r"(layers_up|concat_back_dim)\.(\d+)\.(.+)", name)
+    if match is None:
+        return None
+    room, number, rest = match[1], int(match[2]), match[3]
+    stage = stages - 1 - number  # the encoder stage of the same resolution
+    if room == "concat_back_dim":
+        return f"segmentation.stages.{stage}.join.{rest}"
+    if rest.startswith("blocks."):
+        return f"segmentation.stages.{stage}.{rest}"
+    # The published stages expand at their end, ours where the next one begins.
+    return f"segmentation.stages.{stage - 1}.expanding.{rest.removeprefix('upsample.')}"
+
+
+def mirror_encoder(offered: dict[str, Tensor], origins: dict[str, str], network: nn.Module) -> list[str]:
+    """Offer the encoder's blocks to the decoder stages that nothing is offered to; returns remarks."""
+    remarks = []
+    for decoder in _decoders(network):
+        if any(name.startswith(f"{decoder}.stages.") for name in offered):
+            continue
+        blocks = [name for name in offered if re.match(r"encoder\.layers\.\d+\.blocks\.", name)]
+        for name in blocks:
+            mirrored = name.replace("encoder.layers.", f"{decoder}.stages.", 1)
+            offered[mirrored] = offered[name]
+            origins[mirrored] = origins[name]
+        if blocks:
+            remarks.append(f"{decoder}: blocks from the encoder's of the same resolution")
+    return remarks
+
+
+def _decoders(network: nn.Module) -> Iterator[str]:
+    for name in ("segmentation", "reconstruction"):
+        if isinstance(network, SwinUnet) and getattr(network, name) is not None:
+            yield name
