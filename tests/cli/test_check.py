@@ -143,6 +143,19 @@ def test_targets_narrow_what_is_asked(tmp_path: Path) -> None:
     assert _run("check", tmp_path / "c", "--target", "mask").exit_code == 0
 
 
+def test_a_recipe_says_split_and_targets(cohort: Path) -> None:
+    change = ("data.split.kind=leave-one-site-out", "data.split.fold=1", "data.split.validation=0.3")
+    result = _run("check", cohort, "--json", "--recipe", "hematoma/swin-cls", *change)
+    made = json.loads(result.stdout)
+    assert made["split"]["kind"] == "leave-one-site-out"
+    assert "mask" not in " ".join(finding["message"] for finding in made["findings"])
+    both = _run("check", cohort, "--recipe", "hematoma/swin-cls", "--split", "site")
+    assert isinstance(both.exception, UsageError)
+    alone = _run("check", cohort, "data.split.seed=1")
+    assert isinstance(alone.exception, UsageError)
+    assert "--recipe" in str(alone.exception)
+
+
 def test_headers_only_says_so(cohort: Path) -> None:
     voxels = np.full((4, 4), np.nan, np.float32)
     write_nifti(cohort / "c0.nii", voxels, np.eye(4))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,10 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from threefold.cli.progress import progress_of
-from threefold.errors import CohortError
+from threefold.cohorts.splits import Target, required_targets
+from threefold.errors import CohortError, UsageError
+from threefold.experiment import SplitSpec
+from threefold.experiments import load_experiment
 
 if TYPE_CHECKING:
     from threefold.cohorts.audit import Audit
+    from threefold.cohorts.cohort import Cohort
 
 _WORDS = {"refuse": "REFUSED", "warn": "warning", "note": "note"}
 _COLOURS = {"refuse": "bold red", "warn": "yellow", "note": "dim"}
@@ -39,6 +44,9 @@ class TargetName(StrEnum):
 
 def check(
     cohort: Annotated[Path, typer.Argument(help="The cohort's folder, with cohort.yaml and cases.csv.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes of the recipe in --recipe: key.path=value ...")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the audit as JSON.")] = False,
     allow_outside: Annotated[
         bool, typer.Option("--allow-outside", help="Accept paths that leave the folder (../, absolute).")
@@ -57,6 +65,13 @@ def check(
         list[TargetName] | None,
         typer.Option(help="What training will ask for; may be repeated. [default: all of cohort.yaml]"),
     ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="A recipe or YAML file: its split and its tasks are what is checked. `key.path=value` after "
+            "the cohort change it."
+        ),
+    ] = None,
     headers_only: Annotated[
         bool, typer.Option("--headers-only", help="Fast: don't read voxels, only tables and headers.")
     ] = False,
@@ -69,8 +84,15 @@ def check(
     """
     from threefold.cohorts.audit import audit
     from threefold.cohorts.cohort import read_cohort
-    from threefold.experiment import SplitSpec
 
+    if recipe is None and overrides:
+        raise UsageError(f"'{overrides[0]}' changes a recipe: name it with --recipe.")
+    if recipe is not None and (split or hold_out or target):
+        raise UsageError(
+            "--recipe says the split and the targets; change them there: "
+            "data.split.kind=site 'data.split.hold_out=[north]'."
+        )
+    experiment = None if recipe is None else load_experiment(recipe, overrides or [])
     try:
         cases = read_cohort(cohort, allow_outside=allow_outside)
     except CohortError as error:
@@ -79,14 +101,17 @@ def check(
         finding = {"severity": "refuse", "check": "table", "message": str(error), "cases": []}
         typer.echo(json.dumps({"cohort": str(cohort), "refused": True, "findings": [finding]}, indent=2))
         raise typer.Exit(1) from None
-    if split is None:
-        filled = all(case.split is not None for case in cases.cases)
-        split = SplitKind.COLUMN if filled else SplitKind.PATIENT
+    if experiment is not None:
+        asked: tuple[Target, ...] | None = required_targets(experiment.tasks)
+        parts = experiment.data.split
+    else:
+        asked = None if target is None else tuple(name.value for name in target)
+        parts = _split(cases, split, hold_out or [])
     with progress_of("Checking cases") as progress:
         result = audit(
             cases,
-            split=SplitSpec(kind=split.value, hold_out=tuple(hold_out) if hold_out else None),
-            targets=None if target is None else tuple(name.value for name in target),
+            split=parts,
+            targets=asked,
             read_voxels=not headers_only,
             progress=progress,
         )
@@ -97,6 +122,14 @@ def check(
     else:
         _print_plain(result)
     raise typer.Exit(1 if result.refused else 0)
+
+
+def _split(cohort: Cohort, kind: SplitKind | None, hold_out: Sequence[str]) -> SplitSpec:
+    """Return the split to check: the kind asked for, else the table's own where it fills the column."""
+    if kind is None:
+        filled = all(case.split is not None for case in cohort.cases)
+        kind = SplitKind.COLUMN if filled else SplitKind.PATIENT
+    return SplitSpec(kind=kind.value, hold_out=tuple(hold_out) or None)
 
 
 def _site_rows(result: Audit) -> tuple[list[str], list[list[str]]]:

@@ -133,6 +133,8 @@ def required_targets(tasks: TasksSpec) -> tuple[Target, ...]:
         targets.append("label")
     if tasks.segmentation is not None:
         targets.append(tasks.segmentation.target)
+    if tasks.region is not None:
+        targets.append("mask")
     return tuple(targets)
 
 
