@@ -207,12 +207,11 @@ def augment(batch: Batch, parameters: AugmentationParameters) -> Batch:
     """
     if parameters.case_ids != batch.case_ids:
         raise ValueError(f"parameters are for {parameters.case_ids}, the batch holds {batch.case_ids}")
+    p = parameters
     image, labels = batch.image, torch.stack([batch.mask, batch.structures], dim=1)  # (B, 2, *S)
-    turns, flips = parameters.quarter_turns, parameters.flips
-    image, labels = reorient(image, turns, flips), reorient(labels, turns, flips)
-    image, labels = warp(image, labels, parameters.matrix, parameters.translation)
-    image = _change_intensity(image, parameters)
-    return replace(batch, image=image, mask=labels[:, 0], structures=labels[:, 1])
+    image, labels = (reorient(tensor, p.quarter_turns, p.flips) for tensor in (image, labels))
+    image, labels = warp(image, labels, p.matrix, p.translation)
+    return replace(batch, image=_change_intensity(image, p), mask=labels[:, 0], structures=labels[:, 1])
 
 
 def _change_intensity(image: Tensor, parameters: AugmentationParameters) -> Tensor:
@@ -220,10 +219,12 @@ def _change_intensity(image: Tensor, parameters: AugmentationParameters) -> Tens
     touched = _touched(parameters).nonzero()[:, 0].tolist()
     if not touched:
         return image
-    mean = image.flatten(2).mean(dim=2).view(*image.shape[:2], *(1,) * parameters.dimensions)
+    means = image.flatten(2).mean(dim=2) if parameters.contrast.any() else image.new_zeros(image.shape[:2])
+    means = means.view(*image.shape[:2], *(1,) * parameters.dimensions)
     image = image.clone()
     for i in touched:
-        image[i] = _change_case(image[i], mean[i], parameters, i)
+        changed = _change_case(image[i], means[i], parameters, i)
+        torch.clamp(changed, 0, 1, out=image[i])
     return image
 
 
@@ -243,25 +244,29 @@ def _touched(parameters: AugmentationParameters) -> Tensor:
 
 
 def _change_case(image: Tensor, mean: Tensor, parameters: AugmentationParameters, i: int) -> Tensor:
-    """Change one (C, *S) image as the parameters of case i say; `mean` is (C, 1, ...)."""
+    """Return a (C, *S) image changed as the parameters of case i say, yet to be clamped to 0..1.
+
+    The input is left as it was; `mean` (C, 1, ...) is that of the image.
+    """
     p = parameters
-    if p.contrast[i] != 0 or p.shift[i] != 0:
-        image = image + (image - mean) * p.contrast[i].to(image) + p.shift[i].to(image)
+    if p.contrast[i] != 0:
+        image = image + (image - mean) * p.contrast[i].to(image)
+    if p.shift[i] != 0:
+        image = image + p.shift[i].to(image)
     if p.smooth[i].any():
         image = gaussian_smooth(image, p.smooth[i].tolist())
     if p.noise[i] != 0:
-        image = image + p.noise[i].to(image) * _noise(image, int(p.noise_seed[i]))
-    image = image.clamp(0, 1)
+        image = _noise(image, int(p.noise_seed[i])).mul_(p.noise[i].to(image)).add_(image)
     if p.sharpen[i] != 0:
         fine, coarse = p.sharpen_sigmas[i].tolist()
-        image = gaussian_sharpen(image, fine, coarse, float(p.sharpen[i])).clamp_(0, 1)
+        image = gaussian_sharpen(image.clamp(0, 1), fine, coarse, float(p.sharpen[i]))
     if _bent(p.histogram[i]):
-        image = shift_histogram(image, p.histogram[i].tolist())
+        image = shift_histogram(image.clamp(0, 1), p.histogram[i].tolist())
     if p.gamma[i] != 1:
-        image = adjust_gamma(image, float(p.gamma[i]))
+        image = adjust_gamma(image.clamp(0, 1), float(p.gamma[i]))
     if p.bias[i].any():
-        image = image * bias_field(image.shape[1:], p.bias[i].to(image))
-    return image.clamp(0, 1)
+        image = bias_field(image.shape[1:], p.bias[i].to(image)) * image.clamp(0, 1)
+    return image
 
 
 def _bent(points: Tensor) -> Tensor:

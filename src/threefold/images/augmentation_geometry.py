@@ -27,6 +27,8 @@ def reorient(tensor: Tensor, turns: Tensor, flips: Tensor) -> Tensor:
         raise ExperimentError(
             f"data.augmentation.quarter_turns needs a square grid; the size is {tuple(tensor.shape[2:])}"
         )
+    if not (turns.any() or flips.any()):
+        return tensor
     out = tensor.clone()
     for turn, *flip in product(range(4), *((False, True),) * flips.shape[1]):
         chosen = (turns == turn) & (flips == torch.tensor(flip)).all(dim=1)

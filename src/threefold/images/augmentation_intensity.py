@@ -1,9 +1,10 @@
 """Changes of one image's intensity with given parameters, on its device.
 
 The definitions are those of the transforms that the published aortic-arch system trains with (MONAI's
-GaussianSmooth, GaussianSharpen, RandHistogramShift, AdjustContrast and RandBiasField), to rounding. Filters
-and fields are products of one small matrix per axis. An image is worked on by itself rather than with its
-batch: a volume then stays in the processor's cache from one step to the next.
+GaussianSmooth, GaussianSharpen, RandHistogramShift, AdjustContrast and RandBiasField), to rounding; only a
+bias field in 2D has other terms, those of a total degree up to 3 as in 3D. Filters and fields are products of
+one small matrix per axis. An image is worked on by itself rather than with its batch: a volume then stays in
+the processor's cache from one step to the next.
 """
 
 from __future__ import annotations
