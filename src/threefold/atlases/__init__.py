@@ -1,0 +1,1 @@
+"""Labelled templates, and propagating their labels to cases."""
