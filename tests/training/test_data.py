@@ -15,6 +15,7 @@ from threefold.experiment import ClassificationSpec, ReconstructionSpec, Segment
 from threefold.images.batch import Sample, collate
 from threefold.training.data import (
     TrainingOrder,
+    balanced_order,
     epoch_order,
     epoch_steps,
     presence,
@@ -27,6 +28,31 @@ def test_an_epoch_visits_every_case_once_in_an_order_of_its_own() -> None:
     assert first == again
     assert sorted(first) == list(range(50))
     assert first not in (list(range(50)), next_epoch, other_seed)
+
+
+def test_balanced_draws_make_the_classes_equally_likely_and_repeat_by_seed_and_epoch() -> None:
+    labels = [0] * 60 + [1] * 30 + [2] * 6 + [None] * 4
+    draws = [case for epoch in range(200) for case in balanced_order(labels, 5, epoch)]
+    assert len(draws) == 200 * len(labels)
+    share = Counter(labels[case] for case in draws)
+    labelled = [share[label] / (len(draws) - share[None]) for label in (0, 1, 2)]
+    assert labelled == pytest.approx([1 / 3] * 3, abs=0.02)
+    # 96 labelled cases weigh 3 together, so an unlabelled one weighs 3 / 96.
+    assert share[None] / len(draws) == pytest.approx(4 * 3 / 96 / (3 + 4 * 3 / 96), abs=0.005)
+    assert balanced_order(labels, 5, 3) == balanced_order(labels, 5, 3) != balanced_order(labels, 5, 4)
+    assert sorted(set(balanced_order([None, None, None], 0, 0))) <= [0, 1, 2]
+
+
+def test_the_order_follows_the_sampling_and_is_the_same_on_every_rank() -> None:
+    labels = [0] * 9 + [1]
+    ranks = [
+        TrainingOrder(labels, sampling="balanced", batch_size=2, accumulate=1, seed=1, rank=rank, world=2)
+        for rank in (0, 1)
+    ]
+    drawn = [case for order in ranks for batch in order for case in batch]
+    expected = balanced_order(labels, 1, 0)
+    assert Counter(drawn) == Counter(expected[: len(drawn)])
+    assert drawn.count(9) > 1
 
 
 @settings(deadline=None)
@@ -67,7 +93,7 @@ def test_the_cases_of_a_step_do_not_depend_on_how_its_size_is_made_up(
 
 
 def test_every_epoch_of_a_rank_has_the_same_number_of_batches() -> None:
-    order = TrainingOrder(23, batch_size=3, accumulate=2, seed=0, rank=1, world=2)
+    order = TrainingOrder([0] * 23, batch_size=3, accumulate=2, seed=0, rank=1, world=2)
     first = list(order)
     order.epoch = 1
     assert len(first) == len(list(order)) == len(order) == sum(order.batches_per_step())

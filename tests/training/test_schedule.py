@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
+from threefold.errors import ExperimentError
 from threefold.experiment import OptimiserSpec
-from threefold.training.schedule import build_optimiser, learning_rate
+from threefold.training.schedule import build_optimiser, learning_rate, set_learning_rate
 
 STEPS, EPOCHS = 7, 5
 
@@ -46,6 +47,20 @@ def test_warmup_rises_linearly_then_the_schedule_takes_over() -> None:
     assert rates[STEPS] == 1.0
     assert rates[STEPS:] == sorted(rates[STEPS:], reverse=True)
     assert 0 < rates[-1] < 0.05
+
+
+def test_parts_have_their_own_relative_rate() -> None:
+    network = nn.ModuleDict({"segmenter": nn.Linear(2, 2), "classifier": nn.Linear(2, 2)})
+    module = nn.ModuleDict({"network": network, "balancer": nn.Linear(1, 1)})
+    spec = OptimiserSpec(name="adamw", learning_rate=1e-3, part_factors={"classifier": 0.1})
+    optimiser = build_optimiser(module, spec)
+    for rate in (1e-3, 5e-4):
+        set_learning_rate(optimiser, rate)
+        rates = {id(p): group["lr"] for group in optimiser.param_groups for p in group["params"]}
+        found = {name: rates[id(p)] for name, p in module.named_parameters()}
+        assert found == pytest.approx({name: rate * (0.1 if "classifier" in name else 1.0) for name in found})
+    with pytest.raises(ExperimentError, match=r"in 'classifer'.*Did you mean 'classifier'\?"):
+        build_optimiser(module, spec.model_copy(update={"part_factors": {"classifer": 0.1}}))
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])

@@ -23,6 +23,13 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out; start it where there is none.")
     ] = False,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="A run whose weights to start from, where they fit; no stage is trained before then. As "
+            "before=null initial_weights.path=RUN."
+        ),
+    ] = None,
     devices: Annotated[
         int | None,
         typer.Option(help="Processes to train with: GPUs, else CPU processes. As training.devices=N.", min=1),
@@ -45,6 +52,8 @@ def train(
     changes = list(overrides or [])
     if devices is not None:
         changes.append(f"training.devices={devices}")
+    if init_from is not None:
+        changes += ["before=null", f"initial_weights.path={init_from.resolve()}"]
     # Mistakes in the texts come back before anything heavy is imported.
     experiment = load_experiment(recipe, changes)
     cases = read_cohort(cohort, allow_outside=allow_outside)

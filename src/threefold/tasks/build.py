@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from threefold.experiment import Experiment, RampSpec, Weight
 from threefold.tasks.classification import ClassificationTask, balanced_class_weights
 from threefold.tasks.reconstruction import ReconstructionTask
+from threefold.tasks.region import RegionTask
 from threefold.tasks.segmentation import SegmentationTask
 from threefold.tasks.task import Task
 
@@ -26,6 +27,8 @@ def build_tasks(experiment: Experiment, *, class_counts: Sequence[int]) -> tuple
         tasks.append(ClassificationTask(specs.classification, weights))
     if specs.segmentation is not None:
         tasks.append(SegmentationTask(specs.segmentation))
+    if specs.region is not None:
+        tasks.append(RegionTask(specs.region))
     if specs.reconstruction is not None:
         tasks.append(ReconstructionTask(specs.reconstruction))
     return tuple(tasks)

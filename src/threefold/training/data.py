@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
@@ -36,6 +38,24 @@ def epoch_order(cases: int, seed: int, epoch: int) -> list[int]:
     return [int(index) for index in np.random.default_rng((seed, epoch)).permutation(cases)]
 
 
+def balanced_order(labels: Sequence[int | None], seed: int, epoch: int) -> list[int]:
+    """Return an epoch's draws with replacement, as many as cases, each class equally likely.
+
+    A case of a class with n cases is drawn with a weight of 1 / n (the published sampler of arXiv
+    2311.07234); a case without a label weighs as much as the labelled ones do on average.
+
+    Args:
+        labels: class index of each case, or None.
+        seed, epoch: determine the draw.
+    """
+    counts = Counter(label for label in labels if label is not None)
+    labelled = sum(counts.values())
+    average = len(counts) / labelled if labelled else 1.0
+    weights = np.array([average if label is None else 1 / counts[label] for label in labels])
+    draws = np.random.default_rng((seed, epoch)).choice(len(labels), len(labels), p=weights / weights.sum())
+    return [int(index) for index in draws]
+
+
 def epoch_steps(
     order: Sequence[int], *, batch_size: int, accumulate: int, world: int
 ) -> list[list[list[list[int]]]]:
@@ -67,11 +87,27 @@ class TrainingOrder(Sampler[list[int]]):
     """This rank's batches of an epoch, in the order of the steps."""
 
     def __init__(
-        self, cases: int, *, batch_size: int, accumulate: int, seed: int, rank: int, world: int
+        self,
+        labels: Sequence[int | None],
+        *,
+        sampling: Literal["all", "balanced"] = "all",
+        batch_size: int,
+        accumulate: int,
+        seed: int,
+        rank: int,
+        world: int,
     ) -> None:
-        """Fix everything but the epoch (`epoch`, 0-based, is set before each)."""
+        """Fix everything but the epoch (`epoch`, 0-based, is set before each).
+
+        Args:
+            labels: class index of each case, or None.
+            sampling: each case once, or drawn so that classes are balanced.
+            batch_size, accumulate: cases a batch, batches a step.
+            seed: of the order.
+            rank, world: this process among how many.
+        """
         self.epoch = 0
-        self._cases, self._seed = cases, seed
+        self._labels, self._sampling, self._seed = tuple(labels), sampling, seed
         self._batch_size, self._accumulate = batch_size, accumulate
         self._rank, self._world = rank, world
 
@@ -89,8 +125,12 @@ class TrainingOrder(Sampler[list[int]]):
         return sum(self.batches_per_step())
 
     def _steps(self) -> list[list[list[list[int]]]]:
+        if self._sampling == "balanced":
+            order = balanced_order(self._labels, self._seed, self.epoch)
+        else:
+            order = epoch_order(len(self._labels), self._seed, self.epoch)
         return epoch_steps(
-            epoch_order(self._cases, self._seed, self.epoch),
+            order,
             batch_size=self._batch_size,
             accumulate=self._accumulate,
             world=self._world,
@@ -130,6 +170,8 @@ def presence(tasks: TasksSpec, batch: Batch) -> Mapping[str, Tensor]:
         elif name == "segmentation":
             assert tasks.segmentation is not None
             present[name] = batch.label_maps(tasks.segmentation.target)[1]
+        elif name == "region":
+            present[name] = batch.has_mask
         else:
             present[name] = batch.has_label.new_ones(len(batch))
     return present

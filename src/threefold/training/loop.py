@@ -97,7 +97,8 @@ class Training:
             self.optimiser.load_state_dict(checkpoint["optimiser"])
         workers, pin = job.experiment.data.workers, fabric.device.type == "cuda"
         self.order = TrainingOrder(
-            len(job.train),
+            [case.label for case in job.train],
+            sampling=job.experiment.data.sampling,
             batch_size=spec.batch_size,
             accumulate=spec.accumulate,
             seed=spec.seed,

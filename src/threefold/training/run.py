@@ -17,7 +17,7 @@ from threefold.cohorts.samples import read_sample
 from threefold.cohorts.splits import Split, make_split, read_split, require_targets, required_targets
 from threefold.cohorts.store import SampleStore
 from threefold.errors import CohortError, ExperimentError, ThreefoldError, UsageError
-from threefold.experiment import Experiment, JointSwinSpec, SwinUnetSpec
+from threefold.experiment import CascadeSpec, Experiment, JointSwinSpec, NetworkSpec, SwinUnetSpec
 from threefold.experiments import read_recipe
 from threefold.networks.build import build_network
 from threefold.run import RunFolder, State
@@ -137,27 +137,43 @@ def _train_stages(
 def before_experiment(experiment: Experiment) -> Experiment:
     """Return the experiment that `before` names, as it is trained for this one.
 
-    Data (so that no test case is seen), encoder (so that it fits), training and evaluation are this
-    experiment's; the tasks and the selection are the recipe's.
+    Data (so that no test case is seen) and evaluation are this experiment's; the tasks and what selects the
+    best epoch are the recipe's. Before a joint-swin network the encoder (so that it fits) and the training
+    are this experiment's too. Before a cascade the network is its segmenter; of the training, the optimiser
+    is the recipe's, because segmenter and classifier learn at different rates.
 
     Raises:
-        ExperimentError: if that recipe has a stage before itself.
+        ExperimentError: if that recipe has a stage before itself, or its network is no part of this one.
     """
     assert experiment.before is not None
-    assert isinstance(experiment.network, SwinUnetSpec | JointSwinSpec)
     recipe = read_recipe(experiment.before)
-    if isinstance(recipe.network, JointSwinSpec):
+    if recipe.before is not None:
         raise ExperimentError(
-            f"before: '{experiment.before}' is a joint network itself; name a swin-unet one."
+            f"before: '{experiment.before}' has a stage before itself; name a recipe that has none."
         )
-    selection = recipe.training.selection.model_copy(
-        update={"patience": experiment.training.selection.patience}
-    )
+    if isinstance(experiment.network, CascadeSpec):
+        network: NetworkSpec = experiment.network.segmenter
+        kept = {"selection", "optimiser"}
+    elif isinstance(experiment.network, JointSwinSpec) and isinstance(recipe.network, SwinUnetSpec):
+        network = recipe.network.model_copy(update={"encoder": experiment.network.encoder})
+        kept = {"selection"}
+    else:
+        raise ExperimentError(
+            f"before: a {experiment.network.kind} network has no part that is trained first."
+        )
+    if recipe.network.kind != network.kind:
+        raise ExperimentError(
+            f"before: '{experiment.before}' trains a {recipe.network.kind} network; expected a "
+            f"{network.kind}, which is what a {experiment.network.kind} network builds on."
+        )
+    training = {name: getattr(recipe.training, name) for name in kept}
+    patience = {"patience": experiment.training.selection.patience}
+    training["selection"] = recipe.training.selection.model_copy(update=patience)
     return recipe.model_copy(
         update={
             "data": experiment.data,
-            "network": recipe.network.model_copy(update={"encoder": experiment.network.encoder}),
-            "training": experiment.training.model_copy(update={"selection": selection}),
+            "network": network,
+            "training": experiment.training.model_copy(update=training),
             "evaluation": experiment.evaluation,
         }
     )

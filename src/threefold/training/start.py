@@ -22,7 +22,7 @@ def starting_network(
     """Build the network (random weights from torch's global generator) and give it what it starts from.
 
     Returns:
-        The network, and what became of the file named in `initial_weights`.
+        The network, and what became of the weights that it was given.
 
     Raises:
         WeightsError: if `initial_weights`, or the encoder trained before, does not fit.
@@ -37,8 +37,12 @@ def starting_network(
             Path(spec.path).expanduser(),
             decoders_from_encoder=spec.decoders_from_encoder,
         )
-    if isinstance(network, JointSwin):
-        network.adopt(_encoder_of(before_folder(run)))
+    if experiment.before is not None:
+        before = _best_of(before_folder(run))
+        if isinstance(network, JointSwin):
+            network.adopt(_encoder_of(before))
+        else:
+            report = load_pretrained(network, before, decoders_from_encoder=False)
     return network, report
 
 
@@ -47,8 +51,12 @@ def before_folder(run: RunFolder) -> RunFolder:
     return RunFolder(run.path / "before")
 
 
-def _encoder_of(before: RunFolder) -> dict[str, Tensor]:
+def _best_of(before: RunFolder) -> Path:
     if not before.best_checkpoint.is_file():
         raise RunError(f"{before.path}: the run before has no best checkpoint; train it with --resume.")
-    state = load_checkpoint(before.best_checkpoint)["network"]
+    return before.best_checkpoint
+
+
+def _encoder_of(checkpoint: Path) -> dict[str, Tensor]:
+    state = load_checkpoint(checkpoint)["network"]
     return {n.removeprefix("encoder."): v for n, v in state.items() if n.startswith("encoder.")}

@@ -1,0 +1,67 @@
+"""The aortic-arch paper's losses against the numbers of its published implementation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from threefold.experiment import RegionSpec, SegmentationSpec
+from threefold.images.batch import Batch
+from threefold.networks.outputs import Outputs
+from threefold.tasks.region import RegionTask
+from threefold.tasks.segmentation import SegmentationTask
+
+
+@pytest.fixture(scope="module")
+def golden(shared_golden: Path) -> dict[str, Tensor]:
+    return load_file(shared_golden / "masc_losses.safetensors")
+
+
+def batch_of(structures: Tensor, mask: Tensor) -> Batch:
+    count = len(mask)
+    yes = torch.ones(count, dtype=torch.bool)
+    return Batch(
+        case_ids=tuple(f"c{i}" for i in range(count)),
+        image=torch.zeros(count, 1, *mask.shape[1:]),
+        label=torch.zeros(count, dtype=torch.int64),
+        has_label=~yes,
+        mask=mask.to(torch.uint8),
+        has_mask=yes,
+        structures=structures.to(torch.uint8),
+        has_structures=yes,
+    )
+
+
+def test_the_published_losses(golden: dict[str, Tensor]) -> None:
+    outputs = Outputs(segmentation=golden["logits"])
+    batch = batch_of(golden["propagated"][:, 0], golden["manual"][:, 0])
+    multi = SegmentationTask(SegmentationSpec(target="structures")).losses(outputs, batch).mean()
+    binary = RegionTask(RegionSpec()).losses(outputs, batch).mean()
+    assert float(multi) == pytest.approx(float(golden["multi_class_loss"]), abs=1e-4)
+    assert float(binary) == pytest.approx(float(golden["binary_loss"]), abs=1e-4)
+    assert float(multi) == pytest.approx(4.9022, abs=1e-4)
+    assert float(binary) == pytest.approx(3.0941, abs=1e-4)
+
+
+def test_a_batch_is_the_mean_of_its_cases(golden: dict[str, Tensor]) -> None:
+    # The published loss is right for one case only: it holds every case against the whole batch's target.
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.cat([golden["logits"], torch.randn(2, *golden["logits"].shape[1:], generator=generator)])
+    structures = torch.cat([golden["propagated"][:, 0], golden["propagated"][:, 0].roll(3, 2).flip(1)])
+    structures = torch.cat([structures, structures[:1].roll(5, 1)])
+    mask = torch.cat([golden["manual"][:, 0]] * 3).roll(1, 0)
+    mask[1] = mask[1].flip(0)
+    for task in (SegmentationTask(SegmentationSpec(target="structures")), RegionTask(RegionSpec())):
+        together = task.losses(Outputs(segmentation=logits), batch_of(structures, mask)).values
+        alone = [
+            task.losses(
+                Outputs(segmentation=logits[i : i + 1]), batch_of(structures[i : i + 1], mask[i : i + 1])
+            ).values
+            for i in range(3)
+        ]
+        torch.testing.assert_close(together, torch.cat(alone))
+        assert len({round(float(value), 3) for value in together}) == 3
