@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from threefold.errors import ImageError
 from threefold.experiment import PreprocessingSpec
 from threefold.images.batch import Sample
 from threefold.images.geometry import Image
-from threefold.images.preprocessing import Placement, prepare_image, prepare_labels
+from threefold.images.preprocessing import Placement, centre_of, prepare_image, prepare_labels
 from threefold.images.reading import Uneven, read_image
 
 
@@ -30,17 +31,28 @@ def read_sample(case: Case, spec: CohortSpec, preprocessing: PreprocessingSpec) 
 def read_placed(case: Case, spec: CohortSpec, preprocessing: PreprocessingSpec) -> tuple[Sample, Placement]:
     """As `read_sample`, with the placement that takes arrays back to the image's own grid."""
     try:
-        array, placement, image = read_image_only(case.image, case.slice_index, spec, preprocessing)
-        mask = structures = None
+        image = _read(case.image, case.slice_index, spec, "refuse")
+        targets: dict[str, Image] = {}
         if case.mask is not None:
-            mask = prepare_labels(read_mask(case.mask, case.slice_index, image, spec), placement)
+            targets["mask"] = read_mask(case.mask, case.slice_index, image, spec)
         if case.structures is not None:
-            structures = prepare_labels(
-                read_structures(case.structures, case.slice_index, image, spec), placement
-            )
+            targets["structures"] = read_structures(case.structures, case.slice_index, image, spec)
+        array, placement = prepare_image(
+            image,
+            preprocessing,
+            unit=spec.intensity.unit,
+            window=spec.intensity.window,
+            focus=None if preprocessing.spacing is None else _focus(targets.values()),
+        )
+        prepared = {name: prepare_labels(target, placement) for name, target in targets.items()}
     except ImageError as error:
         raise ImageError(f"case {case.case_id}: {error}") from error
-    return Sample(case.case_id, array, mask, structures, case.label), placement
+    return Sample(case.case_id, array, **prepared, label=case.label), placement
+
+
+def _focus(targets: Iterable[Image]) -> tuple[float, ...] | None:
+    """Return the centre of the first target that has a foreground."""
+    return next((centre for target in targets if (centre := centre_of(target.array))), None)
 
 
 def read_image_only(
@@ -66,6 +78,14 @@ def read_image_only(
     Raises:
         ImageError: if it can't be read, or has another number of axes than the cohort's cases.
     """
+    image = _read(path, slice_index, spec, uneven)
+    array, placement = prepare_image(
+        image, preprocessing, unit=spec.intensity.unit, window=spec.intensity.window
+    )
+    return array, placement, image
+
+
+def _read(path: Path, slice_index: int | None, spec: CohortSpec, uneven: Uneven) -> Image:
     image = read_image(path, slice_index=slice_index, spacing=spec.spacing, uneven=uneven)
     if image.array.ndim != spec.dimensions:
         advice = (
@@ -77,7 +97,4 @@ def read_image_only(
             f"{path}: has shape {image.array.shape}; expected {spec.dimensions} axes, as cohort "
             f"'{spec.name}' has (dimensions: {spec.dimensions}): {advice}."
         )
-    array, placement = prepare_image(
-        image, preprocessing, unit=spec.intensity.unit, window=spec.intensity.window
-    )
-    return array, placement, image
+    return image

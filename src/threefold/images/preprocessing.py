@@ -1,7 +1,8 @@
 """From an image on its file's grid to the network's grid, and back.
 
-The way there: canonical orientation, intensity windows to 0..1, scaled to fit (aspect kept in mm),
-centred, padded. A `Placement` remembers it, so that what a network predicts returns to the file's grid.
+The way there: canonical orientation, intensity windows to 0..1, scaled to fit (aspect kept in mm) or to a
+spacing, centred, padded or cropped. A `Placement` remembers it, so that what a network predicts returns to
+the file's grid.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class Placement:
         affine: 4 rows of 4: the file's voxel indices to RAS+ mm.
         axes: for each canonical axis, the file axis it is.
         flips: for each canonical axis, whether it runs against the file axis.
-        scaled: voxels of the network's grid that the image covers, per canonical axis.
-        offset: where they begin.
+        scaled: voxels that the resampled image has, per canonical axis.
+        offset: where they begin in the network's grid; negative where it holds a part of them only.
         size: the network's grid.
     """
 
@@ -53,7 +54,22 @@ class Placement:
     @property
     def inside(self) -> tuple[slice, ...]:
         """The part of the network's grid that the image covers."""
-        return tuple(slice(o, o + n) for o, n in zip(self.offset, self.scaled, strict=True))
+        return tuple(
+            slice(max(o, 0), min(o + m, n))
+            for o, m, n in zip(self.offset, self.scaled, self.size, strict=True)
+        )
+
+    @property
+    def covered(self) -> tuple[slice, ...]:
+        """The part of the resampled image that the network's grid holds."""
+        return tuple(
+            slice(part.start - o, part.stop - o) for part, o in zip(self.inside, self.offset, strict=True)
+        )
+
+    @property
+    def crops(self) -> bool:
+        """Whether the network's grid holds a part of the image only."""
+        return any(o < 0 or o + m > n for o, m, n in zip(self.offset, self.scaled, self.size, strict=True))
 
     @property
     def canonical_shape(self) -> tuple[int, ...]:
@@ -73,7 +89,13 @@ class Placement:
 
 
 def prepare_image(
-    image: Image, spec: PreprocessingSpec, *, unit: str, window: tuple[float, float] | None
+    image: Image,
+    spec: PreprocessingSpec,
+    *,
+    unit: str,
+    window: tuple[float, float] | None,
+    whole: bool = False,
+    focus: Sequence[float] | None = None,
 ) -> tuple[NDArray[np.float32], Placement]:
     """Bring an image to the network's grid and to 0..1.
 
@@ -84,9 +106,10 @@ def prepare_image(
 
     Args:
         image: (I, J) or (I, J, K) voxels, finite.
-        spec: size and windows.
+        spec: size, spacing and windows.
         unit: what a voxel means, as in cohort.yaml: HU, grey or arbitrary.
         window: the cohort's own [low, high]; None: the image's own 1st and 99th percentile.
+        whole, focus: as `place` takes them.
 
     Returns:
         (C, *S) float32 in 0..1, 0 where padded; and the placement.
@@ -94,12 +117,12 @@ def prepare_image(
     Raises:
         ImageError: if image and spec differ in their number of axes, or a window does not fit the unit.
     """
-    placement = place(image, spec.size)
+    placement = place(image, spec.size, spacing=spec.spacing, whole=whole, focus=focus)
     array = _canonical(np.asarray(image.array), placement)
-    channels = np.zeros((len(spec.windows or (None,)), *spec.size), np.float32)
+    channels = np.zeros((len(spec.windows or (None,)), *placement.size), np.float32)
     for channel, (low, high) in zip(channels, windows_of(image, spec, unit=unit, window=window), strict=True):
         scaled = np.clip((array.astype(np.float32) - low) / (high - low), 0, 1)
-        channel[placement.inside] = resize(scaled, placement.scaled)
+        channel[placement.inside] = resize(scaled, placement.scaled)[placement.covered]
     return channels, placement
 
 
@@ -120,7 +143,8 @@ def prepare_labels(image: Image, placement: Placement) -> NDArray[np.uint8]:
             f"{image.source}: values {array.min()} to {array.max()}; expected labels from 0 to 255."
         )
     labels = np.zeros(placement.size, np.uint8)
-    labels[placement.inside] = _nearest(_canonical(array, placement), placement.scaled)
+    nearest = _nearest(_canonical(array, placement), placement.scaled)
+    labels[placement.inside] = nearest[placement.covered]
     return labels
 
 
@@ -135,18 +159,40 @@ def restore(
         order: nearest keeps the type; linear gives float32.
 
     Returns:
-        An array of the file's shape, in its axis order.
+        An array of the file's shape, in its axis order; 0 where the network's grid does not reach.
     """
     if array.shape != placement.size:
         raise ValueError(f"array has shape {array.shape}, the placement's grid is {placement.size}")
     resample = _nearest if order == "nearest" else resize
-    canonical = resample(array[placement.inside], placement.canonical_shape)
+    scaled = array[placement.inside]
+    if placement.crops:
+        scaled = np.zeros(placement.scaled, array.dtype)
+        scaled[placement.covered] = array[placement.inside]
+    canonical = resample(scaled, placement.canonical_shape)
     flipped = canonical[tuple(slice(None, None, -1 if flip else 1) for flip in placement.flips)]
     return np.ascontiguousarray(flipped.transpose(np.argsort(placement.axes)))
 
 
-def place(image: Image, size: Sequence[int]) -> Placement:
-    """Return where an image lies in a grid of `size` voxels: as large as fits, aspect kept, centred.
+def place(
+    image: Image,
+    size: Sequence[int],
+    *,
+    spacing: float | Sequence[float] | None = None,
+    whole: bool = False,
+    focus: Sequence[float] | None = None,
+) -> Placement:
+    """Return where an image lies in a grid of `size` voxels.
+
+    Args:
+        image: (I, J) or (I, J, K).
+        size: of the grid, per canonical axis.
+        spacing: mm per voxel of the grid, one number or one per canonical axis (up to what makes the image a
+            whole number of voxels). None: as large as fits, aspect kept.
+        whole: make the grid larger along axes where the image, at that spacing, exceeds it, so that nothing
+            is cut off.
+        focus: a place in the image, as indices along the file's axes (whole numbers are voxel centres), that
+            a part of it is centred on as far as the image's border allows; None: the middle. An axis along
+            which the image fits is centred on its middle.
 
     Raises:
         ImageError: if the image has another number of axes than the grid.
@@ -159,17 +205,43 @@ def place(image: Image, size: Sequence[int]) -> Placement:
         )
     axes, flips = canonical_axes(image.affine, dimensions)
     extent = [image.array.shape[axis] * image.spacing[axis] for axis in axes]  # mm
-    side = max(mm / n for mm, n in zip(extent, size, strict=True))
-    scaled = tuple(min(n, max(1, round(mm / side))) for mm, n in zip(extent, size, strict=True))
+    if spacing is None:
+        side = max(mm / n for mm, n in zip(extent, size, strict=True))
+        scaled = tuple(min(n, max(1, round(mm / side))) for mm, n in zip(extent, size, strict=True))
+    else:
+        sides = [spacing] * dimensions if isinstance(spacing, int | float) else list(spacing)
+        scaled = tuple(max(1, round(mm / side)) for mm, side in zip(extent, sides, strict=True))
+    if whole:
+        size = [max(n, m) for n, m in zip(size, scaled, strict=True)]
+    middle = [0.5 if focus is None else (focus[axis] + 0.5) / image.array.shape[axis] for axis in axes]
     return Placement(
         shape=image.array.shape,
         affine=tuple(tuple(float(value) for value in row) for row in image.affine),
         axes=axes,
         flips=flips,
         scaled=scaled,
-        offset=tuple((n - m) // 2 for n, m in zip(size, scaled, strict=True)),
+        offset=tuple(
+            (n - m) // 2 if m <= n else -window_start(m, n, m * (1 - at if flip else at))
+            for n, m, at, flip in zip(size, scaled, middle, flips, strict=True)
+        ),
         size=tuple(size),
     )
+
+
+def window_start(length: int, window: int, centre: float) -> int:
+    """Return where a window along an axis begins: about `centre` (0..length), within the axis."""
+    return min(max(round(centre - window / 2), 0), length - window)
+
+
+def centre_of(labels: NDArray[Any]) -> tuple[float, ...] | None:
+    """Return the mean index of the voxels that are not 0, along each axis; None where there is none."""
+    inside = labels != 0
+    count = int(inside.sum())
+    if count == 0:
+        return None
+    axes = range(labels.ndim)
+    counts = (inside.sum(axis=tuple(other for other in axes if other != axis)) for axis in axes)
+    return tuple(float(along @ np.arange(len(along))) / count for along in counts)
 
 
 def canonical_axes(affine: NDArray[np.float64], dimensions: int) -> tuple[tuple[int, ...], tuple[bool, ...]]:

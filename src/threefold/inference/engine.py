@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from threefold.errors import RunError
 from threefold.images.geometry import Image
 from threefold.images.preprocessing import Placement, restore
+from threefold.inference.sliding import predict_large
 from threefold.networks.outputs import Outputs
 
 
@@ -28,6 +28,7 @@ class Prepared:
         image: the image as read.
         slice_index, volume: the volume that the image was cut from, and at which index along its third
             axis; both None where the image is a file by itself.
+        window: the size that the network was trained on, where the image is larger.
     """
 
     case_id: str
@@ -36,6 +37,7 @@ class Prepared:
     image: Image
     slice_index: int | None = None
     volume: Image | None = None
+    window: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,13 @@ class Result:
         probabilities: (K,) of the classes; None without a classification head.
         labels: uint8 on the image's own grid, 0 background; None without a segmentation head.
         reconstruction: (C, *S) on the network's grid; None without a reconstruction head.
+        note: how an image larger than the network's was predicted; empty for others.
     """
 
     probabilities: NDArray[np.float64] | None
     labels: NDArray[np.uint8] | None
     reconstruction: NDArray[np.float32] | None
+    note: str = ""
 
 
 def run_network(
@@ -58,21 +62,43 @@ def run_network(
 ) -> Iterator[tuple[Prepared, Result]]:
     """Yield each image with its result, in order; images are taken from the iterable a batch at a time.
 
-    The network is left on `device` and in evaluation mode. It runs in float32.
+    The network is left on `device` and in evaluation mode. It runs in float32. Volumes go one at a time,
+    for their memory; `predict_large` says how images larger than the network's are predicted.
 
     Raises:
-        RunError: naming the case for which an output is not finite.
+        RunError: naming the case for which an output is not finite, or that does not fit into memory.
     """
     network.to(device).eval()
-    waiting = iter(prepared)
-    while batch := list(islice(waiting, batch_size)):
-        images = torch.from_numpy(np.stack([one.array for one in batch])).to(device)  # (B, C, *S)
+    for batch in _batches(prepared, batch_size):
+        images = torch.from_numpy(np.stack([one.array for one in batch]))  # (B, C, *S)
+        window, note = batch[0].window, ""
         with torch.inference_mode():
-            outputs: Outputs = network(images)
-        yield from zip(batch, _results(outputs, batch), strict=True)
+            if window is None:
+                outputs: Outputs = network(images.to(device))
+            else:
+                outputs, note = predict_large(network, images, window, device=device, name=batch[0].case_id)
+        yield from zip(batch, _results(outputs, batch, note), strict=True)
 
 
-def _results(outputs: Outputs, batch: list[Prepared]) -> Iterator[Result]:
+def _batches(prepared: Iterable[Prepared], batch_size: int) -> Iterator[list[Prepared]]:
+    """Yield the images in order: volumes and images larger than the network's one by one."""
+    batch: list[Prepared] = []
+    for one in prepared:
+        if one.window is not None or one.array.ndim > 3:
+            if batch:
+                yield batch
+            batch = []
+            yield [one]
+            continue
+        batch.append(one)
+        if len(batch) == batch_size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _results(outputs: Outputs, batch: list[Prepared], note: str) -> Iterator[Result]:
     classes = None if outputs.classes is None else outputs.classes.double().softmax(dim=1)
     labels = None if outputs.segmentation is None else outputs.segmentation.float().softmax(dim=1)
     heads = {"classification": classes, "segmentation": labels, "reconstruction": outputs.reconstruction}
@@ -83,6 +109,7 @@ def _results(outputs: Outputs, batch: list[Prepared]) -> Iterator[Result]:
             probabilities=None if probabilities is None else probabilities[i],
             labels=None if maps is None else restore_labels(maps[i], one.placement),
             reconstruction=None if images is None else images[i],
+            note=note,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from threefold.errors import RunError
 from threefold.evaluation.predictions import probability_column, write_predictions
 from threefold.images.geometry import Image
 from threefold.images.writing import label_map_suffix, write_label_map
+
+WRITE_EVERY = 20.0
+"""Seconds after which the table is written again while rows are added."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Prediction:
         mask: uint8 labels on the image's own grid and axis order, 0 background; None without segmentation.
         image: the image as read.
         slice_index, volume: the volume that the image is a slice of, and which; None for other images.
+        note: how an image larger than the network's was predicted; empty for others.
     """
 
     case_id: str
@@ -39,13 +44,15 @@ class Prediction:
     image: Image
     slice_index: int | None = None
     volume: Image | None = None
+    note: str = ""
 
 
 class PredictionFolder:
     """Writes predictions.csv and masks/.
 
     The masks of a volume's slices become one label map of the volume, written when all are there. The
-    table is written by `close`, in one step.
+    table is written by `write`, and now and then while rows are added, so that a process that is killed
+    leaves what it had done.
     """
 
     def __init__(self, path: Path, *, labels: int, same: Mapping[str, Any]) -> None:
@@ -71,6 +78,7 @@ class PredictionFolder:
         self._volume: Image | None = None
         self._slices: dict[int, NDArray[np.uint8]] = {}
         self._volume_mask = ""
+        self._written = time.monotonic()
 
     def add(self, prediction: Prediction) -> None:
         """Write a prediction's mask and keep its row.
@@ -89,18 +97,29 @@ class PredictionFolder:
         if prediction.mask is not None:
             row["mask_predicted_voxels"] = int((prediction.mask > 0).sum())
             row["mask"] = self._write_mask(prediction, prediction.mask)
-        self.rows.append({**row, **self._same, "notes": "; ".join(prediction.image.notes)})
+        notes = (*prediction.image.notes, *((prediction.note,) if prediction.note else ()))
+        self.rows.append({**row, **self._same, "notes": "; ".join(notes)})
+        if time.monotonic() - self._written > WRITE_EVERY:
+            self.write()
 
-    def close(self) -> None:
-        """Write the table, if there is a row.
+    def write(self) -> None:
+        """Write the table as far as it goes, in one step, if there is a row.
+
+        The slices of a volume whose label map is not whole yet have no mask's file in it.
 
         Raises:
             RunError: if it can't be written.
         """
         import pandas as pd
 
-        if self.rows:
-            write_predictions(pd.DataFrame(self.rows), self.path / "predictions.csv")
+        if not self.rows:
+            return
+        rows = [
+            {**row, "mask": ""} if self._slices and row.get("mask") == self._volume_mask else row
+            for row in self.rows
+        ]
+        write_predictions(pd.DataFrame(rows), self.path / "predictions.csv")
+        self._written = time.monotonic()
 
     def _write_mask(self, prediction: Prediction, mask: NDArray[np.uint8]) -> str:
         """Write a mask, or keep it until its volume is whole; return its path within the folder."""

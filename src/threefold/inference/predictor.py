@@ -119,8 +119,9 @@ class Predictor:
 
         Args:
             inputs: a path, several paths, or a cohort; `find_sources` says what a folder stands for.
-            out: new folder for masks (written as they come) and predictions.csv (at the end).
-            batch_size: images a pass of the network.
+            out: new folder for masks (written as they come) and predictions.csv (at the end, and now and
+                then before; an interruption leaves the rows of what was done).
+            batch_size: images a pass of the network; volumes go one at a time.
             uneven: what to do with an unevenly spaced or tilted DICOM series.
             allow_outside: accept cohorts whose paths leave their folder.
             on_error: told of each input that can't be read; None: the first one raises.
@@ -147,13 +148,15 @@ class Predictor:
         progress: Progress | None,
     ) -> Iterator[Prediction]:
         prepared = self._prepared(sources, uneven, on_error, progress)
-        for one, result in run_network(self.network, prepared, device=self.device, batch_size=batch_size):
-            prediction = self._prediction(one, result)
+        try:
+            for one, result in run_network(self.network, prepared, device=self.device, batch_size=batch_size):
+                prediction = self._prediction(one, result)
+                if folder is not None:
+                    folder.add(prediction)
+                yield prediction
+        finally:  # an error, an interruption, or a caller that stops early: what is done is kept
             if folder is not None:
-                folder.add(prediction)
-            yield prediction
-        if folder is not None:
-            folder.close()
+                folder.write()
 
     def _prepared(
         self,
@@ -184,6 +187,7 @@ class Predictor:
             image=one.image,
             slice_index=one.slice_index,
             volume=one.volume,
+            note=result.note,
         )
 
     def decide(self, probabilities: dict[str, float]) -> str:

@@ -84,6 +84,8 @@ def prepare(
 ) -> Iterator[Prepared]:
     """Read a source and bring it to the network's grid; a volume for a 2D network gives all its slices.
 
+    With a spacing in `spec` an image larger than the grid is kept whole, and its window is the grid's size.
+
     Args:
         source: what to read.
         trained: the cohort that the network was trained on: its axes, unit and window.
@@ -114,7 +116,7 @@ def prepare(
     for index in range(image.array.shape[2]) if slices else (None,):
         one = image if index is None else _slice(image, index)
         array, placement = prepare_image(
-            one, spec, unit=trained.intensity.unit, window=trained.intensity.window
+            one, spec, unit=trained.intensity.unit, window=trained.intensity.window, whole=True
         )
         yield Prepared(
             case_id=source.name if index is None else f"{source.name}#{index}",
@@ -123,6 +125,7 @@ def prepare(
             image=one,
             slice_index=source.slice_index if index is None else index,
             volume=None if index is None else image,
+            window=None if placement.size == spec.size else spec.size,
         )
 
 
