@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from threefold.topology import Labels, as_label_map, bounding_box, component_boxes, label_components
+from threefold.topology import Labels, as_label_map, bounding_box, label_components
 
 
 def cl_dice(truth: NDArray[np.generic], predicted: NDArray[np.generic], count: int) -> list[float | None]:
@@ -48,14 +48,13 @@ def skeletons(volume: Labels) -> Labels:
     Args:
         volume: (I, J, K) labels.
     """
-    from skimage.morphology import skeletonize  # slow to import
+    from scipy.ndimage import find_objects  # slow to import
+    from skimage.morphology import skeletonize
 
-    components, _ = label_components(volume)
-    boxes, voxels = component_boxes(components)
+    components = label_components(volume)
     lines = np.zeros_like(volume)
-    for number, box in enumerate(boxes[1:], start=1):
-        own = components[box] == number
-        line = skeletonize(own) if voxels[number] > 2 else own  # type: ignore[no-untyped-call]
+    for number, box in enumerate(find_objects(components), start=1):
+        line = skeletonize(components[box] == number)  # type: ignore[no-untyped-call]
         lines[box][line] = volume[box][line]
     return lines
 
