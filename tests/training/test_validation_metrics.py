@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
 
 from threefold.cohorts.cohort import CohortSpec, MaskSpec
 from threefold.errors import TrainingError
@@ -76,6 +76,18 @@ def test_three_classes_are_averaged_one_against_the_rest() -> None:
     truth, scores = [r.label for r in labelled], [r.probabilities for r in labelled]
     found = validation_metrics(records, _spec("a", "b", "c"), WEIGHTS)
     assert found["auc"] == pytest.approx(roc_auc_score(truth, scores, multi_class="ovr"))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_balanced_accuracy_is_of_the_most_probable_class(classes: int) -> None:
+    records = _records(classes)
+    labelled = [r for r in records.values() if r.label is not None]
+    decided = [int(np.argmax(r.probabilities)) for r in labelled]
+    found = validation_metrics(records, _spec(*"abc"[:classes]), WEIGHTS)["balanced_accuracy"]
+    assert found == pytest.approx(balanced_accuracy_score([r.label for r in labelled], decided))
+    without_last = {n: r for n, r in records.items() if r.label != classes - 1}
+    missing = validation_metrics(without_last, _spec(*"abc"[:classes]), WEIGHTS)["balanced_accuracy"]
+    assert math.isnan(missing)
 
 
 def test_one_class_is_not_estimable_and_not_zero() -> None:

@@ -258,13 +258,14 @@ def _require_estimable(experiment: Experiment, cohort: Cohort, split: Split) -> 
 
 
 def _missing_for(metric: str, experiment: Experiment, cohort: Cohort, cases: tuple[Case, ...]) -> str | None:
-    if metric in ("auc", "average_precision"):
+    if metric in ("auc", "average_precision", "balanced_accuracy"):
         there = {case.label for case in cases}
         absent = [name for k, name in enumerate(cohort.spec.classes) if k not in there]
         return f"none is labelled '{absent[0]}'" if absent else None
     targets = required_targets(experiment.tasks)
     if metric == "dice":
-        (target,) = (target for target in targets if target != "label")
+        assert experiment.tasks.segmentation is not None
+        target = experiment.tasks.segmentation.target
         return None if any(getattr(case, target) for case in cases) else f"none has a {target}"
     if metric == "loss" and experiment.tasks.reconstruction is None:
         some = any(getattr(case, target) is not None for case in cases for target in targets)

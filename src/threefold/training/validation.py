@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.distributed
+from numpy.typing import NDArray
 
 from threefold.cohorts.cohort import CohortSpec
 from threefold.errors import TrainingError
@@ -70,7 +71,7 @@ def gather_records(records: Mapping[str, CaseRecord], world: int) -> dict[str, C
 def validation_metrics(
     records: Mapping[str, CaseRecord], cohort: CohortSpec, weights: Mapping[str, float]
 ) -> dict[str, float]:
-    """Return loss, loss_<task>, auc, average_precision, dice and psnr over the cases; NaN: not estimable.
+    """Return loss, loss_<task>, auc, average_precision, balanced_accuracy, dice and psnr over the cases; NaN: not estimable.
 
     `loss` is the weighted sum of the tasks' means, each over the cases that carry the target; a task of
     which no case does is left out.
@@ -118,7 +119,16 @@ def _classification(records: Mapping[str, CaseRecord], cohort: CohortSpec) -> di
     ):
         values = [metric(labels == k, probabilities[:, k]) for k in asked] if labelled else [math.nan]
         metrics[name] = float(np.mean(values))
+    metrics["balanced_accuracy"] = _balanced_accuracy(labels, probabilities, len(cohort.classes))
     return metrics
+
+
+def _balanced_accuracy(labels: NDArray[np.int64], probabilities: NDArray[np.float64], classes: int) -> float:
+    """Return the mean recall of the most probable class; NaN where a class has no case."""
+    if len({*labels.tolist()}) < classes:
+        return math.nan
+    right = probabilities.argmax(axis=1) == labels
+    return float(np.mean([right[labels == k].mean() for k in range(classes)]))
 
 
 def _records(
