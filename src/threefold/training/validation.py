@@ -71,7 +71,7 @@ def gather_records(records: Mapping[str, CaseRecord], world: int) -> dict[str, C
 def validation_metrics(
     records: Mapping[str, CaseRecord], cohort: CohortSpec, weights: Mapping[str, float]
 ) -> dict[str, float]:
-    """Return loss, loss_<task>, auc, average_precision, balanced_accuracy, dice and psnr over the cases; NaN: not estimable.
+    """Return loss, loss_<task>, auc, average_precision, balanced_accuracy, dice, psnr; NaN: not estimable.
 
     `loss` is the weighted sum of the tasks' means, each over the cases that carry the target; a task of
     which no case does is left out.
