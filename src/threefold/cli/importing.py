@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from threefold.cohorts.cohort import Cohort
 
 importing = typer.Typer(
-    help="Make a cohort of a table, CT-ICH slices or a DICOM series; merge cohorts. "
+    help="Make a cohort of a table, a Decathlon-style data.json, CT-ICH slices or a DICOM series; merge "
+    "cohorts. "
     "Example: `threefold import table scans.csv --meaning cohort.yaml --out my-cohort`",
     no_args_is_help=True,
 )
@@ -74,6 +75,43 @@ def table(
             columns=_pairs(column, "--column"),
             constants=_pairs(constant, "--constant"),
             labels=_pairs(label, "--label"),
+            copy=not reference,
+            progress=progress,
+        )
+    _say(cohort)
+
+
+@importing.command("decathlon")
+def decathlon(
+    source: Annotated[Path, typer.Argument(help="The JSON file, or a folder with data.json.")],
+    out: Out,
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--class", help="Name of diagnosis 0, then of 1, ...; needed where the file has none."),
+    ] = None,
+    site: Annotated[
+        str | None, typer.Option(help="Of entries that name none. [default: the dataset's name]")
+    ] = None,
+    patient_per_image: Annotated[
+        bool, typer.Option("--patient-per-image", help="Entries have no patient_id: each image is another.")
+    ] = False,
+    reference: Reference = False,
+) -> None:
+    """Make a cohort of a dataset file with lists of image, mask, LP and label, as the published aortic-arch
+    implementation reads it.
+
+    Example: `threefold import decathlon data.json --out my-cohort --class CoA --class RAA --class DAA
+    --patient-per-image`
+    """
+    from threefold.cohorts.decathlon import import_decathlon
+
+    with progress_of("Importing cases") as progress:
+        cohort = import_decathlon(
+            source,
+            out,
+            classes=name or (),
+            site=site,
+            patient_per_image=patient_per_image,
             copy=not reference,
             progress=progress,
         )

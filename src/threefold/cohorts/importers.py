@@ -54,7 +54,7 @@ def import_table(
     Args:
         table: CSV with a header; its paths are relative to its folder.
         out: the new folder.
-        spec: what the columns mean.
+        spec: what the columns mean; the paths of its atlases are relative to the table's folder.
         columns: the table's own name of a column of cases.csv, for example `{"image": "file"}`; a column
             that is not named here has the same name in both. Columns that are no column of cases.csv are
             kept as they are. Without a case_id the image's file name (and slice) is taken.
@@ -83,6 +83,7 @@ def import_table(
             if progress is not None:
                 progress(len(rows), len(records))
         provenance = {"made by": "import table", "table": table.name, "columns": columns, "copied": copy}
+        spec = stage.place_atlases(spec, table.parent, copy=copy)
         stage.finish(spec, rows, provenance, allow_outside=not copy)
     return finished(out, allow_outside=not copy)
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from threefold.cohorts.cohort import Cohort, CohortSpec, fingerprint
-from threefold.cohorts.staging import FOLDERS, finished, row_of, staging
+from threefold.cohorts.cohort import AtlasSpec, Cohort, CohortSpec, fingerprint
+from threefold.cohorts.staging import FOLDERS, Staging, finished, row_of, staging
 from threefold.errors import CohortError
 
 
@@ -42,11 +42,14 @@ def merge_cohorts(
     _refuse_shared_names(cohorts, prefix)
     if not prefix:
         _refuse_shared_ids(cohorts)
+        _refuse_shared_atlases(cohorts)
     total = sum(len(cohort.cases) for cohort in cohorts)
     rows: list[dict[str, Any]] = []
+    atlases: list[AtlasSpec] = []
     with staging(out) as stage:
         for cohort in cohorts:
             before = f"{cohort.spec.name}-" if prefix else ""
+            atlases += _atlases(stage, cohort, before, copy=copy)
             for case in cohort.cases:
                 row = row_of(case, cohort.spec)
                 row["case_id"] = before + case.case_id
@@ -58,8 +61,16 @@ def merge_cohorts(
                 if progress is not None:
                     progress(len(rows), total)
         parts = [{"name": c.spec.name, "cases": len(c.cases), "fingerprint": fingerprint(c)} for c in cohorts]
+        spec = spec.model_copy(update={"atlases": tuple(atlases)})
         stage.finish(spec, rows, {"made by": "merge", "cohorts": parts}, allow_outside=not copy)
     return finished(out, allow_outside=not copy)
+
+
+def _atlases(stage: Staging, cohort: Cohort, before: str, *, copy: bool) -> tuple[AtlasSpec, ...]:
+    """Bring a cohort's atlases into the merged one, `before` their names."""
+    named = [atlas.model_copy(update={"name": before + atlas.name}) for atlas in cohort.spec.atlases]
+    spec = cohort.spec.model_copy(update={"atlases": tuple(named)})
+    return stage.place_atlases(spec, cohort.folder, copy=copy).atlases
 
 
 def _merged_spec(cohorts: Sequence[Cohort], name: str | None) -> CohortSpec:
@@ -136,3 +147,16 @@ def _refuse_shared_ids(cohorts: Sequence[Cohort]) -> None:
                         f"{cohort.folder}. If they are different, put the cohorts' names before the ids "
                         "(prefix; --prefix)."
                     )
+
+
+def _refuse_shared_atlases(cohorts: Sequence[Cohort]) -> None:
+    owner: dict[str, Cohort] = {}
+    for cohort in cohorts:
+        for atlas in cohort.spec.atlases:
+            other = owner.setdefault(atlas.name, cohort)
+            if other is not cohort:
+                raise CohortError(
+                    f"cohorts can't be merged: both {other.folder} and {cohort.folder} have an atlas "
+                    f"'{atlas.name}'. Leave one out of its cohort.yaml, or put the cohorts' names before "
+                    "(prefix; --prefix)."
+                )

@@ -38,7 +38,7 @@ class Staging:
 
         Args:
             source: the file; one that was placed before keeps its first name.
-            column: image, mask or structures.
+            column: image, mask, structures or reference.
             case_id: names the copy.
             copy: whether to copy; else the cohort refers to the source where it is.
 
@@ -57,16 +57,49 @@ class Staging:
         target = Path(os.path.relpath(source, self.out.absolute()))
         if copy:
             target = Path(FOLDERS[column]) / f"{case_id}{ending(source)}"
-            try:
-                (self.folder / target).parent.mkdir(parents=True, exist_ok=True)
-                if source.is_dir():
-                    shutil.copytree(source, self.folder / target)
-                else:
-                    shutil.copy2(source, self.folder / target)
-            except OSError as error:
-                raise CohortError(f"{source}: can't be copied to {self.out / target} ({error}).") from error
+            self._copy(source, target)
         self._placed[source] = target
         return target
+
+    def place_atlases(self, spec: CohortSpec, folder: Path, *, copy: bool) -> CohortSpec:
+        """Bring the files of a description's atlases into the cohort.
+
+        Args:
+            spec: what is to become cohort.yaml.
+            folder: that its atlases' paths are relative to.
+            copy: whether to copy; else the cohort refers to the files where they are.
+
+        Returns:
+            The description with the new paths.
+
+        Raises:
+            CohortError: naming the atlas, if a file does not exist or can't be copied.
+        """
+        moved = []
+        for atlas in spec.atlases:
+            paths = {}
+            for key in ("image", "structures"):
+                source = Path(os.path.normpath((folder / getattr(atlas, key)).absolute()))
+                if not source.exists():
+                    raise CohortError(f"atlas '{atlas.name}', {key}: {source}: no such file.")
+                target = Path(os.path.relpath(source, self.out.absolute()))
+                if copy:
+                    check_case_id(atlas.name)
+                    target = Path("atlases") / f"{atlas.name}-{key}{ending(source)}"
+                    self._copy(source, target)
+                paths[key] = target.as_posix()
+            moved.append(atlas.model_copy(update=paths))
+        return spec.model_copy(update={"atlases": tuple(moved)})
+
+    def _copy(self, source: Path, target: Path) -> None:
+        try:
+            (self.folder / target).parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, self.folder / target)
+            else:
+                shutil.copy2(source, self.folder / target)
+        except OSError as error:
+            raise CohortError(f"{source}: can't be copied to {self.out / target} ({error}).") from error
 
     def finish(
         self,
