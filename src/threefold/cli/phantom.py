@@ -107,6 +107,59 @@ def head_ct(
     typer.echo(f"Next: threefold check {out}")
 
 
+@phantom.command("fetal-heart")
+def fetal_heart(
+    out: Annotated[Path, typer.Argument(help="The cohort's folder: new, or empty.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Any key of the specification, for example shift=0.5."),
+    ] = None,
+    preset: Annotated[
+        Preset, typer.Option(help="study: the studies' protocol. demo: small volumes, learned in minutes.")
+    ] = Preset.STUDY,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
+    patients: Annotated[
+        tuple[int, int, int] | None,
+        typer.Option(help="Patients with CoA, RAA and DAA.", metavar="COA RAA DAA"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
+) -> None:
+    """Make fetal heart volumes with coarctation, right or double aortic arch, with atlases and known truth.
+
+    Example: `threefold phantom fetal-heart cohort --preset demo --seed 1`
+    """
+    changes = _changes(settings or [])
+    if patients is not None:
+        changes["patients"] = patients
+
+    from threefold.phantoms.fetal_protocol import PRESETS, FetalHeartSpec
+    from threefold.validation import parse_spec
+
+    content = {**PRESETS[preset.value].model_dump(), **changes}
+    spec = parse_spec(FetalHeartSpec, content, where="fetal-heart", error=UsageError)
+    from threefold.phantoms.fetal_heart import make_fetal_heart_cohort
+
+    with progress_of("Making volumes") as progress:
+        cohort = make_fetal_heart_cohort(out, spec, seed, progress)
+    counts = {
+        name: sum(case.label == index for case in cohort.cases)
+        for index, name in enumerate(cohort.spec.classes)
+    }
+    masks = sum(case.mask is not None for case in cohort.cases)
+    if as_json:
+        summary = {"cohort": str(out), "seed": seed, "cases": len(cohort.cases), "diagnoses": counts}
+        summary |= {"masks": masks, "sites": len(cohort.sites), "spec": spec.model_dump(mode="json")}
+        typer.echo(json.dumps(summary, indent=2))
+        return
+    words = ", ".join(f"{count} {name}" for name, count in counts.items())
+    typer.echo(
+        f"{out}: {len(cohort.cases)} volumes from {len(cohort.sites)} sites ({words}), {masks} with a manual "
+        f"mask, {len(cohort.spec.atlases)} atlases (seed {seed})"
+    )
+    typer.echo(f"Pictures: {out / 'previews'}")
+    typer.echo(f"Next: threefold propagate {out} --out {out}-propagated")
+
+
 def _changes(settings: list[str]) -> dict[str, Any]:
     import yaml
 
