@@ -228,15 +228,17 @@ def main() -> None:
     print(RESULT)
 
 
-LIMIT = """Each change by itself is made to every case with the same parameters on both sides, so that the images can
-be compared voxel for voxel (before ours is clamped to 0..1; noise comes from different generators). Ours
-leaves the batch as it was and so copies it, which is all of an intensity shift's time.
+LIMIT = """Each change by itself is made to every case with the same parameters on both sides, so that the
+images can be compared voxel for voxel (before ours is clamped to 0..1; noise comes from different
+generators). Ours leaves the batch as it was and so copies it, which is all of an intensity
+shift's time.
 
-What limits it: smoothing and sharpening are products with one banded matrix per axis (arithmetic; MONAI
-convolves), the bias field is a product of three bases and an exponential (memory; MONAI evaluates it in
-float64), histogram shift looks up a table (memory; MONAI searches), and the affine map is `grid_sample`
-on both sides (trilinear look-ups, which are not vectorised): there the grid is cheaper, both label maps
-are sampled at once, and a volume is worked on in as many slabs as there are threads."""
+What limits it: smoothing and sharpening are products with one banded matrix per axis (arithmetic;
+MONAI convolves), the bias field is a product of three bases and an exponential (memory; MONAI
+evaluates it in float64), histogram shift looks up a table (memory; MONAI searches), and the
+affine map is `grid_sample` on both sides (trilinear look-ups, which are not vectorised): there
+the grid is cheaper, both label maps are sampled at once, and a volume is worked on in as many
+slabs as there are threads."""
 
 
 def processor() -> str:

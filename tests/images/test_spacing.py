@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
@@ -13,7 +15,9 @@ from pydantic import ValidationError
 
 from threefold.cohorts.cohort import Case, CohortSpec
 from threefold.cohorts.samples import read_placed
+from threefold.errors import ImageError
 from threefold.experiment import PreprocessingSpec
+from threefold.images.cache import estimate_bytes
 from threefold.images.geometry import Image
 from threefold.images.preprocessing import (
     Placement,
@@ -182,3 +186,55 @@ def test_a_spacing_has_one_number_or_one_per_axis() -> None:
         PreprocessingSpec(size=(8, 8, 8), spacing=(1, 1))
     with pytest.raises(ValidationError, match="greater than 0"):
         PreprocessingSpec(size=(8, 8, 8), spacing=0)
+
+
+# --- cases of volumes ---------------------------------------------------------------------------------
+
+MEANING = CohortSpec.model_validate(
+    {"name": "test", "modality": "mri", "dimensions": 3, "mask": {}, "structures": ["a", "b", "c"]}
+)
+
+
+def case_with(folder: Path, labels: np.ndarray, affine: np.ndarray = OBLIQUE) -> Case:
+    """A volume with structures, stored by nibabel as they are given."""
+    image = np.random.default_rng(1).random(labels.shape, np.float32)
+    nibabel.save(nibabel.Nifti1Image(image, OBLIQUE), folder / "image.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(labels, affine), folder / "labels.nii.gz")
+    return Case("c3", "p", "s", folder / "image.nii.gz", structures=folder / "labels.nii.gz")
+
+
+def test_labels_stored_as_floats_are_labels_and_others_are_refused_with_count_and_place(
+    tmp_path: Path,
+) -> None:
+    labels = np.zeros((7, 6, 5))
+    labels[2:4, 1:5, 2] = 3.0
+    spec = PreprocessingSpec(size=(7, 6, 7), spacing=(0.8, 0.8, 1.2))
+    sample, _ = read_placed(case_with(tmp_path, labels), MEANING, spec)
+    assert sample.structures is not None
+    assert int((sample.structures == 3).sum()) > 0
+    assert set(np.unique(sample.structures)) == {0, 3}
+    labels[5, 4, 3] = labels[6, 5, 4] = 0.5
+    with pytest.raises(ImageError, match=r"case c3: .*found 0\.5 at voxel \(5, 4, 3\) \(2 such voxels\)"):
+        read_placed(case_with(tmp_path, labels), MEANING, spec)
+    labels[labels == 0.5] = np.nan
+    with pytest.raises(ImageError, match=r"case c3: .*2 NaN and 0 infinite .* first at \(5, 4, 3\)"):
+        read_placed(case_with(tmp_path, labels), MEANING, spec)
+    labels = np.nan_to_num(labels)
+    labels[0, 0, 0] = 4
+    with pytest.raises(ImageError, match=r"case c3: .*values 0 to 3 .* found 4\.?0? \(1 voxels\)"):
+        read_placed(case_with(tmp_path, labels), MEANING, spec)
+    moved = OBLIQUE.copy()
+    moved[0, 3] += 5
+    with pytest.raises(ImageError, match=r"case c3: .*not on the grid of its image"):
+        read_placed(case_with(tmp_path, labels * 0, moved), MEANING, spec)
+
+
+def test_the_memory_of_prepared_volumes_is_estimated_to_the_byte(tmp_path: Path) -> None:
+    case = case_with(tmp_path, np.ones((7, 6, 5), np.uint8))
+    nibabel.save(nibabel.Nifti1Image(np.ones((7, 6, 5), np.uint8), OBLIQUE), tmp_path / "mask.nii.gz")
+    spec = PreprocessingSpec(size=(10, 9, 4), spacing=0.9, windows=((0, 1), (0.2, 0.4)))
+    sample, _ = read_placed(replace(case, mask=tmp_path / "mask.nii.gz"), MEANING, spec)
+    assert sample.mask is not None
+    assert sample.structures is not None
+    held = sample.image.nbytes + sample.mask.nbytes + sample.structures.nbytes
+    assert estimate_bytes(5, 2, spec.size, 2) == 5 * held

@@ -33,7 +33,9 @@ def predict(
     ],
     out: Annotated[Path, typer.Option(help="New folder for predictions.csv and masks.")],
     device: Annotated[str, typer.Option(help="Where the network runs, for example cpu or cuda.")] = "cpu",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a pass of the network.")] = 16,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images a pass of the network; volumes go one at a time.")
+    ] = 16,
     uneven: Annotated[
         UnevenSeries,
         typer.Option(
@@ -53,7 +55,11 @@ def predict(
     run's version and the mask's file. Masks lie on each image's own grid (NIfTI, or PNG for a picture). A 2D
     network predicts each slice of a volume (NAME#k), and the volume's mask is one file.
 
-    An image that can't be read is reported and the others are done; the exit status is then 1.
+    With data.preprocessing.spacing an image larger than the network's grid is predicted whole: in one pass
+    where its memory, estimated before, is free, else in overlapping windows; the column `notes` says which.
+
+    An image that can't be read is reported and the others are done; the exit status is then 1. An interrupted
+    prediction leaves the rows and masks of what was done.
 
     Example: `threefold predict my-run scans/ patient7.nii.gz --out my-predictions`
     """
