@@ -12,6 +12,7 @@ How the terms map to the paper of the attention gates:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -152,8 +153,7 @@ class AttentionUnet(nn.Module):
         voxels of that level at least, and the segmentation is cropped again.
         """
         size = image.shape[2:]
-        values = kernels3d.pad_to_stride(image, self.stride)
-        values = kernels3d.as_channels_last(values)
+        values = kernels3d.as_channels_last(kernels3d.pad(image, self._padded(size)))
         skips = []
         for block in self.encoder:
             values = block(values)
@@ -170,6 +170,13 @@ class AttentionUnet(nn.Module):
             segmentation=segmentation,
             features=pooled,
         )
+
+    def _padded(self, size: Sequence[int]) -> list[int]:
+        """Return the size of the padded image: batch norm needs two voxels of the deepest level."""
+        padded = [-(-side // self.stride) * self.stride for side in size]
+        if max(padded) == self.stride:
+            padded[-1] *= 2
+        return padded
 
 
 def initialise_as_published(network: nn.Module) -> None:

@@ -6,7 +6,6 @@ implementation uses.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from threefold.networks import kernels3d
 from threefold.networks.outputs import Outputs
 
 _CONV: dict[int, type[nn.Conv2d | nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+_SMALLEST = 8  # voxels of an axis
 _BOTTLENECK = 4  # channels of a layer's 1x1 convolution, in units of the growth
 
 
@@ -73,9 +73,9 @@ class DenseFeatures(nn.Module):
 class DenseNet(nn.Module):
     """Tell the class of an image.
 
-    Small grids: instance norm needs two voxels at least. Where halving the grid between two blocks would
-    leave a single voxel, the grid is kept; an image of at most 4 voxels along every axis is first padded
-    with zeros to 8 along each. Elsewhere the network is MONAI's, which refuses such images.
+    Small grids: an axis of fewer than 8 voxels is padded with zeros to 8. Instance norm needs two voxels at
+    least, so where halving the grid between two blocks would leave a single one, the grid is kept. Elsewhere
+    the network is MONAI's, which refuses such images.
 
     Args:
         spec: layers, growth and dropout.
@@ -103,11 +103,7 @@ class DenseNet(nn.Module):
 
     def forward(self, image: Tensor) -> Outputs:
         """(B, C, *S) image to (B, K) logits; the features are (B, F)."""
-        pooled = kernels3d.pool(self.features(_at_least_two_voxels(image)))  # (B, F)
+        # Below 8 voxels oneDNN's gradient of the 7x7 convolution writes out of bounds, besides.
+        padded = kernels3d.pad(image, [max(side, _SMALLEST) for side in image.shape[2:]])
+        pooled = kernels3d.pool(self.features(padded))  # (B, F)
         return Outputs(classes=self.head(pooled), features=pooled)
-
-
-def _at_least_two_voxels(image: Tensor) -> Tensor:
-    """Pad an image whose grid after the stem would be a single voxel."""
-    size: Sequence[int] = image.shape[2:]
-    return kernels3d.pad_to_stride(image, 8) if max(size) <= 4 else image

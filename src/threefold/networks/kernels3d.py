@@ -11,17 +11,10 @@ from torch import Tensor, nn
 _EPSILON = 1e-5  # of instance norm
 
 
-def pad_to_stride(image: Tensor, stride: int) -> Tensor:
-    """Pad (B, C, *S) with zeros at the far ends to multiples of a stride, of two strides along the last axis
-    where one voxel of that stride would hold all."""
-    size = image.shape[2:]
-    target = [-(-side // stride) * stride for side in size]
-    if max(target) == stride:
-        target[-1] = 2 * stride
-    if list(size) == target:
-        return image
-    ends = [pad for side, goal in zip(size, target, strict=True) for pad in (goal - side, 0)]
-    return F.pad(image, ends[::-1])
+def pad(image: Tensor, size: Sequence[int]) -> Tensor:
+    """Pad (B, C, *S) with zeros at the far ends to a size."""
+    ends = [end for side, goal in zip(image.shape[2:], size, strict=True) for end in (goal - side, 0)]
+    return F.pad(image, ends[::-1]) if any(ends) else image
 
 
 def crop(values: Tensor, size: Sequence[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Weights from local files: official Swin and public Swin-Unet checkpoints, and this program's own runs.
+"""Weights from local files: published checkpoints, and this program's own runs.
 
 `weight_names` knows which weight of a file belongs where.
 """
@@ -69,7 +69,8 @@ def load_pretrained(network: nn.Module, path: Path, *, decoders_from_encoder: bo
     network's channels, which is exact for images whose channels are all equal. A head for another number of
     classes or labels keeps its initial values. The decoder of a Swin-Unet file goes to the segmentation
     decoder. A run of an attention U-Net fills a cascade's segmenter, one of a DenseNet its classifier, one
-    of a cascade both; and a part of a cascade fills a network of its kind.
+    of a cascade both; and a part of a cascade fills a network of its kind. So do checkpoints of MONAI's
+    AttentionUnet and DenseNet (instance norm), which the published aortic-arch system is made of.
 
     Args:
         network: any of the program's; is changed in place.

@@ -1,9 +1,9 @@
-"""Which weight of a file is which of a network: official and public Swin names, parts of a cascade."""
+"""Which weight of a file is which of a network: official Swin, public Swin-Unet and MONAI names, parts."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from torch import Tensor, nn
 
@@ -37,12 +37,13 @@ def translate(found: Mapping[str, Tensor], network: nn.Module) -> tuple[dict[str
     """
     if isinstance(network, SwinUnet | JointSwin):
         return _translate_swin(found, network)
-    names = ((_name_in(network, name, found), name) for name in found)
-    origins = {own: name for own, name in names if own is not None}
-    return {own: found[name] for own, name in origins.items()}, origins
+    own_names = {_monai_name(name) or name: name for name in found}
+    names = ((_name_in(network, name, own_names), origin) for name, origin in own_names.items())
+    origins = {own: origin for own, origin in names if own is not None}
+    return {own: found[origin] for own, origin in origins.items()}, origins
 
 
-def _name_in(network: nn.Module, name: str, found: Mapping[str, Tensor]) -> str | None:
+def _name_in(network: nn.Module, name: str, found: Collection[str]) -> str | None:
     """Return the name that a weight of a run has in a network that may hold it as a part, or be a part."""
     whole = any(other.startswith(_SEGMENTER) for other in found)
     if isinstance(network, Cascade):
@@ -53,6 +54,48 @@ def _name_in(network: nn.Module, name: str, found: Mapping[str, Tensor]) -> str 
         return name
     part = _SEGMENTER if isinstance(network, AttentionUnet) else _CLASSIFIER
     return name.removeprefix(part) if name.startswith(part) else None
+
+
+def _monai_name(name: str) -> str | None:
+    """Return our name for a name of MONAI's AttentionUnet or DenseNet; None for any other."""
+    stem, _, parameter = name.rpartition(".")
+    if stem.startswith("model."):
+        own = _monai_unet_name(stem)
+    elif stem.startswith(("features.", "class_layers.")):
+        own = _monai_densenet_name(stem)
+    else:
+        own = None
+    return None if own is None else f"{own}.{parameter}"
+
+
+def _monai_unet_name(name: str) -> str | None:
+    if name == "model.2.conv":
+        return "head"
+    # Each level is nested in the one above: model.1(.submodule.1)*, and .submodule alone at the bottom.
+    level = name.count("submodule")
+    unit = re.search(r"\bconv\.([01])\.(conv|adn\.N)$", name)
+    if unit is not None:
+        return f"encoder.{level}.{unit[1]}.{'conv' if unit[2] == 'conv' else 'norm'}"
+    part = re.search(r"(upconv\.up|merge)\.(conv|adn\.N|adn\.A)$", name)
+    if part is not None:
+        kind = {"conv": "conv", "adn.N": "norm", "adn.A": "act"}[part[2]]
+        return f"decoder.{level}.{'merge' if part[1] == 'merge' else 'up'}.{kind}"
+    gate = re.search(r"attention\.(W_g|W_x|psi)\.(0\.conv|1)$", name)
+    if gate is None:
+        return None
+    layer = {"W_g": "coarse", "W_x": "skip", "psi": "score"}[gate[1]]
+    return f"decoder.{level}.gate.{layer}.{'norm' if gate[2] == '1' else 'conv'}"
+
+
+def _monai_densenet_name(name: str) -> str | None:
+    if name in ("features.conv0", "class_layers.out"):
+        return "features.stem" if name == "features.conv0" else "head"
+    layer = re.fullmatch(r"features\.denseblock(\d+)\.denselayer(\d+)\.layers\.conv([12])", name)
+    if layer is not None:
+        kind = "squeeze" if layer[3] == "1" else "grow"
+        return f"features.blocks.{int(layer[1]) - 1}.{int(layer[2]) - 1}.{kind}"
+    transition = re.fullmatch(r"features\.transition(\d+)\.conv", name)
+    return None if transition is None else f"features.transitions.{int(transition[1]) - 1}"
 
 
 def _translate_swin(

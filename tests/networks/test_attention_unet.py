@@ -1,0 +1,146 @@
+"""The attention U-Net against MONAI's, and what it adds: any size, a head on the deepest features."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from threefold.experiment import AttentionUnetSpec
+from threefold.networks.attention_unet import AttentionUnet
+from threefold.networks.pretrained import load_pretrained
+
+SMALL = AttentionUnetSpec(channels=(4, 8, 16), dropout=0.2)
+
+
+def _randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _network(
+    spec: AttentionUnetSpec = SMALL, labels: int | None = 5, classes: int | None = None, dimensions: int = 3
+) -> AttentionUnet:
+    return AttentionUnet(spec, in_channels=1, labels=labels, classes=classes, dimensions=dimensions)
+
+
+def _load(ours: nn.Module, theirs: nn.Module, folder: Path) -> None:
+    torch.save(theirs.state_dict(), folder / "monai.pth")
+    report = load_pretrained(ours, folder / "monai.pth")
+    assert not report.missing
+    assert not report.unused
+
+
+def test_the_published_size_computes_what_monai_computes(monai: SimpleNamespace, tmp_path: Path) -> None:
+    theirs, ours = monai.unet(), _network(AttentionUnetSpec(), labels=12)
+    monai.shake(theirs)
+    _load(ours, theirs, tmp_path)
+    assert sum(p.numel() for p in ours.parameters()) == 23_626_316
+    image = _randn(1, 1, 32, 48, 32)
+    with torch.inference_mode():
+        expected = theirs.eval()(image)
+        torch.testing.assert_close(ours.eval()(image).segmentation, expected, rtol=0, atol=4e-5)
+    image.requires_grad_()  # gradients of an evaluation take another way
+    torch.testing.assert_close(ours(image).segmentation, expected, rtol=0, atol=4e-5)
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_outputs_and_gradients_of_a_training_step_in_float64(
+    monai: SimpleNamespace, tmp_path: Path, dimensions: int
+) -> None:
+    """Without dropout, whose draws are each network's own; batch statistics as in training."""
+    theirs = monai.unet((4, 8, 16), labels=5, dimensions=dimensions)
+    ours = _network(SMALL.model_copy(update={"dropout": 0.0}), dimensions=dimensions)
+    monai.shake(theirs)
+    _load(ours, theirs, tmp_path)
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    image = _randn(2, 1, *(8, 12, 16)[:dimensions]).double()
+    expected, found = theirs.double().train()(image), ours.double().train()(image).segmentation
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    weight = _randn(*expected.shape, seed=1).double()
+    (expected * weight).sum().backward()
+    (found * weight).sum().backward()
+    for parameter in theirs.parameters():
+        parameter.data = parameter.grad
+    by_name = copy.deepcopy(ours)  # their gradients by our names, through the same loader
+    _load(by_name, theirs, tmp_path)
+    reference = by_name.state_dict()
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, reference[name], rtol=1e-7, atol=1e-9, msg=name)
+    for name, statistic in ours.named_buffers():
+        torch.testing.assert_close(statistic, reference[name], msg=name)
+
+
+@pytest.mark.parametrize("size", [(8, 8, 8), (5, 9, 6), (4, 4, 4), (3, 2, 1), (1, 1, 1), (17, 4, 4)])
+def test_any_size_comes_back_as_it_was(size: tuple[int, ...]) -> None:
+    network = _network()
+    for mode in (True, False):
+        outputs = network.train(mode)(_randn(1, 1, *size))
+        assert outputs.segmentation.shape == (1, 5, *size)
+        assert outputs.features.shape == (1, 16)
+        assert torch.isfinite(outputs.segmentation).all()
+
+
+def test_padding_adds_zeros_at_the_far_ends() -> None:
+    network = _network().eval()
+    image = _randn(1, 1, 9, 8, 6)
+    padded = torch.nn.functional.pad(image, (0, 2, 0, 0, 0, 3))
+    with torch.inference_mode():
+        torch.testing.assert_close(network(image).segmentation, network(padded).segmentation[:, :, :9, :, :6])
+
+
+def test_the_pooled_head_shares_the_encoder() -> None:
+    network = _network(classes=3)
+    network.train()
+    outputs = network(_randn(2, 1, 16, 16, 16))
+    assert outputs.classes.shape == (2, 3)
+    outputs.classes.square().sum().backward()
+    with_gradient = {name.split(".")[0] for name, p in network.named_parameters() if p.grad is not None}
+    assert with_gradient == {"encoder", "classifier"}
+
+
+def test_without_labels_there_is_no_decoder() -> None:
+    network = _network(labels=None, classes=2)
+    outputs = network(_randn(1, 1, 16, 16, 16))
+    assert outputs.segmentation is None
+    assert outputs.classes.shape == (1, 2)
+    assert {name.split(".")[0] for name, _ in network.named_parameters()} == {"encoder", "classifier"}
+
+
+def test_the_published_initialisation() -> None:
+    """Xavier normal with gain 0.1: a deviation of 0.1 * sqrt(2 / (fan in + fan out)); biases at zero."""
+    torch.manual_seed(0)
+    network = _network(AttentionUnetSpec(channels=(16, 32), initialisation="published"), classes=2)
+    weight = network.encoder[1][1].conv.weight  # 32 to 32 channels
+    assert weight.std().item() == pytest.approx(0.1 * (2 / (64 * 27)) ** 0.5, rel=0.02)
+    up = network.decoder[0].up.conv.weight  # a transposed one
+    assert up.std().item() == pytest.approx(0.1 * (2 / (48 * 27)) ** 0.5, rel=0.03)
+    assert not any(p.any() for name, p in network.named_parameters() if name.endswith("conv.bias"))
+    assert network.classifier.weight.abs().max() < 0.1
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    network = _network(SMALL.model_copy(update={"dropout": 0.5}))
+    image = _randn(1, 1, 16, 16, 16)
+    torch.manual_seed(0)
+    first, second = network.train()(image).segmentation, network(image).segmentation
+    assert not torch.equal(first, second)
+    torch.manual_seed(0)
+    assert torch.equal(network(image).segmentation, first)
+    network.eval()
+    assert torch.equal(network(image).segmentation, network(image).segmentation)
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_cam_layer_has_the_declared_layout(dimensions: int) -> None:
+    network = _network(classes=2, dimensions=dimensions)
+    seen = []
+    network.get_submodule(network.cam_layer).register_forward_hook(lambda _m, _i, out: seen.append(out))
+    network(_randn(2, 1, *(16, 24, 32)[:dimensions]))
+    assert len(network.cam_layout) == seen[0].ndim
+    assert seen[0].shape == (2, 16, *(4, 6, 8)[:dimensions])
