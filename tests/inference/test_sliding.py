@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -161,8 +162,8 @@ def test_memory_is_stated_before_and_decides(
     image = bright_at((1, 1, 1))
     caplog.set_level(logging.INFO)
     _, note = predict_large(Blob(), image, (8, 8, 8), device=CPU, name="c7")
-    assert "24 x 20 x 22 voxels: about" in note
-    assert "in one pass" in note
+    assert re.fullmatch(r"24 x 20 x 22 voxels in one pass, about [\d.]+ GB", note)
+    assert re.fullmatch(rf"case c7: {note} \([\d.]+ GB free on cpu\)", caplog.messages[-1])
     assert caplog.records[-1].levelno == logging.INFO
     window = image[..., :8, :8, :8]
     with TensorMemory() as memory:
@@ -172,9 +173,9 @@ def test_memory_is_stated_before_and_decides(
         enough = int(free * sliding.WORKSPACE * peak / sliding.MEMORY_SHARE)
         monkeypatch.setattr(sliding, "free_bytes", lambda device, enough=enough: enough)
         _, note = predict_large(Blob(), image, (8, 8, 8), device=CPU, name="c7")
-        assert (f"so in {5 * 4 * 5} windows of 8 x 8 x 8" in note) == windows
+        assert (f"24 x 20 x 22 voxels in {5 * 4 * 5} windows of 8 x 8 x 8" in note) == windows
     assert caplog.records[-1].levelno == logging.WARNING
-    assert caplog.messages[-1] == f"case c7: {note}"
+    assert caplog.messages[-1].startswith(f"case c7: {note} (")
     little_memory(monkeypatch, free=1000)
     with pytest.raises(RunError, match=r"case c7: 24 x 20 x 22 voxels of 2 channels need .* are free\. Cut"):
         predict_large(Blob(), image, (8, 8, 8), device=CPU, name="c7")

@@ -152,7 +152,7 @@ def test_a_volume_larger_than_the_grid_is_predicted_whole(
     assert dice(prediction.mask, labels_of(image.array)) > 0.9
     row = pd.read_csv(tmp_path / "out" / "predictions.csv").iloc[0]
     assert ("windows of 16 x 16 x 16" in row["notes"]) == windows
-    assert "in one pass" in row["notes"]
+    assert "GB" in row["notes"]
     sizes = {shape[2:] for shape in network.calls}
     assert sizes == ({(16, 16, 16)} if windows else {(16, 16, 16), (19, 24, 22)})
 

@@ -55,14 +55,15 @@ def warp(image: Tensor, labels: Tensor, matrix: Tensor, translation: Tensor) -> 
         return image, labels
     shape = image.shape[2:]
     theta = _theta(matrix[chosen], translation[chosen], shape)
-    where = chosen.nonzero()[:, 0].to(image.device)
     image, labels = image.clone(), labels.clone()
     if len(shape) == 2:
+        where = chosen.nonzero()[:, 0].to(image.device)
         grid = F.affine_grid(theta.to(image), [len(where), 1, *shape], align_corners=False)  # (b, *S, D)
         image[where] = _sample(image[where], grid, "bilinear")
         labels[where] = _sample(labels[where].to(image), grid, "nearest").to(labels.dtype)
         return image, labels
-    for i, map_of_case in zip(where, theta, strict=True):  # a volume at a time: it stays in the cache
+    # A volume at a time: it stays in the processor's cache.
+    for i, map_of_case in zip(chosen.nonzero()[:, 0].tolist(), theta, strict=True):
         grid = _volume_grid(map_of_case, shape).to(image)[None]  # (1, *S, D)
         image[i] = _sample_volume(image[i], grid, "bilinear")
         labels[i] = _sample_volume(labels[i].to(image), grid, "nearest").to(labels.dtype)

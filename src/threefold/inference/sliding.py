@@ -44,10 +44,12 @@ class Plan:
     Attributes:
         windows: where each window begins, per axis; empty: one pass over the whole.
         text: in words, with the memory that a whole pass is estimated to take.
+        free: in words, the memory that decided.
     """
 
     windows: tuple[tuple[int, ...], ...]
     text: str
+    free: str
 
 
 def predict_large(
@@ -76,7 +78,8 @@ def predict_large(
     if first.segmentation is None and first.reconstruction is None:
         return first, f"the middle {_by(window)} of {_by(shape)} voxels"
     plan = plan_passes(shape, window, memory.peak, first, device=device, name=name)
-    _log.log(logging.WARNING if plan.windows else logging.INFO, "case %s: %s", name, plan.text)
+    level = logging.WARNING if plan.windows else logging.INFO
+    _log.log(level, "case %s: %s (%s)", name, plan.text, plan.free)
     if plan.windows:
         outputs = in_windows(network, image, window, plan.windows, device=device)
     else:
@@ -115,9 +118,9 @@ def plan_passes(
     """
     growth = math.prod(shape) / math.prod(window)
     whole, free = int(WORKSPACE * growth * peak), free_bytes(device)
-    need = f"about {_gb(whole)} in one pass ({_gb(free)} free on {device.type})"
+    state = f"{_gb(free)} free on {device.type}"
     if whole <= MEMORY_SHARE * free:
-        return Plan((), f"{_by(shape)} voxels: {need}")
+        return Plan((), f"{_by(shape)} voxels in one pass, about {_gb(whole)}", state)
     heads = [head for head in (first.segmentation, first.reconstruction) if head is not None]
     # Sums, probabilities in float32, and a copy of one while it is made of the other.
     kept = int(3 * growth * sum(4 * head.numel() for head in heads))
@@ -129,7 +132,8 @@ def plan_passes(
             "interest, or train with a larger data.preprocessing.spacing."
         )
     starts = window_starts(shape, window)
-    return Plan(starts, f"{_by(shape)} voxels: {need}, so in {len(starts)} windows of {_by(window)}")
+    text = f"{_by(shape)} voxels in {len(starts)} windows of {_by(window)}; one pass needs about {_gb(whole)}"
+    return Plan(starts, text, state)
 
 
 def in_windows(
