@@ -62,7 +62,7 @@ def load_experiment(recipe_or_file: str, overrides: Sequence[str] = ()) -> Exper
     """
     data = _read_extended(recipe_or_file, ())
     for override in overrides:
-        _apply(data, override)
+        apply_override(data, override)
     return parse_spec(Experiment, data, where=recipe_or_file, error=ExperimentError)
 
 
@@ -83,8 +83,12 @@ def experiment_schema() -> dict[str, Any]:
     return Experiment.model_json_schema()
 
 
-def _apply(data: dict[str, Any], override: str) -> None:
-    """Set one `key.path=value` in `data`, making the mappings on the way."""
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set one `key.path=value` in `data`, making the mappings on the way.
+
+    Raises:
+        ExperimentError: it has another form, or its value is not YAML.
+    """
     path, separator, text = override.partition("=")
     keys = path.split(".")
     if not separator or not all(keys):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from threefold.errors import ExperimentError
 from threefold.experiment.spec import Fraction, NonNegative, Positive, PositiveInt, Seed, Spec
+from threefold.experiments import apply_override
+from threefold.validation import parse_spec
 
 
 class FailureSpec(Spec):
@@ -25,12 +29,14 @@ class PropagationSpec(Spec):
 
     size: Annotated[tuple[PositiveInt, ...], Field(min_length=3, max_length=3)] = (96, 96, 96)
     """Voxels of the grid on which images are registered; the case's image is scaled to fit it."""
+    spacing: Positive | None = None
+    """mm per voxel of that grid, instead of a size; null: as `size` says."""
     affine: bool = True
     """Start from an affine alignment of atlas and image; false: from where their files say that they lie."""
     affine_steps: Annotated[int, Field(ge=0)] = 60
     """Steps of the affine alignment at each of its resolutions; 0: centres only."""
     channels: Annotated[tuple[PositiveInt, ...], Field(min_length=2)] = (16, 32, 32, 32, 32, 32)
-    """VoxelMorph's U-Net: for each resolution, from the finest, channels on the way down and on the way up."""
+    """VoxelMorph's U-Net: for each resolution, from the finest, channels on the way down and up."""
     final_channels: tuple[PositiveInt, ...] = (16, 16)
     """Channels of VoxelMorph's last convolutions at full resolution."""
     diffeomorphic: bool = True
@@ -71,3 +77,15 @@ class PropagationSpec(Spec):
         if len(self.channels) % 2:
             raise ValueError(f"channels has {len(self.channels)} numbers; expected two per resolution")
         return self
+
+
+def load_propagation(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> PropagationSpec:
+    """Return the propagation that plain values and `key=value` overrides describe.
+
+    Raises:
+        ExperimentError: naming the key and the nearest valid one.
+    """
+    data = dict(values)
+    for override in overrides:
+        apply_override(data, override)
+    return parse_spec(PropagationSpec, data, where="propagation", error=ExperimentError)

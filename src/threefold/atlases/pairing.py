@@ -1,0 +1,150 @@
+"""Which atlas goes with which case, and what has to hold before anything is registered. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from threefold.atlases.spec import PropagationSpec
+from threefold.cohorts.cohort import AtlasSpec, Case, Cohort, CohortSpec
+from threefold.cohorts.targets import read_structures
+from threefold.errors import CohortError, ImageError
+from threefold.images.geometry import Image
+from threefold.images.reading import Header, read_header, read_image
+from threefold.validation import did_you_mean
+
+Pairing = Mapping[str, tuple[AtlasSpec, ...]]
+"""Case id to the atlases that are registered to it."""
+
+
+def pair_cases(cohort: Cohort, atlases: Sequence[str] | None = None) -> Pairing:
+    """Return the atlases of each case that has no structures yet.
+
+    A case goes with the atlases of its class and with those of every class; a case without a class with all
+    of them.
+
+    Args:
+        cohort: volumes.
+        atlases: names of those to use; None: all that cohort.yaml declares.
+
+    Raises:
+        CohortError: slices, no atlases, an unknown atlas, a class without one.
+    """
+    spec, where = cohort.spec, cohort.folder
+    if spec.dimensions != 3:
+        raise CohortError(
+            f"{where}: its cases are slices (dimensions: {spec.dimensions}); expected volumes. Labels are "
+            "propagated between volumes only."
+        )
+    if not spec.atlases:
+        raise CohortError(
+            f"{where}: cohort.yaml declares no atlases. List them under `atlases`, each with name, image, "
+            "structures and, where it is of one class, label."
+        )
+    if not spec.structures:
+        raise CohortError(f"{where}: cohort.yaml names no `structures`, which says what atlas labels mean.")
+    chosen = _chosen(spec, atlases)
+    pairing: dict[str, tuple[AtlasSpec, ...]] = {}
+    without: dict[str | None, list[str]] = {}
+    for case in cohort.cases:
+        if case.structures is not None:
+            continue
+        name = None if case.label is None else spec.classes[case.label]
+        fitting = tuple(atlas for atlas in chosen if name is None or atlas.label in (None, name))
+        if fitting:
+            pairing[case.case_id] = fitting
+        else:
+            without.setdefault(name, []).append(case.case_id)
+    if without:
+        listed = "; ".join(f"{name} ({len(ids)} cases, the first {ids[0]})" for name, ids in without.items())
+        raise CohortError(
+            f"{where}: no atlas for {listed}. Declare one with that label under `atlases` in cohort.yaml, or "
+            "one without a label, which is every case's."
+        )
+    return pairing
+
+
+def check_files(cohort: Cohort, pairing: Pairing, spec: PropagationSpec) -> None:
+    """Look at everything that can be wrong before a registration begins.
+
+    Raises:
+        CohortError: naming the case or the atlas: a missing or unreadable file, an atlas with other labels
+            than the cohort's structures, an image that its atlas does not overlap (without affine alignment).
+    """
+    used = {atlas.name: atlas for atlases in pairing.values() for atlas in atlases}
+    grids = {name: _atlas_grid(cohort, atlas) for name, atlas in used.items()}
+    for case in cohort.cases:
+        if case.case_id not in pairing:
+            continue
+        grid = _case_grid(case)
+        for atlas in () if spec.affine else pairing[case.case_id]:
+            apart = _apart(grid, grids[atlas.name])
+            if apart is not None:
+                raise CohortError(
+                    f"case {case.case_id}: its image and atlas '{atlas.name}' do not overlap: {apart}. "
+                    "Align them first (affine=true), or correct the files' affines."
+                )
+
+
+def read_atlas(cohort: Cohort, atlas: AtlasSpec) -> tuple[Image, Image]:
+    """Read an atlas's image and its label map (uint8, on the image's grid).
+
+    Raises:
+        CohortError: naming the atlas.
+    """
+    try:
+        image = read_image(cohort.folder / atlas.image)
+        if image.array.ndim != 3:
+            raise ImageError(f"{image.source}: has shape {image.array.shape}; expected a volume.")
+        labels = read_structures(cohort.folder / atlas.structures, None, image, cohort.spec)
+    except ImageError as error:
+        raise CohortError(f"atlas '{atlas.name}': {error}") from error
+    if not np.any(labels.array):
+        raise CohortError(
+            f"atlas '{atlas.name}': {labels.source}: every voxel is 0; expected the labels 1 to "
+            f"{len(cohort.spec.structures)}."
+        )
+    return image, labels
+
+
+def _chosen(spec: CohortSpec, names: Sequence[str] | None) -> tuple[AtlasSpec, ...]:
+    known = [atlas.name for atlas in spec.atlases]
+    for name in names or ():
+        if name not in known:
+            raise CohortError(f"there is no atlas '{name}'.{did_you_mean(name, known)}")
+    return tuple(atlas for atlas in spec.atlases if names is None or atlas.name in names)
+
+
+def _atlas_grid(cohort: Cohort, atlas: AtlasSpec) -> Header:
+    image, _ = read_atlas(cohort, atlas)
+    return Header(image.array.shape, image.affine)
+
+
+def _case_grid(case: Case) -> Header:
+    paths: dict[str, Path | None] = {"mask": case.mask, "reference": case.reference}
+    for name, path in paths.items():
+        if path is not None and not path.exists():
+            raise CohortError(f"case {case.case_id}, {name}: {path}: no such file. Correct the table.")
+    try:
+        return read_header(case.image)
+    except ImageError as error:
+        raise CohortError(f"case {case.case_id}: {error}") from error
+
+
+def _apart(a: Header, b: Header) -> str | None:
+    """Say how far two grids' boxes in mm are from each other; None where they meet."""
+    (low_a, high_a), (low_b, high_b) = _bounds(a), _bounds(b)
+    gaps = np.maximum(low_a - high_b, low_b - high_a)
+    if (gaps < 0).all():
+        return None
+    axis = int(gaps.argmax())
+    return f"{gaps[axis]:.0f} mm apart along {('right-left', 'front-back', 'head-foot')[axis]}"
+
+
+def _bounds(grid: Header) -> tuple[np.ndarray, np.ndarray]:
+    corners = np.array([[*corner, 1] for corner in product(*((-0.5, n - 0.5) for n in grid.shape))])
+    points = (corners @ grid.affine.T)[:, :3]
+    return points.min(0), points.max(0)

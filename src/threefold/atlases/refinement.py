@@ -1,0 +1,110 @@
+"""Instance refinement: the optimisation of one pair's own field, on coarse to fine grids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from threefold.atlases.spec import PropagationSpec
+from threefold.networks.registration_losses import LocalSums, local_correlation, overlap_loss, smoothness
+from threefold.networks.warping import integrate, resize_field, shrink, warp
+
+_SMALLEST = 8
+"""Voxels: no axis of a coarse grid gets shorter, where the image's is not."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An atlas and an image on the image's registration grid, the atlas affinely aligned.
+
+    Attributes:
+        fixed: (1, 1, *S) the image, 0..1.
+        moving: (1, 1, *S) the atlas, 0..1.
+        region: (1, 1, *S) share of the atlas's structures in each voxel; None: masks do not steer.
+        mask: (1, 1, *S) the image's mask; None: absent, or masks do not steer.
+    """
+
+    fixed: Tensor
+    moving: Tensor
+    region: Tensor | None = None
+    mask: Tensor | None = None
+
+
+def registration_loss(pair: Pair, displacement: Tensor, field: Tensor, spec: PropagationSpec) -> Tensor:
+    """Return minus the local correlation, plus the weighted smoothness and overlap losses.
+
+    Args:
+        pair: what is registered.
+        displacement: (1, 3, *S), voxels.
+        field: what smoothness is asked of: the velocity, or the displacement itself.
+        spec: window and weights.
+    """
+    target = LocalSums.of(pair.fixed, spec.window)
+    return loss_to(target, pair, displacement, field, spec)
+
+
+def loss_to(
+    target: LocalSums, pair: Pair, displacement: Tensor, field: Tensor, spec: PropagationSpec
+) -> Tensor:
+    """As `registration_loss`, the fixed image being summed already."""
+    loss = -local_correlation(warp(pair.moving, displacement, outside="border"), target)
+    if spec.smoothness_weight:
+        loss = loss + spec.smoothness_weight * smoothness(field, spec.smoothness)
+    if spec.mask_weight and pair.region is not None and pair.mask is not None:
+        loss = loss + spec.mask_weight * overlap_loss(warp(pair.region, displacement), pair.mask)
+    return loss
+
+
+def refine(pair: Pair, start: Tensor | None, spec: PropagationSpec) -> Tensor:
+    """Return the displacement that registers a pair best: (1, 3, *S), voxels.
+
+    Adam optimises the field (the velocity where `spec.diffeomorphic`) on a grid of a quarter, then of half
+    the resolution; from a network's prediction, of half only.
+
+    Args:
+        pair: what is registered.
+        start: (1, 3, *S) the network's prediction; None: no movement.
+        spec: steps, learning rate, loss.
+    """
+    size = pair.fixed.shape[2:]
+    field = start
+    if spec.refinement_steps:
+        for factor in (4, 2) if start is None else (2,):
+            coarse = tuple(min(side, max(_SMALLEST, round(side / factor))) for side in size)
+            field = _optimise(_shrunk(pair, coarse), field, spec)
+    if field is None:
+        field = torch.zeros(1, 3, *size, device=pair.fixed.device)
+    return resize_field(displacement_of(field, spec), tuple(size))
+
+
+def displacement_of(field: Tensor, spec: PropagationSpec) -> Tensor:
+    """Return a field's displacement: integrated where it is a velocity."""
+    return integrate(field, spec.integration_steps) if spec.diffeomorphic else field
+
+
+def _optimise(pair: Pair, start: Tensor | None, spec: PropagationSpec) -> Tensor:
+    size = tuple(pair.fixed.shape[2:])
+    field = torch.zeros(1, 3, *size, device=pair.fixed.device)
+    if start is not None:
+        field = resize_field(start.detach(), size).clone()
+    field.requires_grad_()
+    optimiser = torch.optim.Adam([field], lr=spec.refinement_learning_rate)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1, 0.1, spec.refinement_steps)
+    target = LocalSums.of(pair.fixed, spec.window)
+    for _ in range(spec.refinement_steps):
+        optimiser.zero_grad()
+        loss_to(target, pair, displacement_of(field, spec), field, spec).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        schedule.step()
+    return field.detach()
+
+
+def _shrunk(pair: Pair, size: tuple[int, ...]) -> Pair:
+    return Pair(
+        shrink(pair.fixed, size),
+        shrink(pair.moving, size),
+        None if pair.region is None else shrink(pair.region, size),
+        None if pair.mask is None else shrink(pair.mask, size),
+    )

@@ -1,0 +1,98 @@
+"""The unfinished propagation beside the cohort to be: what is in it need not be done again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from threefold.cohorts.staging import PROVENANCE_NAME
+from threefold.errors import CohortError, RunError
+from threefold.run import refuse_current_folder, write_atomically
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A hidden folder beside OUT that is renamed to OUT at the end.
+
+    Attributes:
+        folder: the hidden folder.
+        out: the cohort's folder to be.
+        identity: hash of what is propagated and how.
+    """
+
+    folder: Path
+    out: Path
+    identity: str
+
+    @property
+    def structures(self) -> Path:
+        """Propagated label maps."""
+        return self.folder / "structures"
+
+    @property
+    def weights(self) -> Path:
+        """The registration network."""
+        return self.folder / "registration" / "weights.safetensors"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The state of the network's training; removed at the end."""
+        return self.folder / "progress" / "last.ckpt"
+
+    def remember(self, name: str, values: Mapping[str, Any]) -> None:
+        """Keep plain values under a name."""
+        write_atomically(self._file(name), json.dumps(values) + "\n")
+
+    def recall(self, name: str) -> dict[str, Any] | None:
+        """Return what was kept under a name; None if nothing was."""
+        path = self._file(name)
+        return dict(json.loads(path.read_text())) if path.exists() else None
+
+    def _file(self, name: str) -> Path:
+        # A hash, since atlas names may hold what file names may not.
+        return self.folder / "progress" / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.json"
+
+
+def open_workplace(out: Path, identity: str) -> Workplace | None:
+    """Make or find the workplace of a propagation; None where OUT is that propagation, finished.
+
+    Raises:
+        CohortError: OUT is something else; the unfinished propagation beside it is another one; the disk
+            refuses.
+    """
+    out = Path(out)
+    refuse_current_folder(out, CohortError)
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        if _identity_of(out / PROVENANCE_NAME) == identity:
+            return None
+        raise CohortError(
+            f"{out}: exists already, and is not this propagation. Nothing was overwritten: name another "
+            "folder."
+        )
+    place = Workplace(out.with_name(f".{out.name}.unfinished"), out, identity)
+    note = place.folder / PROVENANCE_NAME
+    try:
+        for folder in (place.structures, place.weights.parent, place.checkpoint.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        if not note.exists():
+            write_atomically(note, json.dumps({"identity": identity}) + "\n")
+    except (OSError, RunError) as error:
+        raise CohortError(f"{place.folder}: can't be made ({error}).") from error
+    if _identity_of(note) != identity:
+        raise CohortError(
+            f"{place.folder}: an unfinished propagation of other cases or with other settings. Repeat its "
+            "own command to finish it, or delete that folder."
+        )
+    return place
+
+
+def _identity_of(path: Path) -> str | None:
+    try:
+        found = json.loads(path.read_text()).get("identity")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return found if isinstance(found, str) else None
