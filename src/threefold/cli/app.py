@@ -12,6 +12,7 @@ from threefold import __version__
 from threefold.cli.check import check
 from threefold.cli.demo import demo
 from threefold.cli.evaluate import evaluate
+from threefold.cli.exporting import exporting
 from threefold.cli.importing import importing
 from threefold.cli.phantom import phantom
 from threefold.cli.predict import predict
@@ -57,6 +58,7 @@ app.command()(predict)
 app.add_typer(recipes, name="recipes")
 app.add_typer(phantom, name="phantom")
 app.add_typer(importing, name="import")
+app.add_typer(exporting, name="export")
 app.command()(schema)
 
 
