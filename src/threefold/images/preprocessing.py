@@ -118,7 +118,7 @@ def prepare_image(
         ImageError: if image and spec differ in their number of axes, or a window does not fit the unit.
     """
     placement = place(image, spec.size, spacing=spec.spacing, whole=whole, focus=focus)
-    array = _canonical(np.asarray(image.array), placement)
+    array = canonical(np.asarray(image.array), placement)
     channels = np.zeros((len(spec.windows or (None,)), *placement.size), np.float32)
     for channel, (low, high) in zip(channels, windows_of(image, spec, unit=unit, window=window), strict=True):
         scaled = np.clip((array.astype(np.float32) - low) / (high - low), 0, 1)
@@ -143,7 +143,7 @@ def prepare_labels(image: Image, placement: Placement) -> NDArray[np.uint8]:
             f"{image.source}: values {array.min()} to {array.max()}; expected labels from 0 to 255."
         )
     labels = np.zeros(placement.size, np.uint8)
-    nearest = _nearest(_canonical(array, placement), placement.scaled)
+    nearest = _nearest(canonical(array, placement), placement.scaled)
     labels[placement.inside] = nearest[placement.covered]
     return labels
 
@@ -293,7 +293,8 @@ def _own_window(array: NDArray[Any]) -> tuple[float, float]:
     return (low, high) if low < high else (low, low + 1.0)
 
 
-def _canonical(array: NDArray[Any], placement: Placement) -> NDArray[Any]:
+def canonical(array: NDArray[Any], placement: Placement) -> NDArray[Any]:
+    """Return an array on the file's grid in canonical axis order (volumes: RAS+), unscaled."""
     turned = array.transpose(placement.axes)
     return turned[tuple(slice(None, None, -1 if flip else 1) for flip in placement.flips)]
 
