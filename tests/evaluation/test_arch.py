@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -10,8 +11,12 @@ import pytest
 from numpy.typing import NDArray
 
 from threefold.evaluation.arch import ArchFinding, find_arch, knows_arch
+from threefold.phantoms.fetal_heart import PRESETS, true_structures
+from threefold.phantoms.fetal_parameters import draw_cases
+from threefold.phantoms.fetal_protocol import STRUCTURES
+from threefold.phantoms.fetal_topology import violations
 
-NAMES = ("SVC", "LPA", "RPA", "AO", "AD", "DAO", "MPA", "LSA", "BCA", "LCCA", "PVs")
+NAMES = STRUCTURES
 SPACING = (0.8, 0.8, 1.0)
 SHAPE = (64, 64, 56)
 Labels = NDArray[np.uint8]
@@ -33,6 +38,11 @@ def draw(labels: Labels, name: str, *points: Sequence[float], radius: float = 2.
 
 def heart(*sides: Sequence[float], gap: float = 0, thin: float = 2.2) -> Labels:
     """An aorta with an arch past each side, pulmonary arteries and a duct to the left."""
+    return _heart(sides, gap, thin).copy()
+
+
+@cache
+def _heart(sides: Sequence[Sequence[float]], gap: float, thin: float) -> Labels:
     labels = np.zeros(SHAPE, np.uint8)
     draw(labels, "DAO", JOIN, FEET)
     draw(labels, "AO", ROOT, CROWN)
@@ -123,10 +133,40 @@ def test_what_can_not_be_known_is_undetermined() -> None:
         assert find_arch(without, NAMES, SPACING) == ArchFinding("undetermined", False, None)
     aorta = np.where(np.isin(labels, (4, 6)), labels, 0).astype(np.uint8)
     assert find_arch(aorta, NAMES, SPACING) == ArchFinding("undetermined", False, None)  # no midline
+    broken = labels.copy()
+    broken[:, 26:36] = np.where(np.isin(labels[:, 26:36], (4, 6)), 0, labels[:, 26:36])  # 8 mm of the arch
+    assert find_arch(broken, NAMES, SPACING) == ArchFinding("undetermined", False, None)
     middle = find_arch(heart((25, 25, 34)), NAMES, SPACING)
     assert (middle.arch, middle.diagnosis) == ("undetermined", "undetermined")
     assert middle.offset_mm is not None
     assert middle.agrees("CoA") is None
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_label_map_has_a_finding(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = np.zeros((9, 8, 7), np.uint8)
+    at = tuple(rng.integers(0, 7, (3, 4 + 20 * seed)))
+    labels[at] = rng.integers(1, 12, len(at[0]))
+    labels[0, 0, 0], labels[1, 0, 0], labels[0, 0, 6] = 4, 6, 11
+    trachea = labels == 3 if seed % 2 else None
+    assert find_arch(labels, NAMES, SPACING, trachea=trachea).diagnosis in (
+        "CoA",
+        "RAA",
+        "DAA",
+        "undetermined",
+    )
+
+
+def test_phantom_patients_have_the_arch_of_their_diagnosis() -> None:
+    spec = PRESETS["study"].model_copy(update={"patients": (5, 5, 5), "size": 80, "spacing": 0.9})
+    for case in draw_cases(spec, 4):
+        labels, diagnosis = true_structures(case), case.anatomy.diagnosis
+        if violations(labels, diagnosis):
+            continue  # a cohort would have drawn this patient anew
+        finding = find_arch(labels, STRUCTURES, (case.spacing,) * 3)
+        assert (case.case_id, finding.diagnosis) == (case.case_id, diagnosis)
+        assert finding.ring_closed == (diagnosis == "DAA")
 
 
 def test_agreement_with_the_classifier() -> None:

@@ -6,10 +6,11 @@ arches), DAO (descending aorta), LPA, RPA and PVs (pulmonary arteries and veins)
 The rule, on label maps in RAS+ (voxel axes point to the right, to the front and to the head):
 
   double        AO and DAO alone wind around a line from feet to head that they don't touch: the trachea's,
-                or one through a hole that both leave free as seen along the body, up to 27 degrees aslant
+                or one through a hole that both leave free as seen along the body
   open-ring     they do where gaps of up to 3 mm are bridged: a thin second arch, broken
   single-left   no ring, and the arch passes the trachea on its left; single-right: on its right
-  undetermined  AO or DAO is absent, the arch passes within 1 mm of the midline, or nothing shows the midline
+  undetermined  AO or DAO is absent, gaps wider than 3 mm part them, the arch passes within 1 mm of the
+                midline, or nothing shows the midline
 
 The arterial duct and the pulmonary arteries are left out on purpose: a fetal duct closes a loop between aorta
 and pulmonary trunk in every case, through the heart, and with a right arch, left duct and aberrant subclavian
@@ -17,7 +18,8 @@ artery that loop goes around the trachea. It is a vascular ring, but no double a
 
 Where no mask of the trachea is given, the midline stands for it: halfway between the outer ends of the left
 and the right pulmonary artery, and between those of the pulmonary veins (the mean where both are known). The
-arch's place is that of AO and DAO in the frontal plane halfway between ascending and descending aorta.
+arch's place is that of AO and DAO in the frontal plane halfway between ascending and descending aorta. Right,
+front and head are the body's own: from the left ends to the right ones, and up along the descending aorta.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threefold.evaluation.winding import Line, holes_along_body, mask_line, widened, winds_around
-from threefold.topology import as_label_map
+from threefold.topology import Labels, as_label_map, label_components
 
 Arch = Literal["single-left", "single-right", "double", "open-ring", "undetermined"]
 Diagnosis = Literal["CoA", "RAA", "DAA", "undetermined"]
@@ -43,8 +45,15 @@ _DIAGNOSES: dict[Arch, Diagnosis] = {
     "open-ring": "DAA",
     "undetermined": "undetermined",
 }
-_GAP_MM = 3.0
+# What counts as a ring: the widest gap (mm) that may be bridged.
+_RINGS: dict[Arch, float] = {"double": 0.0, "open-ring": 3.0}
 _MIDLINE_MM = 1.0
+# Components of a vessel smaller than this share of its largest don't tell where it is.
+_ISLAND = 0.1
+# Vessels tell the body's axes if their ends are as far apart (mm), within 37 degrees of the volume's axes.
+_LONG_ENOUGH_MM, _UPRIGHT = 5.0, 0.8
+# Quantiles of the voxels from left to right between which the outer ends lie: without the outermost, islands.
+_LEFT_ENDS, _RIGHT_ENDS = (0.02, 0.15), (0.85, 0.98)
 # The share of AO, from below, that is ascending aorta; and of DAO, from above, that is beside the arch.
 _BESIDE_ARCH = 1 / 3
 
@@ -109,62 +118,114 @@ def find_arch(
     ascending, descending = vessels.points("AO"), vessels.points("DAO")
     if not len(ascending) or not len(descending):
         return ArchFinding("undetermined", False, None)
+    frame = vessels.frame()
     windpipe = None if trachea is None or not trachea.any() else mask_line(trachea, vessels.mm)
-    for arch, gap in (("double", 0.0), ("open-ring", _GAP_MM)):
-        if _has_ring(vessels.mask("AO", "DAO"), vessels.mm, gap, windpipe):
-            return ArchFinding(arch, arch == "double", None)  # type: ignore[arg-type]
-    place = _passing_place(ascending, descending)
-    middle = windpipe.at(place[2])[0] if windpipe is not None else vessels.midline()
-    if middle is None:
+    for arch, gap in _RINGS.items():
+        if _has_ring(vessels.mask("AO", "DAO"), vessels.mm, gap, frame.up, windpipe):
+            return ArchFinding(arch, gap == 0, None)
+    place = None
+    if _is_joined(vessels.mask("AO", "DAO"), vessels.mm, ascending, descending):
+        place = _passing_place(ascending, descending, frame, float(vessels.mm.max()))
+    middle = frame.middle
+    if windpipe is not None and place is not None:
+        middle = np.append(windpipe.at(float(place[2])), place[2])
+    if place is None or middle is None:
         return ArchFinding("undetermined", False, None)
-    offset = float(place[0] - middle)
+    offset = float((place - middle) @ frame.right)
     if abs(offset) < _MIDLINE_MM:
         return ArchFinding("undetermined", False, offset)
     return ArchFinding("single-right" if offset > 0 else "single-left", False, offset)
 
 
+@dataclass(frozen=True)
+class _Frame:
+    """The body's own axes, orthogonal unit vectors in the volume's, and a point (mm) of its midline."""
+
+    right: Points
+    up: Points
+    middle: Points | None
+
+    @property
+    def front(self) -> Points:
+        return np.cross(self.up, self.right)
+
+
 class _Vessels:
     """The vessels of a label map by name, in mm."""
 
-    def __init__(self, labels: NDArray[np.generic], names: Sequence[str], mm: Points) -> None:
+    def __init__(self, labels: Labels, names: Sequence[str], mm: Points) -> None:
         self.labels, self.mm = labels, mm
         self.label = {name: number for number, name in enumerate(names, start=1)}
+        self.components = label_components(labels)
+        self.sizes = np.bincount(self.components.ravel())
 
     def mask(self, *names: str) -> NDArray[np.bool_]:
         return np.isin(self.labels, [self.label[name] for name in names])
 
     def points(self, name: str) -> Points:
-        """Return the centres (mm) of a vessel's voxels: (n, 3); none where the vessel is not known."""
-        return np.argwhere(self.labels == self.label.get(name, -1)) * self.mm
+        """Return the centres (mm) of a vessel's voxels, (n, 3), without islands; none where it is absent."""
+        voxels = np.argwhere(self.labels == self.label.get(name, -1))
+        sizes = self.sizes[self.components[tuple(voxels.T)]]
+        kept: Points = voxels[sizes >= _ISLAND * sizes.max(initial=0)] * self.mm
+        return kept
 
-    def midline(self) -> float | None:
-        """Return where the midline is (mm along the first axis)."""
-        sides = []
-        left, right, veins = (self.points(name)[:, 0] for name in ("LPA", "RPA", "PVs"))
-        if len(left) and len(right):
-            sides.append(np.percentile(left, 2) + np.percentile(right, 98))
-        if len(veins):
-            sides.append(np.percentile(veins, 2) + np.percentile(veins, 98))
-        return float(np.mean(sides) / 2) if sides else None
+    def frame(self) -> _Frame:
+        """Return the body's axes; the volume's own where no vessel shows them."""
+        ends = []
+        for left, right in (("LPA", "RPA"), ("PVs", "PVs")):
+            if len(self.points(left)) and len(self.points(right)):
+                ends.append(
+                    (_part(self.points(left), 0, *_LEFT_ENDS), _part(self.points(right), 0, *_RIGHT_ENDS))
+                )
+        left_end, right_end = np.mean(ends, axis=0) if ends else np.zeros((2, 3))
+        across = _direction(right_end - left_end, 0)
+        descending = self.points("DAO")
+        up = _direction(_part(descending, 2, 0.7, 1) - _part(descending, 2, 0, 0.3), 2)
+        up = up - (up @ across) * across  # the descending aorta crosses to the middle on its way
+        return _Frame(across, up / np.linalg.norm(up), (left_end + right_end) / 2 if ends else None)
 
 
-def _has_ring(mask: NDArray[np.bool_], mm: Points, gap: float, windpipe: Line | None) -> bool:
+def _direction(step: Points, axis: int) -> Points:
+    """Return the direction of a step, or the axis where the step is too short or too far from it to tell."""
+    length = np.linalg.norm(step)
+    return step / length if step[axis] > max(_LONG_ENOUGH_MM, _UPRIGHT * length) else np.eye(3)[axis]
+
+
+def _part(points: Points, axis: int, low: float, high: float) -> Points:
+    """Return the mean of the points between two quantiles along an axis."""
+    values = points[:, axis]
+    start, end = np.quantile(values, low, method="lower"), np.quantile(values, high, method="higher")
+    mean: Points = points[(values >= start) & (values <= end)].mean(axis=0)
+    return mean
+
+
+def _has_ring(mask: NDArray[np.bool_], mm: Points, gap: float, up: Points, windpipe: Line | None) -> bool:
     """Whether a mask, with gaps bridged, winds around the windpipe or around a hole along the body."""
     bridged, origin = widened(mask, mm, gap / 2)
     if windpipe is not None:
         line = windpipe.moved(-origin)
         if line.is_clear_of(bridged, mm):
             return winds_around(bridged, mm, line)
-    return any(winds_around(bridged, mm, line) for line in holes_along_body(bridged, mm))
+    return any(winds_around(bridged, mm, line) for line in holes_along_body(bridged, mm, up))
 
 
-def _passing_place(aorta: Points, descending: Points) -> Points:
-    """Return where (mm) the arch passes the frontal plane halfway between ascending and descending aorta."""
-    lowest = np.quantile(aorta[:, 2], _BESIDE_ARCH)
-    highest = np.quantile(descending[:, 2], 1 - _BESIDE_ARCH)
-    front = aorta[aorta[:, 2] <= lowest][:, 1].mean()
-    back = descending[descending[:, 2] >= highest][:, 1].mean()
+def _is_joined(mask: NDArray[np.bool_], mm: Points, aorta: Points, descending: Points) -> bool:
+    """Whether ascending and descending aorta (mm) are in one piece of a mask, with gaps bridged."""
+    bridged, origin = widened(mask, mm, _RINGS["open-ring"] / 2)
+    pieces = label_components(bridged.astype(np.uint8))
+    ends = [pieces[tuple(np.round((part - origin) / mm).astype(int).T)] for part in (aorta, descending)]
+    return bool(np.bincount(ends[0]).argmax() == np.bincount(ends[1]).argmax())
+
+
+def _passing_place(aorta: Points, descending: Points, frame: _Frame, voxel: float) -> Points | None:
+    """Return where (mm) the arch passes the frontal plane halfway between ascending and descending aorta.
+
+    None where nothing of them is within a voxel (mm) of that plane.
+    """
+    heights, heights_descending = aorta @ frame.up, descending @ frame.up
+    ascending = aorta[heights <= np.quantile(heights, _BESIDE_ARCH)]
+    beside = descending[heights_descending >= np.quantile(heights_descending, 1 - _BESIDE_ARCH)]
+    halfway = (ascending.mean(axis=0) + beside.mean(axis=0)) @ frame.front / 2
     both = np.concatenate([aorta, descending])
-    away = np.abs(both[:, 1] - (front + back) / 2)
-    place: Points = both[away <= away.min() + 1.0].mean(axis=0)
-    return place
+    passing = both[np.abs(both @ frame.front - halfway) <= voxel]
+    return passing.mean(axis=0) if len(passing) else None

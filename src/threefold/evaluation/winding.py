@@ -20,7 +20,9 @@ Points = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 _LATER = tuple(o for o in product((-1, 0, 1), repeat=3) if o > (0, 0, 0))
-_SLANTS = (0.0, -0.25, 0.25, -0.5, 0.5)
+# Slants of lines along the body, to the side and to the front. A trachea leans back, hardly to a side; far to
+# a side one would look through the loop that an arch's two legs make where they meet.
+_SLANTS = tuple(product((0.0, -0.2, 0.2), (0.0, -0.25, 0.25, -0.5, 0.5)))
 # Narrower ones are no room for a trachea.
 _HOLE_MM = 0.75
 
@@ -73,23 +75,25 @@ def widened(mask: Mask, mm: Points, radius: float) -> tuple[Mask, Points]:
     return cropped, origin
 
 
-def holes_along_body(mask: Mask, mm: Points) -> Iterator[Line]:
+def holes_along_body(mask: Mask, mm: Points, up: Points) -> Iterator[Line]:
     """Yield straight lines that a mask winds around in its shadow, the widest hole first.
 
-    The shadow is cast along the third axis and along lines up to 27 degrees aslant. A hole is a piece of the
-    shadow's background that does not reach its edge; the line goes through the middle of it.
+    The shadow is cast along the body's axis and along lines that lean up to 27 degrees to the front or back
+    and up to 11 to a side. A hole is a piece of the shadow's background that does not reach its edge; the
+    line goes through the middle of it.
 
     Args:
         mask: (I, J, K), with a rim of background.
         mm: (3,) of a voxel along each axis.
+        up: (3,) which way the body's axis runs, less than 90 degrees from the third axis.
     """
     voxels = np.argwhere(mask) * mm
     found: list[tuple[float, Points, Points]] = []
-    for slant in product(_SLANTS, _SLANTS):
+    for slant in up[:2] / up[2] + np.array(_SLANTS):
         shadow = voxels[:, :2] - voxels[:, 2:] * slant
         hole = _widest_hole(shadow, float(mm[:2].max()))
         if hole is not None:
-            found.append((*hole, np.array(slant)))
+            found.append((*hole, slant))
     ends = np.array([0.0, mask.shape[2] * mm[2]])
     for _, place, rise in sorted(found, key=lambda one: -one[0]):
         yield Line(ends, place + ends[:, None] * rise)
