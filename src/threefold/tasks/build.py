@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from threefold.experiment import Experiment, RampSpec, Weight
 from threefold.tasks.classification import ClassificationTask, balanced_class_weights
+from threefold.tasks.label_sums import SharedSums
 from threefold.tasks.reconstruction import ReconstructionTask
 from threefold.tasks.region import RegionTask
 from threefold.tasks.segmentation import SegmentationTask
@@ -26,9 +27,11 @@ def build_tasks(experiment: Experiment, *, class_counts: Sequence[int]) -> tuple
         weights = balanced_class_weights(class_counts) if balanced else None
         tasks.append(ClassificationTask(specs.classification, weights))
     if specs.segmentation is not None:
-        tasks.append(SegmentationTask(specs.segmentation))
-    if specs.region is not None:
-        tasks.append(RegionTask(specs.region))
+        # Both read the same softmax: one pass over the voxels serves the two.
+        sums = SharedSums(specs.segmentation.target, region=specs.region is not None)
+        tasks.append(SegmentationTask(specs.segmentation, sums))
+        if specs.region is not None:
+            tasks.append(RegionTask(specs.region, sums))
     if specs.reconstruction is not None:
         tasks.append(ReconstructionTask(specs.reconstruction))
     return tuple(tasks)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-
 from threefold.experiment import RegionSpec
 from threefold.images.batch import Batch
 from threefold.networks.outputs import Outputs
-from threefold.tasks.segmentation import soft_dice_loss
-from threefold.tasks.task import CaseLosses, case_losses, head_output
+from threefold.tasks.label_sums import SharedSums
+from threefold.tasks.task import CaseLosses, case_losses
 
 
 class RegionTask:
@@ -21,20 +18,21 @@ class RegionTask:
 
     name = "region"
 
-    def __init__(self, spec: RegionSpec) -> None:
-        """Make the task as the experiment says."""
+    def __init__(self, spec: RegionSpec, sums: SharedSums | None = None) -> None:
+        """Make the task.
+
+        Args:
+            spec: what the experiment says.
+            sums: of the softmax, which the segmentation task shares.
+        """
         self._spec = spec
+        self._sums = sums or SharedSums("structures", region=True)
 
     def losses(self, outputs: Outputs, batch: Batch) -> CaseLosses:
         """Return the loss of each case from outputs.segmentation (B, L, *S) and its mask."""
-        logits = head_output(outputs.segmentation, self.name).flatten(2)  # (B, L, N)
-        inside = batch.mask.flatten(1).long().where(batch.has_mask[:, None], 0)  # (B, N)
-        # log p(foreground) - log p(background): finite however sure the network is
-        odds = logits[:, 1:].logsumexp(dim=1) - logits[:, 0]  # (B, N)
-        foreground = F.logsigmoid(odds)
-        log_probabilities = torch.stack([F.logsigmoid(-odds), foreground], dim=1)  # (B, 2, N)
-        cross_entropy = -log_probabilities.gather(1, inside[:, None]).mean(dim=(1, 2))
-        dice = soft_dice_loss(log_probabilities.exp(), inside)
+        _, sums = self._sums.of(outputs, batch, self.name)
+        assert sums is not None
+        cross_entropy, dice = sums.cross_entropy, sums.dice_loss()
         return case_losses(
             self._spec.cross_entropy * cross_entropy + self._spec.dice * dice,
             batch.has_mask,

@@ -1,6 +1,8 @@
-"""Segmentation: softmax cross-entropy plus soft Dice loss."""
+"""Segmentation: softmax cross-entropy plus soft Dice loss, and losses of topology."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -8,10 +10,9 @@ from torch import Tensor
 from threefold.experiment import SegmentationSpec
 from threefold.images.batch import Batch
 from threefold.networks.outputs import Outputs
+from threefold.tasks.label_sums import SharedSums
 from threefold.tasks.task import CaseLosses, case_losses, head_output
-
-# Added to numerator and denominator, so that a class that a case neither has nor is predicted scores 1.
-SMOOTHING = 1e-5
+from threefold.tasks.topology import cl_dice_loss, homology_loss
 
 
 class SegmentationTask:
@@ -25,44 +26,45 @@ class SegmentationTask:
     The Dice loss averages over all labels, background included, without squares in the denominator: the
     reading that reproduces the numbers of the aortic-arch paper's implementation (arXiv 2311.07234).
     A label that a case does not have pulls its probability towards 0 everywhere.
+
+    Where the experiment asks for them, cl_dice times the soft centreline Dice loss and homology times the
+    persistent-homology loss are added (see `threefold.tasks.topology`).
     """
 
     name = "segmentation"
 
-    def __init__(self, spec: SegmentationSpec) -> None:
-        """Make the task as the experiment says."""
+    def __init__(self, spec: SegmentationSpec, sums: SharedSums | None = None) -> None:
+        """Make the task.
+
+        Args:
+            spec: what the experiment says.
+            sums: of the softmax, where a region task shares them.
+        """
         self._spec = spec
+        self._sums = sums or SharedSums(spec.target)
 
     def losses(self, outputs: Outputs, batch: Batch) -> CaseLosses:
         """Return the loss of each case from outputs.segmentation (B, L, *S)."""
-        logits = head_output(outputs.segmentation, self.name)
-        target, present = batch.label_maps(self._spec.target)
-        # An absent target may hold anything; it must still be a valid label to be looked up.
-        labels = target.flatten(1).long().where(present[:, None], 0)  # (B, N)
-        log_probabilities = logits.flatten(2).log_softmax(dim=1)  # (B, L, N)
-        cross_entropy = -log_probabilities.gather(1, labels[:, None]).mean(dim=(1, 2))
-        dice = soft_dice_loss(log_probabilities.exp(), labels)
-        return case_losses(
-            self._spec.cross_entropy * cross_entropy + self._spec.dice * dice,
-            present,
-            {"cross_entropy": cross_entropy, "dice": dice},
+        present = batch.label_maps(self._spec.target)[1]
+        sums, _ = self._sums.of(outputs, batch, self.name)
+        terms = {"cross_entropy": sums.cross_entropy, "dice": sums.dice_loss()}
+        terms.update(self._topology(outputs, batch))
+        values = torch.stack([getattr(self._spec, name) * term for name, term in terms.items()]).sum(dim=0)
+        return case_losses(values, present, terms)
+
+    def _topology(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """Return the losses of topology (B,) that the experiment asks for, by name; 0 for absent targets."""
+        spec, found = self._spec, {}
+        asked: tuple[tuple[str, Callable[[Tensor, Tensor], Tensor]], ...] = (
+            ("cl_dice", cl_dice_loss),
+            ("homology", homology_loss),
         )
-
-
-def soft_dice_loss(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Return the soft Dice loss of each case, averaged over all labels.
-
-    Args:
-        probabilities: (B, L, N) float32, summing to 1 over L.
-        labels: (B, N) int64 in [0, L).
-
-    Returns:
-        (B,) loss in [0, 1].
-    """
-    # No one-hot of L x N: only the true label's probability is summed, once per label.
-    of_truth = probabilities.gather(1, labels[:, None]).squeeze(1)  # (B, N)
-    is_label = [labels == label for label in range(probabilities.shape[1])]
-    overlap = torch.stack([of_truth.where(here, 0.0).sum(1) for here in is_label], dim=1)  # (B, L)
-    true_size = torch.stack([here.sum(1) for here in is_label], dim=1)  # (B, L)
-    size = probabilities.sum(dim=2) + true_size
-    return 1 - ((2 * overlap + SMOOTHING) / (size + SMOOTHING)).mean(dim=1)
+        wanted = [(name, loss) for name, loss in asked if getattr(spec, name) > 0]
+        if wanted:
+            probabilities = head_output(outputs.segmentation, self.name).softmax(dim=1)
+            target, present = batch.label_maps(spec.target)
+            none = probabilities.new_zeros(())
+            for name, loss in wanted:
+                cases = zip(probabilities, target, present.tolist(), strict=True)
+                found[name] = torch.stack([loss(p, y) if there else none for p, y, there in cases])
+        return found
