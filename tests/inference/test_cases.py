@@ -32,7 +32,7 @@ SPLIT = Split("column", {f"case{k}": part for k, part in enumerate(PARTS)})
 def test_columns_are_those_that_evaluation_reads(
     known: Threshold, make_cohort: Callable[..., Cohort], tmp_path: Path
 ) -> None:
-    table = predict_cases(known, EXPERIMENT, make_cohort(), SPLIT, batch_size=4)
+    table = predict_cases(known, EXPERIMENT, make_cohort(), SPLIT, batch_size=4).cases
     write_predictions(table, tmp_path / "predictions.csv")
     read = read_predictions(tmp_path / "predictions.csv", classes=("no", "yes"), positive="yes").table
     assert read["case_id"].tolist() == [f"case{k}" for k in range(6)]
@@ -51,7 +51,7 @@ def test_voxels_are_counted_on_the_images_own_grid(
     known: Threshold, make_cohort: Callable[..., Cohort], tmp_path: Path
 ) -> None:
     cohort = make_cohort()
-    table = predict_cases(known, EXPERIMENT, cohort, None, masks=tmp_path / "masks").set_index("case_id")
+    table = predict_cases(known, EXPERIMENT, cohort, None, masks=tmp_path / "masks").cases.set_index("case_id")
     assert set(table["part"]) == {"test"}
     for k in range(6):
         row = table.loc[f"case{k}"]
@@ -78,7 +78,7 @@ def test_only_the_parts_asked_for(known: Threshold, make_cohort: Callable[..., C
         SPLIT,
         parts=("validation", "test"),
         progress=lambda done, total: progress.append((done, total)),
-    )
+    ).cases
     assert table["case_id"].tolist() == ["case2", "case3", "case4", "case5"]
     assert progress == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert not known.training
@@ -90,8 +90,8 @@ def test_another_cohort_is_seen_with_the_eyes_of_training(
     own = make_cohort("own")
     # Another order of the classes and another window: the network's stay as they were.
     other = make_cohort("other", classes=["yes", "no"], intensity={"unit": "HU", "window": [-1000, 1000]})
-    expected = predict_cases(known, EXPERIMENT, own, None)
-    table = predict_cases(known, EXPERIMENT, other, None, trained=own.spec)
+    expected = predict_cases(known, EXPERIMENT, own, None).cases
+    table = predict_cases(known, EXPERIMENT, other, None, trained=own.spec).cases
     for column in ("probability_yes", "probability_no", "label", "mask_overlap_voxels"):
         assert table[column].equals(expected[column])
 
@@ -103,7 +103,7 @@ def test_heads_that_are_not_there_leave_no_column(make_cohort: Callable[..., Coh
         def forward(self, image: Any) -> Outputs:
             return Outputs(classes=super().forward(image).classes)
 
-    table = predict_cases(OnlyClasses(), make_experiment(classification={}), make_cohort(), None)
+    table = predict_cases(OnlyClasses(), make_experiment(classification={}), make_cohort(), None).cases
     assert "probability_yes" in table
     assert not {"mask_predicted_voxels", "psnr", "ssim"} & {*table.columns}
 

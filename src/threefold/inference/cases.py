@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,21 +15,35 @@ from torch import nn
 
 from threefold.cohorts.cohort import Case, Cohort, CohortSpec
 from threefold.cohorts.splits import Split
-from threefold.cohorts.targets import read_mask, read_structures
 from threefold.errors import ImageError
 from threefold.evaluation.predictions import probability_column
 from threefold.evaluation.reconstruction import psnr, ssim
-from threefold.experiment import Experiment, Part
+from threefold.experiment import CascadeSpec, Experiment, Part
 from threefold.images.writing import label_map_suffix, write_label_map
 from threefold.inference.engine import Prepared, Result, run_network
 from threefold.inference.output import make_folder
 from threefold.inference.sources import Source, prepare, refuse_other_question
+from threefold.inference.structures import Truth, measure_structures, read_truth, topology_columns
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Progress = Callable[[int, int], None]
 """Called with the number of cases that are done and the number of all."""
+
+
+@dataclass(frozen=True)
+class CaseTables:
+    """A network's answers for the cases of a cohort.
+
+    Attributes:
+        cases: one row a case, as `threefold.evaluation.predictions` defines the columns.
+        structures: one row a case and structure, as `threefold.evaluation.structures` does; empty without
+            a segmentation of structures.
+    """
+
+    cases: pd.DataFrame
+    structures: pd.DataFrame
 
 
 def predict_cases(
@@ -42,11 +58,11 @@ def predict_cases(
     batch_size: int = 16,
     masks: Path | None = None,
     progress: Progress | None = None,
-) -> pd.DataFrame:
-    """Return the table of predictions, as `threefold.evaluation.predictions` defines its columns.
+) -> CaseTables:
+    """Predict cases and hold the answers against what is known of them.
 
-    Voxels of masks are counted on each image's own grid, where the true mask is: the predicted one is
-    brought back to it. For structures, a voxel counts where it has any label. PSNR and SSIM are of the
+    Masks and structures are measured on each image's own grid, where the true ones are: the predicted one
+    is brought back to it. The region of structures is where a voxel has any label. PSNR and SSIM are of the
     network's grid, between the network's input (0..1, padding included) and its reconstruction. Columns
     that the network has no head for are left out; further columns of the cohort's table are kept.
 
@@ -72,21 +88,31 @@ def predict_cases(
     trained = trained or cohort.spec
     refuse_other_question(trained, cohort.spec)
     chosen = {case.case_id: case for case in cohort.cases if parts is None or _part(case, split) in parts}
-    if masks is not None:
-        make_folder(masks)
     prepared = _prepared(chosen.values(), cohort.spec, trained, experiment)
-    rows = []
-    for one, result in run_network(network, prepared, device=device, batch_size=batch_size):
-        case = chosen[one.case_id]
-        row = _identity(case, cohort.spec, _part(case, split)) | _outcome(
-            one, result, case, experiment, cohort.spec, trained
-        )
-        rows.append({**row, **{name: text for name, text in case.extra.items() if name not in row}})
-        if masks is not None and result.labels is not None:
-            write_case_mask(masks, one, result.labels, label_count(experiment, trained))
-        if progress is not None:
-            progress(len(rows), len(chosen))
-    return pd.DataFrame(rows)
+    rows: list[dict[str, Any]] = []
+    measured: list[Future[list[dict[str, Any]]]] = []
+    names = structure_names(experiment, trained)
+    # Measuring is numpy's and goes on beside the network's next case.
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for one, result in run_network(network, prepared, device=device, batch_size=batch_size):
+            case = chosen[one.case_id]
+            truth = None
+            if result.labels is not None:
+                truth = read_truth(case, one.image, cohort.spec, "structures" if names else "mask")
+            row = _identity(case, cohort.spec, _part(case, split))
+            row |= _outcome(one, result, truth, trained)
+            rows.append({**row, **{name: text for name, text in case.extra.items() if name not in row}})
+            if result.labels is not None and truth is not None and names:
+                measured.append(
+                    pool.submit(measure_structures, case.case_id, result.labels, truth, names, one.image)
+                )
+            if masks is not None and result.labels is not None:
+                make_folder(masks)
+                write_case_mask(masks, one, result.labels, label_count(experiment, trained))
+            if progress is not None:
+                progress(len(rows), len(chosen))
+        structures = [line for future in measured for line in future.result()]
+    return CaseTables(pd.DataFrame(rows), pd.DataFrame(structures))
 
 
 def _part(case: Case, split: Split | None) -> Part:
@@ -116,39 +142,29 @@ def _identity(case: Case, spec: CohortSpec, part: Part) -> dict[str, Any]:
     }
 
 
-def _outcome(
-    one: Prepared, result: Result, case: Case, experiment: Experiment, spec: CohortSpec, trained: CohortSpec
-) -> dict[str, Any]:
+def _outcome(one: Prepared, result: Result, truth: Truth | None, trained: CohortSpec) -> dict[str, Any]:
     row: dict[str, Any] = {}
+    probabilities: dict[str, float] = {}
     if result.probabilities is not None:
-        names = (probability_column(name) for name in trained.classes)
-        row |= dict(zip(names, result.probabilities.tolist(), strict=True))
-    if result.labels is not None:
-        predicted = result.labels > 0
-        truth = _truth(one, case, experiment, spec)
-        row["mask_truth_voxels"] = np.nan if truth is None else int(truth.sum())
+        probabilities = dict(zip(trained.classes, result.probabilities.tolist(), strict=True))
+        row |= {probability_column(name): value for name, value in probabilities.items()}
+    if result.labels is not None and truth is not None:
+        predicted, known = result.labels > 0, truth.foreground
+        row["mask_truth_voxels"] = np.nan if known is None else int(known.sum())
         row["mask_predicted_voxels"] = int(predicted.sum())
-        row["mask_overlap_voxels"] = np.nan if truth is None else int((truth & predicted).sum())
+        row["mask_overlap_voxels"] = np.nan if known is None else int((known & predicted).sum())
+        row |= topology_columns(
+            result.labels,
+            truth.structures,
+            trained=trained,
+            placement=one.placement,
+            image=one.image,
+            probabilities=probabilities,
+        )
     if result.reconstruction is not None:
         row["psnr"] = psnr(one.array, result.reconstruction)
         row["ssim"] = ssim(one.array, result.reconstruction)
     return row
-
-
-def _truth(one: Prepared, case: Case, experiment: Experiment, spec: CohortSpec) -> NDArray[np.bool_] | None:
-    """Return where the case's true foreground is, on the image's own grid; None where it has no target."""
-    assert experiment.tasks.segmentation is not None
-    masks = experiment.tasks.segmentation.target == "mask"
-    path = case.mask if masks else case.structures
-    if path is None:
-        return None
-    read = read_mask if masks else read_structures
-    try:
-        target = read(path, case.slice_index, one.image, spec)
-    except ImageError as error:
-        raise ImageError(f"case {case.case_id}: {error}") from error
-    foreground: NDArray[np.bool_] = target.array != 0
-    return foreground
 
 
 def write_case_mask(folder: Path, one: Prepared, labels: NDArray[np.uint8], count: int) -> None:
@@ -157,7 +173,14 @@ def write_case_mask(folder: Path, one: Prepared, labels: NDArray[np.uint8], coun
     write_label_map(path, labels, one.image, labels=count)
 
 
+def structure_names(experiment: Experiment, trained: CohortSpec) -> tuple[str, ...]:
+    """Return the structures that the experiment's network tells apart; empty: a mask, or nothing."""
+    segmentation = experiment.tasks.segmentation
+    if segmentation is None:
+        return trained.structures if isinstance(experiment.network, CascadeSpec) else ()
+    return () if segmentation.target == "mask" else trained.structures
+
+
 def label_count(experiment: Experiment, trained: CohortSpec) -> int:
     """Return the number of labels beside the background that the experiment's network tells apart."""
-    segmentation = experiment.tasks.segmentation
-    return 1 if segmentation is None or segmentation.target == "mask" else len(trained.structures)
+    return len(structure_names(experiment, trained)) or 1

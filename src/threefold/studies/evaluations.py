@@ -77,7 +77,7 @@ def evaluate_run_on(
     predictor = Predictor.from_run(run.path, device=device)
     out = RunFolder(run.path / "evaluations" / cohort.folder.resolve().name)
     _claim(out, cohort)
-    table = predict_cases(
+    tables = predict_cases(
         predictor.network,
         predictor.experiment,
         cohort,
@@ -87,7 +87,9 @@ def evaluate_run_on(
         masks=out.masks,
         progress=progress,
     )
-    write_predictions(table, out.predictions)
+    write_predictions(tables.cases, out.predictions)
+    if len(tables.structures):
+        write_predictions(tables.structures, out.structures)
     experiment, trained = predictor.experiment, predictor.cohort
     predictions = read_predictions(
         out.predictions,

@@ -37,7 +37,7 @@ def finish(
     history: Sequence[Row],
     progress: TrainingProgress,
 ) -> float | None:
-    """Write weights.safetensors, weights.json and predictions.csv of the best epoch.
+    """Write weights.safetensors, weights.json, predictions.csv and structures.csv of the best epoch.
 
     Returns:
         The threshold chosen on the validation cases; None without a two-class diagnosis.
@@ -88,14 +88,16 @@ def _predict(
             split,
             parts=(part,),
             device=device,
-            masks=run.masks if part == "test" and experiment.tasks.segmentation is not None else None,
+            masks=run.masks if part == "test" else None,
             progress=partial(progress.step, f"predicting {part}"),
         )
         for part in _PREDICTED
     ]
-    table = pd.concat([rows for rows in tables if len(rows)], ignore_index=True)
-    write_predictions(table, run.predictions)
-    return _threshold(experiment, cohort.spec, tables[0])
+    for name, path in (("cases", run.predictions), ("structures", run.structures)):
+        parts = [rows for rows in (getattr(table, name) for table in tables) if len(rows)]
+        if parts:
+            write_predictions(pd.concat(parts, ignore_index=True), path)
+    return _threshold(experiment, cohort.spec, tables[0].cases)
 
 
 def _threshold(experiment: Experiment, cohort: CohortSpec, validation: pd.DataFrame) -> float | None:

@@ -1,0 +1,119 @@
+"""What a case's predicted label map is like: its structures measured, and what it says of the arch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from threefold.cohorts.cohort import Case, CohortSpec
+from threefold.cohorts.targets import read_mask, read_structures
+from threefold.errors import ImageError
+from threefold.evaluation.arch import find_arch, knows_arch
+from threefold.evaluation.structure_measures import structure_rows
+from threefold.evaluation.vessel_graph import graph_edits, vessel_graph
+from threefold.images.geometry import Image
+from threefold.images.preprocessing import Placement, canonical
+
+Labels = NDArray[np.uint8]
+Source = Literal["reference", "structures", "mask", ""]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a case's prediction is held against, on its image's own grid.
+
+    Attributes:
+        structures: labels; None: not known.
+        region: where the binary mask is; None: not known.
+        source: the column of the table that it comes from; empty: the case has none.
+    """
+
+    structures: Labels | None
+    region: NDArray[np.bool_] | None
+    source: Source
+
+    @property
+    def foreground(self) -> NDArray[np.bool_] | None:
+        """Where there is any structure or mask; None: not known."""
+        return self.region if self.structures is None else self.structures > 0
+
+
+def read_truth(case: Case, image: Image, spec: CohortSpec, target: Literal["mask", "structures"]) -> Truth:
+    """Read what a case's prediction is held against.
+
+    For structures that is the reference where the case has one (structures that were propagated, and
+    trained on, may be wrong), else its structures; for its region, and with target mask, its mask.
+
+    Raises:
+        ImageError: naming the case.
+    """
+    try:
+        region = None
+        if case.mask is not None:
+            region = read_mask(case.mask, case.slice_index, image, spec).array != 0
+        path = None if target == "mask" else case.reference or case.structures
+        if path is None:
+            return Truth(None, region, "" if region is None else "mask")
+        labels = read_structures(path, case.slice_index, image, spec).array
+    except ImageError as error:
+        raise ImageError(f"case {case.case_id}: {error}") from error
+    source: Source = "reference" if path == case.reference else "structures"
+    return Truth(labels.astype(np.uint8), region, source)
+
+
+def measure_structures(
+    case_id: str, predicted: Labels, truth: Truth, names: Sequence[str], image: Image
+) -> list[dict[str, Any]]:
+    """Return a case's rows of structures.csv.
+
+    Args:
+        case_id: the case.
+        predicted: labels on the image's own grid.
+        truth: on the same grid.
+        names: of labels 1, 2, ...
+        image: gives the voxels' size.
+    """
+    rows = structure_rows(truth.structures, predicted, names, image.spacing, region=truth.region)
+    return [{"case_id": case_id, **asdict(row), "truth_source": truth.source} for row in rows]
+
+
+def topology_columns(
+    predicted: Labels,
+    truth: Labels | None,
+    *,
+    trained: CohortSpec,
+    placement: Placement,
+    image: Image,
+    probabilities: Mapping[str, float],
+) -> dict[str, Any]:
+    """Return what a label map's topology says, as columns of predictions.csv.
+
+    Where the structures have the names that the arch room knows: `arch`, `topology_class` (the class that
+    the arch speaks for) and `agrees` (yes or no: whether it is the most probable class; empty where either
+    says nothing). Where the true structures are known: `graph_edits`, the edits that turn the predicted
+    graph of touching structures into the true one.
+
+    Args:
+        predicted, truth: labels on the image's own grid.
+        trained: names structures and classes.
+        placement, image: where the grid lies.
+        probabilities: by class; empty without a classifier.
+    """
+    names = trained.structures
+    columns: dict[str, Any] = {}
+    if truth is not None:
+        columns["graph_edits"] = graph_edits(vessel_graph(predicted, names), vessel_graph(truth, names)).count
+    if not (knows_arch(names) and predicted.ndim == 3):
+        return columns
+    spacing = [image.spacing[axis] for axis in placement.axes]
+    finding = find_arch(canonical(predicted, placement), names, spacing)
+    spoken = finding.diagnosis if finding.diagnosis in trained.classes else ""
+    columns |= {"arch": finding.arch, "topology_class": spoken, "agrees": ""}
+    if probabilities and spoken:
+        decided = max(probabilities, key=probabilities.__getitem__)
+        columns["agrees"] = "yes" if spoken == decided else "no"
+    return columns
