@@ -38,7 +38,9 @@ class Experiment(Spec):
     """The line of the paper that this is, and how what it leaves open was read."""
     before: str | None = None
     """A recipe that is trained first, into RUN/before: its encoder is what a joint-swin network builds on,
-    its network is what a cascade's segmenter starts from."""
+    its network is what a cascade's segmenter starts from. It is trained on this experiment's data and as
+    long as it, a cascade's segmenter with the recipe's own optimiser. A cascade with initial_weights has
+    none."""
     data: DataSpec = DataSpec()
     network: NetworkSpec = SwinUnetSpec()
     initial_weights: InitialWeightsSpec | None = None

@@ -18,6 +18,7 @@ from threefold.errors import TrainingError
 from threefold.experiment import AugmentationSpec, Experiment
 from threefold.images.augmentation import augment, draw_parameters
 from threefold.images.batch import Batch
+from threefold.networks.build import build_network
 from threefold.run import RunFolder
 from threefold.tasks.balancing import build_balancer
 from threefold.tasks.build import build_tasks, task_weights
@@ -80,9 +81,9 @@ class Training:
         spec = job.experiment.training
         self.job, self.fabric = job, fabric
         self.history: list[Row] = []
-        self.learner = self._build_learner()
-        self.optimiser = build_optimiser(self.learner, spec.optimiser)
         checkpoint = self._last_checkpoint()
+        self.learner = self._build_learner(resumed=checkpoint is not None)
+        self.optimiser = build_optimiser(self.learner, spec.optimiser)
         if checkpoint is not None:
             load_network(self.learner.network, checkpoint["network"], job.run.last_checkpoint)
             self.learner.balancer.load_state_dict(checkpoint["balancer"])
@@ -158,18 +159,22 @@ class Training:
             if self.fabric.is_global_zero:
                 self.job.progress.step("preparing", number, len(cases))
 
-    def _build_learner(self) -> Learner:
+    def _build_learner(self, *, resumed: bool) -> Learner:
+        """Build the learner; what a resumed run started from is not looked at again, nor need it be there."""
         experiment = self.job.experiment
         torch.manual_seed(experiment.training.seed)
-        network, report = starting_network(experiment, self.job.cohort, self.job.run)
-        if report is not None and self.fabric.is_global_zero:
-            self.job.progress.say(report.as_text())
         return Learner(
-            network,
+            build_network(experiment, self.job.cohort) if resumed else self._starting_network(),
             build_tasks(experiment, class_counts=self.job.class_counts),
             build_balancer(experiment.balancing, experiment.tasks.names),
             bf16=experiment.training.precision == "bf16",
         )
+
+    def _starting_network(self) -> nn.Module:
+        network, report = starting_network(self.job.experiment, self.job.cohort, self.job.run)
+        if report is not None and self.fabric.is_global_zero:
+            self.job.progress.say(report.as_text())
+        return network
 
     def _epoch(self, epoch: int) -> Row:
         """Train and validate one epoch (0-based); return its row."""

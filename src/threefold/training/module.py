@@ -23,8 +23,8 @@ class StepLosses:
     Attributes:
         values: (T, B) loss per task and case; 0 where the target is absent.
         present: (T, B) bool.
-        anchor: scalar, exactly 0, that depends on every output: each parameter has a gradient at each step,
-            whatever targets the batch carries, on every rank.
+        anchor: scalar, exactly 0, that depends on the features, which no task reads: with the values each
+            parameter has a gradient at each step, whatever targets the batch carries, on every rank.
     """
 
     values: Tensor
@@ -91,11 +91,11 @@ class Learner(nn.Module):
 
 
 def _stack(losses: list[CaseLosses], outputs: Outputs) -> StepLosses:
-    ends = [value.float().sum() for value in vars(outputs).values() if value is not None]
+    features = losses[0].values.new_zeros(()) if outputs.features is None else outputs.features.float().sum()
     return StepLosses(
         values=torch.stack([loss.values for loss in losses]),  # (T, B)
         present=torch.stack([loss.present for loss in losses]),  # (T, B)
-        anchor=0.0 * torch.stack(ends).sum(),
+        anchor=0.0 * features,
     )
 
 

@@ -21,6 +21,7 @@ from threefold.experiment import CascadeSpec, Experiment, JointSwinSpec, Network
 from threefold.experiments import read_recipe
 from threefold.networks.build import build_network
 from threefold.run import RunFolder, State
+from threefold.tasks.topology import require_gudhi
 from threefold.training.checkpoints import load_checkpoint, remove_unfinished
 from threefold.training.devices import check_devices, is_leader
 from threefold.training.finish import finish
@@ -66,9 +67,10 @@ def train(
         KeyboardInterrupt: stopped by a signal, after the state was written.
     """
     folder, teller = RunFolder(Path(run)), progress or Silence()
+    experiment = _settled(experiment)
     check_devices(experiment.training)
     _check_augmentation(experiment)
-    _check_tensorboard(experiment)
+    _check_extras(experiment)
     if resume and _holds_something(folder):
         check_resumable(folder, experiment, cohort)
         split = read_split(folder.split)
@@ -310,9 +312,30 @@ def _check_augmentation(experiment: Experiment) -> None:
         )
 
 
-def _check_tensorboard(experiment: Experiment) -> None:
+def _check_extras(experiment: Experiment) -> None:
+    """Refuse what needs a library that is not installed.
+
+    Raises:
+        UsageError: naming the extra.
+    """
     if experiment.training.tensorboard and find_spec("tensorboard") is None:
         raise UsageError(
             "training.tensorboard is on, but tensorboard is not installed: "
             "pip install 'threefold[tensorboard]', or leave it off."
         )
+    segmentation = experiment.tasks.segmentation
+    if segmentation is not None and segmentation.homology > 0:
+        require_gudhi()
+
+
+def _settled(experiment: Experiment) -> Experiment:
+    """Return the experiment as it is written down: weights by their full path, so that a resume from another
+    folder finds them; and where a cascade has initial weights, no stage before it."""
+    weights = experiment.initial_weights
+    if weights is None:
+        return experiment
+    path = str(Path(weights.path).expanduser().resolve())
+    changes: dict[str, Any] = {"initial_weights": weights.model_copy(update={"path": path})}
+    if isinstance(experiment.network, CascadeSpec):
+        changes["before"] = None
+    return experiment.model_copy(update=changes)

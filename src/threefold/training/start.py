@@ -34,7 +34,7 @@ def starting_network(
         spec = experiment.initial_weights
         report = load_pretrained(
             network,
-            Path(spec.path).expanduser(),
+            Path(spec.path),
             decoders_from_encoder=spec.decoders_from_encoder,
         )
     if experiment.before is not None:
