@@ -16,7 +16,7 @@ from threefold.images.geometry import Affine
 from threefold.networks.registration_losses import LocalSums, local_correlation
 from threefold.networks.warping import sample, shrink
 
-_SIDES = (16, 32, 64)
+_SIDES = (16, 32)
 """Largest sides of the grids that the alignment goes through, voxels."""
 _WINDOW = 7
 _STEP = 0.5

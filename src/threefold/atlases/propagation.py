@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
-import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +13,8 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from threefold import __version__
 from threefold.atlases.affine import align
+from threefold.atlases.outcome import finish
 from threefold.atlases.pairing import Pairing, check_files, pair_cases, read_atlas
 from threefold.atlases.quality import (
     correlation_of,
@@ -33,10 +30,8 @@ from threefold.atlases.training import build_registration, predict_field, train_
 from threefold.atlases.volumes import Volume, carry_labels, prepare, prepare_map, resample
 from threefold.atlases.workplace import Workplace, open_workplace
 from threefold.cohorts.cohort import AtlasSpec, Case, Cohort, CohortSpec, fingerprint, read_cohort
-from threefold.cohorts.staging import Staging, row_of
 from threefold.cohorts.targets import read_mask, read_structures
 from threefold.errors import CohortError, ImageError
-from threefold.images.cache import ContentHashes
 from threefold.images.geometry import Affine, Image
 from threefold.images.reading import read_image
 from threefold.images.writing import write_nifti
@@ -45,14 +40,6 @@ from threefold.networks.warping import warp
 from threefold.run import write_atomically
 
 Progress = Callable[[int, int], None]
-
-QUALITY_NAME = "quality.csv"
-COLUMNS = {
-    "atlas": "the atlas whose labels the structures are; empty where the structures were given",
-    "registration": "ok, or failed: then there are no structures (see quality.csv); empty where they were "
-    "given",
-}
-RULE = "Cases whose registration failed have no structures, so that training on structures leaves them out."
 
 
 @dataclass(frozen=True)
@@ -103,9 +90,10 @@ def propagate(
     place = open_workplace(Path(out), _identity(cohort, pairing, spec))
     if place is None:
         return read_cohort(Path(out), allow_outside=not copy)
+    build_registration(spec)  # weights that do not fit are an error now, not later
     check_files(cohort, pairing, spec)
     _Propagation(cohort, pairing, spec, place, progress).run()
-    _finish(cohort, pairing, spec, place, copy=copy)
+    finish(cohort, pairing, spec, place, copy=copy)
     return read_cohort(Path(out), allow_outside=not copy)
 
 
@@ -313,98 +301,3 @@ def _identity(cohort: Cohort, pairing: Pairing, spec: PropagationSpec) -> str:
         "spec": spec.model_dump(mode="json"),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _finish(cohort: Cohort, pairing: Pairing, spec: PropagationSpec, place: Workplace, *, copy: bool) -> None:
-    """Write the new cohort around the propagated structures, and rename it into place."""
-    qualities = {case_id: place.recall(f"case {case_id}") or {} for case_id in pairing}
-    stage = Staging(place.folder, place.out)
-    meaning = stage.place_atlases(cohort.spec, cohort.folder, copy=copy)
-    meaning = meaning.model_copy(update={"columns": {**meaning.columns, **COLUMNS}})
-    rows = [_row(case, cohort.spec, qualities.get(case.case_id), stage, copy=copy) for case in cohort.cases]
-    write_atomically(place.folder / QUALITY_NAME, _quality_table(cohort, qualities))
-    stage.finish(meaning, rows, _provenance(cohort, pairing, spec, place, qualities), allow_outside=not copy)
-    try:
-        shutil.rmtree(place.checkpoint.parent)
-        if not any(place.weights.parent.iterdir()):
-            place.weights.parent.rmdir()
-        place.folder.replace(place.out)
-    except OSError as error:
-        raise CohortError(
-            f"{place.out}: can't be made ({error}); what is done is in {place.folder}."
-        ) from error
-
-
-def _row(
-    case: Case, spec: CohortSpec, quality: Mapping[str, Any] | None, stage: Staging, *, copy: bool
-) -> dict[str, Any]:
-    row = row_of(case, spec)
-    for column in ("image", "mask", "structures", "reference"):
-        if row[column] is not None:
-            row[column] = stage.place(Path(row[column]), column, case.case_id, copy=copy)
-    if quality is None:
-        return {**row, "atlas": None, "registration": None}
-    if quality["registration"] == "ok":
-        row["structures"] = Path("structures") / f"{case.case_id}.nii.gz"
-    return {**row, "atlas": quality["atlas"], "registration": quality["registration"]}
-
-
-def _quality_table(cohort: Cohort, qualities: Mapping[str, Mapping[str, Any]]) -> str:
-    names = [f"dice {name}" for name in cohort.spec.structures]
-    columns = [
-        "case_id", "atlas", "registration", "reason", "correlation", "correlation_affine", "mask_dice",
-        "mask_dice_affine", "folding_voxels", "folding_share", "log_jacobian_sd", "dice", "dice_affine",
-        "dice_unregistered", *names,
-    ]  # fmt: skip
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, columns, lineterminator="\n", restval="")
-    writer.writeheader()
-    for case_id, row in qualities.items():
-        writer.writerow({"case_id": case_id, **{key: _cell(value) for key, value in row.items()}})
-    return stream.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    return f"{value:.6g}" if isinstance(value, float) else "" if value is None else value
-
-
-def _provenance(
-    cohort: Cohort,
-    pairing: Pairing,
-    spec: PropagationSpec,
-    place: Workplace,
-    qualities: Mapping[str, Mapping[str, Any]],
-) -> dict[str, Any]:
-    used = {atlas.name: atlas for atlases in pairing.values() for atlas in atlases}
-    hashes = ContentHashes()
-    return {
-        "identity": place.identity,
-        "made_by": "threefold propagate",
-        "version": __version__,
-        "cohort": {"name": cohort.spec.name, "fingerprint": fingerprint(cohort)},
-        "atlases": [
-            {
-                "name": atlas.name,
-                "label": atlas.label,
-                "image_sha256": hashes.of(cohort.folder / atlas.image),
-                "structures_sha256": hashes.of(cohort.folder / atlas.structures),
-            }
-            for atlas in used.values()
-        ],
-        "propagation": spec.model_dump(mode="json"),
-        "weights_sha256": hashes.of(place.weights) if place.weights.exists() else None,
-        "rule": RULE,
-        "cases": {
-            "propagated": _with(qualities, "ok"),
-            "failed": _with(qualities, "failed"),
-            "kept": sorted(case.case_id for case in cohort.cases if case.case_id not in pairing),
-        },
-    }
-
-
-def _with(qualities: Mapping[str, Mapping[str, Any]], state: str) -> list[str]:
-    return _sorted(case_id for case_id, row in qualities.items() if row["registration"] == state)
-
-
-def _sorted(names: Iterable[str]) -> list[str]:
-    return sorted(names)

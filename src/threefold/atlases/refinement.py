@@ -11,6 +11,8 @@ from threefold.atlases.spec import PropagationSpec
 from threefold.networks.registration_losses import LocalSums, local_correlation, overlap_loss, smoothness
 from threefold.networks.warping import integrate, resize_field, shrink, warp
 
+_GRIDS = ((4, 4), (2, 2), (1, 2))
+"""By how much images and field are coarser, one grid after the other."""
 _SMALLEST = 8
 """Voxels: no axis of a coarse grid gets shorter, where the image's is not."""
 
@@ -60,23 +62,24 @@ def loss_to(
 def refine(pair: Pair, start: Tensor | None, spec: PropagationSpec) -> Tensor:
     """Return the displacement that registers a pair best: (1, 3, *S), voxels.
 
-    Adam optimises the field (the velocity where `spec.diffeomorphic`) on a grid of a quarter, then of half
-    the resolution; from a network's prediction, of half only.
+    Adam optimises the field (the velocity where `spec.diffeomorphic`) at a quarter, at half and at the full
+    resolution of the images, the field's own never being above half; from a network's prediction without the
+    first.
 
     Args:
         pair: what is registered.
         start: (1, 3, *S) the network's prediction; None: no movement.
         spec: steps, learning rate, loss.
     """
-    size = pair.fixed.shape[2:]
+    size = tuple(pair.fixed.shape[2:])
     field = start
-    if spec.refinement_steps:
-        for factor in (4, 2) if start is None else (2,):
-            coarse = tuple(min(side, max(_SMALLEST, round(side / factor))) for side in size)
-            field = _optimise(_shrunk(pair, coarse), field, spec)
+    for image_factor, field_factor in _GRIDS if start is None else _GRIDS[1:]:
+        if spec.refinement_steps:
+            coarse = _shrunk(pair, _coarser(size, image_factor))
+            field = _optimise(coarse, field, _coarser(size, field_factor), spec)
     if field is None:
         field = torch.zeros(1, 3, *size, device=pair.fixed.device)
-    return resize_field(displacement_of(field, spec), tuple(size))
+    return resize_field(displacement_of(field, spec), size)
 
 
 def displacement_of(field: Tensor, spec: PropagationSpec) -> Tensor:
@@ -84,8 +87,13 @@ def displacement_of(field: Tensor, spec: PropagationSpec) -> Tensor:
     return integrate(field, spec.integration_steps) if spec.diffeomorphic else field
 
 
-def _optimise(pair: Pair, start: Tensor | None, spec: PropagationSpec) -> Tensor:
-    size = tuple(pair.fixed.shape[2:])
+def _coarser(size: tuple[int, ...], factor: int) -> tuple[int, ...]:
+    return tuple(min(side, max(_SMALLEST, round(side / factor))) for side in size)
+
+
+def _optimise(pair: Pair, start: Tensor | None, size: tuple[int, ...], spec: PropagationSpec) -> Tensor:
+    """Optimise a field on a grid of a size; it moves the images on theirs."""
+    on_image = tuple(pair.fixed.shape[2:])
     field = torch.zeros(1, 3, *size, device=pair.fixed.device)
     if start is not None:
         field = resize_field(start.detach(), size).clone()
@@ -95,7 +103,8 @@ def _optimise(pair: Pair, start: Tensor | None, spec: PropagationSpec) -> Tensor
     target = LocalSums.of(pair.fixed, spec.window)
     for _ in range(spec.refinement_steps):
         optimiser.zero_grad()
-        loss_to(target, pair, displacement_of(field, spec), field, spec).backward()  # type: ignore[no-untyped-call]
+        displacement = resize_field(displacement_of(field, spec), on_image)
+        loss_to(target, pair, displacement, field, spec).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
     return field.detach()

@@ -16,9 +16,9 @@ from threefold.validation import parse_spec
 class FailureSpec(Spec):
     """When a registration has failed: its case gets no structures, so that training leaves it out."""
 
-    min_mask_dice: Fraction = 0.2
+    min_mask_dice: Fraction = 0.3
     """Smallest Dice of the propagated structures' union with the case's mask, where it has one."""
-    max_folding: Fraction = 0.02
+    max_folding: Fraction = 0.01
     """Largest share of voxels where the field folds (Jacobian determinant not above 0)."""
     min_gain: float = -0.02
     """Smallest rise of the images' local correlation (0 to 1) over the affine alignment."""
@@ -33,7 +33,7 @@ class PropagationSpec(Spec):
     """mm per voxel of that grid, instead of a size; null: as `size` says."""
     affine: bool = True
     """Start from an affine alignment of atlas and image; false: from where their files say that they lie."""
-    affine_steps: Annotated[int, Field(ge=0)] = 60
+    affine_steps: Annotated[int, Field(ge=0)] = 40
     """Steps of the affine alignment at each of its resolutions; 0: centres only."""
     channels: Annotated[tuple[PositiveInt, ...], Field(min_length=2)] = (16, 32, 32, 32, 32, 32)
     """VoxelMorph's U-Net: for each resolution, from the finest, channels on the way down and up."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,20 @@ class Workplace:
     def recall(self, name: str) -> dict[str, Any] | None:
         """Return what was kept under a name; None if nothing was."""
         path = self._file(name)
-        return dict(json.loads(path.read_text())) if path.exists() else None
+        try:
+            return dict(json.loads(path.read_text())) if path.exists() else None
+        except ValueError as error:
+            raise CohortError(f"{path}: is damaged ({error}). Delete it and repeat the command.") from error
+
+    def at(self, folder: Path) -> Workplace:
+        """Return the same workplace in another folder."""
+        return replace(self, folder=folder)
+
+    def clear(self) -> None:
+        """Remove what only going on needs, and the weights' folder where there are none."""
+        shutil.rmtree(self.checkpoint.parent, ignore_errors=True)
+        if not self.weights.exists():
+            shutil.rmtree(self.weights.parent, ignore_errors=True)
 
     def _file(self, name: str) -> Path:
         # A hash, since atlas names may hold what file names may not.

@@ -1,0 +1,126 @@
+"""`threefold propagate`: structures for every case, from atlases."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from threefold.cli.progress import count, progress_of
+
+if TYPE_CHECKING:
+    from threefold.cohorts.cohort import Cohort
+
+
+def propagate(
+    cohort: Annotated[
+        Path, typer.Argument(help="Folder with cohort.yaml (which declares atlases) and cases.csv.")
+    ],
+    out: Annotated[Path, typer.Option(help="The new cohort's folder.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Any key of the propagation, for example epochs=30 or mask_weight=0.1.",
+        ),
+    ] = None,
+    atlases: Annotated[
+        str | None,
+        typer.Option(help="NAME,...: the atlases to use; all that cohort.yaml declares by default."),
+    ] = None,
+    reference: Annotated[
+        bool,
+        typer.Option(
+            "--reference",
+            help="Refer to the files where they are instead of copying (needs --allow-outside later).",
+        ),
+    ] = False,
+    allow_outside: Annotated[
+        bool, typer.Option("--allow-outside", help="Accept paths that leave the cohort's folder.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
+) -> None:
+    """Register atlases to every case and make a new cohort with their labels as structures.
+
+    The same command goes on where it was stopped.
+
+    Example: `threefold propagate my-cohort --out my-propagated-cohort --atlases CoA,RAA,DAA epochs=30`
+    """
+    from threefold.atlases.pairing import pair_cases
+    from threefold.atlases.spec import load_propagation
+    from threefold.cohorts.cohort import read_cohort
+
+    # Mistakes in the texts come back before anything heavy is imported.
+    spec = load_propagation({}, settings or [])
+    names = None if atlases is None else [name.strip() for name in atlases.split(",")]
+    cases = read_cohort(cohort, allow_outside=allow_outside)
+    pair_cases(cases, names)
+
+    from threefold.atlases.propagation import propagate as run
+    from threefold.networks.kernels import tune_allocation
+
+    tune_allocation()
+    with progress_of("Propagating labels") as progress:
+        try:
+            made = run(cases, out, spec, atlases=names, copy=not reference, progress=progress)
+        except KeyboardInterrupt:
+            typer.echo("interrupted. The same command goes on where it was.", err=True)
+            raise typer.Exit(130) from None
+    summary = _summary(made)
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+        return
+    for line in _lines(summary):
+        typer.echo(line)
+
+
+def _summary(cohort: Cohort) -> dict[str, Any]:
+    """Count states, and take the means of quality.csv over the registrations that did not fail."""
+    import csv
+
+    with (cohort.folder / "quality.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    failed = {row["case_id"]: row["reason"] for row in rows if row["registration"] == "failed"}
+    well = [row for row in rows if row["registration"] == "ok"]
+    measures = ("mask_dice_affine", "mask_dice", "folding_share", "dice_unregistered", "dice_affine", "dice")
+    means = {}
+    for name in measures:
+        values = [float(row[name]) for row in well if row[name]]
+        if values:
+            means[name] = {"mean": sum(values) / len(values), "n": len(values)}
+    return {
+        "cohort": str(cohort.folder),
+        "cases": len(cohort.cases),
+        "propagated": len(well),
+        "failed": failed,
+        "kept": len(cohort.cases) - len(rows),
+        "means": means,
+    }
+
+
+def _lines(summary: dict[str, Any]) -> list[str]:
+    lines = [f"{summary['cohort']}: structures propagated to {count(summary['propagated'], 'case')}"]
+    if summary["kept"]:
+        lines.append(f"{count(summary['kept'], 'case')} had structures and kept them")
+    for case_id, reason in summary["failed"].items():
+        lines.append(f"failed: {case_id}: {reason}; it has no structures")
+    means = summary["means"]
+    if "mask_dice" in means:
+        before, after = means["mask_dice_affine"], means["mask_dice"]
+        lines.append(
+            f"Dice with the mask: {before['mean']:.3f} affine, {after['mean']:.3f} registered "
+            f"(mean of {count(after['n'], 'case')})"
+        )
+    if "dice" in means:
+        lines.append(
+            f"Dice with the reference structures: {means['dice_unregistered']['mean']:.3f} as the files lie, "
+            f"{means['dice_affine']['mean']:.3f} affine, {means['dice']['mean']:.3f} registered "
+            f"(mean of {count(means['dice']['n'], 'case')})"
+        )
+    if "folding_share" in means:
+        lines.append(f"Folding voxels: {means['folding_share']['mean']:.3%}")
+    lines.append(f"Case by case: {summary['cohort']}/quality.csv")
+    lines.append(f"Next: threefold check {summary['cohort']}")
+    return lines
