@@ -62,9 +62,8 @@ def loss_to(
 def refine(pair: Pair, start: Tensor | None, spec: PropagationSpec) -> Tensor:
     """Return the displacement that registers a pair best: (1, 3, *S), voxels.
 
-    Adam optimises the field (the velocity where `spec.diffeomorphic`) at a quarter, at half and at the full
-    resolution of the images, the field's own never being above half; from a network's prediction without the
-    first.
+    Adam optimises what is added to the field (to the velocity where `spec.diffeomorphic`), with the images
+    at a quarter, at half and at their full resolution, and the field at half of it at most.
 
     Args:
         pair: what is registered.
@@ -72,13 +71,16 @@ def refine(pair: Pair, start: Tensor | None, spec: PropagationSpec) -> Tensor:
         spec: steps, learning rate, loss.
     """
     size = tuple(pair.fixed.shape[2:])
-    field = start
-    for image_factor, field_factor in _GRIDS if start is None else _GRIDS[1:]:
-        if spec.refinement_steps:
-            coarse = _shrunk(pair, _coarser(size, image_factor))
-            field = _optimise(coarse, field, _coarser(size, field_factor), spec)
-    if field is None:
-        field = torch.zeros(1, 3, *size, device=pair.fixed.device)
+    base = torch.zeros(1, 3, *size, device=pair.fixed.device) if start is None else start
+    if not spec.refinement_steps:
+        return displacement_of(base, spec)
+    addition = torch.zeros(1, 3, *_coarser(size, _GRIDS[0][1]), device=pair.fixed.device)
+    for image_factor, field_factor in _GRIDS:
+        on_field = _coarser(size, field_factor)
+        addition = resize_field(addition, on_field)
+        coarse = _shrunk(pair, _coarser(size, image_factor))
+        addition = _optimise(coarse, resize_field(base, on_field), addition, spec)
+    field = resize_field(base, tuple(addition.shape[2:])) + addition
     return resize_field(displacement_of(field, spec), size)
 
 
@@ -87,27 +89,25 @@ def displacement_of(field: Tensor, spec: PropagationSpec) -> Tensor:
     return integrate(field, spec.integration_steps) if spec.diffeomorphic else field
 
 
-def _coarser(size: tuple[int, ...], factor: int) -> tuple[int, ...]:
-    return tuple(min(side, max(_SMALLEST, round(side / factor))) for side in size)
-
-
-def _optimise(pair: Pair, start: Tensor | None, size: tuple[int, ...], spec: PropagationSpec) -> Tensor:
-    """Optimise a field on a grid of a size; it moves the images on theirs."""
-    on_image = tuple(pair.fixed.shape[2:])
-    field = torch.zeros(1, 3, *size, device=pair.fixed.device)
-    if start is not None:
-        field = resize_field(start.detach(), size).clone()
-    field.requires_grad_()
-    optimiser = torch.optim.Adam([field], lr=spec.refinement_learning_rate)
+def _optimise(pair: Pair, base: Tensor, addition: Tensor, spec: PropagationSpec) -> Tensor:
+    """Optimise what is added to a field; the field may be coarser than the images that it moves."""
+    size = tuple(pair.fixed.shape[2:])
+    addition = addition.clone().requires_grad_()
+    optimiser = torch.optim.Adam([addition], lr=spec.refinement_learning_rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1, 0.1, spec.refinement_steps)
     target = LocalSums.of(pair.fixed, spec.window)
     for _ in range(spec.refinement_steps):
         optimiser.zero_grad()
-        displacement = resize_field(displacement_of(field, spec), on_image)
+        field = base + addition
+        displacement = resize_field(displacement_of(field, spec), size)
         loss_to(target, pair, displacement, field, spec).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
-    return field.detach()
+    return addition.detach()
+
+
+def _coarser(size: tuple[int, ...], factor: int) -> tuple[int, ...]:
+    return tuple(min(side, max(_SMALLEST, round(side / factor))) for side in size)
 
 
 def _shrunk(pair: Pair, size: tuple[int, ...]) -> Pair:
