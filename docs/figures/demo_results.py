@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from threefold.reporting.tables import evaluation_tables, markdown
+from threefold.reporting.table import markdown
+from threefold.reporting.tables import evaluation_tables
 from threefold.run import RunFolder
 from threefold.studies.evaluations import evaluate_run
 

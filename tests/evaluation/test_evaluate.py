@@ -12,10 +12,11 @@ from sklearn import metrics as sk
 
 from threefold.errors import PredictionsError
 from threefold.evaluation.classification import choose_threshold
-from threefold.evaluation.evaluate import Evaluation, Row, evaluate
+from threefold.evaluation.evaluate import Evaluation, evaluate
 from threefold.evaluation.groups import WORST_SITE_PATIENTS, GroupKind, Level, natural_order
 from threefold.evaluation.metrics import METRICS
 from threefold.evaluation.predictions import validate
+from threefold.evaluation.rows import Row
 from threefold.experiment import EvaluationSpec
 
 from .conftest import Make

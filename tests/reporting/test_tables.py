@@ -11,22 +11,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from threefold.evaluation.evaluate import Evaluation, Row, evaluate
+from threefold.evaluation.evaluate import Evaluation, evaluate
 from threefold.evaluation.metrics import METRICS
 from threefold.evaluation.predictions import Predictions, validate
+from threefold.evaluation.rows import Row
 from threefold.experiment import EvaluationSpec
-from threefold.reporting.tables import (
-    LEAK_MARK,
-    Table,
-    cell,
-    comparison_table,
-    evaluation_json,
-    evaluation_tables,
-    markdown,
-    plain,
-    show,
-    write_tables,
-)
+from threefold.reporting.table import LEAK_MARK, Table, cell, markdown, plain, show
+from threefold.reporting.tables import comparison_table, evaluation_json, evaluation_tables, write_tables
 
 ROW = Row("case", "all", "all", "auc", "", 0.81234, 0.75, 0.875, 40, 12, 9, 0, "", False)
 NUMBER = re.compile(r"-?\d+\.\d+†? \[(no interval|-?\d+\.\d+, -?\d+\.\d+)\] n=\d+(/\d+)?$")

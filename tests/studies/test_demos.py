@@ -46,7 +46,7 @@ def test_demo_from_nothing_and_again(
     small = head_ct.PRESETS["demo"].model_copy(
         update={"patients_per_site": 4, "external_patients_per_site": 2, "sites": 6, "size": 96}
     )
-    monkeypatch.setitem(demos.PRESETS, "demo", small)
+    monkeypatch.setitem(demos.HEAD_CT_PRESETS, "demo", small)
     out = tmp_path / "demo"
     _call("demo", "hematoma", "--out", str(out), "--seed", "2", *SMALL)
     printed = capsys.readouterr().out
@@ -67,7 +67,7 @@ def test_an_interrupted_demo_says_that_it_goes_on(
 ) -> None:
     told = Stopped()
 
-    def interrupt(*arguments: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(demos, "make_head_ct_cohort", interrupt)

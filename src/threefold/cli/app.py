@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from threefold import __version__
+from threefold.cli.chain import chain
 from threefold.cli.check import check
 from threefold.cli.demo import demo
 from threefold.cli.evaluate import evaluate
@@ -16,6 +17,7 @@ from threefold.cli.exporting import exporting
 from threefold.cli.importing import importing
 from threefold.cli.phantom import phantom
 from threefold.cli.predict import predict
+from threefold.cli.propagate import propagate
 from threefold.cli.recipes import recipes
 from threefold.cli.schema import schema
 from threefold.cli.train import train
@@ -52,7 +54,9 @@ def _root(
 
 app.add_typer(demo, name="demo")
 app.command()(check)
+app.command()(propagate)
 app.command()(train)
+app.command()(chain)
 app.command()(evaluate)
 app.command()(predict)
 app.add_typer(recipes, name="recipes")

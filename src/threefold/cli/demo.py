@@ -8,9 +8,12 @@ from typing import Annotated
 
 import typer
 
+from threefold.cli.reports import show_reports
 from threefold.experiments import load_experiment
 
 _OUT = Path("out/demo-hematoma")
+_OUT_ARCH = Path("out/demo-aortic-arch")
+_CHAIN = "aortic-arch-demo"
 
 demo = typer.Typer(
     help="Demos: phantom, training, evaluation and figures. Example: `threefold demo hematoma`",
@@ -42,7 +45,8 @@ def hematoma(
         "hematoma/demo", [f"training.seed={seed}", f"data.split.seed={seed}", *(overrides or [])]
     )
 
-    from threefold.reporting.tables import evaluation_json, evaluation_tables, show
+    from threefold.reporting.table import show
+    from threefold.reporting.tables import evaluation_json, evaluation_tables
     from threefold.studies.demos import hematoma_demo
     from threefold.training.progress import terminal_progress
 
@@ -61,3 +65,50 @@ def hematoma(
     show(evaluation_tables(report.evaluation)[0])
     typer.echo(f"Tables: {report.tables[0].parent}\nFigures: {report.figures[0].parent}")
     typer.echo(f"Pictures of the cohort: {out / 'cohort' / 'previews'}")
+
+
+@demo.command("aortic-arch")
+def aortic_arch(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help=f"Changes of the chain {_CHAIN}: STAGE.key.path=value, propagation.key=value, or "
+            "key.path=value of every training."
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder for cohorts and runs; a demo that was stopped goes on.")
+    ] = _OUT_ARCH,
+    seed: Annotated[int, typer.Option(help="Of phantom, split, propagation and trainings.", min=0)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON at the end.")] = False,
+) -> None:
+    """Propagate atlas labels over a small fetal-heart phantom, then train segmenter and classifier jointly.
+
+    Example: `threefold demo aortic-arch --out out/demo-aortic-arch --seed 1`
+    """
+    from threefold.studies.chain_spec import load_chain, stage_experiments
+
+    chain = load_chain(_CHAIN)
+    changes = [
+        f"training.seed={seed}",
+        f"data.split.seed={seed}",
+        f"propagation.seed={seed}",
+        *(overrides or []),
+    ]
+    stage_experiments(chain, changes, out / "runs")  # mistakes come back before anything heavy is imported
+
+    from threefold.studies.chain import plan_chain
+    from threefold.studies.demos import aortic_arch_demo
+    from threefold.training.progress import terminal_progress
+
+    progress = terminal_progress()
+    try:
+        reports = aortic_arch_demo(plan_chain(chain, changes, out), seed=seed, progress=progress)
+    except KeyboardInterrupt:
+        progress.stop()
+        typer.echo("interrupted. The same command goes on where it was.", err=True)
+        raise typer.Exit(130) from None
+    finally:
+        progress.stop()
+    show_reports(reports, as_json=as_json)
+    typer.echo(f"Pictures of the cohort: {out / 'cohort' / 'previews'}", err=as_json)

@@ -45,7 +45,8 @@ def evaluate(
         raise UsageError("--out is for a table of predictions; a run's results go into the run folder.")
 
     from threefold.cohorts.cohort import read_cohort
-    from threefold.reporting.tables import comparison_table, evaluation_json, evaluation_tables, show
+    from threefold.reporting.table import show
+    from threefold.reporting.tables import comparison_tables, evaluation_json, evaluation_tables
     from threefold.studies.evaluations import comparison
 
     other = None if cohort is None else read_cohort(cohort, allow_outside=allow_outside)
@@ -62,7 +63,8 @@ def evaluate(
         for table in evaluation_tables(report.evaluation):
             show(table)
     if len(reports) > 1:
-        show(comparison_table({name: report.evaluation for name, report in reports.items()}))
+        for table in comparison_tables({name: report.evaluation for name, report in reports.items()}):
+            show(table)
     for report in reports.values():
         typer.echo(f"Tables: {report.tables[0].parent}")
         if report.figures:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
@@ -22,49 +22,14 @@ from threefold.evaluation.groups import (
     groups_of,
     patient_units,
 )
-from threefold.evaluation.intervals import Interval, Key, bootstrap, exact_interval
 from threefold.evaluation.metrics import METRICS, Metric
 from threefold.evaluation.predictions import Predictions, probability_column
+from threefold.evaluation.rows import Place, Row
+from threefold.evaluation.structure_numbers import structure_numbers
 from threefold.experiment import EvaluationSpec
 
 Floats = NDArray[np.float64]
 ThresholdSource = Literal["given", "validation", "default"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One number.
-
-    Attributes:
-        level: what is counted, cases or patients.
-        group_kind, group: where.
-        metric: a name of `metrics.METRICS`.
-        class_name: more than two classes: the class against the rest; empty for the metric itself.
-        value: NaN where it is not estimable.
-        low, high: ends of the interval; NaN where it is not estimable.
-        n: units that the number is over.
-        patients: patients among them.
-        positives: units of the positive class, or of `class_name`; for missed_lesions and false_alarms the
-            number of misses and alarms; None where neither applies.
-        replicates_missing: replicates of the bootstrap in which the metric did not exist.
-        note: why the value or the interval is not estimable, or how the worst site was found.
-        leaks: the split shares patients between training and test: the number is too good.
-    """
-
-    level: Level
-    group_kind: GroupKind
-    group: str
-    metric: str
-    class_name: str
-    value: float
-    low: float
-    high: float
-    n: int
-    patients: int
-    positives: int | None
-    replicates_missing: int
-    note: str
-    leaks: bool
 
 
 @dataclass(frozen=True)
@@ -144,10 +109,16 @@ def evaluate(
     levels: tuple[Level, ...] = ("case", "patient")
     for level in levels:
         by_group = [
-            _Numbers(level, group, _units(level, group, predictions, spec), predictions, spec, cut)
+            _Numbers(
+                Place(level, group, spec, predictions.leaks),
+                _units(level, group, predictions, spec),
+                predictions,
+                cut,
+            )
             for group in groups_of(test)
         ]
         found = [row for numbers in by_group for row in numbers.rows()]
+        found += structure_numbers(level, predictions, spec)
         rows += found
         rows += _worst_sites(found)
     if not any(row.n for row in rows):
@@ -202,11 +173,9 @@ def _units(level: Level, group: Group, predictions: Predictions, spec: Evaluatio
 class _Numbers:
     """The numbers of one group at one level."""
 
-    level: Level
-    group: Group
+    place: Place
     units: Units
     predictions: Predictions
-    spec: EvaluationSpec
     threshold: float
 
     def rows(self) -> Iterator[Row]:
@@ -233,14 +202,14 @@ class _Numbers:
 
         counts = np.bincount(units.labels, minlength=len(self.predictions.classes))
         points = metrics(np.ones((1, len(units))))
-        intervals = self._bootstrap(metrics, units)
+        intervals = self.place.bootstrap(metrics, units)
         for name, index in points:
             of = positive if index is None else index
             needs = METRICS[name].needs
             needed = units.labels >= 0
             if of is not None and needs != "cases":
                 needed = units.labels == of if needs == "positives" else units.labels != of
-            yield self._row(
+            yield self.place.row(
                 METRICS[name],
                 float(points[name, index][0]),
                 intervals.get((name, index)),
@@ -259,11 +228,11 @@ class _Numbers:
             return {name: weighted_mean(units.values[name], weights) for name in names}
 
         points = metrics(np.ones((1, len(units))))
-        intervals = self._bootstrap(metrics, units)
+        intervals = self.place.bootstrap(metrics, units)
         for name in names:
             counted = name in ("missed_lesions", "false_alarms")
             infinite = int(np.isinf(units.values[name]).sum())
-            yield self._row(
+            yield self.place.row(
                 METRICS[name],
                 float(points[name][0]),
                 intervals.get(name),
@@ -274,56 +243,6 @@ class _Numbers:
                 positives=int(units.values[name].sum()) if counted else None,
                 why=f"infinite in {infinite} of {len(units)}" if infinite else _WITHOUT_CASES[name],
             )
-
-    def _bootstrap(
-        self, metrics: Callable[[Floats], Mapping[Key, Floats]], units: Units
-    ) -> Mapping[Key, Interval]:
-        return bootstrap(
-            metrics,
-            units.patients,
-            replicates=self.spec.replicates,
-            confidence=self.spec.confidence,
-            seed=self.spec.seed,
-        )
-
-    def _row(
-        self,
-        metric: Metric,
-        value: float,
-        interval: Interval | None,
-        units: Units,
-        *,
-        needed: NDArray[np.bool_],
-        is_mean: bool,
-        class_name: str,
-        positives: int | None,
-        why: str,
-    ) -> Row:
-        note = ""
-        if interval is None or np.isnan(value):
-            interval = Interval(np.nan, np.nan, 0 if interval is None else interval.missing, "")
-            note = f"not estimable ({why})"
-        elif metric.is_share and not is_mean and value in (0.0, 1.0):
-            interval = exact_interval(value, len(np.unique(units.patients[needed])), self.spec.confidence)
-            note = "exact binomial interval over patients"
-        elif interval.reason:
-            note = f"no interval: {interval.reason}"
-        return Row(
-            level=self.level,
-            group_kind=self.group.kind,
-            group=self.group.name,
-            metric=metric.name,
-            class_name=class_name,
-            value=value,
-            low=interval.low,
-            high=interval.high,
-            n=len(units),
-            patients=len(np.unique(units.patients)),
-            positives=positives,
-            replicates_missing=interval.missing,
-            note=note,
-            leaks=self.predictions.leaks,
-        )
 
 
 _WITHOUT_CASES = {

@@ -19,6 +19,8 @@ class Metric:
         needs: the cases without which it does not exist.
         bounds: the values it can take.
         is_share: a share of the cases that it needs, so that 0 of k and k of k have an exact interval.
+        of: case: a diagnosis, mask or reconstruction. structure: one structure, or the mean over a case's.
+            topology: which structures touch, and the arch.
     """
 
     name: str
@@ -27,7 +29,10 @@ class Metric:
     needs: Needs = "cases"
     bounds: tuple[float, float] = (0.0, 1.0)
     is_share: bool = False
+    of: Literal["case", "structure", "topology"] = "case"
 
+
+_ANY = (0.0, float("inf"))
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
@@ -46,5 +51,18 @@ METRICS: dict[str, Metric] = {
         Metric("false_alarms", "False alarms", higher_is_better=False, is_share=True),
         Metric("psnr", "PSNR (dB)", bounds=(0.0, float("inf"))),
         Metric("ssim", "SSIM", bounds=(-1.0, 1.0)),
+        Metric("structure_dice", "Dice", of="structure"),
+        Metric("asd_mm", "ASD (mm)", False, bounds=_ANY, of="structure"),
+        Metric("hd95_mm", "HD95 (mm)", False, bounds=_ANY, of="structure"),
+        Metric("cl_dice", "clDice", of="structure"),
+        Metric("b0_error", "b0 error (pieces)", False, bounds=_ANY, of="structure"),
+        Metric("b1_error", "b1 error (tunnels)", False, bounds=_ANY, of="structure"),
+        Metric("b2_error", "b2 error (cavities)", False, bounds=_ANY, of="structure"),
+        Metric("missed_structures", "Missed", False, bounds=_ANY, is_share=True, of="structure"),
+        Metric("extra_structures", "Extra", False, bounds=_ANY, is_share=True, of="structure"),
+        Metric("graph_edits", "Graph edits", False, bounds=_ANY, of="topology"),
+        Metric("topology_match", "Graph as the truth's", is_share=True, of="topology"),
+        Metric("topology_right", "Arch as diagnosed", is_share=True, of="topology"),
+        Metric("topology_agrees", "Arch as classified", is_share=True, of="topology"),
     )
 }

@@ -50,6 +50,7 @@ class Predictions:
         positive: of two classes, the one that sensitivity is about; None otherwise.
         leaks: the same patients are in the training and the test part, by the split's kind or as seen here.
         notes: what was assumed in place of absent columns, in sentences.
+        structures: the table of structures (`threefold.evaluation.structures`) of its cases; None: none.
     """
 
     table: pd.DataFrame
@@ -57,6 +58,7 @@ class Predictions:
     positive: str | None
     leaks: bool = False
     notes: tuple[str, ...] = ()
+    structures: pd.DataFrame | None = None
 
     def part(self, name: str) -> pd.DataFrame:
         """Return the rows of one part."""

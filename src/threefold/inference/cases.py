@@ -99,7 +99,7 @@ def predict_cases(
             truth = None
             if result.labels is not None:
                 truth = read_truth(case, one.image, cohort.spec, "structures" if names else "mask")
-            row = _identity(case, cohort.spec, _part(case, split))
+            row = case_identity(case, cohort.spec, _part(case, split))
             row |= _outcome(one, result, truth, trained)
             rows.append({**row, **{name: text for name, text in case.extra.items() if name not in row}})
             if result.labels is not None and truth is not None and names:
@@ -131,7 +131,8 @@ def _prepared(
             raise ImageError(f"case {case.case_id}: {error}") from error
 
 
-def _identity(case: Case, spec: CohortSpec, part: Part) -> dict[str, Any]:
+def case_identity(case: Case, spec: CohortSpec, part: Part) -> dict[str, Any]:
+    """Return the columns that say which case a row is of."""
     return {
         "case_id": case.case_id,
         "patient_id": case.patient_id,

@@ -29,8 +29,10 @@ from threefold.reporting.figures import (
     save,
     shift_figure,
 )
+from threefold.reporting.structure_tables import disagreement_table
+from threefold.reporting.table import markdown
 from threefold.reporting.tables import write_tables
-from threefold.run import RunFolder
+from threefold.run import RunFolder, write_atomically
 
 _EXAMPLES_PER_ROW = 6
 
@@ -75,7 +77,15 @@ def write_report(
     figures = tuple(
         save(figure, folder.figures / f"{name}.png") for name, figure in drawn.items() if figure is not None
     )
-    return Report(evaluation, write_tables(evaluation, folder.tables), figures)
+    tables = write_tables(evaluation, folder.tables)
+    disagreements = disagreement_table(predictions)
+    path = folder.tables / "disagreements.md"
+    if disagreements is not None:
+        write_atomically(path, markdown(disagreements))
+        tables = (*tables, path)
+    elif path.is_file():
+        path.unlink()  # of an earlier evaluation
+    return Report(evaluation, tables, figures)
 
 
 def choose_examples(

@@ -1,62 +1,38 @@
-"""Tables for people and programs: metrics by group, metrics by site, variants side by side.
-
-A cell reads `0.812 [0.750, 0.870] n=740/148`: the value, its interval, cases and patients. `†` after a value
-says that the split leaks patients.
-"""
+"""Tables for people and programs: metrics by group, metrics by site, variants side by side."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from threefold.evaluation.evaluate import Evaluation, Row
+from threefold.evaluation.evaluate import Evaluation
 from threefold.evaluation.groups import Level
 from threefold.evaluation.metrics import METRICS
 from threefold.evaluation.overlap import POLICY
+from threefold.evaluation.rows import Row
+from threefold.reporting.structure_tables import WHOLE, structure_tables, title_of, variant_tables
+from threefold.reporting.table import LEAK_NOTE, Table, cell, legend, markdown
 from threefold.run import write_atomically
 
-LEAK_MARK = "†"
-LEAK_NOTE = (
-    f"{LEAK_MARK} The split shares patients between training and test: these numbers are better than what "
-    "new patients will get."
-)
 PAPER_METRICS = ("f1", "auc")
-_SITE_METRICS = ("auc", "f1", "sensitivity", "specificity", "brier", "dice", "missed_lesions", "psnr")
+_SITE_METRICS = (
+    "auc",
+    "f1",
+    "sensitivity",
+    "specificity",
+    "brier",
+    "dice",
+    "missed_lesions",
+    "psnr",
+    "structure_dice",
+    "hd95_mm",
+    "topology_right",
+)
 _LEVELS: Mapping[Level, str] = {"case": "per case", "patient": "per patient"}
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of text.
-
-    Attributes:
-        title: one line.
-        columns: headings; the first is of the row names.
-        rows: cells, as many as columns.
-        notes: sentences below the table.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
-
-
-def cell(row: Row | None) -> str:
-    """Return a number with its interval and its n; what can't be estimated says why."""
-    if row is None:
-        return "not measured"
-    count = f"n={row.n}" if row.level == "patient" else f"n={row.n}/{row.patients}"
-    if math.isnan(row.value):
-        return f"{row.note} {count}" if row.n else row.note
-    digits = 2 if row.metric == "psnr" else 3
-    mark = LEAK_MARK if row.leaks else ""
-    interval = "[no interval]" if math.isnan(row.low) else f"[{row.low:.{digits}f}, {row.high:.{digits}f}]"
-    return f"{row.value:.{digits}f}{mark} {interval} {count}"
 
 
 def evaluation_tables(evaluation: Evaluation) -> tuple[Table, ...]:
@@ -68,7 +44,7 @@ def evaluation_tables(evaluation: Evaluation) -> tuple[Table, ...]:
             tables.append(_by_group(evaluation, rows, words))
             if any(row.group_kind == "site" for row in rows):
                 tables.append(_by_site(evaluation, rows, words))
-    return tuple(tables)
+    return (*tables, *structure_tables(evaluation))
 
 
 def comparison_table(evaluations: Mapping[str, Evaluation], level: Level = "case") -> Table:
@@ -84,6 +60,8 @@ def comparison_table(evaluations: Mapping[str, Evaluation], level: Level = "case
     kind, names = ("site group", groups) if groups else ("all", ["all"])
     diagnosed = any(row.metric in PAPER_METRICS for row in rows)
     metrics = PAPER_METRICS if diagnosed else ("dice", "missed_lesions")
+    if diagnosed and not any(evaluation.positive for evaluation in evaluations.values()):
+        metrics = ("balanced_accuracy", "auc")
     body = []
     for variant, evaluation in evaluations.items():
         cells = [
@@ -98,10 +76,22 @@ def comparison_table(evaluations: Mapping[str, Evaluation], level: Level = "case
         columns=("variant", *(f"{name} {METRICS[m].title}" for name in names for m in metrics)),
         rows=tuple(body),
         notes=(
-            *dict.fromkeys(note for each in evaluations.values() for note in _legend(each, level)),
+            *dict.fromkeys(note for each in evaluations.values() for note in legend(each, level)),
             *((LEAK_NOTE,) if leaking else ()),
         ),
     )
+
+
+def comparison_tables(evaluations: Mapping[str, Evaluation]) -> tuple[Table, ...]:
+    """Return variants side by side: the diagnosis by site group, and the structures by class, where any has
+    them, in the layout of the aortic-arch paper.
+
+    Args:
+        evaluations: by the variant's name, in order.
+    """
+    rows = [row for evaluation in evaluations.values() for row in evaluation.rows]
+    diagnosis = any(METRICS[row.metric].of == "case" for row in rows)
+    return (*((comparison_table(evaluations),) if diagnosis else ()), *variant_tables(evaluations))
 
 
 def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
@@ -132,40 +122,6 @@ def write_tables(evaluation: Evaluation, folder: Path) -> tuple[Path, ...]:
     return tuple(folder / name for name in contents)
 
 
-def markdown(table: Table) -> str:
-    """Return a table as Markdown, title and notes included."""
-    lines = [f"## {table.title}", "", _pipes(table.columns), _pipes("---" for _ in table.columns)]
-    lines += [_pipes(row) for row in table.rows]
-    return "\n".join([*lines, "", *(f"{note}\n" for note in table.notes)])
-
-
-def plain(table: Table) -> str:
-    """Return a table as aligned text without colours or frames."""
-    grid = [table.columns, *table.rows]
-    widths = [max(len(row[i]) for row in grid) for i in range(len(table.columns))]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in grid]
-    return "\n".join([table.title, *(line.rstrip() for line in lines), *table.notes, ""])
-
-
-def show(table: Table) -> None:
-    """Print a table: framed on a terminal, aligned text where the output is piped."""
-    from rich.console import Console
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    console = Console()
-    if not console.is_terminal:
-        print(plain(table))
-        return
-    framed = RichTable(title=table.title, title_justify="left", caption="\n".join(table.notes))
-    framed.caption_justify = "left"
-    for index, name in enumerate(table.columns):
-        framed.add_column(Text(name), no_wrap=index == 0, style="bold" if index == 0 else None)
-    for row in table.rows:
-        framed.add_row(*(Text(text) for text in row))
-    console.print(framed)
-
-
 def _by_group(evaluation: Evaluation, rows: Sequence[Row], words: str) -> Table:
     groups = list(
         dict.fromkeys((r.group_kind, r.group) for r in rows if r.group_kind in ("all", "site group"))
@@ -177,12 +133,13 @@ def _by_group(evaluation: Evaluation, rows: Sequence[Row], words: str) -> Table:
         counts = [_positives(found.get((kind, name, "auc", ""))) for kind, name in groups]
         body.append((f"Positive ({evaluation.positive})", *counts, *(("",) if worst else ())))
     for metric, class_name in dict.fromkeys((r.metric, r.class_name) for r in rows):
+        if METRICS[metric].of == "structure" and class_name not in WHOLE:
+            continue  # each structure has its line in `structure_tables`
         cells = [cell(found.get((kind, name, metric, class_name))) for kind, name in groups]
         if worst:
             row = worst.get((metric, class_name))
             cells.append(f"{row.group}: {cell(row)}" if row and row.group else cell(row))
-        title = METRICS[metric].title
-        body.append((f"{title}, {class_name}" if class_name else title, *cells))
+        body.append((title_of(metric, class_name), *cells))
     return Table(
         title=f"Test cases by group, {words}",
         columns=("metric", *(name for _, name in groups), *(("worst site",) if worst else ())),
@@ -216,7 +173,7 @@ def _positives(row: Row | None) -> str:
 
 
 def _notes(evaluation: Evaluation, level: Level) -> tuple[str, ...]:
-    notes = [*_legend(evaluation, level)]
+    notes = [*legend(evaluation, level)]
     if evaluation.threshold is not None:
         source = {
             "given": "as given",
@@ -236,18 +193,6 @@ def _notes(evaluation: Evaluation, level: Level) -> tuple[str, ...]:
     if any(r.level == level and not math.isnan(r.value) and math.isnan(r.low) for r in evaluation.rows):
         notes.append("[no interval]: metrics.json says why.")
     return (*notes, *evaluation.notes, *((LEAK_NOTE,) if evaluation.leaks else ()))
-
-
-def _legend(evaluation: Evaluation, level: Level) -> tuple[str, ...]:
-    counted = "patients" if level == "patient" else "cases/patients"
-    return (
-        f"[low, high]: {evaluation.spec.confidence:.0%} interval over {evaluation.spec.replicates} resamples "
-        f"of the patients; n: {counted}.",
-    )
-
-
-def _pipes(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(" ".join(text.replace("|", "\\|").split()) for text in cells) + " |"
 
 
 def _plain(value: Any) -> Any:

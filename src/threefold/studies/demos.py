@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from threefold.cohorts.cohort import Cohort, read_cohort
 from threefold.experiment import Experiment
-from threefold.phantoms.head_ct import PRESETS, make_head_ct_cohort
+from threefold.phantoms.fetal_heart import PRESETS as FETAL_HEART_PRESETS
+from threefold.phantoms.fetal_heart import make_fetal_heart_cohort
+from threefold.phantoms.head_ct import PRESETS as HEAD_CT_PRESETS
+from threefold.phantoms.head_ct import make_head_ct_cohort
 from threefold.reporting.run_report import Report
+from threefold.studies.chain import Chain, run_chain
 from threefold.studies.evaluations import evaluate_run
 from threefold.training.progress import TrainingProgress
 from threefold.training.run import train
@@ -35,15 +40,40 @@ def hematoma_demo(
         RunError: OUT/run is another experiment's.
         CohortError: OUT/cohort is not a cohort, or can't be written.
     """
-    folder = out / "cohort"
-    cohort: Cohort
-    if folder.exists():
-        progress.say(f"{folder}: already there")
-        cohort = read_cohort(folder)
-    else:
-        progress.say(f"making the phantom cohort {folder}")
-        out.mkdir(parents=True, exist_ok=True)
-        cohort = make_head_ct_cohort(folder, PRESETS["demo"], seed, partial(progress.step, "making slices"))
+    make = partial(make_head_ct_cohort, spec=HEAD_CT_PRESETS["demo"], seed=seed)
+    cohort = _phantom(make, out, progress)
     run = train(experiment, cohort, out / "run", resume=True, progress=progress)
     progress.say("evaluating by hospital")
     return evaluate_run(run)
+
+
+def aortic_arch_demo(chain: Chain, *, seed: int, progress: TrainingProgress) -> dict[str, Report]:
+    """Make the fetal-heart phantom's demo cohort and run a chain on it: propagation, then each training.
+
+    Each stage that is already there is not done again.
+
+    Args:
+        chain: what to do; its folder also gets `cohort`.
+        seed: of the phantom.
+        progress: told of each volume and of what propagation and trainings do; the caller stops it.
+
+    Returns:
+        As `run_chain`.
+
+    Raises:
+        RunError: a stage's folder is another experiment's.
+        CohortError: OUT/cohort is not a cohort, or can't be written.
+    """
+    make = partial(make_fetal_heart_cohort, spec=FETAL_HEART_PRESETS["demo"], seed=seed)
+    return run_chain(chain, _phantom(make, chain.out, progress), progress)
+
+
+def _phantom(make: Callable[..., Cohort], out: Path, progress: TrainingProgress) -> Cohort:
+    """Return the cohort OUT/cohort, made where it is not there yet."""
+    folder = out / "cohort"
+    if folder.exists():
+        progress.say(f"{folder}: already there")
+        return read_cohort(folder)
+    progress.say(f"making the phantom cohort {folder}")
+    out.mkdir(parents=True, exist_ok=True)
+    return make(folder, progress=partial(progress.step, "making images"))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from threefold.cohorts.cohort import Cohort, CohortSpec, fingerprint, read_cohort
-from threefold.cohorts.splits import read_split
+from threefold.cohorts.splits import make_split, read_split
 from threefold.errors import CohortError, RunError
-from threefold.evaluation.predictions import read_predictions, write_predictions
-from threefold.experiment import EvaluationSpec, Experiment
+from threefold.evaluation.predictions import Predictions, read_predictions, write_predictions
+from threefold.evaluation.structures import read_structures_table
+from threefold.experiment import EvaluationSpec, Experiment, SplitSpec
 from threefold.experiments import read_experiment
 from threefold.reporting.run_report import Report, choose_examples, write_report
 from threefold.run import RunFolder, write_atomically
@@ -43,6 +45,7 @@ def evaluate_run(run: RunFolder) -> Report:
         positive=_positive(trained, experiment),
         leaks=read_split(run.split).leaks,
     )
+    predictions = _with_structures(predictions, run)
     examples = None
     cohort = _cohort_if_there(folder)
     if cohort is not None:
@@ -97,10 +100,47 @@ def evaluate_run_on(
         positive=_positive(trained, experiment),
         leaks=_shares_patients(run, _cohort_if_there(_of_run(run)[2]), cohort),
     )
+    predictions = _with_structures(predictions, out)
     examples = choose_examples(predictions, cohort, trained, experiment.data.preprocessing, out.masks)
     return write_report(
         predictions, experiment.evaluation, out.path, threshold=predictor.threshold, examples=examples
     )
+
+
+def evaluate_propagated(
+    cohort: Cohort,
+    split: SplitSpec,
+    out: Path,
+    spec: EvaluationSpec,
+    *,
+    progress: Progress | None = None,
+) -> Report:
+    """Evaluate a cohort's propagated structures against its reference, as a prediction without network.
+
+    The folder OUT/propagation holds the tables. A case whose registration failed has no structures: all of
+    them are missed.
+
+    Raises:
+        CohortError: no test case has a reference.
+        ImageError: naming the case that can't be read.
+    """
+    from threefold.inference.label_tables import label_tables
+
+    folder = RunFolder(out / "propagation")
+    parts = make_split(cohort, split)
+    tables = label_tables(cohort, parts, progress=progress)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_predictions(tables.cases, folder.predictions)
+    write_predictions(tables.structures, folder.structures)
+    predictions = _with_structures(read_predictions(folder.predictions, leaks=parts.leaks), folder)
+    return write_report(predictions, spec, folder.path, threshold=None)
+
+
+def _with_structures(predictions: Predictions, run: RunFolder) -> Predictions:
+    """Return the predictions with the table of structures beside them, where there is one."""
+    if not run.structures.is_file():
+        return predictions
+    return replace(predictions, structures=read_structures_table(run.structures))
 
 
 def evaluate_table(path: Path, out: Path, spec: EvaluationSpec) -> Report:

@@ -1,0 +1,58 @@
+"""`threefold chain`: label propagation and the trainings that build on it, as one command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from threefold.cli.reports import show_reports
+from threefold.cohorts.cohort import read_cohort
+
+
+def chain(
+    name: Annotated[
+        str, typer.Argument(help="A chain's name (aortic-arch, aortic-arch-demo) or a YAML file.")
+    ],
+    cohort: Annotated[
+        Path, typer.Option(help="Folder with cohort.yaml (which declares atlases) and cases.csv.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the propagated cohort and the runs.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Changes: STAGE.key.path=value, propagation.key=value, or key.path=value of every training."
+        ),
+    ] = None,
+    allow_outside: Annotated[
+        bool, typer.Option("--allow-outside", help="Accept paths that leave the cohort's folder.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every stage's numbers as JSON.")] = False,
+) -> None:
+    """Propagate atlas labels, then train segmenter, classifier and both jointly, each from the one before.
+
+    The same command goes on where it was stopped: a stage that is finished is not done again.
+
+    Example: `threefold chain aortic-arch --cohort my-cohort --out my-chain joint.training.epochs=50`
+    """
+    from threefold.studies.chain_spec import load_chain, stage_experiments
+
+    spec, changes = load_chain(name), overrides or []
+    # Mistakes in the texts come back before anything heavy is imported.
+    stage_experiments(spec, changes, out / "runs")
+    cases = read_cohort(cohort, allow_outside=allow_outside)
+
+    from threefold.studies.chain import plan_chain, run_chain
+    from threefold.training.progress import terminal_progress
+
+    progress = terminal_progress()
+    try:
+        reports = run_chain(plan_chain(spec, changes, out), cases, progress)
+    except KeyboardInterrupt:
+        progress.stop()
+        typer.echo("interrupted. The same command goes on where it was.", err=True)
+        raise typer.Exit(130) from None
+    finally:
+        progress.stop()
+    show_reports(reports, as_json=as_json)

@@ -1,0 +1,75 @@
+"""A cohort's own structures as if a network had predicted them: what propagation alone is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+from threefold.cohorts.cohort import Case, Cohort
+from threefold.cohorts.splits import Split
+from threefold.cohorts.targets import read_structures
+from threefold.errors import CohortError, ImageError
+from threefold.images.preprocessing import place
+from threefold.images.reading import read_image
+from threefold.inference.cases import CaseTables, case_identity
+from threefold.inference.structures import Truth, measure_structures, topology_columns
+
+Progress = Callable[[int, int], None]
+
+
+def label_tables(cohort: Cohort, split: Split, *, progress: Progress | None = None) -> CaseTables:
+    """Return the tables of the test cases' structures, held against their reference.
+
+    Args:
+        cohort: with propagated structures.
+        split: which cases are test cases.
+        progress: told after each case.
+
+    Raises:
+        CohortError: no test case has a reference.
+        ImageError: naming the case that can't be read.
+    """
+    cases = [case for case in split.cases(cohort, "test") if case.reference is not None]
+    if not cases:
+        raise CohortError(
+            f"{cohort.folder}: no test case has a reference, so that propagated structures can't be judged. "
+            "Name label maps known to be right in the reference column."
+        )
+    rows, structures = [], []
+    for number, case in enumerate(cases, start=1):
+        row, lines = _measure(case, cohort)
+        rows.append(row)
+        structures += lines
+        if progress is not None:
+            progress(number, len(cases))
+    return CaseTables(pd.DataFrame(rows), pd.DataFrame(structures))
+
+
+def _measure(case: Case, cohort: Cohort) -> tuple[dict[str, object], list[dict[str, object]]]:
+    spec = cohort.spec
+    try:
+        image = read_image(case.image, slice_index=case.slice_index, spacing=spec.spacing)
+        assert case.reference is not None
+        known = read_structures(case.reference, case.slice_index, image, spec).array.astype(np.uint8)
+        labels = np.zeros_like(known)  # a registration that failed gives nothing
+        if case.structures is not None:
+            labels = read_structures(case.structures, case.slice_index, image, spec).array.astype(np.uint8)
+    except ImageError as error:
+        raise ImageError(f"case {case.case_id}: {error}") from error
+    truth = Truth(known, None, "reference")
+    row = case_identity(case, spec, "test") | {
+        "mask_truth_voxels": int((known > 0).sum()),
+        "mask_predicted_voxels": int((labels > 0).sum()),
+        "mask_overlap_voxels": int(((known > 0) & (labels > 0)).sum()),
+    }
+    row |= topology_columns(
+        labels,
+        known,
+        trained=spec,
+        placement=place(image, image.array.shape),
+        image=image,
+        probabilities={},
+    )
+    return row, measure_structures(case.case_id, labels, truth, spec.structures, image)

@@ -1,0 +1,174 @@
+"""Tables of structures and topology: by structure, by class, variants side by side, cases to be looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from threefold.evaluation.evaluate import Evaluation
+from threefold.evaluation.groups import GroupKind
+from threefold.evaluation.metrics import METRICS
+from threefold.evaluation.predictions import Predictions, probability_column
+from threefold.evaluation.rows import Row
+from threefold.evaluation.structure_measures import POLICY, UNION
+from threefold.evaluation.structures import MEAN
+from threefold.reporting.table import Table, cell, legend
+
+WHOLE = (MEAN, UNION)
+_STRUCTURE_COLUMNS = (
+    "structure_dice",
+    "asd_mm",
+    "hd95_mm",
+    "cl_dice",
+    "b0_error",
+    "b1_error",
+    "missed_structures",
+)
+_TOPOLOGY = ("graph_edits", "topology_match", "topology_right", "topology_agrees")
+_OVER_STRUCTURES = "mean over structures"
+
+
+def title_of(metric: str, class_name: str) -> str:
+    """Return what a number is called: its metric, and the class or structure that it is about."""
+    title = METRICS[metric].title
+    if METRICS[metric].of == "structure":
+        return f"{title}, {class_name or _OVER_STRUCTURES}"
+    return f"{title}, {class_name}" if class_name else title
+
+
+def structure_tables(evaluation: Evaluation) -> tuple[Table, ...]:
+    """Return, per case, the metrics of each structure, and structures and topology by class; none without."""
+    rows = [row for row in evaluation.rows if row.level == "case" and METRICS[row.metric].of != "case"]
+    names = dict.fromkeys(r.class_name for r in rows if METRICS[r.metric].of == "structure")
+    if not names:
+        return ()
+    by_structure = Table(
+        title="Structures, per case",
+        columns=("structure", *(METRICS[name].title for name in _STRUCTURE_COLUMNS)),
+        rows=tuple(
+            (
+                name or _OVER_STRUCTURES,
+                *(cell(evaluation.find(metric, class_name=name)) for metric in _STRUCTURE_COLUMNS),
+            )
+            for name in sorted(names, key=WHOLE.__contains__)
+        ),
+        notes=(*legend(evaluation, "case"), _STRUCTURES_NOTE),
+    )
+    return (by_structure, *_by_class(evaluation, rows))
+
+
+_STRUCTURES_NOTE = (
+    f"Policy {POLICY}: over the cases that truly have the structure; a missed one counts Dice and "
+    "clDice 0 and the image's diagonal as its distance. Betti errors are absolute differences."
+)
+
+
+def _by_class(evaluation: Evaluation, rows: Sequence[Row]) -> tuple[Table, ...]:
+    classes = list(dict.fromkeys(r.group for r in rows if r.group_kind == "class"))
+    if not classes:
+        return ()
+    wanted = [(m, w) for w in WHOLE for m in _STRUCTURE_COLUMNS] + [(m, "") for m in _TOPOLOGY]
+    there = {(r.metric, r.class_name) for r in rows}
+    return (
+        Table(
+            title="Structures and topology by class, per case",
+            columns=("metric", "all", *classes),
+            rows=tuple(
+                (
+                    title_of(metric, name),
+                    cell(evaluation.find(metric, class_name=name)),
+                    *(
+                        cell(evaluation.find(metric, class_name=name, group_kind="class", group=group))
+                        for group in classes
+                    ),
+                )
+                for metric, name in wanted
+                if (metric, name) in there
+            ),
+            notes=legend(evaluation, "case"),
+        ),
+    )
+
+
+def variant_tables(evaluations: Mapping[str, Evaluation]) -> tuple[Table, ...]:
+    """Return variants side by side: Dice by structure, and structures and topology by class; none without.
+
+    Args:
+        evaluations: by the variant's name, in order.
+    """
+    rows = [row for evaluation in evaluations.values() for row in evaluation.rows]
+    if not any(METRICS[row.metric].of == "structure" for row in rows):
+        return ()
+    return (_variants_by_structures(evaluations), _variants_by_class(evaluations))
+
+
+def _variants_by_structures(evaluations: Mapping[str, Evaluation]) -> Table:
+    names = dict.fromkeys(
+        row.class_name
+        for evaluation in evaluations.values()
+        for row in evaluation.rows
+        if row.metric == "structure_dice"
+    )
+    ordered = sorted(names, key=WHOLE.__contains__)
+    return Table(
+        title="Variants by structure: Dice, per case",
+        columns=("structure", *evaluations),
+        rows=tuple(
+            (
+                name or _OVER_STRUCTURES,
+                *(cell(each.find("structure_dice", class_name=name)) for each in evaluations.values()),
+            )
+            for name in ordered
+        ),
+        notes=tuple(dict.fromkeys(n for each in evaluations.values() for n in legend(each, "case"))),
+    )
+
+
+def _variants_by_class(evaluations: Mapping[str, Evaluation]) -> Table:
+    classes = dict.fromkeys(
+        row.group for each in evaluations.values() for row in each.rows if row.group_kind == "class"
+    )
+    shown = [(m, w) for w in WHOLE for m in ("structure_dice", "hd95_mm", "asd_mm", "cl_dice", "b1_error")]
+    shown += [(metric, "") for metric in _TOPOLOGY]
+    body = []
+    for group in ("all", *classes):
+        kind: GroupKind = "all" if group == "all" else "class"
+        for metric, name in shown:
+            found = [
+                each.find(metric, class_name=name, group_kind=kind, group=group)
+                for each in evaluations.values()
+            ]
+            if any(row is not None for row in found):
+                body.append((f"{group}: {title_of(metric, name)}", *(cell(row) for row in found)))
+    return Table(
+        title="Variants by class: structures and topology, per case",
+        columns=("class and metric", *evaluations),
+        rows=tuple(body),
+        notes=(_STRUCTURES_NOTE,),
+    )
+
+
+def disagreement_table(predictions: Predictions) -> Table | None:
+    """Return the test cases whose topology and classifier say different things; None where none does."""
+    test = predictions.part("test")
+    if "agrees" not in test:
+        return None
+    rows = test[test["agrees"] == "no"]
+    if rows.empty:
+        return None
+    columns = [probability_column(name) for name in predictions.classes]
+    decided = rows[columns].to_numpy(float).argmax(axis=1)
+    return Table(
+        title="To be looked at: topology and classifier disagree",
+        columns=("case", "arch", "topology says", "classifier says", "its probability", "diagnosis"),
+        rows=tuple(
+            (
+                str(row["case_id"]),
+                str(row["arch"]),
+                str(row["topology_class"]),
+                predictions.classes[k],
+                f"{row[columns[k]]:.2f}",
+                str(row["label"]) or "not known",
+            )
+            for (_, row), k in zip(rows.iterrows(), decided.tolist(), strict=True)
+        ),
+    )

@@ -1,0 +1,99 @@
+"""A table of text, and how a number reads in it.
+
+A cell reads `0.812 [0.750, 0.870] n=740/148`: the value, its interval, cases and patients. `†` after a value
+says that the split leaks patients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from threefold.evaluation.evaluate import Evaluation
+from threefold.evaluation.groups import Level
+from threefold.evaluation.metrics import METRICS
+from threefold.evaluation.rows import Row
+
+LEAK_MARK = "†"
+LEAK_NOTE = (
+    f"{LEAK_MARK} The split shares patients between training and test: these numbers are better than what "
+    "new patients will get."
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    Attributes:
+        title: one line.
+        columns: headings; the first is of the row names.
+        rows: cells, as many as columns.
+        notes: sentences below the table.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+def cell(row: Row | None) -> str:
+    """Return a number with its interval and its n; what can't be estimated says why."""
+    if row is None:
+        return "not measured"
+    count = f"n={row.n}" if row.level == "patient" else f"n={row.n}/{row.patients}"
+    if math.isnan(row.value):
+        return f"{row.note} {count}" if row.n else row.note
+    digits = 3 if METRICS[row.metric].bounds[1] <= 2 else 2  # 0.123, but 12.34 mm or dB
+    mark = LEAK_MARK if row.leaks else ""
+    interval = "[no interval]" if math.isnan(row.low) else f"[{row.low:.{digits}f}, {row.high:.{digits}f}]"
+    return f"{row.value:.{digits}f}{mark} {interval} {count}"
+
+
+def legend(evaluation: Evaluation, level: Level) -> tuple[str, ...]:
+    """Return what intervals and counts of a table mean, in one sentence."""
+    counted = "patients" if level == "patient" else "cases/patients"
+    return (
+        f"[low, high]: {evaluation.spec.confidence:.0%} interval over {evaluation.spec.replicates} resamples "
+        f"of the patients; n: {counted}.",
+    )
+
+
+def markdown(table: Table) -> str:
+    """Return a table as Markdown, title and notes included."""
+    lines = [f"## {table.title}", "", _pipes(table.columns), _pipes("---" for _ in table.columns)]
+    lines += [_pipes(row) for row in table.rows]
+    return "\n".join([*lines, "", *(f"{note}\n" for note in table.notes)])
+
+
+def plain(table: Table) -> str:
+    """Return a table as aligned text without colours or frames."""
+    grid = [table.columns, *table.rows]
+    widths = [max(len(row[i]) for row in grid) for i in range(len(table.columns))]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in grid]
+    return "\n".join([table.title, *(line.rstrip() for line in lines), *table.notes, ""])
+
+
+def show(table: Table) -> None:
+    """Print a table: framed on a terminal, aligned text where the output is piped."""
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    console = Console()
+    if not console.is_terminal:
+        print(plain(table))
+        return
+    framed = RichTable(title=table.title, title_justify="left", caption="\n".join(table.notes))
+    framed.caption_justify = "left"
+    for index, name in enumerate(table.columns):
+        framed.add_column(Text(name), no_wrap=index == 0, style="bold" if index == 0 else None)
+    for row in table.rows:
+        framed.add_row(*(Text(text) for text in row))
+    console.print(framed)
+
+
+def _pipes(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(" ".join(text.replace("|", "\\|").split()) for text in cells) + " |"

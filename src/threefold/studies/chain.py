@@ -1,0 +1,102 @@
+"""Running a chain: propagation, then each training, each stage once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from threefold.atlases.propagation import propagate
+from threefold.atlases.spec import PropagationSpec, load_propagation
+from threefold.cohorts.cohort import Cohort, read_cohort
+from threefold.experiment import Experiment
+from threefold.reporting.run_report import Report
+from threefold.studies.chain_spec import PROPAGATION, ChainSpec, stage_experiments, stage_overrides
+from threefold.studies.evaluations import evaluate_propagated, evaluate_run
+from threefold.training.progress import TrainingProgress
+from threefold.training.run import train
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A chain with everything that it will do, checked before anything is computed.
+
+    Attributes:
+        spec: as shipped or read.
+        propagation: how labels are propagated.
+        experiments: by stage.
+        out: gets `propagated`, the cohort with propagated structures, and `runs/<stage>`.
+    """
+
+    spec: ChainSpec
+    propagation: PropagationSpec
+    experiments: dict[str, Experiment]
+    out: Path
+
+    @property
+    def propagated(self) -> Path:
+        """The cohort with propagated structures."""
+        return self.out / "propagated"
+
+    def run_folder(self, stage: str) -> Path:
+        """Return where a stage is trained."""
+        return self.out / "runs" / stage
+
+
+def plan_chain(spec: ChainSpec, overrides: Sequence[str], out: Path) -> Chain:
+    """Return what a chain will do.
+
+    Args:
+        spec: the chain.
+        overrides: `STAGE.key.path=value`, `propagation.key=value`, or `key.path=value` of every training.
+        out: the chain's folder.
+
+    Raises:
+        ExperimentError: naming the stage and the key.
+    """
+    changes = stage_overrides(spec, overrides)[PROPAGATION]
+    return Chain(
+        spec=spec,
+        propagation=load_propagation(spec.propagation, changes),
+        experiments=stage_experiments(spec, overrides, out / "runs"),
+        out=out,
+    )
+
+
+def run_chain(chain: Chain, cohort: Cohort, progress: TrainingProgress) -> dict[str, Report]:
+    """Run a chain on a cohort with atlases; what is already there is not done again.
+
+    Args:
+        chain: from `plan_chain`.
+        cohort: cases and atlases.
+        progress: told of each step.
+
+    Returns:
+        The evaluation of the propagated labels themselves (`propagation`, where the cohort has reference
+        structures), and of each stage's run, by stage.
+
+    Raises:
+        CohortError: the cohort can't be propagated or trained on.
+        RunError: a stage's folder holds another experiment's run.
+    """
+    folder = chain.propagated
+    if folder.is_dir():
+        progress.say(f"{folder}: already there")
+        propagated = read_cohort(folder, allow_outside=True)
+    else:
+        progress.say(f"propagating the atlases' labels into {folder}")
+        chain.out.mkdir(parents=True, exist_ok=True)
+        propagated = propagate(
+            cohort, folder, chain.propagation, progress=partial(progress.step, "propagating")
+        )
+    first = next(iter(chain.experiments.values()))
+    reports = {}
+    for stage, experiment in chain.experiments.items():
+        progress.say(f"stage {stage}: {experiment.name}, into {chain.run_folder(stage)}")
+        run = train(experiment, propagated, chain.run_folder(stage), resume=True, progress=progress)
+        reports[stage] = evaluate_run(run)
+    if any(case.reference is not None for case in propagated.cases):
+        alone = evaluate_propagated(propagated, first.data.split, chain.out, first.evaluation)
+        reports = {PROPAGATION: alone, **reports}
+    return reports
