@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from threefold.images.batch import Batch
 from threefold.networks.outputs import Outputs
@@ -29,7 +29,7 @@ from threefold.tasks.task import head_output
 
 # Added to numerator and denominator, so that a label that a case neither has nor is predicted scores 1.
 SMOOTHING = 1e-5
-_PART = 16384  # voxels; times 12 labels and 4 bytes they fit into a second-level cache
+_PART = 32768  # voxels; with 12 labels of 4 bytes they fit into a second-level cache
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,15 @@ def softmax_sums(
     Raises:
         IndexError: if a label is L or more.
     """
-    true = _true_sizes(labels, logits.shape[1]).to(logits)
-    outside = None if inside is None else inside.flatten(1)
-    ce, overlap, size, *binary = _SoftmaxSums.apply(logits.flatten(2), labels.flatten(1), outside)  # type: ignore[no-untyped-call]
-    of_labels = LabelSums(ce, overlap, size, true)
-    if inside is None:
+    count = logits.shape[1]
+    true = [_Foreground.of(case, count) for case in labels.flatten(1)]
+    binary = None if inside is None else [_Foreground.of(case, 2) for case in inside.flatten(1)]
+    ce, overlap, size, *rest = _SoftmaxSums.apply(logits.flatten(2), true, binary)  # type: ignore[no-untyped-call]
+    of_labels = LabelSums(ce, overlap, size, torch.stack([case.sizes for case in true]).to(logits))
+    if binary is None:
         return of_labels, None
-    ce, overlap, size = binary
-    return of_labels, LabelSums(ce, overlap, size, _true_sizes(inside, 2).to(logits))
+    ce, overlap, size = rest
+    return of_labels, LabelSums(ce, overlap, size, torch.stack([case.sizes for case in binary]).to(logits))
 
 
 class SharedSums:
@@ -117,53 +118,73 @@ def _or_zero(labels: Tensor, present: Tensor) -> Tensor:
     return labels * present.view(-1, *[1] * (labels.ndim - 1))
 
 
-def _true_sizes(labels: Tensor, count: int) -> Tensor:
-    """(B, *S) to (B, L) voxels of each label."""
-    largest = int(labels.max())
-    if largest >= count:
-        raise IndexError(f"labels go up to {largest}, but the head has {count} outputs")
-    return torch.stack([torch.bincount(case.flatten(), minlength=count) for case in labels])
+@dataclass(frozen=True)
+class _Foreground:
+    """The voxels of a case that are not background: few, so that they are listed and not marked.
+
+    Attributes:
+        where: (n,) int64 their places in (N,).
+        which: (n,) int64 their labels.
+        sizes: (L,) voxels of each label, background included.
+    """
+
+    where: Tensor
+    which: Tensor
+    sizes: Tensor
+
+    @classmethod
+    def of(cls, labels: Tensor, count: int) -> Self:
+        """List the foreground of (N,) labels in [0, count)."""
+        where = labels.nonzero().squeeze(1)
+        which = labels[where].long()
+        sizes = torch.bincount(which, minlength=count)
+        if len(sizes) > count:
+            raise IndexError(f"labels go up to {len(sizes) - 1}, but the head has {count} outputs")
+        sizes[0] = len(labels) - len(where)
+        return cls(where, which, sizes)
 
 
 class _SoftmaxSums(torch.autograd.Function):
     """(B, L, N) logits to cross_entropy (B,), overlap (B, L), size (B, L), and the same of [p_0, f]."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, inside: Tensor | None) -> tuple[Tensor, ...]:
-        count, voxels = logits.shape[1:]
-        grown = logits.new_empty(len(logits), count - 1, voxels)  # e
-        share = logits.new_empty(len(logits), voxels)  # 1 / s
-        odds = torch.empty_like(share)
+    def forward(
+        ctx: Any, logits: Tensor, true: list[_Foreground], binary: list[_Foreground] | None
+    ) -> tuple[Tensor, ...]:
+        cases, count, voxels = logits.shape
+        grown = logits.new_empty(cases, count - 1, voxels)  # e
+        known = logits.new_empty(cases, 3, voxels)  # 1 / s, p_0, f
         columns = []
-        for case in range(len(logits)):
-            sizes = _exponentials(logits[case], grown[case], share[case], odds[case])
-            columns.append(
-                _case_sums(logits[case], labels[case], grown[case], share[case], odds[case], sizes)
-            )
-            if inside is not None:
-                columns[-1] += _region_sums(odds[case], inside[case])
-        ctx.save_for_backward(labels, *([] if inside is None else [inside]), grown, share, odds)
+        for case in range(cases):
+            odds, sizes, entropy = _exponentials(logits[case], grown[case], known[case])
+            columns.append(_case_sums(logits[case], true[case], grown[case], known[case], sizes, entropy))
+            if binary is not None:
+                columns[-1] += _region_sums(odds, binary[case], known[case], sizes, entropy)
+        ctx.save_for_backward(grown, known)
+        ctx.true, ctx.binary, ctx.in_rows = true, binary, _in_rows(logits)
         return tuple(torch.stack(column).to(logits.dtype) for column in zip(*columns, strict=True))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        labels, *rest = ctx.saved_tensors  # type: ignore[attr-defined]
-        grown, share, odds = rest[-3:]
-        result = grown.new_empty(grown.shape[0], grown.shape[1] + 1, grown.shape[2])
-        for case in range(len(grown)):
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        grown, known = ctx.saved_tensors
+        cases, voxels, count = len(grown), grown.shape[2], grown.shape[1] + 1
+        if ctx.in_rows:
+            result = grown.new_empty(cases, count, voxels)
+        else:
+            result = grown.new_empty(cases, voxels, count).transpose(1, 2)
+        for case in range(cases):
             of_case = [gradient[case] for gradient in gradients]
-            background, foreground = torch.sigmoid(-odds[case]), torch.sigmoid(odds[case])
             region = None
-            if len(rest) == 4:
-                region = _region_gradient(background, foreground, rest[0][case], of_case[3:])
-            _case_gradient(
-                result[case],
-                (labels[case], grown[case], share[case], background, foreground),
-                of_case[:3],
-                region,
-            )
+            if ctx.binary is not None:
+                region = _region_gradient(known[case], ctx.binary[case], of_case[3:])
+            _case_gradient(result[case], ctx.true[case], grown[case], known[case], of_case[:3], region)
         return result, None, None
+
+
+def _in_rows(values: Tensor) -> bool:
+    """Whether a label's values lie next to each other in memory, and not a voxel's (channels-last)."""
+    return values.stride(-1) == 1
 
 
 def _parts(values: Tensor) -> list[slice]:
@@ -173,75 +194,75 @@ def _parts(values: Tensor) -> list[slice]:
     return [slice(start, start + step) for start in range(0, voxels, max(step, 1))]
 
 
-def _exponentials(logits: Tensor, grown: Tensor, share: Tensor, odds: Tensor) -> Tensor:
-    """Fill e (L - 1, N), 1 / s (N) and o (N) of a case's logits (L, N); return sum_v p_l (L - 1), float64."""
-    sizes = logits.new_zeros(len(grown), dtype=torch.float64)
+def _exponentials(logits: Tensor, grown: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Fill e (L - 1, N) and [1 / s, p_0, f] (3, N) of a case's logits (L, N).
+
+    Returns:
+        o (N,), sum_v p_l (L,) and sum_v -log p_0 (), the sums in float64.
+    """
+    odds = logits.new_empty(logits.shape[1])
+    sizes = logits.new_zeros(len(logits), dtype=torch.float64)
+    entropy = logits.new_zeros((), dtype=torch.float64)
     for part in _parts(logits):
-        z, e = logits[1:, part], grown[:, part]
-        largest = z.amax(dim=0)
-        torch.sub(z, largest, out=e).exp_()
+        z, e, o = logits[:, part], grown[:, part], odds[part]
+        if not _in_rows(logits):
+            z = z.contiguous()
+        share, background, foreground = known[:, part].unbind()
+        largest = z[1:].amax(dim=0)
+        torch.sub(z[1:], largest, out=e).exp_()
         total = e.sum(dim=0)
-        torch.reciprocal(total, out=share[part])
-        o = torch.sub(total.log_().add_(largest), logits[0, part], out=odds[part])
-        sizes += e @ (torch.sigmoid(o) * share[part])
-    return sizes
+        torch.reciprocal(total, out=share)
+        torch.sub(total.log_().add_(largest), z[0], out=o)
+        torch.sigmoid(o, out=foreground)
+        torch.sigmoid(o.neg(), out=background)
+        sizes[0] += background.sum()
+        sizes[1:] += torch.mv(e, foreground * share)
+        entropy += F.softplus(o, threshold=40).sum()
+    return odds, sizes, entropy
 
 
 def _case_sums(
-    logits: Tensor, labels: Tensor, grown: Tensor, share: Tensor, odds: Tensor, sizes: Tensor
+    logits: Tensor, true: _Foreground, grown: Tensor, known: Tensor, sizes: Tensor, entropy: Tensor
 ) -> list[Tensor]:
     """Return cross-entropy (), overlap (L) and size (L) of a case, float64."""
-    count, voxels = logits.shape
-    where, which = _foreground(labels)
-    background = torch.sigmoid(-odds)
-    # log p_l = log p_0 + (z_l - z_0)
-    gain = (
-        logits.reshape(-1)[which * voxels + where] - logits[0, where] if len(where) else logits.new_zeros(0)
-    )
-    entropy = gain.sum(dtype=torch.float64) + F.logsigmoid(-odds).sum(dtype=torch.float64)
-    of_truth = grown.view(-1)[(which - 1) * voxels + where] * share[where] * torch.sigmoid(odds[where])
-    overlap = of_truth.new_zeros(count, dtype=torch.float64).index_add_(0, which, of_truth.double())
-    outside = background.sum(dtype=torch.float64)
-    overlap[0] = outside - background[where].sum(dtype=torch.float64)
-    return [-entropy / voxels, overlap, torch.cat([outside[None], sizes])]
+    where, which = true.where, true.which
+    share, background, foreground = known[:, where].double()
+    gain = logits[which, where] - logits[0, where]  # log p_l = log p_0 + z_l - z_0
+    overlap = torch.zeros_like(sizes)
+    overlap.index_add_(0, which, grown[which - 1, where] * share * foreground)
+    overlap[0] = sizes[0] - background.sum()
+    return [(entropy - gain.sum(dtype=torch.float64)) / logits.shape[1], overlap, sizes]
 
 
-def _region_sums(odds: Tensor, inside: Tensor) -> list[Tensor]:
+def _region_sums(
+    odds: Tensor, true: _Foreground, known: Tensor, sizes: Tensor, entropy: Tensor
+) -> list[Tensor]:
     """Return cross-entropy (), overlap (2) and size (2) of [p_0, f], float64."""
-    where = inside.nonzero().squeeze(1)
-    chosen = odds[where]
-    entropy = F.logsigmoid(-odds).sum(dtype=torch.float64) + chosen.sum(dtype=torch.float64)
-    outside = torch.sigmoid(-odds).sum(dtype=torch.float64)
-    foreground = torch.sigmoid(odds).sum(dtype=torch.float64)
-    overlap = torch.stack(
-        [
-            outside - torch.sigmoid(-chosen).sum(dtype=torch.float64),
-            torch.sigmoid(chosen).sum(dtype=torch.float64),
-        ]
-    )
-    return [-entropy / len(odds), overlap, torch.stack([outside, foreground])]
+    _, background, foreground = known[:, true.where].sum(dim=1, dtype=torch.float64)
+    gain = odds[true.where].sum(dtype=torch.float64)  # log f = log p_0 + o
+    return [
+        (entropy - gain) / len(odds),
+        torch.stack([sizes[0] - background, foreground]),
+        torch.stack([sizes[0], sizes[1:].sum()]),
+    ]
 
 
-def _foreground(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the voxels that are not background, and their labels, both int64."""
-    where = labels.nonzero().squeeze(1)
-    return where, labels[where].long()
-
-
-def _region_gradient(
-    background: Tensor, foreground: Tensor, inside: Tensor, gradients: list[Tensor]
-) -> Tensor:
+def _region_gradient(known: Tensor, true: _Foreground, gradients: list[Tensor]) -> Tensor:
     """Return (N,) R: the gradient of the binary sums by z_0 is R, by the foreground's z_l is -R e_l / s."""
     entropy, overlap, size = gradients
-    here = inside != 0
-    by_background = torch.where(here, size[0] - size[1] - overlap[1], size[0] - size[1] + overlap[0])
-    by_entropy = torch.where(here, background, -foreground) * (entropy / len(inside))
-    return by_background.mul_(background).mul_(foreground).add_(by_entropy)
+    _, background, foreground = known
+    c, difference = entropy / known.shape[1], size[0] - size[1]
+    result: Tensor = (background * (difference + overlap[0])).sub_(c).mul_(foreground)
+    background, foreground = background[true.where], foreground[true.where]
+    result[true.where] = background * (foreground * (difference - overlap[1]) + c)
+    return result
 
 
 def _case_gradient(
     result: Tensor,
-    known: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    true: _Foreground,
+    grown: Tensor,
+    known: Tensor,
     gradients: list[Tensor],
     region: Tensor | None,
 ) -> None:
@@ -251,27 +272,26 @@ def _case_gradient(
 
         d/dz_l = p_l (G_l - u + c) + [l true] (p_l H_l - c), and the region's.
     """
-    labels, grown, share, background, foreground = known
     entropy, overlap, size = gradients
-    voxels = len(labels)
-    c = entropy / voxels
-    where, which = _foreground(labels)
-    of_truth = grown.view(-1)[(which - 1) * voxels + where] * (share * foreground)[where]
-    true = torch.where(labels == 0, background * overlap[0], 0.0)  # p_y H_y
-    true[where] = of_truth * overlap[which]
+    where, which = true.where, true.which
+    c = entropy / known.shape[1]
+    of_truth = known[1] * overlap[0]  # p_l H_l of the true label: first as if all were background
+    of_truth[where] = grown[which - 1, where] * known[0, where] * known[2, where] * overlap[which]
     for part in _parts(grown):
-        e, p_0 = grown[:, part], background[part]
-        weight = foreground[part] * share[part]
-        mean = torch.mv(e.T, size[1:]).mul_(weight).addcmul_(p_0, size[0]).add_(true[part])  # u
-        mean.sub_(c)
-        first = (size[0] - mean).mul_(p_0)
+        e, y = grown[:, part], of_truth[part]
+        share, background, foreground = known[:, part].unbind()
+        weight = foreground * share
+        mean = torch.mv(e.T, size[1:]).mul_(weight).addcmul_(background, size[0]).add_(y).sub_(c)  # u - c
+        first = (size[0] - mean).mul_(background).add_(y).sub_(c)
         rest = mean.mul_(weight).neg_()
         if region is not None:
             first += region[part]
-            rest.addcmul_(region[part], share[part], value=-1)
+            rest.addcmul_(region[part], share, value=-1)
         result[0, part] = first
-        torch.addcmul(rest, weight, size[1:, None], out=result[1:, part])
-        result[1:, part] *= e
-    adjustment = true.sub_(c)
-    result[0] += torch.where(labels == 0, adjustment, 0.0)
-    result.view(-1)[which * voxels + where] += adjustment[where]
+        if _in_rows(result):
+            torch.addcmul(rest, weight, size[1:, None], out=result[1:, part]).mul_(e)
+        else:
+            result[1:, part] = torch.addcmul(rest, weight, size[1:, None]).mul_(e)
+    adjustment = of_truth[where] - c
+    result[0, where] -= adjustment
+    result[which, where] += adjustment

@@ -8,14 +8,15 @@ the volume while the network still finds every label everywhere, so these losses
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from threefold.errors import UsageError
@@ -145,29 +146,57 @@ def _box(mask: Tensor) -> tuple[slice, ...] | None:
     return tuple(box)
 
 
-def _largest_of_three(values: Tensor, axis: int) -> Tensor:
-    """Return the largest of each voxel and its two neighbours along an axis."""
-    side = values.shape[axis]
-    if side == 1:
-        return values
-    pairs = torch.maximum(values.narrow(axis, 0, side - 1), values.narrow(axis, 1, side - 1))
-    middle = torch.maximum(pairs.narrow(axis, 0, side - 2), pairs.narrow(axis, 1, side - 2))
-    return torch.cat([pairs.narrow(axis, 0, 1), middle, pairs.narrow(axis, side - 2, 1)], axis)
+class _Extreme(torch.autograd.Function):
+    """The smallest or largest of each voxel and its neighbours along some axes; (*S) to (*S).
+
+    The gradient goes to the voxel that it is; of several that are equal, to the voxel itself, else to the
+    neighbour that comes first.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, axes: tuple[int, ...], largest: bool) -> Tensor:
+        choose = torch.maximum if largest else torch.minimum
+        result = values.clone()
+        for here, there in _neighbours(values, axes):
+            choose(result[here], values[there], out=result[here])
+        ctx.save_for_backward(values, result)
+        ctx.axes = axes
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        values, result = ctx.saved_tensors
+        collected = gradient.where(values == result, 0.0)
+        left = gradient - collected
+        for here, there in _neighbours(values, ctx.axes):
+            given = left[here].where(values[there] == result[here], 0.0)
+            collected[there] += given
+            left[here] -= given
+        return collected, None, None
+
+
+Box = tuple[slice, ...]
+
+
+def _neighbours(values: Tensor, axes: tuple[int, ...]) -> Iterator[tuple[Box, Box]]:
+    """Yield, for each of the two neighbours along each axis, the voxels that have it, and it."""
+    for axis in axes:
+        before = (slice(None),) * axis
+        yield (*before, slice(1, None)), (*before, slice(None, -1))
+        yield (*before, slice(None, -1)), (*before, slice(1, None))
 
 
 def _erode(values: Tensor) -> Tensor:
     """Smallest of a voxel and its neighbours through faces."""
-    negative = -values
-    smallest = _largest_of_three(negative, 0)
-    for axis in range(1, values.ndim):
-        smallest = torch.maximum(smallest, _largest_of_three(negative, axis))
-    return -smallest
+    smallest: Tensor = _Extreme.apply(values, tuple(range(values.ndim)), False)  # type: ignore[no-untyped-call]
+    return smallest
 
 
 def _dilate(values: Tensor) -> Tensor:
     """Largest of a voxel and its neighbours through faces, edges and corners."""
     for axis in range(values.ndim):
-        values = _largest_of_three(values, axis)
+        values = _Extreme.apply(values, (axis,), True)  # type: ignore[no-untyped-call]
     return values
 
 

@@ -30,6 +30,7 @@ from threefold.training.history import Row, best_row, monitored
 from threefold.training.launch import terminating_as_interrupt, train_network
 from threefold.training.loop import Job
 from threefold.training.progress import Silence, TrainingProgress
+from threefold.training.schedule import build_optimiser
 from threefold.training.start import before_folder, starting_network
 
 
@@ -222,13 +223,16 @@ def _check_preprocessing(experiment: Experiment, cohort: Cohort, split: Split) -
 
 
 def _check_network(experiment: Experiment, cohort: Cohort, folder: RunFolder) -> None:
-    """Build the network once, so that what can't be built or filled is refused before there is a folder."""
+    """Build network and optimiser once, so that what can't be built or filled is refused before there is a
+    folder."""
     with torch.random.fork_rng():
         if experiment.before is None:
-            starting_network(experiment, cohort.spec, folder)
+            network, _ = starting_network(experiment, cohort.spec, folder)
         else:
-            build_network(experiment, cohort.spec)
-            starting_network(before_experiment(experiment), cohort.spec, folder)
+            network = build_network(experiment, cohort.spec)
+            first = before_experiment(experiment)
+            build_optimiser(starting_network(first, cohort.spec, folder)[0], first.training.optimiser)
+        build_optimiser(network, experiment.training.optimiser)
 
 
 def make_store(experiment: Experiment, cohort: Cohort, n_cases: int) -> SampleStore:
