@@ -51,34 +51,42 @@ class ConvUnit(nn.Module):
         return kernels3d.conv_norm_relu(values, self.conv, self.norm, self.dropout)
 
 
+class PointwiseUnit(nn.Module):
+    """1x1 convolution and batch norm; `kernels3d` runs them."""
+
+    def __init__(self, dimensions: int, width_in: int, width: int) -> None:
+        super().__init__()
+        self.conv = _CONV[dimensions](width_in, width, 1)
+        self.norm = _NORM[dimensions](width)
+
+    def layers(self) -> tuple[nn.Module, nn.Module]:
+        """Return the convolution and the norm."""
+        return self.conv, self.norm
+
+
 class AttentionGate(nn.Module):
     """Weigh each voxel of the skip by what the coarser level makes of it."""
 
     def __init__(self, dimensions: int, width: int) -> None:
         super().__init__()
         inner = max(width // 2, 1)
-        conv, norm = _CONV[dimensions], _NORM[dimensions]
-        self.coarse = nn.ModuleDict({"conv": conv(width, inner, 1), "norm": norm(inner)})
-        self.skip = nn.ModuleDict({"conv": conv(width, inner, 1), "norm": norm(inner)})
-        self.score = nn.ModuleDict({"conv": conv(inner, 1, 1), "norm": norm(1)})
+        self.coarse = PointwiseUnit(dimensions, width, inner)
+        self.skip = PointwiseUnit(dimensions, width, inner)
+        self.score = PointwiseUnit(dimensions, inner, 1)
 
-    def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
-        """Return the gated skip; all are (B, C, *S)."""
-        return kernels3d.attention_gate(coarse, skip, self.coarse, self.skip, self.score)
+    def layers(self) -> tuple[tuple[nn.Module, nn.Module], ...]:
+        """Return the three units' layers, for the skip to be gated and merged in one step."""
+        return self.coarse.layers(), self.skip.layers(), self.score.layers()
 
 
 class Merge(nn.Module):
-    """Join the gated skip and the coarser level: convolution, instance norm, dropout, PReLU."""
+    """Convolution, instance norm, dropout and PReLU of the gated skip and the coarser level."""
 
     def __init__(self, dimensions: int, width: int, dropout: float) -> None:
         super().__init__()
         self.conv = _CONV[dimensions](2 * width, width, 3, padding=1)
         self.act = nn.PReLU()
         self.dropout = dropout
-
-    def forward(self, gated: Tensor, coarse: Tensor) -> Tensor:
-        """Both (B, C, *S), and so is the result."""
-        return kernels3d.merge(gated, coarse, self.conv, self.act.weight, self.dropout, self.training)
 
 
 class DecoderLevel(nn.Module):
@@ -92,9 +100,15 @@ class DecoderLevel(nn.Module):
 
     def forward(self, values: Tensor, skip: Tensor) -> Tensor:
         """(B, coarser, *S/2) features and (B, C, *S) skip to (B, C, *S)."""
-        coarse = self.up(values)
-        merged: Tensor = self.merge(self.gate(coarse, skip), coarse)
-        return merged
+        merge = self.merge
+        return kernels3d.gated_merge(
+            self.up(values),
+            skip,
+            self.gate.layers(),
+            merge.conv,
+            merge.act.weight,
+            merge.dropout if self.training else 0.0,
+        )
 
 
 class AttentionUnet(nn.Module):
@@ -154,17 +168,17 @@ class AttentionUnet(nn.Module):
         """
         size = image.shape[2:]
         values = kernels3d.as_channels_last(kernels3d.pad(image, self._padded(size)))
-        skips = []
-        for block in self.encoder:
-            values = block(values)
-            skips.append(values)
-        pooled = kernels3d.pool(values)  # (B, F)
         segmentation = None
-        if self.decoder is not None and self.head is not None:
-            skips.pop()
-            for level in reversed(self.decoder):
-                values = level(values, skips.pop())
-            segmentation = kernels3d.crop(kernels3d.project(values, self.head), size)
+        with kernels3d.precision(values):
+            skips = []
+            for block in self.encoder:
+                values = block(values)
+                skips.append(values)
+            pooled = kernels3d.pool(skips.pop())  # (B, F)
+            if self.decoder is not None and self.head is not None:
+                for level in reversed(self.decoder):
+                    values = level(values, skips.pop())
+                segmentation = kernels3d.crop(kernels3d.project(values, self.head), size).contiguous()
         return Outputs(
             classes=None if self.classifier is None else self.classifier(pooled),
             segmentation=segmentation,

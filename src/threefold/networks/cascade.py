@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from threefold.experiment import CascadeSpec
+from threefold.networks import kernels3d
 from threefold.networks.attention_unet import AttentionUnet
 from threefold.networks.densenet import DenseNet
 from threefold.networks.outputs import Outputs
@@ -76,7 +77,7 @@ class Cascade(nn.Module):
             image: (B, C, *S).
             segmentation: (B, L, *S) logits.
         """
-        probabilities = segmentation.softmax(dim=1)
+        probabilities = kernels3d.softmax(segmentation)
         if self.reads_region:
             foreground = probabilities[:, 1:].sum(dim=1, keepdim=True)
             probabilities = torch.cat((probabilities[:, :1], foreground), dim=1)  # (B, 2, *S)

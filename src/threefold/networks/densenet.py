@@ -62,11 +62,13 @@ class DenseFeatures(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, *S) image to (B, width, *S / 32) features, rounded up."""
-        values = kernels3d.dense_stem(kernels3d.as_channels_last(image), self.stem.weight)
-        for block, transition in zip(self.blocks, [*self.transitions, None], strict=True):
-            values = block(values)
-            if transition is not None:
-                values = kernels3d.dense_transition(values, transition.weight)
+        values = kernels3d.as_channels_last(image)
+        with kernels3d.precision(values):
+            values = kernels3d.dense_stem(values, self.stem.weight)
+            for block, transition in zip(self.blocks, [*self.transitions, None], strict=True):
+                values = block(values)
+                if transition is not None:
+                    values = kernels3d.dense_transition(values, transition.weight)
         return values
 
 

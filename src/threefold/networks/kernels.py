@@ -99,12 +99,12 @@ def linear(
     Returns:
         (B, L, E).
     """
-    if not _fast(values):
+    if not has_levers(values):
         return _add(F.linear(values, weight, bias), residual, scale)
-    dtype = _compute_type(values)
-    values, weight = values.to(dtype), _cast(weight, dtype)
-    bias = None if bias is None else _cast(bias, dtype)
-    if _differentiating(values, weight, bias, residual, scale):
+    dtype = compute_type(values)
+    values, weight = values.to(dtype), cast_weight(weight, dtype)
+    bias = None if bias is None else cast_weight(bias, dtype)
+    if differentiating(values, weight, bias, residual, scale):
         product: Tensor = Linear.apply(values, weight, bias)  # type: ignore[no-untyped-call]
         return _add(product, residual, scale)
     if residual is not None and scale is None:
@@ -130,12 +130,12 @@ def mlp(
     Returns:
         (B, L, D).
     """
-    if not _fast(values):
+    if not has_levers(values):
         return _add(F.linear(F.gelu(F.linear(values, *first)), *second), residual, scale)
-    dtype = _compute_type(values)
+    dtype = compute_type(values)
     values = values.to(dtype)
-    weight1, bias1, weight2, bias2 = (_cast(tensor, dtype) for tensor in (*first, *second))
-    if _differentiating(values, weight1, bias1, weight2, bias2, residual, scale):
+    weight1, bias1, weight2, bias2 = (cast_weight(tensor, dtype) for tensor in (*first, *second))
+    if differentiating(values, weight1, bias1, weight2, bias2, residual, scale):
         branch: Tensor = Mlp.apply(values, weight1, bias1, weight2, bias2)  # type: ignore[no-untyped-call]
         return _add(branch, residual, scale)
     residual = residual.to(dtype)
@@ -163,10 +163,10 @@ def window_attention(qkv: Tensor, bias: Tensor, heads: int) -> Tensor:
     batch, windows, tokens, width = qkv.shape
     split = qkv.view(batch, windows, tokens, 3, heads, width // 3 // heads)
     bias = bias.to(qkv.dtype)
-    if _fast(qkv) and _differentiating(qkv, bias):
+    if has_levers(qkv) and differentiating(qkv, bias):
         mixed: Tensor = WindowAttention.apply(split, bias)  # type: ignore[no-untyped-call]
         return mixed.view(batch, windows, tokens, width // 3)
-    if _fast(qkv):
+    if has_levers(qkv):
         out = qkv.new_empty(batch, windows, tokens, heads, width // 3 // heads)
         for case, result in zip(split, out, strict=True):  # case by case, so that the bias is not repeated
             query, key, value = case.permute(2, 0, 3, 1, 4)  # each (windows, heads, N, d)
@@ -202,8 +202,8 @@ def expansion_head(tokens: Tensor, expand: Tensor, gain: Tensor, shift: Tensor, 
     batch, length, _ = tokens.shape
     shape = (batch, length, len(parts), head.shape[0])
     numerator = F.linear(tokens, folded).view(shape)
-    if _fast(tokens):
-        dtype = _compute_type(tokens)
+    if has_levers(tokens):
+        dtype = compute_type(tokens)
         rows, centred = tokens.to(dtype).flatten(0, 1), centred.to(dtype)
         variance: Tensor = PartVariance.apply(rows, centred, len(parts))  # type: ignore[no-untyped-call]
     else:
@@ -214,27 +214,29 @@ def expansion_head(tokens: Tensor, expand: Tensor, gain: Tensor, shift: Tensor, 
     return logits
 
 
-def _fast(values: Tensor) -> bool:
+def has_levers(values: Tensor) -> bool:
     """Whether the levers apply to these values."""
     return (
         not _PLAIN
         and values.device.type == "cpu"
         and values.dtype in _FAST_TYPES
-        and _compute_type(values) in _FAST_TYPES
+        and compute_type(values) in _FAST_TYPES
         and not torch.compiler.is_compiling()
         and _HAS_ONEDNN
     )
 
 
-def _compute_type(values: Tensor) -> torch.dtype:
+def compute_type(values: Tensor) -> torch.dtype:
+    """Return the type that these values are multiplied in: autocast's, or their own."""
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else values.dtype
 
 
-def _differentiating(*tensors: Tensor | None) -> bool:
+def differentiating(*tensors: Tensor | None) -> bool:
+    """Whether a result of these tensors will be asked for a gradient."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
+def cast_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Cast a weight; without gradients the result is kept until the weight changes.
 
     Changes are seen by the tensor's address and version, which every operation in place counts up (copying a

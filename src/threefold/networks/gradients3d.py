@@ -1,0 +1,303 @@
+"""Forward and backward passes of the levers of the networks of convolutions.
+
+`kernels3d` decides when they run and says what they compute. All values lie channels-last in memory, and
+`image` means their view as (B, C, H, W), whatever their axes: PyTorch's norms are fast on it.
+"""
+
+# ruff: noqa: D102 (forward and backward are those of torch.autograd.Function)
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+EPSILON = 1e-5  # of instance norm
+_INTEGER = {torch.float32: torch.int32, torch.bfloat16: torch.int16}
+_SMALL = 20480  # below, PyTorch leaves oneDNN for a slower convolution (batch 1, float32)
+
+
+def keep_mask(count: int, dropout: float) -> tuple[Tensor, float]:
+    """Draw what dropout keeps, from 16 random bits a value (`bernoulli_` takes 5 to 10 times as long).
+
+    Args:
+        count: number of values.
+        dropout: probability that a value is dropped, rounded to 1 / 65536.
+
+    Returns:
+        (count,) bool, and what the kept values are multiplied by.
+    """
+    dropped = min(round(dropout * 65536), 65535)
+    words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    return words[:count] >= dropped - 32768, 65536 / (65536 - dropped)
+
+
+def keep(image: Tensor, mask: Tensor) -> None:
+    """Set what `mask` drops to zero, in place.
+
+    Args:
+        image: (B, C, H, W), channels-last.
+        mask: (B * H * W * C,) integers as wide as the image's values, 0 or -1.
+    """
+    rows = image.movedim(1, -1)
+    rows.view(mask.dtype).bitwise_and_(mask.view(rows.shape))
+
+
+def as_bits(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Turn a mask of bools into one for `keep`."""
+    return mask.to(_INTEGER[dtype]).neg_()
+
+
+class BatchNorm(torch.autograd.Function):
+    """norm(values + shift) with the batch's own statistics; then ReLU and what `mask` keeps, where asked.
+
+    The shift has no effect but on the running mean: its gradient is zero.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        values: Tensor,
+        shift: Tensor,
+        norm: _BatchNorm,
+        weight: Tensor,
+        bias: Tensor,
+        mask: Tensor | None,
+        scale: float,
+        relu: bool,
+    ) -> Tensor:
+        assert norm.num_batches_tracked is not None
+        assert norm.running_mean is not None
+        assert norm.momentum is not None
+        out, mean, deviation = torch.native_batch_norm(
+            as_image(values), weight * scale, bias * scale, norm.running_mean, norm.running_var, True,
+            norm.momentum, norm.eps,
+        )  # fmt: skip
+        norm.running_mean.add_(shift, alpha=norm.momentum)
+        norm.num_batches_tracked.add_(1)
+        if relu:
+            out.clamp_min_(0)
+        if mask is not None:
+            keep(out, mask)
+        out = like(out, values)
+        ctx.save_for_backward(values, weight, mean, deviation, shift, out if relu else None)
+        ctx.scale, ctx.epsilon = scale, norm.eps
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        values, weight, mean, deviation, shift, out = ctx.saved_tensors
+        gradient = as_image(gradient)
+        if out is not None:  # what dropout set to zero is as dead as what ReLU did
+            gradient = torch.ops.aten.threshold_backward(gradient, as_image(out), 0)
+        back, weight_gradient, bias_gradient = torch.ops.aten.native_batch_norm_backward(
+            gradient, as_image(values), weight * ctx.scale, None, None, mean, deviation, True, ctx.epsilon,
+            [True, True, True],
+        )  # fmt: skip
+        affine = weight_gradient * ctx.scale, bias_gradient * ctx.scale
+        return like(back, values), torch.zeros_like(shift), None, *affine, None, None, None
+
+
+class InstanceNorm(torch.autograd.Function):
+    """PReLU of what `mask` keeps of scale * instance norm of values + shift; without slope ReLU.
+
+    The shift has no effect: its gradient is zero.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        values: Tensor,
+        shift: Tensor | None,
+        slope: Tensor | None,
+        mask: Tensor | None,
+        scale: float,
+    ) -> Tensor:
+        weight = torch.full((values.shape[1],), scale)
+        parts = [_normalise(case, weight) for case in torch.split(as_image(values), 1)]
+        normed = parts[0][0] if len(parts) == 1 else torch.cat([part[0] for part in parts])
+        if mask is not None:
+            keep(normed, mask)
+        out = normed.clamp_min_(0) if slope is None else torch.nn.functional.leaky_relu(normed, float(slope))
+        ctx.statistics = [part[1:] for part in parts]
+        ctx.scale = scale
+        ctx.save_for_backward(values, shift, slope, mask, normed)
+        return like(out, values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        values, shift, slope, mask, normed = ctx.saved_tensors
+        gradient, below = as_image(gradient), None
+        if slope is None:
+            gradient = torch.ops.aten.threshold_backward(gradient, normed, 0)
+        else:
+            below = normed.clamp_max(0).mul_(gradient).sum(dtype=torch.float32).to(slope.dtype).view_as(slope)
+            gradient = torch.ops.aten.leaky_relu_backward(gradient, normed, float(slope), False)
+        if mask is not None:
+            keep(gradient, mask)
+        weight = torch.full((values.shape[1],), ctx.scale)
+        cases = zip(torch.split(gradient, 1), torch.split(as_image(values), 1), ctx.statistics, strict=True)
+        back = [_normalise_backward(share, case, weight, *both) for share, case, both in cases]
+        joined = back[0] if len(back) == 1 else torch.cat(back)
+        no_effect = None if shift is None else torch.zeros_like(shift)
+        return like(joined, values), no_effect, below, None, None
+
+
+class DenseBlock(torch.autograd.Function):
+    """A dense block's channels, normalised and rectified once each, in one buffer."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, factors: Tensor | None, *weights: Tensor) -> Tensor:
+        """Take what `kernels3d.dense_block` takes, the layers' weights in turn, in the values' type."""
+        squeezes, grows = weights[::2], weights[1::2]
+        width = values.shape[1]
+        buffer = _empty_channels_last(values, width + sum(len(grow) for grow in grows))
+        rows = buffer.movedim(1, -1)  # (B, *S, all channels)
+        saved = [_norm_relu_into(values, rows[..., :width])]
+        kept = []
+        for number, (squeeze, grow) in enumerate(zip(squeezes, grows, strict=True)):
+            seen = rows[..., :width].flatten(0, -2)
+            inner = (seen @ squeeze.flatten(1).t()).view(*rows.shape[:-1], -1).movedim(-1, 1)
+            normed = _empty_channels_last(inner, inner.shape[1])
+            statistics = _norm_relu_into(inner, normed.movedim(1, -1))
+            grown = convolve(normed, grow)
+            if factors is not None:
+                grown.mul_(factors[number].view(*grown.shape[:2], *[1] * (grown.ndim - 2)))
+            saved += [statistics, _norm_relu_into(grown, rows[..., width : width + len(grow)])]
+            kept += [inner, normed, grown]
+            width += len(grow)
+        ctx.save_for_backward(values, buffer, factors, *weights, *kept)
+        ctx.statistics = saved
+        return buffer
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        values, buffer, factors, *rest = ctx.saved_tensors
+        layers = len(rest) // 5
+        weights, kept = rest[: 2 * layers], rest[2 * layers :]
+        rows = buffer.movedim(1, -1)
+        # The gradient of the whole buffer, to which each layer adds that of what it read.
+        total = gradient.movedim(1, -1).clone(memory_format=torch.contiguous_format)
+        back: list[Tensor] = []
+        width = buffer.shape[1]
+        for number in reversed(range(layers)):
+            squeeze, grow = weights[2 * number : 2 * number + 2]
+            inner, normed, grown = kept[3 * number : 3 * number + 3]
+            read = width - len(grow)
+            delta = _norm_relu_backward(
+                total[..., read:width], rows[..., read:width], grown, ctx.statistics[2 * number + 2]
+            )
+            if factors is not None:
+                delta.mul_(factors[number].view(*delta.shape[:2], *[1] * (delta.ndim - 2)))
+            delta, grow_gradient = convolve_backward(delta, normed, grow)
+            delta = _norm_relu_backward(
+                delta.movedim(1, -1), normed.movedim(1, -1), inner, ctx.statistics[2 * number + 1]
+            )
+            flat, seen = delta.movedim(1, -1).flatten(0, -2), rows[..., :read].flatten(0, -2)
+            back = [(flat.t() @ seen).view_as(squeeze), grow_gradient, *back]
+            total.flatten(0, -2)[:, :read].addmm_(flat, squeeze.flatten(1))
+            width = read
+        first = _norm_relu_backward(total[..., :width], rows[..., :width], values, ctx.statistics[0])
+        return first, None, *back
+
+
+def convolve(values: Tensor, weight: Tensor) -> Tensor:
+    """3x3 convolution by oneDNN, whatever the size (PyTorch's own choice is slower for small ones)."""
+    ones = [1] * (values.ndim - 2)
+    return torch.mkldnn_convolution(values, weight, None, ones, ones, ones, 1)
+
+
+def convolve_backward(gradient: Tensor, values: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of `convolve` with respect to values and weight."""
+    ones = [1] * (values.ndim - 2)
+    zeros = [0] * len(ones)
+    small = values.dtype == torch.float32 and values.shape[0] == 1 and values[0, ..., 0].numel() <= _SMALL
+    both = torch.ops.aten.convolution_backward(
+        gradient, values, weight, None, ones, ones, ones, False, zeros, 1, [not small, True, False]
+    )
+    if small:
+        spatial = tuple(range(2, values.ndim))
+        return convolve(gradient, weight.flip(spatial).transpose(0, 1)), both[1]
+    return both[0], both[1]
+
+
+def _empty_channels_last(like: Tensor, channels: int) -> Tensor:
+    shape = like.shape[0], *like.shape[2:], channels
+    return like.new_empty(shape).movedim(-1, 1)
+
+
+def as_image(values: Tensor) -> Tensor:
+    """View (B, C, *S) as (B, C, H, W), channels-last; a copy where they do not lie so in memory."""
+    batch, channels, *size = values.shape
+    return _view(values, (batch, channels, math.prod(size[:-1]), size[-1]))
+
+
+def like(image: Tensor, values: Tensor) -> Tensor:
+    """View (B, C, H, W) in the shape of the values that it is an image of."""
+    return _view(image, tuple(values.shape))
+
+
+def _view(values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """View values as (B, C, *S), channels-last.
+
+    The strides are written out: PyTorch's own views of a single case have a stride of the batch by which its
+    convolutions and norms no longer see the layout, and copy.
+    """
+    _, channels, *size = shape
+    strides = [channels * math.prod(size[axis + 1 :]) for axis in range(len(size))]
+    rows = values.movedim(1, -1).contiguous()
+    return rows.as_strided(shape, (channels * math.prod(size), 1, *strides))
+
+
+def _normalise(image: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return weight * (image - mean) / deviation, the mean and 1 / deviation.
+
+    The weight is there always: it is float32, and so are the statistics then.
+    """
+    normed: tuple[Tensor, Tensor, Tensor] = torch.native_batch_norm(
+        image, weight, None, None, None, True, 0.0, EPSILON
+    )
+    return normed
+
+
+def _normalise_backward(
+    gradient: Tensor, image: Tensor, weight: Tensor, mean: Tensor, deviation: Tensor
+) -> Tensor:
+    back: Tensor = torch.ops.aten.native_batch_norm_backward(
+        gradient, image, weight, None, None, mean, deviation, True, EPSILON, [True, False, False]
+    )[0]
+    return back
+
+
+def _norm_relu_into(values: Tensor, out: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Write relu(instance norm(values)) to `out`, (B, *S, C); return each case's mean and 1 / deviation."""
+    statistics = []
+    for case, result in zip(torch.split(values, 1), out, strict=True):
+        normed, mean, deviation = _normalise(as_image(case), torch.ones(case.shape[1]))
+        torch.clamp_min(normed.movedim(1, -1).reshape(-1, case.shape[1]), 0, out=result.flatten(0, -2))
+        statistics.append((mean, deviation))
+    return statistics
+
+
+def _norm_relu_backward(
+    gradient: Tensor, out: Tensor, values: Tensor, statistics: Sequence[tuple[Tensor, Tensor]]
+) -> Tensor:
+    """Return the gradient with respect to values (B, C, *S); gradient and out are (B, *S, C)."""
+    alive = torch.ops.aten.threshold_backward(gradient, out, 0).movedim(-1, 1)
+    ones = torch.ones(values.shape[1])
+    back = [
+        _normalise_backward(as_image(share), as_image(case), ones, mean, deviation)
+        for share, case, (mean, deviation) in zip(
+            torch.split(alive, 1), torch.split(values, 1), statistics, strict=True
+        )
+    ]
+    return like(back[0] if len(back) == 1 else torch.cat(back), values)
+
+
+def layout(values: Tensor) -> torch.memory_format:
+    """Return the channels-last layout of as many axes."""
+    return torch.channels_last_3d if values.ndim == 5 else torch.channels_last
