@@ -203,7 +203,7 @@ def test_integration_is_inverted_by_the_opposite_velocity() -> None:
     velocity = torch.stack((2 * bump, -3 * bump, bump * bump))[None]
     there, back = integrate(velocity), integrate(-velocity)
     assert there.abs().max() > 2.5
-    assert (there + warp(back, there)).abs().max() < 0.02
+    assert (there + warp(back, there)).abs().max() < 0.05
     assert jacobian_determinant(there).min() > 0
     # three times the velocity, taken as a displacement, folds where it is steep
     assert jacobian_determinant(3 * velocity).min() <= 0

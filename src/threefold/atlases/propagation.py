@@ -28,7 +28,7 @@ from threefold.atlases.refinement import Pair, displacement_of, refine
 from threefold.atlases.spec import PropagationSpec
 from threefold.atlases.training import build_registration, predict_field, train_registration
 from threefold.atlases.volumes import Volume, carry_labels, prepare, prepare_map, resample
-from threefold.atlases.workplace import Workplace, open_workplace
+from threefold.atlases.workplace import Workplace, is_finished, open_workplace
 from threefold.cohorts.cohort import AtlasSpec, Case, Cohort, CohortSpec, fingerprint, read_cohort
 from threefold.cohorts.targets import read_mask, read_structures
 from threefold.errors import CohortError, ImageError
@@ -86,15 +86,15 @@ def propagate(
             file, `out` is taken.
         ImageError, WeightsError, TrainingError: naming the case or the file.
     """
-    pairing = pair_cases(cohort, atlases)
-    place = open_workplace(Path(out), _identity(cohort, pairing, spec))
-    if place is None:
-        return read_cohort(Path(out), allow_outside=not copy)
-    build_registration(spec)  # weights that do not fit are an error now, not later
-    check_files(cohort, pairing, spec)
-    _Propagation(cohort, pairing, spec, place, progress).run()
-    finish(cohort, pairing, spec, place, copy=copy)
-    return read_cohort(Path(out), allow_outside=not copy)
+    out, pairing = Path(out), pair_cases(cohort, atlases)
+    identity = _identity(cohort, pairing, spec)
+    if not is_finished(out, identity):
+        build_registration(spec)  # weights that do not fit are an error now, not later
+        check_files(cohort, pairing, spec)
+        place = open_workplace(out, identity)
+        _Propagation(cohort, pairing, spec, place, progress).run()
+        finish(cohort, pairing, spec, place, copy=copy)
+    return read_cohort(out, allow_outside=not copy)
 
 
 class _Propagation:
@@ -200,6 +200,8 @@ class _Propagation:
             **self._truth(case, image, labels, carry, displacement),
         }
         reasons = failures(row, labels, self.spec.failure)
+        if fixed.values.min() == fixed.values.max():
+            reasons = ["the image holds one value only"]
         row |= {"registration": "failed" if reasons else "ok", "reason": "; ".join(reasons)}
         if not reasons:
             write_nifti(self.place.structures / f"{case.case_id}.nii.gz", labels, image.affine)

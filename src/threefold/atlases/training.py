@@ -76,7 +76,7 @@ def train_registration(
             loss = _loss(network, pairs[number], spec)
             if not torch.isfinite(loss):
                 raise TrainingError(
-                    f"registration network: the loss is {float(loss)} in epoch {epoch + 1}. Lower "
+                    f"registration network: the loss is {float(loss.detach())} in epoch {epoch + 1}. Lower "
                     f"learning_rate (now {spec.learning_rate:g}) or raise smoothness_weight."
                 )
             loss.backward()  # type: ignore[no-untyped-call]

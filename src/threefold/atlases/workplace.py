@@ -71,22 +71,28 @@ class Workplace:
         return self.folder / "progress" / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.json"
 
 
-def open_workplace(out: Path, identity: str) -> Workplace | None:
-    """Make or find the workplace of a propagation; None where OUT is that propagation, finished.
+def is_finished(out: Path, identity: str) -> bool:
+    """Whether OUT is that propagation, finished; false where there is nothing yet.
 
     Raises:
-        CohortError: OUT is something else; the unfinished propagation beside it is another one; the disk
-            refuses.
+        CohortError: OUT is something else, or the current folder.
     """
-    out = Path(out)
     refuse_current_folder(out, CohortError)
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        if _identity_of(out / PROVENANCE_NAME) == identity:
-            return None
-        raise CohortError(
-            f"{out}: exists already, and is not this propagation. Nothing was overwritten: name another "
-            "folder."
-        )
+    if not (out.is_file() or (out.is_dir() and any(out.iterdir()))):
+        return False
+    if _identity_of(out / PROVENANCE_NAME) == identity:
+        return True
+    raise CohortError(
+        f"{out}: exists already, and is not this propagation. Nothing was overwritten: name another folder."
+    )
+
+
+def open_workplace(out: Path, identity: str) -> Workplace:
+    """Make or find the workplace of a propagation.
+
+    Raises:
+        CohortError: the unfinished propagation beside OUT is another one; the disk refuses.
+    """
     place = Workplace(out.with_name(f".{out.name}.unfinished"), out, identity)
     note = place.folder / PROVENANCE_NAME
     try:
