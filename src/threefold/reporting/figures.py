@@ -128,6 +128,67 @@ def calibration_figure(predictions: Predictions, spec: EvaluationSpec) -> Figure
     return figure
 
 
+def confusion_figure(predictions: Predictions, *, threshold: float | None = None) -> Figure | None:
+    """Draw how many test cases of each class were taken for which; None without a labelled one.
+
+    Cells hold the count and its share of the row, whose colour they have.
+
+    Args:
+        predictions: the table.
+        threshold: of two classes, the positive one's probability from which on a case is called positive;
+            None, and with more classes: the most probable class is taken, the first of equals.
+    """
+    counts = confusion_counts(predictions, threshold=threshold)
+    if not counts.sum():
+        return None
+    from matplotlib.figure import Figure
+
+    names, totals = predictions.classes, counts.sum(axis=1)
+    shares = counts / np.maximum(totals, 1)[:, None]
+    side = 2.6 + 0.8 * len(names)
+    figure = Figure(figsize=(side + 1.0, side), layout="constrained")
+    axes = figure.subplots()
+    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        axes.text(
+            column,
+            row,
+            f"{count}\n{shares[row, column]:.0%}" if totals[row] else "0",
+            ha="center",
+            va="center",
+            fontsize=10,
+            color="white" if shares[row, column] > 0.55 else "black",
+        )
+    axes.set_title(f"Test cases by class{_LEAK_TITLE if predictions.leaks else ''}", fontsize=11)
+    slanted: dict[str, Any] = {"rotation": 30, "ha": "right"} if max(map(len, names)) > 8 else {}
+    axes.set_xticks(range(len(names)), names, **slanted)
+    axes.set_yticks(range(len(names)), [f"{n}\nn={t}" for n, t in zip(names, totals, strict=True)])
+    axes.set_xlabel("Predicted")
+    axes.set_ylabel("Truth")
+    axes.tick_params(length=0)
+    figure.colorbar(picture, ax=axes, shrink=0.8, label="Share of the true class")
+    return figure
+
+
+def confusion_counts(predictions: Predictions, *, threshold: float | None = None) -> NDArray[np.int64]:
+    """Return the labelled test cases by true class (rows) and predicted class (columns), (K, K).
+
+    Args:
+        predictions, threshold: as for `confusion_figure`.
+    """
+    rows, count = predictions.part("test"), len(predictions.classes)
+    units = case_units(rows[rows["label"] != ""], predictions)
+    counts = np.zeros((count, count), np.int64)
+    if not (count and len(units)):
+        return counts
+    decided = units.probabilities.argmax(axis=1)
+    positive = predictions.positive_index
+    if threshold is not None and positive is not None:
+        decided = np.where(units.probabilities[:, positive] >= threshold, positive, 1 - positive)
+    np.add.at(counts, (units.labels, decided), 1)
+    return counts
+
+
 def shift_figure(evaluation: Evaluation) -> Figure | None:
     """Draw metrics per site with their intervals, site groups apart by colour; None without two sites."""
     from matplotlib.figure import Figure

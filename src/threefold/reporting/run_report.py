@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from threefold.images.writing import label_map_suffix
 from threefold.reporting.figures import (
     Example,
     calibration_figure,
+    confusion_figure,
     examples_figure,
     loss_figure,
     roc_figure,
@@ -32,9 +35,14 @@ from threefold.reporting.figures import (
 from threefold.reporting.structure_tables import disagreement_table
 from threefold.reporting.table import markdown
 from threefold.reporting.tables import write_tables
+from threefold.reporting.volume_examples import choose_volumes
+from threefold.reporting.volume_figures import VolumeExample, volume_figure
 from threefold.run import RunFolder, write_atomically
 
 _EXAMPLES_PER_ROW = 6
+
+Pictures = Mapping[str, Sequence[Example | VolumeExample]]
+"""Cases to draw: slices by site group, a row each; volumes by class, a page each."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ def write_report(
     *,
     threshold: float | None,
     history: Path | None = None,
-    examples: Mapping[str, Sequence[Example]] | None = None,
+    examples: Pictures | None = None,
 ) -> Report:
     """Evaluate predictions; write OUT/tables and OUT/figures.
 
@@ -63,20 +71,27 @@ def write_report(
         out: the folder that gets `tables` and `figures`.
         threshold: of the positive class; None: chosen on the table's validation part.
         history: metrics.csv of the training, for the loss curves.
-        examples: pictures of cases, by row title.
+        examples: pictures of cases.
     """
     evaluation = evaluate(predictions, spec, threshold=threshold)
     folder = RunFolder(out)
+    slices = {
+        name: [one for one in cases if isinstance(one, Example)] for name, cases in (examples or {}).items()
+    }
+    several = len(predictions.classes) > 2  # the tables have the counts of two
     drawn = {
         "roc": roc_figure(predictions, spec),
         "calibration": calibration_figure(predictions, spec),
         "shift": shift_figure(evaluation),
         "losses": loss_figure(pd.read_csv(history)) if history is not None and history.is_file() else None,
-        "examples": examples_figure(examples) if examples else None,
+        "confusion": confusion_figure(predictions, threshold=evaluation.threshold) if several else None,
+        "examples": examples_figure(slices),
     }
     figures = tuple(
         save(figure, folder.figures / f"{name}.png") for name, figure in drawn.items() if figure is not None
     )
+    if examples is not None:
+        figures = (*figures, *_write_volumes(examples, folder.figures))
     tables = write_tables(evaluation, folder.tables)
     disagreements = disagreement_table(predictions)
     path = folder.tables / "disagreements.md"
@@ -88,16 +103,33 @@ def write_report(
     return Report(evaluation, tables, figures)
 
 
+def _write_volumes(examples: Pictures, folder: Path) -> Iterator[Path]:
+    """Draw volumes, one after the other: volumes-<class>.png; remove those of an earlier evaluation."""
+    earlier = {*folder.glob("volumes-*.png")}
+    used: Counter[str] = Counter()
+    for name, cases in examples.items():
+        for example in cases:
+            if isinstance(example, VolumeExample):
+                stem = re.sub(r"[^\w.-]+", "-", f"volumes-{name}")
+                used[stem] += 1
+                path = folder / f"{stem}{f'-{used[stem]}' if used[stem] > 1 else ''}.png"
+                yield save(volume_figure(example), path)
+                earlier.discard(path)
+    for path in earlier:
+        path.unlink()
+
+
 def choose_examples(
     predictions: Predictions,
     cohort: Cohort,
     trained: CohortSpec,
     preprocessing: PreprocessingSpec,
     masks: Path,
-) -> dict[str, list[Example]]:
-    """Return pictures of test cases by site group, from the best to the worst by Dice, truth beside
-    prediction; a group without true masks by how wrong the diagnosis was.
+) -> dict[str, list[Example | VolumeExample]]:
+    """Return pictures of test cases, truth beside prediction.
 
+    Slices: by site group, from the best to the worst by Dice; a group without true masks by how wrong the
+    diagnosis was. Volumes: a typical case of each class and a disagreement (`choose_volumes`).
     Cases whose files are gone are left out: a report must not fail because scans were moved.
 
     Args:
@@ -108,20 +140,19 @@ def choose_examples(
         masks: folder of the predicted masks.
     """
     if cohort.spec.dimensions != 2:
-        return {}
+        return choose_volumes(predictions, cohort, trained, masks)
     cases = {case.case_id: case for case in cohort.cases}
     test = predictions.part("test")
     test = test[test["case_id"].isin(list(cases))]
     groups = test["site_group"].where(test["site_group"] != "", "all sites")
-    examples = {}
+    examples: dict[str, list[Example | VolumeExample]] = {}
     for name, rows in test.groupby(groups, sort=False):
         shown = _spread(rows.assign(badness=_badness(rows, predictions)).sort_values("badness"))
-        pictures = [
+        examples[str(name)] = [
             _example(cases[row["case_id"]], row, predictions, cohort.spec, trained, preprocessing, masks)
             for _, row in shown.iterrows()
             if cases[row["case_id"]].image.exists()
         ]
-        examples[str(name)] = pictures
     return examples
 
 
