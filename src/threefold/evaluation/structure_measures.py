@@ -77,9 +77,24 @@ def structure_rows(
         ValueError: shapes differ, a label map is not of integers 0..len(names), or a spacing is not
             positive.
     """
-    rows = _measured(truth, predicted, names, spacing)
     whole = region if truth is None else truth
-    return rows + _measured(None if whole is None else whole != 0, predicted != 0, [UNION], spacing)
+    return [*_measured(truth, predicted, names, spacing), union_row(whole, predicted, spacing)]
+
+
+def union_row(
+    truth: NDArray[np.generic] | None, predicted: NDArray[np.generic], spacing: Sequence[float]
+) -> StructureMeasures:
+    """Return the measures of the binary region alone, as the last of `structure_rows`.
+
+    Args:
+        truth: true region (not zero: inside), (I, J) or (I, J, K); None: not known.
+        predicted: predicted region of the same shape.
+        spacing: mm of a voxel along each axis.
+
+    Raises:
+        ValueError: shapes differ, or a spacing is not positive.
+    """
+    return _measured(None if truth is None else truth != 0, predicted != 0, [UNION], spacing)[0]
 
 
 def _measured(

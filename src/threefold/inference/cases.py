@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 """Called with the number of cases that are done and the number of all."""
 
+_Measured = tuple[dict[str, Any], list[dict[str, Any]]]  # a row of predictions, rows of structures
+_MEASURING = 2  # cases at a time
+_WAITING = 4  # cases whose labels and truth are held until they are measured
+
 
 @dataclass(frozen=True)
 class CaseTables:
@@ -38,8 +43,8 @@ class CaseTables:
 
     Attributes:
         cases: one row a case, as `threefold.evaluation.predictions` defines the columns.
-        structures: one row a case and structure, as `threefold.evaluation.structures` does; empty without
-            a segmentation of structures.
+        structures: one row a case and structure, as `threefold.evaluation.structures` does; of a mask the
+            union's alone; empty without a segmentation.
     """
 
     cases: pd.DataFrame
@@ -90,28 +95,33 @@ def predict_cases(
     chosen = {case.case_id: case for case in cohort.cases if parts is None or _part(case, split) in parts}
     prepared = _prepared(chosen.values(), cohort.spec, trained, experiment)
     rows: list[dict[str, Any]] = []
-    measured: list[Future[list[dict[str, Any]]]] = []
+    structures: list[dict[str, Any]] = []
+    waiting: deque[Future[_Measured]] = deque()
     names = structure_names(experiment, trained)
-    # Measuring is numpy's and goes on beside the network's next case.
-    with ThreadPoolExecutor(max_workers=2) as pool:
+
+    def collect() -> None:
+        row, lines = waiting.popleft().result()
+        rows.append(row)
+        structures.extend(lines)
+        if progress is not None:
+            progress(len(rows), len(chosen))
+
+    # Measuring is mostly numpy's, and goes on beside the network's next cases.
+    with ThreadPoolExecutor(max_workers=_MEASURING) as pool:
         for one, result in run_network(network, prepared, device=device, batch_size=batch_size):
             case = chosen[one.case_id]
             truth = None
             if result.labels is not None:
                 truth = read_truth(case, one.image, cohort.spec, "structures" if names else "mask")
-            row = case_identity(case, cohort.spec, _part(case, split))
-            row |= _outcome(one, result, truth, trained)
-            rows.append({**row, **{name: text for name, text in case.extra.items() if name not in row}})
-            if result.labels is not None and truth is not None and names:
-                measured.append(
-                    pool.submit(measure_structures, case.case_id, result.labels, truth, names, one.image)
-                )
             if masks is not None and result.labels is not None:
                 make_folder(masks)
                 write_case_mask(masks, one, result.labels, label_count(experiment, trained))
-            if progress is not None:
-                progress(len(rows), len(chosen))
-        structures = [line for future in measured for line in future.result()]
+            identity = case_identity(case, cohort.spec, _part(case, split))
+            waiting.append(pool.submit(_measure, case, identity, one, result, truth, trained, names))
+            if len(waiting) > _WAITING:
+                collect()
+        while waiting:
+            collect()
     return CaseTables(pd.DataFrame(rows), pd.DataFrame(structures))
 
 
@@ -143,29 +153,56 @@ def case_identity(case: Case, spec: CohortSpec, part: Part) -> dict[str, Any]:
     }
 
 
-def _outcome(one: Prepared, result: Result, truth: Truth | None, trained: CohortSpec) -> dict[str, Any]:
-    row: dict[str, Any] = {}
+def _measure(
+    case: Case,
+    identity: Mapping[str, Any],
+    one: Prepared,
+    result: Result,
+    truth: Truth | None,
+    trained: CohortSpec,
+    names: Sequence[str],
+) -> _Measured:
+    """Return a case's row of predictions and its rows of structures.
+
+    Args:
+        case, identity: the case, and the columns that say which it is.
+        one, result: its image as the network saw it, and what the network said.
+        truth: what the labels are held against; None: the network predicts none.
+        trained: names classes and structures.
+        names: of the labels; none: they are a binary mask.
+    """
+    row: dict[str, Any] = {**identity}
+    lines: list[dict[str, Any]] = []
     probabilities: dict[str, float] = {}
     if result.probabilities is not None:
         probabilities = dict(zip(trained.classes, result.probabilities.tolist(), strict=True))
         row |= {probability_column(name): value for name, value in probabilities.items()}
     if result.labels is not None and truth is not None:
-        predicted, known = result.labels > 0, truth.foreground
-        row["mask_truth_voxels"] = np.nan if known is None else int(known.sum())
-        row["mask_predicted_voxels"] = int(predicted.sum())
-        row["mask_overlap_voxels"] = np.nan if known is None else int((known & predicted).sum())
-        row |= topology_columns(
-            result.labels,
-            truth.structures,
-            trained=trained,
-            placement=one.placement,
-            image=one.image,
-            probabilities=probabilities,
-        )
+        row |= mask_columns(result.labels, truth.foreground if names else truth.region)
+        lines = measure_structures(case.case_id, result.labels, truth, names, one.image)
+        if names:
+            row |= topology_columns(
+                result.labels,
+                truth.structures,
+                trained=trained,
+                placement=one.placement,
+                image=one.image,
+                probabilities=probabilities,
+            )
     if result.reconstruction is not None:
         row["psnr"] = psnr(one.array, result.reconstruction)
         row["ssim"] = ssim(one.array, result.reconstruction)
-    return row
+    return {**row, **{name: text for name, text in case.extra.items() if name not in row}}, lines
+
+
+def mask_columns(predicted: NDArray[np.uint8], known: NDArray[np.bool_] | None) -> dict[str, Any]:
+    """Return the voxels of the true region (None: not known), of any predicted label, and of both."""
+    found = predicted > 0
+    return {
+        "mask_truth_voxels": np.nan if known is None else int(known.sum()),
+        "mask_predicted_voxels": int(found.sum()),
+        "mask_overlap_voxels": np.nan if known is None else int((known & found).sum()),
+    }
 
 
 def write_case_mask(folder: Path, one: Prepared, labels: NDArray[np.uint8], count: int) -> None:

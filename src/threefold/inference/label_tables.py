@@ -13,7 +13,7 @@ from threefold.cohorts.targets import read_structures
 from threefold.errors import CohortError, ImageError
 from threefold.images.preprocessing import place
 from threefold.images.reading import read_image
-from threefold.inference.cases import CaseTables, case_identity
+from threefold.inference.cases import CaseTables, case_identity, mask_columns
 from threefold.inference.structures import Truth, measure_structures, topology_columns
 
 Progress = Callable[[int, int], None]
@@ -59,11 +59,7 @@ def _measure(case: Case, cohort: Cohort) -> tuple[dict[str, object], list[dict[s
     except ImageError as error:
         raise ImageError(f"case {case.case_id}: {error}") from error
     truth = Truth(known, None, "reference")
-    row = case_identity(case, spec, "test") | {
-        "mask_truth_voxels": int((known > 0).sum()),
-        "mask_predicted_voxels": int((labels > 0).sum()),
-        "mask_overlap_voxels": int(((known > 0) & (labels > 0)).sum()),
-    }
+    row = case_identity(case, spec, "test") | mask_columns(labels, truth.foreground)
     row |= topology_columns(
         labels,
         known,

@@ -13,7 +13,7 @@ from threefold.cohorts.cohort import Case, CohortSpec
 from threefold.cohorts.targets import read_mask, read_structures
 from threefold.errors import ImageError
 from threefold.evaluation.arch import find_arch, knows_arch
-from threefold.evaluation.structure_measures import structure_rows
+from threefold.evaluation.structure_measures import structure_rows, union_row
 from threefold.evaluation.vessel_graph import graph_edits, vessel_graph
 from threefold.images.geometry import Image
 from threefold.images.preprocessing import Placement, canonical
@@ -29,7 +29,7 @@ class Truth:
     Attributes:
         structures: labels; None: not known.
         region: where the binary mask is; None: not known.
-        source: the column of the table that it comes from; empty: the case has none.
+        source: the column of the table that `foreground` comes from; empty: the case has none.
     """
 
     structures: Labels | None
@@ -46,7 +46,8 @@ def read_truth(case: Case, image: Image, spec: CohortSpec, target: Literal["mask
     """Read what a case's prediction is held against.
 
     For structures that is the reference where the case has one (structures that were propagated, and
-    trained on, may be wrong), else its structures; for its region, and with target mask, its mask.
+    trained on, may be wrong), else its structures; for its region its mask. With target mask the structures
+    are the reference's alone, whose foreground is better known than that of a mask drawn by hand.
 
     Raises:
         ImageError: naming the case.
@@ -55,7 +56,7 @@ def read_truth(case: Case, image: Image, spec: CohortSpec, target: Literal["mask
         region = None
         if case.mask is not None:
             region = read_mask(case.mask, case.slice_index, image, spec).array != 0
-        path = None if target == "mask" else case.reference or case.structures
+        path = case.reference or (case.structures if target == "structures" else None)
         if path is None:
             return Truth(None, region, "" if region is None else "mask")
         labels = read_structures(path, case.slice_index, image, spec).array
@@ -74,10 +75,13 @@ def measure_structures(
         case_id: the case.
         predicted: labels on the image's own grid.
         truth: on the same grid.
-        names: of labels 1, 2, ...
+        names: of labels 1, 2, ...; none: a binary mask was predicted, which has the row of the union alone.
         image: gives the voxels' size.
     """
-    rows = structure_rows(truth.structures, predicted, names, image.spacing, region=truth.region)
+    if names:
+        rows = structure_rows(truth.structures, predicted, names, image.spacing, region=truth.region)
+    else:
+        rows = [union_row(truth.foreground, predicted, image.spacing)]
     return [{"case_id": case_id, **asdict(row), "truth_source": truth.source} for row in rows]
 
 
