@@ -124,7 +124,9 @@ def _title(row: pd.Series, predictions: Predictions) -> str:
         decided = max(chances, key=chances.__getitem__)
         shown = [name for name in dict.fromkeys((decided, label)) if name in chances]
         said.append(f"classifier says {', '.join(f'p({name}) {chances[name]:.2f}' for name in shown)}")
-    arch, spoken = (str(row.get(name) or "") for name in ("arch", "topology_class"))
+    arch, spoken = (
+        text if isinstance(text := row.get(name), str) else "" for name in ("arch", "topology_class")
+    )
     if arch:
         said.append(f"topology says {spoken} ({arch})" if spoken else f"topology: {arch}")
     if row.get("agrees") == "no":

@@ -237,7 +237,7 @@ def _draw_scale(axes: Axes, shown: VolumeExample, plane: Plane) -> None:
     left, y = 0.05 * columns, 0.95 * rows
     bar = [left, left + length / across]
     axes.plot(bar, [y, y], linewidth=2.5, solid_capstyle="butt", **_outlined(width=4.5))
-    axes.text(left, y - 0.02 * rows, f"{length} mm", fontsize=9, ha="left", va="bottom", **_outlined())
+    axes.text(left, y - 0.025 * rows, f"{length} mm", fontsize=9, ha="left", va="bottom", **_outlined())
 
 
 def _outlined(*, width: float = 2) -> dict[str, Any]:
