@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= out
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs clean
+.PHONY: help demo demo-aortic-arch test lint bench docs clean
 
 help:  ## Show the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 # The marker is rewritten only when what is installed changes.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -19,6 +19,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: $(VENV)/.installed  ## Train MTL-Swin-Unet on the embedded head-CT phantom and evaluate it by hospital
 	$(BIN)/threefold demo hematoma --out $(OUT)/demo-hematoma
+
+demo-aortic-arch: $(VENV)/.installed  ## Propagate atlas labels over the embedded fetal-heart phantom, then segment and classify
+	$(BIN)/threefold demo aortic-arch --out $(OUT)/demo-aortic-arch
 
 test: $(VENV)/.installed  ## Run the tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
