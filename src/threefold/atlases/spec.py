@@ -44,24 +44,25 @@ class PropagationSpec(Spec):
     the displacement itself."""
     integration_steps: PositiveInt = 7
     """Squarings of the integration."""
-    epochs: Annotated[int, Field(ge=0)] = 100
+    epochs: Annotated[int, Field(ge=0)] = 30
     """Passes over all pairs of an atlas and a case; 0: the weights given, or no network at all."""
-    learning_rate: Positive = 1e-3
+    learning_rate: Positive = 4e-4
     """Of Adam, in training the network."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: the network's convolutions in bfloat16."""
-    window: Annotated[int, Field(ge=3)] = 9
+    window: Annotated[int, Field(ge=3)] = 5
     """Side of the window of the local normalised cross-correlation, voxels; odd."""
     smoothness: Literal["diffusion", "bending"] = "diffusion"
     """Penalty on the field: squared first derivatives, or squared second derivatives."""
-    smoothness_weight: NonNegative = 1.0
+    smoothness_weight: NonNegative = 0.3
     """Of the penalty, against the local correlation."""
     mask_weight: NonNegative = 0.0
     """Of the soft Dice loss between the atlas's warped structures and the case's mask; 0: masks don't steer.
     Masks of cases that the table's split column calls test never do."""
-    refinement_steps: Annotated[int, Field(ge=0)] = 50
-    """Steps of the optimisation of each case's own field, from the network's prediction."""
-    refinement_learning_rate: Positive = 0.1
+    refinement_steps: Annotated[int, Field(ge=0)] = 20
+    """Steps of the optimisation of each case's own field, from the network's prediction, at each of three
+    resolutions; 0: the prediction as it is."""
+    refinement_learning_rate: Positive = 0.2
     """Of Adam, in voxels."""
     weights: str | None = None
     """File of a network to start from: `registration/weights.safetensors` of an earlier propagation with the

@@ -16,6 +16,9 @@ from threefold.errors import TrainingError, WeightsError
 from threefold.networks.registration import VoxelMorph, VoxelMorphUnet
 from threefold.run import write_atomically
 
+_LARGEST_GRADIENT = 0.1
+"""Norm over all weights."""
+
 
 def build_registration(spec: PropagationSpec) -> VoxelMorph:
     """Return the network of a propagation: with the weights that `spec.weights` names, else new ones.
@@ -80,6 +83,8 @@ def train_registration(
                     f"learning_rate (now {spec.learning_rate:g}) or raise smoothness_weight."
                 )
             loss.backward()  # type: ignore[no-untyped-call]
+            # A single hard pair can otherwise throw the network to where all fields fold.
+            torch.nn.utils.clip_grad_norm_(network.parameters(), _LARGEST_GRADIENT)
             optimiser.step()
             step()
         _save(checkpoint, network, optimiser, epoch + 1)

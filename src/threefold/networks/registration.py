@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from threefold.networks.kernels3d import crop, pad
 from threefold.networks.warping import integrate, warp
 
+_SMALL = 20480  # values of a plane of all channels: below, PyTorch does not choose oneDNN
+_MOST = 3  # times the channels, to get there
 _SLOPE = 0.2  # of the leaky ReLUs, as published
 # Along one axis: what a voxel of the coarse grid gives to the four fine voxels that a convolution of width 3
 # on the doubled grid lets it reach, by the convolution's three weights.
@@ -90,14 +92,14 @@ class VoxelMorphUnet(nn.Module):
         values = padded.contiguous(memory_format=torch.channels_last_3d)
         skips = []
         for level, conv in enumerate(self.down):
-            values = _activated(conv(F.max_pool3d(values, 2) if level else values))
+            values = _activated(_convolve(F.max_pool3d(values, 2) if level else values, conv))
             skips.append(values)
-        values = _activated(self.bottom(F.max_pool3d(values, 2)))
+        values = _activated(_convolve(F.max_pool3d(values, 2), self.bottom))
         for conv, skip in zip(reversed(self.up), reversed(skips), strict=True):
             values = _activated(_merge(skip, values, conv))
         for conv in self.final:
-            values = _activated(conv(values))
-        return crop(self.out(values), size)
+            values = _activated(_convolve(values, conv))
+        return crop(_convolve(values, self.out), size)
 
 
 class VoxelMorph(nn.Module):
@@ -132,6 +134,26 @@ def _activated(values: Tensor) -> Tensor:
     return F.leaky_relu_(values, _SLOPE)
 
 
+def _convolve(values: Tensor, conv: nn.Module) -> Tensor:
+    assert isinstance(conv, nn.Conv3d)
+    return _convolved(values, conv.weight, conv.bias)
+
+
+def _convolved(values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve, with channels of zeros where PyTorch would leave oneDNN for a slower convolution."""
+    area = values.shape[2] * values.shape[3]
+    channels = values.shape[1]
+    if (
+        values.device.type == "cpu"
+        and len(values) == 1
+        and channels * area <= _SMALL < _MOST * channels * area
+    ):
+        more = _SMALL // area + 1 - channels
+        values = F.pad(values, (0, 0) * 3 + (0, more)).contiguous(memory_format=torch.channels_last_3d)
+        weight = F.pad(weight, (0, 0) * 3 + (0, more))
+    return F.conv3d(values, weight, bias, padding=1)
+
+
 def _merge(skip: Tensor, coarse: Tensor, conv: nn.Module) -> Tensor:
     """Return conv([skip, doubled(coarse)]) without making the doubled volume.
 
@@ -144,5 +166,5 @@ def _merge(skip: Tensor, coarse: Tensor, conv: nn.Module) -> Tensor:
         reach = conv.weight.new_tensor(_REACH)
         # (out, coarse, 3, 3, 3) to (coarse, out, 4, 4, 4)
         kernel = torch.einsum("oiabc,xa,yb,zc->ioxyz", conv.weight[:, channels:], reach, reach, reach)
-    fine = F.conv3d(skip, conv.weight[:, :channels], conv.bias, padding=1)
+    fine = _convolved(skip, conv.weight[:, :channels], conv.bias)
     return fine + F.conv_transpose3d(coarse, kernel, stride=2, padding=1)

@@ -1,0 +1,106 @@
+"""`threefold propagate`: what it prints, and that mistakes come back quickly."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from threefold.cli.propagate import propagate
+from threefold.cohorts.cohort import AtlasSpec, Cohort, CohortSpec, MaskSpec, write_cohort
+from threefold.errors import CohortError, ExperimentError
+from threefold.images.writing import write_nifti
+
+QUICK = ["size=[12,12,12]", "epochs=0", "affine_steps=3", "refinement_steps=2"]
+app = typer.Typer()
+app.command()(propagate)
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Cohort:
+    folder = tmp_path / "cohort"
+    folder.mkdir()
+    points = np.stack(np.meshgrid(*[np.arange(12.0)] * 3, indexing="ij"), -1) - 5.5
+    for name, shift in (("atlas", 0.0), ("a", 1.0), ("b", -1.0)):
+        away = np.linalg.norm(points - [shift, 0, 0], axis=-1)
+        write_nifti(folder / f"{name}.nii.gz", np.exp(-away / 3).astype(np.float32), np.eye(4))
+        write_nifti(folder / f"{name}-labels.nii.gz", (away < 3).astype(np.uint8), np.eye(4))
+    spec = CohortSpec(
+        name="balls",
+        modality="mri",
+        dimensions=3,
+        mask=MaskSpec(name="ball"),
+        structures=("ball",),
+        atlases=(AtlasSpec(name="mean", image="atlas.nii.gz", structures="atlas-labels.nii.gz"),),
+    )
+    labels = {name: f"{name}-labels.nii.gz" for name in "ab"}
+    rows = [
+        {"case_id": name, "patient_id": name, "site": "s", "image": f"{name}.nii.gz", "mask": labels[name]}
+        for name in "ab"
+    ]
+    rows[1]["reference"] = labels["b"]
+    return write_cohort(folder, spec, rows)
+
+
+def test_the_summary_counts_and_says_where_everything_is(cohort: Cohort, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = [str(cohort.folder), "--out", str(out), "--atlases", "mean", *QUICK]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert f"{out}: structures propagated to 2 cases" in result.output
+    assert "Dice with the mask: " in result.output
+    assert "registered (mean of 2 cases)" in result.output
+    assert "Dice with the reference structures: " in result.output
+    assert "registered (mean of 1 case)" in result.output
+    assert f"Next: threefold check {out}" in result.output
+    # repeated, it finds what is there
+    as_json = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
+    summary = json.loads(as_json.stdout)
+    assert summary["propagated"] == 2
+    assert summary["failed"] == {}
+    assert summary["means"]["mask_dice"]["n"] == 2
+    assert summary["means"]["mask_dice"]["mean"] > 0.8
+
+
+def test_failures_are_named(cohort: Cohort, tmp_path: Path) -> None:
+    arguments = [str(cohort.folder), "--out", str(tmp_path / "out"), *QUICK, "failure.min_gain=1"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert "failed: a: local correlation changed by " in result.output
+    assert "it has no structures" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (["epocs=3"], ExperimentError, "Did you mean 'epochs'"),
+        (["--atlases", "maen"], CohortError, "there is no atlas 'maen'. Did you mean 'mean'"),
+    ],
+)
+def test_mistakes_are_said(
+    arguments: list[str], error: type[Exception], message: str, cohort: Cohort, tmp_path: Path
+) -> None:
+    result = CliRunner().invoke(app, [str(cohort.folder), "--out", str(tmp_path / "out"), *arguments])
+    assert isinstance(result.exception, error)
+    assert message in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_mistakes_import_nothing_heavy(cohort: Cohort) -> None:
+    script = (
+        "import sys, typer\n"
+        "from threefold.cli.propagate import propagate\n"
+        "app = typer.Typer(); app.command()(propagate)\n"
+        "try:\n    app()\nexcept (SystemExit, Exception) as error:\n    print(error)\n"
+        "print([m for m in ('torch', 'pandas', 'scipy', 'matplotlib', 'lightning') if m in sys.modules])"
+    )
+    for arguments in (["--help"], [str(cohort.folder), "--out", "x", "--atlases", "maen"]):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
