@@ -25,7 +25,7 @@ from threefold.experiment import EvaluationSpec, PreprocessingSpec
 from threefold.images.writing import write_nifti
 from threefold.reporting.figures import confusion_counts, confusion_figure
 from threefold.reporting.run_report import choose_examples, write_report
-from threefold.reporting.surfaces_3d import Surface, surface_of
+from threefold.reporting.surfaces_3d import Surface, draw_structures, surface_of
 from threefold.reporting.volume_examples import DISAGREEMENT, UNLABELLED, choose_volumes
 from threefold.reporting.volume_figures import COLOURS, PLANES, VolumeExample, crop, cut, volume_figure
 
@@ -204,6 +204,17 @@ def test_a_large_structure_is_coarser_but_where_it_was() -> None:
     middle = (surface.vertices.min(axis=0) + surface.vertices.max(axis=0)) / 2
     np.testing.assert_allclose(middle, [149.5, 9.5, 9.5], atol=1.01)
     assert len(surface.faces) < 12_000
+
+
+def test_a_prediction_that_is_all_surface_is_drawn_coarsely() -> None:
+    figure = Figure()
+    axes: Any = figure.add_subplot(projection="3d")
+    noise = np.random.default_rng(0).integers(0, 3, (32, 32, 32)).astype(np.uint8)
+    colours = [(1.0, 0.0, 0.0), (0.0, 0.0, 1.0)]
+    limits = np.array([[0, 32.0]] * 3)
+    assert draw_structures(axes, noise, (1, 1, 1), colours, limits) == 2
+    fine = sum(len(s.faces) for n in (1, 2) if (s := surface_of(noise == n, (1, 1, 1))) is not None)
+    assert len(axes.collections[0].get_facecolor()) <= 150_000 < fine
 
 
 # Which cases

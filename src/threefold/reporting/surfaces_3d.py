@@ -18,8 +18,8 @@ Labels = NDArray[np.uint8]
 # Smoothed by half a voxel, a voxel by itself has 0.49 in its middle, and a gap of one voxel in a thick vessel
 # 0.21: at this level neither a thin vessel nor a break in one gets lost.
 _SMOOTHING, _LEVEL = 0.5, 0.4
-# Along the longest side: beyond it a page takes minutes and shows no more.
-_FINEST = 128
+# Voxels along the longest side, and faces of a view: beyond them a page takes minutes and shows no more.
+_FINEST, _MOST_FACES = 128, 150_000
 _ELEVATION, _AZIMUTH = 12, 125  # degrees; 90 is straight from the front, 180 from the left
 _LIGHT = np.array([-0.45, 0.65, 0.61])  # from the upper left, RAS+
 _AMBIENT = 0.45
@@ -38,12 +38,13 @@ class Surface:
     faces: NDArray[np.int64]
 
 
-def surface_of(mask: NDArray[np.bool_], spacing: Sequence[float]) -> Surface | None:
+def surface_of(mask: NDArray[np.bool_], spacing: Sequence[float], *, step: int = 1) -> Surface | None:
     """Return the surface of a structure, lightly smoothed; None where the structure is empty.
 
     Args:
         mask: (I, J, K).
         spacing: mm per voxel of each axis.
+        step: voxels along each side of a block that is drawn as one; at least what a large structure needs.
     """
     from scipy.ndimage import find_objects, gaussian_filter
     from skimage.measure import block_reduce, marching_cubes
@@ -53,7 +54,7 @@ def surface_of(mask: NDArray[np.bool_], spacing: Sequence[float]) -> Surface | N
         return None
     start = np.array([part.start for part in box[0]])
     inside = mask[box[0]]
-    step = math.ceil(max(inside.shape) / _FINEST)
+    step = max(step, math.ceil(max(inside.shape) / _FINEST))
     reduce: Any = block_reduce
     coarse = reduce(inside, step, np.max) if step > 1 else inside
     # A margin, so that surfaces close.
@@ -83,11 +84,14 @@ def draw_structures(
     """
     from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
-    found = [
-        (surface, colour)
-        for label, colour in enumerate(colours, 1)
-        if (surface := surface_of(labels == label, spacing)) is not None
-    ]
+    for step in (1, 2, 4, 8):  # coarser where a bad prediction is all surface
+        found = [
+            (surface, colour)
+            for label, colour in enumerate(colours, 1)
+            if (surface := surface_of(labels == label, spacing, step=step)) is not None
+        ]
+        if sum(len(surface.faces) for surface, _ in found) <= _MOST_FACES:
+            break
     if found:
         triangles = np.concatenate([surface.vertices[surface.faces] for surface, _ in found])  # (F, 3, 3)
         shaded = np.concatenate([_shade(surface, colour) for surface, colour in found])
