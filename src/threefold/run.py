@@ -10,6 +10,7 @@ RUN/
   checkpoints/         last.ckpt, best.ckpt (torch, loadable with weights_only=True)
   weights.safetensors  the best epoch's weights, with weights.json beside it
   predictions.csv      one row a case (evaluation.predictions)
+  structures.csv       one row a case and structure (evaluation.structures)
   masks/               predicted masks of the test cases, on each image's own grid
   tables/  figures/    what `evaluate` made
 """

@@ -260,6 +260,24 @@ def classification_metrics(
     }
 
 
+def confusion_shares(labels: Ints, decision: Ints, weights: Floats, *, classes: int) -> Floats:
+    """Return which share of each true class was decided to be each class.
+
+    Args:
+        labels: (n,) class indices.
+        decision: (n,) class indices.
+        weights: (R, n).
+        classes: K.
+
+    Returns:
+        (R, K, K): true class, decided class; NaN where no case is of the true class.
+    """
+    cells = np.eye(classes * classes)[labels * classes + decision]  # (n, K * K)
+    counts = (weights @ cells).reshape(-1, classes, classes)  # (R, K, K)
+    totals = np.broadcast_to(counts.sum(axis=2, keepdims=True), counts.shape)
+    return _ratio(counts, totals)
+
+
 def _binary_metrics(positive: Bools, scores: Floats, decided: Bools, weights: Floats) -> dict[str, Floats]:
     counts = confusion(positive, decided, weights)
     return {

@@ -11,7 +11,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from threefold.errors import PredictionsError
-from threefold.evaluation.classification import choose_threshold, classification_metrics, weighted_mean
+from threefold.evaluation.classification import (
+    choose_threshold,
+    classification_metrics,
+    confusion_shares,
+    weighted_mean,
+)
 from threefold.evaluation.groups import (
     WORST_SITE_PATIENTS,
     Group,
@@ -183,6 +188,8 @@ class _Numbers:
         table = self.predictions.table
         if self.predictions.classes and (table["label"] != "").any():
             yield from self._diagnosis()
+            if self.predictions.positive is None:
+                yield from self._confusion()
         if table["mask_truth_voxels"].notna().any():
             yield from self._means("dice", "missed_lesions")
             if (table["mask_truth_voxels"] == 0).any():
@@ -221,6 +228,34 @@ class _Numbers:
                 why=_why(METRICS[name], len(units), counts, of, self.predictions.classes),
             )
 
+    def _confusion(self) -> Iterator[Row]:
+        """Yield, for each pair of classes, which share of the true one was decided to be the other."""
+        units = self.units.where(self.units.labels >= 0)
+        classes = self.predictions.classes
+        decision = units.probabilities.argmax(axis=1)
+        pairs = [(true, decided) for true in range(len(classes)) for decided in range(len(classes))]
+
+        def metrics(weights: Floats) -> Mapping[tuple[int, int], Floats]:
+            shares = confusion_shares(units.labels, decision, weights, classes=len(classes))
+            return {(true, decided): shares[:, true, decided] for true, decided in pairs}
+
+        points = metrics(np.ones((1, len(units))))
+        intervals = self.place.bootstrap(metrics, units)
+        for true, decided in pairs:
+            of_class = units.labels == true
+            row = self.place.row(
+                METRICS["confusion"],
+                float(points[true, decided][0]),
+                intervals.get((true, decided)),
+                units,
+                needed=of_class,
+                class_name=confusion_name(classes[true], classes[decided]),
+                positives=int((of_class & (decision == decided)).sum()),
+                why=f"no case of class {classes[true]}",
+            )
+            patients = len(np.unique(units.patients[of_class]))
+            yield replace(row, n=int(of_class.sum()), patients=patients)
+
     def _means(self, *names: str) -> Iterator[Row]:
         units = self.units.where(~np.isnan(self.units.values[names[0]]))
 
@@ -243,6 +278,11 @@ class _Numbers:
                 positives=int(units.values[name].sum()) if counted else None,
                 why=f"infinite in {infinite} of {len(units)}" if infinite else _WITHOUT_CASES[name],
             )
+
+
+def confusion_name(true: str, decided: str) -> str:
+    """Return the `class_name` of a cell of the confusion matrix."""
+    return f"{true} as {decided}"
 
 
 _WITHOUT_CASES = {
@@ -271,7 +311,9 @@ def _why(
 
 def _worst_sites(rows: Sequence[Row]) -> Iterator[Row]:
     """Yield, for each metric of one level, the worst site that has enough patients."""
-    sites = [row for row in rows if row.group_kind == "site"]
+    sites = [
+        row for row in rows if row.group_kind == "site" and METRICS[row.metric].higher_is_better is not None
+    ]
     if len({row.group for row in sites}) < 2:
         return
     for metric, class_name in dict.fromkeys((row.metric, row.class_name) for row in sites):

@@ -120,6 +120,13 @@ def case_units(rows: pd.DataFrame, predictions: Predictions) -> Units:
     )
 
 
+def plain_units(patients: Ints) -> Units:
+    """Return units of which nothing but the patient matters, their patients numbered anew."""
+    numbered = np.unique(patients, return_inverse=True)[1].astype(np.int64)
+    count = len(numbered)
+    return Units(numbered, labels=np.full(count, -1), probabilities=np.zeros((count, 0)), values={})
+
+
 def patient_units(cases: Units, *, positive: int | None, rule: Literal["mean", "max"]) -> Units:
     """Return each patient as a unit, by the rules at the top of this module.
 
@@ -130,7 +137,7 @@ def patient_units(cases: Units, *, positive: int | None, rule: Literal["mean", "
     """
     count = int(cases.patients.max()) + 1 if len(cases) else 0
     labelled = cases.labels >= 0
-    means = {name: _mean_by(cases.patients, values, count) for name, values in cases.values.items()}
+    means = {name: mean_by_patient(cases.patients, values, count) for name, values in cases.values.items()}
     missed, alarms = means["missed_lesions"], means["false_alarms"]
     has_lesion = ~np.isnan(missed)
     return Units(
@@ -161,7 +168,7 @@ def _patient_probabilities(
 ) -> Floats:
     patients, probabilities = cases.patients[labelled], cases.probabilities[labelled]
     if rule == "mean":
-        columns = [_mean_by(patients, column, count) for column in probabilities.T]
+        columns = [mean_by_patient(patients, column, count) for column in probabilities.T]
         return np.nan_to_num(np.stack(columns, axis=1)) if columns else np.zeros((count, 0))
     highest = np.zeros((count, probabilities.shape[1]))
     np.maximum.at(highest, patients, probabilities)
@@ -173,8 +180,14 @@ def _patient_probabilities(
     return highest
 
 
-def _mean_by(patients: Ints, values: Floats, count: int) -> Floats:
-    """Return the mean of each patient's values that are there, (count,); NaN where none is."""
+def mean_by_patient(patients: Ints, values: Floats, count: int) -> Floats:
+    """Return the mean of each patient's values that are there, (count,); NaN where none is.
+
+    Args:
+        patients: (n,) 0..count-1.
+        values: (n,) NaN where absent.
+        count: number of patients.
+    """
     there = ~np.isnan(values)
     sums = np.bincount(patients[there], weights=values[there], minlength=count)
     numbers = np.bincount(patients[there], minlength=count)

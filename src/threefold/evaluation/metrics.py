@@ -15,7 +15,7 @@ class Metric:
     Attributes:
         name: in files.
         title: in print, with its unit where it has one.
-        higher_is_better: False for errors and rates of failure.
+        higher_is_better: False for errors and rates of failure; None: neither way, and no site is the worst.
         needs: the cases without which it does not exist.
         bounds: the values it can take.
         is_share: a share of the cases that it needs, so that 0 of k and k of k have an exact interval.
@@ -25,7 +25,7 @@ class Metric:
 
     name: str
     title: str
-    higher_is_better: bool = True
+    higher_is_better: bool | None = True
     needs: Needs = "cases"
     bounds: tuple[float, float] = (0.0, 1.0)
     is_share: bool = False
@@ -46,6 +46,7 @@ METRICS: dict[str, Metric] = {
         Metric("accuracy", "Accuracy", is_share=True),
         Metric("brier", "Brier", higher_is_better=False, bounds=(0.0, 2.0)),
         Metric("calibration_error", "Calibration error", higher_is_better=False),
+        Metric("confusion", "Decided", higher_is_better=None, needs="positives", is_share=True),
         Metric("dice", "Dice"),
         Metric("missed_lesions", "Missed lesions", higher_is_better=False, is_share=True),
         Metric("false_alarms", "False alarms", higher_is_better=False, is_share=True),

@@ -24,13 +24,14 @@ class Row:
         level: what is counted, cases or patients.
         group_kind, group: where.
         metric: a name of `metrics.METRICS`.
-        class_name: more than two classes: the class against the rest; empty for the metric itself.
+        class_name: more than two classes: the class against the rest, or `true as decided` for confusion; of
+            a structure's metric the structure; empty for the metric itself.
         value: NaN where it is not estimable.
         low, high: ends of the interval; NaN where it is not estimable.
         n: units that the number is over.
         patients: patients among them.
-        positives: units of the positive class, or of `class_name`; for missed_lesions and false_alarms the
-            number of misses and alarms; None where neither applies.
+        positives: units of the positive class, or of `class_name`; for confusion, misses, alarms and other
+            shares of cases the number of those; None where neither applies.
         replicates_missing: replicates of the bootstrap in which the metric did not exist.
         note: why the value or the interval is not estimable, or how the worst site was found.
         leaks: the split shares patients between training and test: the number is too good.

@@ -6,23 +6,27 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from threefold.evaluation.classification import weighted_mean
-from threefold.evaluation.groups import Group, Level, Units, groups_of, natural_order, patient_units
+from threefold.evaluation.groups import (
+    Group,
+    Level,
+    groups_of,
+    mean_by_patient,
+    natural_order,
+    plain_units,
+)
 from threefold.evaluation.metrics import METRICS
 from threefold.evaluation.predictions import Predictions
 from threefold.evaluation.rows import Floats, Place, Row
-from threefold.evaluation.structures import STRUCTURE_METRICS, structure_values
+from threefold.evaluation.structures import structure_values
 from threefold.experiment import EvaluationSpec
 
-# Metrics that exist for the same cases are resampled together.
-_TOGETHER = (
-    ("structure_dice", "asd_mm", "hd95_mm", "cl_dice", "missed_structures"),
-    ("b0_error", "b1_error", "b2_error"),
-    ("extra_structures",),
-)
-_OF_CASE = ("graph_edits", "topology_match", "topology_right", "topology_agrees")
-assert {*STRUCTURE_METRICS} == {name for group in _TOGETHER for name in group}
+Ints = NDArray[np.int64]
+Key = tuple[str, str]
+"""A metric, and the structure that it is of; empty: of the mean over structures, or of the whole case."""
+
+_COUNTED = ("missed_structures", "extra_structures")
 
 
 def structure_numbers(level: Level, predictions: Predictions, spec: EvaluationSpec) -> Iterator[Row]:
@@ -33,10 +37,13 @@ def structure_numbers(level: Level, predictions: Predictions, spec: EvaluationSp
     """
     test = predictions.part("test")
     for group in (*groups_of(test), *_classes(test)):
-        place = Place(level, group, spec, predictions.leaks)
-        units = _units(group, predictions, level)
-        for names, structure in _groups_of_metrics(units):
-            yield from _means(place, units, names, structure)
+        patients = np.unique(group.rows["patient_id"].to_numpy(str), return_inverse=True)[1].astype(np.int64)
+        values = _values(group, predictions)
+        if level == "patient":
+            count = len(np.unique(patients))
+            values = {key: mean_by_patient(patients, value, count) for key, value in values.items()}
+            patients = np.arange(count)
+        yield from _means(Place(level, group, spec, predictions.leaks), patients, values)
 
 
 def _classes(test: pd.DataFrame) -> Iterator[Group]:
@@ -45,21 +52,12 @@ def _classes(test: pd.DataFrame) -> Iterator[Group]:
         yield from (Group("class", name, test[test["label"] == name]) for name in names)
 
 
-def _units(group: Group, predictions: Predictions, level: Level) -> Units:
-    rows = group.rows
-    values: dict[str, Floats] = {}
+def _values(group: Group, predictions: Predictions) -> Mapping[Key, Floats]:
+    """Return the values of each case of a group, (n,); NaN where a case has none."""
+    values: dict[Key, Floats] = {}
     if predictions.structures is not None:
-        of_case = structure_values(predictions.structures, rows["case_id"].tolist())
-        values = {f"{metric}|{structure}": value for (metric, structure), value in of_case.items()}
-    values |= {f"{name}|": value for name, value in _topology(rows).items()}
-    cases = Units(
-        patients=np.unique(rows["patient_id"].to_numpy(str), return_inverse=True)[1].astype(np.int64),
-        labels=np.full(len(rows), -1, np.int64),
-        probabilities=np.zeros((len(rows), 0)),
-        # what `patient_units` needs of any units
-        values={**values, **dict.fromkeys(("missed_lesions", "false_alarms"), np.full(len(rows), np.nan))},
-    )
-    return cases if level == "case" else patient_units(cases, positive=None, rule="mean")
+        values |= structure_values(predictions.structures, group.rows["case_id"].tolist())
+    return values | {(name, ""): value for name, value in _topology(group.rows).items()}
 
 
 def _topology(rows: pd.DataFrame) -> Mapping[str, Floats]:
@@ -78,36 +76,55 @@ def _topology(rows: pd.DataFrame) -> Mapping[str, Floats]:
     return found
 
 
-def _groups_of_metrics(units: Units) -> Iterator[tuple[tuple[str, ...], str]]:
-    structures = dict.fromkeys(key.partition("|")[2] for key in units.values if "|" in key)
-    for structure in structures:
-        for names in _TOGETHER:
-            if f"{names[0]}|{structure}" in units.values:
-                yield names, structure
-    yield from (((name,), "") for name in _OF_CASE if f"{name}|" in units.values)
+def _means(place: Place, patients: Ints, values: Mapping[Key, Floats]) -> Iterator[Row]:
+    """Yield the mean of each value over the units that have it.
+
+    Values that the same units have are resampled together: most structures are in every case.
+
+    Args:
+        place: what is counted, and where.
+        patients: (n,) of the units.
+        values: (n,) each.
+    """
+    together: dict[bytes, list[Key]] = {}
+    for key, value in values.items():
+        together.setdefault((~np.isnan(value)).tobytes(), []).append(key)
+    rows: dict[Key, Row] = {}
+    for keys in together.values():
+        rows |= _means_together(place, patients, {key: values[key] for key in keys})
+    yield from (rows[key] for key in values)
 
 
-def _means(place: Place, units: Units, names: tuple[str, ...], structure: str) -> Iterator[Row]:
-    there = units.where(~np.isnan(units.values[f"{names[0]}|{structure}"]))
-    values = {name: there.values[f"{name}|{structure}"] for name in names}
+def _means_together(place: Place, patients: Ints, values: Mapping[Key, Floats]) -> dict[Key, Row]:
+    """Return the means of values that the same units have."""
+    stacked = np.stack(list(values.values()), axis=1)  # (n, V)
+    there = ~np.isnan(stacked[:, 0])
+    stacked = stacked[there]
+    units = plain_units(patients[there])
 
-    def metrics(weights: Floats) -> Mapping[str, Floats]:
-        return {name: weighted_mean(value, weights) for name, value in values.items()}
+    def means(weights: Floats) -> Mapping[Key, Floats]:
+        total = weights.sum(axis=1, keepdims=True)  # (R, 1)
+        found = np.divide(
+            weights @ stacked, total, out=np.full((len(weights), len(values)), np.nan), where=total > 0
+        )
+        return dict(zip(values, found.T, strict=True))
 
-    points = metrics(np.ones((1, len(there))))
-    intervals = place.bootstrap(metrics, there)
-    for name in names:
+    points = means(np.ones((1, len(units))))
+    intervals = place.bootstrap(means, units)
+    rows = {}
+    for (name, structure), value in zip(values, stacked.T, strict=True):
         metric = METRICS[name]
         # The number of a case's misses is no share, that of one structure's is.
-        counted = metric.is_share or name in ("missed_structures", "extra_structures")
-        yield place.row(
+        is_number = name in _COUNTED and not structure
+        rows[name, structure] = place.row(
             metric,
-            float(points[name][0]),
-            intervals.get(name),
-            there,
-            needed=np.ones(len(there), np.bool_),
+            float(points[name, structure][0]),
+            intervals.get((name, structure)),
+            units,
+            needed=np.ones(len(units), np.bool_),
             class_name=structure,
-            positives=int(values[name].sum()) if counted else None,
-            is_mean=name in ("missed_structures", "extra_structures") and not structure,
+            positives=int(value.sum()) if metric.is_share else None,
+            is_mean=is_number,
             why="no case with it" if structure else "no case that says",
         )
+    return rows

@@ -8,12 +8,14 @@ Columns (CSV, UTF-8; an empty cell means not known):
   asd_mm, hd95_mm, cl_dice              under the policy `missed-at-diagonal` (structure_measures)
   truth_b0, truth_b1, truth_b2          components, tunnels and cavities of the true structure
   predicted_b0, predicted_b1, predicted_b2
-  truth_source                          the cohort's column that the truth comes from
+  truth_source                          the cohort's column that the truth comes from: reference, structures
+                                        or mask; the column may be left out
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 
 from threefold.errors import PredictionsError
 from threefold.evaluation.overlap import dice
+from threefold.evaluation.predictions import Predictions
 from threefold.evaluation.structure_measures import UNION
 
 Floats = NDArray[np.float64]
@@ -35,6 +38,7 @@ NUMBERS = (
     "cl_dice",
     *(f"{whose}_b{degree}" for whose in ("truth", "predicted") for degree in (0, 1, 2)),
 )
+_COUNTS = tuple(name for name in NUMBERS if name.endswith(("_voxels", "_b0", "_b1", "_b2")))
 STRUCTURE_METRICS = (
     "structure_dice",
     "asd_mm",
@@ -57,11 +61,15 @@ def read_structures_table(path: Path) -> pd.DataFrame:
         PredictionsError: naming the file, the column and the case.
     """
     try:
-        table = pd.read_csv(
-            path, dtype={"case_id": str, "structure": str}, keep_default_na=False, na_values=[""]
-        )
+        # As text, like the table of predictions: case '007' stays '007', a structure named NA stays a name.
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise PredictionsError(f"{path}: no such file. Expected a table of structures (CSV).") from None
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as problem:
-        raise PredictionsError(f"{path}: not a readable CSV table ({problem}).") from None
+        raise PredictionsError(
+            f"{path}: not a readable CSV table ({problem}). Expected one row a case and structure under a "
+            "header with case_id, structure and their numbers."
+        ) from None
     return validate_structures(table, source=str(path))
 
 
@@ -77,33 +85,111 @@ def validate_structures(table: pd.DataFrame, *, source: str = "structures") -> p
             f"{source}: column {missing[0]} is missing; expected case_id, structure, {', '.join(NUMBERS)}."
         )
     clean = table.reset_index(drop=True)
+    for name in ("case_id", "structure", *(("truth_source",) if "truth_source" in table else ())):
+        clean[name] = clean[name].astype(object).where(clean[name].notna(), "").map(str).str.strip()
+    for name in ("case_id", "structure"):
+        blank = np.flatnonzero(clean[name] == "")
+        if blank.size:
+            raise PredictionsError(f"{source}: row {int(blank[0]) + 1}, column {name}: expected a name.")
     for name in NUMBERS:
-        numbers = pd.to_numeric(clean[name], errors="coerce")
-        wrong = np.flatnonzero(numbers.isna() & clean[name].notna() | (numbers < 0) | np.isinf(numbers))
-        if wrong.size:
-            row = int(wrong[0])
-            raise PredictionsError(
-                f"{source}: case '{clean['case_id'][row]}', {clean['structure'][row]}, column {name}: "
-                f"expected a number from 0, or an empty cell; found '{clean[name][row]}'."
-            )
-        clean[name] = numbers.astype(np.float64)
-    twice = clean.duplicated(["case_id", "structure"])
-    if twice.any():
-        row = int(np.flatnonzero(twice)[0])
+        clean[name] = _numbers(clean, name, source)
+    twice = np.flatnonzero(clean.duplicated(["case_id", "structure"]))
+    if twice.size:
+        row = int(twice[0])
         raise PredictionsError(
             f"{source}: case '{clean['case_id'][row]}' has {clean['structure'][row]} twice; expected one row "
             "a case and structure."
         )
-    most = np.fmin(clean["truth_voxels"], clean["predicted_voxels"])
-    wrong = np.flatnonzero(clean["overlap_voxels"] > most)
-    if wrong.size:
-        row = int(wrong[0])
-        raise PredictionsError(
-            f"{source}: case '{clean['case_id'][row]}', {clean['structure'][row]}, column overlap_voxels: "
-            f"expected at most {most[row]:g} (the smaller of truth and prediction), found "
-            f"{clean['overlap_voxels'][row]:g}."
-        )
+    _check_counts(clean, source)
     return clean
+
+
+def _numbers(table: pd.DataFrame, name: str, source: str) -> pd.Series[float]:
+    cells = table[name]
+    blank = cells.isna() | (cells.astype(str).str.strip() == "")
+    numbers = pd.to_numeric(cells.where(~blank), errors="coerce").astype(np.float64)
+    highest = 1.0 if name == "cl_dice" else np.inf
+    wrong = ~blank & ~((numbers >= 0) & (numbers <= highest) & np.isfinite(numbers))
+    if name in _COUNTS:
+        wrong |= ~blank & (numbers != np.floor(numbers))
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        expected = "a whole number from 0" if name in _COUNTS else "a number from 0"
+        raise _at(table, row, name, source, f"{expected}{' to 1' if highest == 1 else ''}", f"'{cells[row]}'")
+    return numbers
+
+
+def _check_counts(table: pd.DataFrame, source: str) -> None:
+    truth, predicted, overlap = (table[f"{n}_voxels"] for n in ("truth", "predicted", "overlap"))
+    for name, wrong in (
+        ("predicted_voxels", predicted.isna() & truth.notna()),
+        ("overlap_voxels", overlap.isna() & truth.notna()),
+    ):
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            raise _at(table, row, name, source, "a number, since the truth is known", "an empty cell")
+    orphan = np.flatnonzero(truth.isna() & overlap.notna())
+    if orphan.size:
+        row = int(orphan[0])
+        found = f"{overlap[row]:g}"
+        expected = "an empty cell, since the truth is not known"
+        raise _at(table, row, "overlap_voxels", source, expected, found)
+    most = np.minimum(truth, predicted)
+    impossible = np.flatnonzero(overlap > most)
+    if impossible.size:
+        row = int(impossible[0])
+        expected = f"at most {most[row]:g} (the smaller of truth and prediction)"
+        raise _at(table, row, "overlap_voxels", source, expected, f"{overlap[row]:g}")
+
+
+def _at(
+    table: pd.DataFrame, row: int, column: str, source: str, expected: str, found: str
+) -> PredictionsError:
+    return PredictionsError(
+        f"{source}: case '{table['case_id'][row]}', {table['structure'][row]}, column {column}: expected "
+        f"{expected}; found {found}."
+    )
+
+
+def with_structures(
+    predictions: Predictions, table: pd.DataFrame, *, source: str = "structures"
+) -> Predictions:
+    """Return predictions together with the structures of their cases.
+
+    Where a test case's structures are held against the cohort's `structures`, which may have been
+    propagated, and not against a reference, a note says over how many.
+
+    Args:
+        predictions: the table of predictions.
+        table: as `validate_structures` returns it.
+        source: names the table in errors.
+
+    Raises:
+        PredictionsError: the table has a case that the predictions lack.
+    """
+    strange = sorted({*table["case_id"]} - {*predictions.table["case_id"]})
+    if strange:
+        raise PredictionsError(
+            f"{source}: case '{strange[0]}' ({len(strange)} such cases) is not in the table of predictions. "
+            "The two tables are of different cases: give those of one run."
+        )
+    notes: tuple[str, ...] = ()
+    if "truth_source" in table:
+        tested = {*predictions.part("test")["case_id"]}
+        rows = table[table["case_id"].isin(tested) & table["truth_voxels"].notna()]
+        weak = rows.loc[rows["truth_source"] == "structures", "case_id"].nunique()
+        if weak:
+            notes = (
+                f"{weak} of {rows['case_id'].nunique()} test cases have no reference: their structures are "
+                "held against the cohort's own, which are as right as those are (propagated or manual).",
+            )
+    return replace(predictions, structures=table, notes=(*predictions.notes, *notes))
+
+
+def tells_structures(predictions: Predictions) -> bool:
+    """Whether structures were predicted, and not a mask alone, of which the union is all there is."""
+    table = predictions.structures
+    return table is not None and bool((table["structure"] != UNION).any())
 
 
 def structure_names(table: pd.DataFrame) -> tuple[str, ...]:

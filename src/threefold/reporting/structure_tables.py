@@ -58,7 +58,8 @@ def structure_tables(evaluation: Evaluation) -> tuple[Table, ...]:
 
 _STRUCTURES_NOTE = (
     f"Policy {POLICY}: over the cases that truly have the structure; a missed one counts Dice and "
-    "clDice 0 and the image's diagonal as its distance. Betti errors are absolute differences."
+    "clDice 0 and the image's diagonal as its distance. Betti errors are absolute differences. Union: all "
+    "structures together, or the whole mask."
 )
 
 

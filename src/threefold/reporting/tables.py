@@ -14,6 +14,7 @@ from threefold.evaluation.groups import Level
 from threefold.evaluation.metrics import METRICS
 from threefold.evaluation.overlap import POLICY
 from threefold.evaluation.rows import Row
+from threefold.reporting.diagnosis_tables import confusion_table, diagnosis_variants
 from threefold.reporting.structure_tables import WHOLE, structure_tables, title_of, variant_tables
 from threefold.reporting.table import LEAK_NOTE, Table, cell, legend, markdown
 from threefold.run import write_atomically
@@ -36,7 +37,8 @@ _LEVELS: Mapping[Level, str] = {"case": "per case", "patient": "per patient"}
 
 
 def evaluation_tables(evaluation: Evaluation) -> tuple[Table, ...]:
-    """Return, per case and per patient, the metrics by group, and the metrics by site."""
+    """Return, per case and per patient, the metrics by group and by site; per case, the confusion of several
+    classes and the structures."""
     tables = []
     for level, words in _LEVELS.items():
         rows = [row for row in evaluation.rows if row.level == level]
@@ -44,7 +46,8 @@ def evaluation_tables(evaluation: Evaluation) -> tuple[Table, ...]:
             tables.append(_by_group(evaluation, rows, words))
             if any(row.group_kind == "site" for row in rows):
                 tables.append(_by_site(evaluation, rows, words))
-    return (*tables, *structure_tables(evaluation))
+    confused = confusion_table(evaluation)
+    return (*tables, *((confused,) if confused is not None else ()), *structure_tables(evaluation))
 
 
 def comparison_table(evaluations: Mapping[str, Evaluation], level: Level = "case") -> Table:
@@ -83,15 +86,20 @@ def comparison_table(evaluations: Mapping[str, Evaluation], level: Level = "case
 
 
 def comparison_tables(evaluations: Mapping[str, Evaluation]) -> tuple[Table, ...]:
-    """Return variants side by side: the diagnosis by site group, and the structures by class, where any has
-    them, in the layout of the aortic-arch paper.
+    """Return variants side by side, in the papers' layouts: the diagnosis by site group; of several classes,
+    each class; the structures by structure and by class. Tables that no variant has numbers for are left out.
 
     Args:
         evaluations: by the variant's name, in order.
     """
     rows = [row for evaluation in evaluations.values() for row in evaluation.rows]
     diagnosis = any(METRICS[row.metric].of == "case" for row in rows)
-    return (*((comparison_table(evaluations),) if diagnosis else ()), *variant_tables(evaluations))
+    by_class = diagnosis_variants(evaluations)
+    return (
+        *((comparison_table(evaluations),) if diagnosis else ()),
+        *((by_class,) if by_class is not None else ()),
+        *variant_tables(evaluations),
+    )
 
 
 def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
@@ -135,6 +143,8 @@ def _by_group(evaluation: Evaluation, rows: Sequence[Row], words: str) -> Table:
     for metric, class_name in dict.fromkeys((r.metric, r.class_name) for r in rows):
         if METRICS[metric].of == "structure" and class_name not in WHOLE:
             continue  # each structure has its line in `structure_tables`
+        if metric == "confusion":
+            continue  # has a table of its own
         cells = [cell(found.get((kind, name, metric, class_name))) for kind, name in groups]
         if worst:
             row = worst.get((metric, class_name))

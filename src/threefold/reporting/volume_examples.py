@@ -16,7 +16,7 @@ from threefold.cohorts.targets import read_mask, read_structures
 from threefold.errors import ImageError
 from threefold.evaluation.overlap import dice
 from threefold.evaluation.predictions import MASK_COLUMNS, Predictions, probability_column
-from threefold.evaluation.structures import MEAN, structure_values
+from threefold.evaluation.structures import MEAN, structure_values, tells_structures
 from threefold.experiment import PreprocessingSpec
 from threefold.images.geometry import Image, describe_difference
 from threefold.images.preprocessing import canonical, place, windows_of
@@ -103,7 +103,7 @@ def _first(
 ) -> VolumeExample | None:
     for _, row in rows.iterrows():
         try:
-            structured = predictions.structures is not None
+            structured = tells_structures(predictions)
             example = _read(cases[row["case_id"]], spec, trained, masks, structured=structured)
         except ImageError:
             continue  # a report must not fail because scans were moved
@@ -117,7 +117,7 @@ def _title(row: pd.Series, predictions: Predictions) -> str:
     label, quality = str(row["label"]), float(row["quality"])
     first = f"{row['case_id']}: {label or 'no diagnosis'}"
     if np.isfinite(quality):
-        first += f", {'Dice' if predictions.structures is None else 'mean Dice'} {quality:.2f}"
+        first += f", {'mean Dice' if tells_structures(predictions) else 'Dice'} {quality:.2f}"
     said = []
     if predictions.classes:
         chances = {name: float(row[probability_column(name)]) for name in predictions.classes}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from threefold.cohorts.cohort import Cohort, CohortSpec, fingerprint, read_cohor
 from threefold.cohorts.splits import make_split, read_split
 from threefold.errors import CohortError, RunError
 from threefold.evaluation.predictions import Predictions, read_predictions, write_predictions
-from threefold.evaluation.structures import read_structures_table
+from threefold.evaluation.structures import read_structures_table, with_structures
 from threefold.experiment import EvaluationSpec, Experiment, SplitSpec
 from threefold.experiments import read_experiment
 from threefold.reporting.run_report import Report, choose_examples, write_report
@@ -140,7 +139,7 @@ def _with_structures(predictions: Predictions, run: RunFolder) -> Predictions:
     """Return the predictions with the table of structures beside them, where there is one."""
     if not run.structures.is_file():
         return predictions
-    return replace(predictions, structures=read_structures_table(run.structures))
+    return with_structures(predictions, read_structures_table(run.structures), source=str(run.structures))
 
 
 def evaluate_table(path: Path, out: Path, spec: EvaluationSpec) -> Report:
