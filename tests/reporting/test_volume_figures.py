@@ -152,6 +152,15 @@ def test_a_page_without_truth_or_without_a_structure() -> None:
     assert figure.axes[6].get_legend() is None
 
 
+@pytest.mark.parametrize("truth", [tube(), None])
+def test_a_title_of_90_letters_fits(truth: NDArray[np.uint8] | None) -> None:
+    figure = volume_figure(example(truth=truth, title="classifier says p(one) 0.50; " * 3 + "one"))
+    figure.canvas.draw()
+    title = figure.texts[0].get_window_extent()
+    assert title.x0 >= 0
+    assert title.x1 <= figure.bbox.x1
+
+
 # Surfaces
 
 

@@ -155,7 +155,7 @@ def volume_figure(example: VolumeExample) -> Figure:
         figsize=(_COLUMN * len(columns) + 0.2, _COLUMN * rows + 0.3 + 0.25 * lines),
         layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.01, hspace=0.01),
     )
-    figure.suptitle(example.title, fontsize=13)
+    figure.suptitle(example.title, fontsize=13 if len(columns) > 2 else 10)  # lines of 90 letters fit
     grid = figure.add_gridspec(rows, len(columns))
     for row, plane in enumerate(PLANES):
         for column, (name, labels) in enumerate(columns.items()):
