@@ -230,7 +230,7 @@ def _write(folder: Path, spec: FetalHeartSpec, seed: int, progress: Progress | N
             }
         )
         if len(sheets.setdefault(case.site, [])) < 6:
-            sheets[case.site].append(_preview(rendering, case))
+            sheets[case.site].append(preview(rendering, case))
         if progress is not None:
             progress(done, len(cases))
     for site, pictures in sheets.items():
@@ -245,7 +245,7 @@ def _write_volume(path: Path, volume: NDArray[Any], rendering: FetalRendering) -
     path.write_bytes(encode_nifti(volume, rendering.affine))
 
 
-def _preview(rendering: FetalRendering, case: FetalCase) -> NDArray[np.uint8]:
+def preview(rendering: FetalRendering, case: FetalCase) -> NDArray[np.uint8]:
     """Return one row: three planes through the middle, and the three without depth as darkest voxels."""
     image = as_stored(rendering.image, case.scanner).astype(np.float32)  # a flip undoes itself
     low, high = np.percentile(image, (1, 99))
