@@ -199,11 +199,11 @@ def _convolution(values: Tensor, conv: _ConvNd, *, bias: bool = True) -> Tensor:
     """Apply a convolution, plain or transposed, with or without its bias."""
     weight, shift = conv.weight.to(values.dtype), conv.bias if bias else None
     shift = None if shift is None else shift.to(values.dtype)
+    assert not isinstance(conv.padding, str)
     if conv.transposed:
         up = F.conv_transpose3d if values.ndim == 5 else F.conv_transpose2d
         return up(values, weight, shift, conv.stride, conv.padding, conv.output_padding)
     down = F.conv3d if values.ndim == 5 else F.conv2d
-    assert not isinstance(conv.padding, str)
     return down(values, weight, shift, conv.stride, conv.padding)
 
 
