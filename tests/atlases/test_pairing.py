@@ -58,6 +58,13 @@ def test_no_names_for_the_labels(make_cohort: Any, tmp_path: Path) -> None:
     refused(Cohort(cohort.folder, bare, cohort.cases), "names no `structures`", tmp_path)
 
 
+def test_nothing_to_do(make_cohort: Any, tmp_path: Path) -> None:
+    cohort = make_cohort(
+        rows={name: {"structures": f"reference/{name}.nii.gz"} for name in ("one", "two", "three")}
+    )
+    refused(cohort, "every case has structures already", tmp_path)
+
+
 def test_slices(make_cohort: Any, tmp_path: Path) -> None:
     cohort = make_cohort(dimensions=2)
     refused(cohort, r"its cases are slices \(dimensions: 2\); expected volumes", tmp_path)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from scipy.ndimage import map_coordinates
 
+from threefold.atlases import volumes
 from threefold.atlases.affine import align
 from threefold.atlases.volumes import carry_labels, prepare, prepare_map, resample
 from threefold.cohorts.cohort import CohortSpec, IntensitySpec
@@ -86,9 +87,11 @@ def test_labels_on_the_atlas_s_own_grid_come_back_as_they_are(bodies: SimpleName
     assert np.array_equal(carried, labels)
 
 
+@pytest.mark.parametrize("slab", [2**22, 2000])
 def test_labels_are_carried_through_field_alignment_and_both_grids_in_one_step(
-    bodies: SimpleNamespace,
+    slab: int, bodies: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(volumes, "_SLAB", slab)
     labels, target = bodies.atlas.labels(), bodies.of["two"]
     alignment = np.eye(4)
     alignment[:3, :3] = [[0.9, 0.1, 0], [-0.1, 1.1, 0.05], [0, 0, 1]]

@@ -31,7 +31,7 @@ def pair_cases(cohort: Cohort, atlases: Sequence[str] | None = None) -> Pairing:
         atlases: names of those to use; None: all that cohort.yaml declares.
 
     Raises:
-        CohortError: slices, no atlases, an unknown atlas, a class without one.
+        CohortError: slices, no atlases, an unknown atlas, a class without one, no case without structures.
     """
     spec, where = cohort.spec, cohort.folder
     if spec.dimensions != 3:
@@ -64,6 +64,8 @@ def pair_cases(cohort: Cohort, atlases: Sequence[str] | None = None) -> Pairing:
             f"{where}: no atlas for {listed}. Declare one with that label under `atlases` in cohort.yaml, or "
             "one without a label, which is every case's."
         )
+    if not pairing:
+        raise CohortError(f"{where}: every case has structures already; there is nothing to propagate to.")
     return pairing
 
 

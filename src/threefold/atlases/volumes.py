@@ -17,6 +17,8 @@ from threefold.networks.warping import Interpolation, Outside, sample
 
 _BACKGROUND_SHARE = 0.05
 """Where more of an image than this has exactly its lowest value, that is no tissue."""
+_SLAB = 2**22
+"""Voxels that labels are carried to at once."""
 _ANY = (1, 1, 1)
 _MARGIN = 4
 """Voxels of the file kept around what is in an image."""
@@ -138,18 +140,34 @@ def carry_labels(
     Returns:
         (I, J, K); 0 where the atlas does not reach.
     """
-    on_image = resample(displacement, grid_affine, size, target, outside="border")
-    # x_atlas = L (x + u): the displacement turned into atlas voxels is added to where the grid's voxels lie
+    field = (displacement, grid_affine)
+    # x_atlas = L (x + u): the displacement turned into atlas places is added to where the grid's voxels lie
     to_atlas = np.linalg.inv(labels_affine) @ alignment
-    straight = unit_matrix(to_atlas @ target, size, labels.shape)
+    values = torch.from_numpy(labels.astype(np.float32))[None, None]
+    thickness = max(1, _SLAB // (size[1] * size[2]))
+    slabs = []
+    for start in range(0, size[0], thickness):
+        slab = (min(thickness, size[0] - start), *size[1:])
+        moved = target.copy()
+        moved[:3, 3] += start * target[:3, 0]
+        slabs.append(_carry_slab(values, to_atlas, field, slab, moved))
+    return np.concatenate(slabs)
+
+
+def _carry_slab(
+    labels: Tensor, to_atlas: Affine, field: tuple[Tensor, Affine], size: tuple[int, ...], target: Affine
+) -> NDArray[np.uint8]:
+    displacement, grid_affine = field
+    on_image = resample(displacement, grid_affine, size, target, outside="border")
+    shape = tuple(labels.shape[2:])
+    straight = unit_matrix(to_atlas @ target, size, shape)
     places = torch.nn.functional.affine_grid(
         torch.from_numpy(straight[:3]).to(displacement)[None], [1, 1, *size], align_corners=True
     )
     # linear part of the way from grid voxels to -1..1 of the atlas, last axis first
-    turned = (np.linalg.inv(from_unit(labels.shape)) @ to_atlas @ grid_affine)[:3, :3]
+    turned = (np.linalg.inv(from_unit(shape)) @ to_atlas @ grid_affine)[:3, :3]
     moves = torch.einsum("xc,bcijk->bijkx", torch.from_numpy(turned).to(displacement), on_image)
-    values = torch.from_numpy(labels.astype(np.float32))[None, None]
-    carried = sample(values, places + moves, order="nearest")
+    carried = sample(labels, places + moves, order="nearest")
     array: NDArray[np.uint8] = carried[0, 0].round().to(torch.uint8).numpy()
     return array
 
