@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,39 +11,50 @@ import typer
 
 from threefold.cli.progress import progress_of
 from threefold.errors import UsageError
+from threefold.studies.chain_spec import PROPAGATION
 
 if TYPE_CHECKING:
     from threefold.cohorts.cohort import Cohort
+    from threefold.evaluation.evaluate import Evaluation
     from threefold.reporting.run_report import Report
 
 
 def evaluate(
     runs: Annotated[
-        list[Path], typer.Argument(help="Run folders; or one table of predictions (CSV), anyone's.")
-    ],
+        list[Path] | None, typer.Argument(help="Run folders; or one table of predictions (CSV), anyone's.")
+    ] = None,
     cohort: Annotated[
         Path | None, typer.Option(help="Another cohort: predict it first; all its cases are test cases.")
     ] = None,
+    propagated: Annotated[
+        Path | None,
+        typer.Option(
+            help="A cohort with propagated structures, to be held against its references as a variant of "
+            "its own, on the first run's test cases (without a run: on all cases); needs --out."
+        ),
+    ] = None,
+    structures: Annotated[
+        Path | None, typer.Option(help="The table of structures (CSV) of a table of predictions.")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="A table's results go here; default: beside the table.")
+        Path | None,
+        typer.Option(help="For a table's results (default: beside it), or for those of a comparison."),
     ] = None,
     device: Annotated[str, typer.Option(help="Where to predict another cohort: cpu, cuda, ...")] = "cpu",
     allow_outside: Annotated[
-        bool, typer.Option("--allow-outside", help="Accept paths that leave the other cohort's folder.")
+        bool, typer.Option("--allow-outside", help="Accept paths that leave the cohort's folder.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print every number as JSON.")] = False,
 ) -> None:
     """Print every metric by hospital with its n and interval; write tables and figures into the run.
 
-    Several runs are compared in one table: variants by internal and external F1 and AUC.
+    Several runs are compared: diagnosis by site group and class, structures by structure and class.
 
-    Example: `threefold evaluate my-run other-run`
+    Example: `threefold evaluate seg-lp seg-man seg-lp-man --propagated my-propagated --out comparison`
     """
-    tables = [path for path in runs if path.suffix == ".csv"]
-    if tables and (len(runs) > 1 or cohort is not None):
-        raise UsageError("a table of predictions is evaluated alone and without --cohort.")
-    if out is not None and not tables:
-        raise UsageError("--out is for a table of predictions; a run's results go into the run folder.")
+    named = runs or []
+    tables = [path for path in named if path.suffix == ".csv"]
+    _refuse_contradictions(named, tables, cohort, propagated, structures, out)
 
     from threefold.cohorts.cohort import read_cohort
     from threefold.reporting.table import show
@@ -50,32 +62,82 @@ def evaluate(
     from threefold.studies.evaluations import comparison
 
     other = None if cohort is None else read_cohort(cohort, allow_outside=allow_outside)
+    labelled = None if propagated is None else read_cohort(propagated, allow_outside=allow_outside)
     if tables:
-        reports = {tables[0].stem: _table(tables[0], out)}
+        found = [(tables[0].stem, _table(tables[0], out, structures))]
     else:
-        reports = comparison([(run.resolve().name, _run(run, other, device)) for run in runs])
+        found = [(run.resolve().name, _run(run, other, device)) for run in named]
+        if labelled is not None and out is not None:
+            first = named[0] if named and other is None else None
+            found = [(PROPAGATION, _propagation(labelled, first, out)), *found]
+    reports = comparison(found)
+    evaluations = {name: report.evaluation for name, report in reports.items()}
+    compared = () if out is None or len(reports) < 2 else _write_comparison(evaluations, out)
     if as_json:
-        typer.echo(json.dumps({name: evaluation_json(r.evaluation) for name, r in reports.items()}, indent=2))
+        typer.echo(json.dumps({name: evaluation_json(each) for name, each in evaluations.items()}, indent=2))
         return
-    for name, report in reports.items():
+    for name, evaluation in evaluations.items():
         if len(reports) > 1:
             typer.echo(f"== {name}")
-        for table in evaluation_tables(report.evaluation):
+        for table in evaluation_tables(evaluation):
             show(table)
     if len(reports) > 1:
-        for table in comparison_tables({name: report.evaluation for name, report in reports.items()}):
+        for table in comparison_tables(evaluations):
             show(table)
     for report in reports.values():
         typer.echo(f"Tables: {report.tables[0].parent}")
         if report.figures:
             typer.echo(f"Figures: {report.figures[0].parent}")
+    for path in compared:
+        typer.echo(f"Comparison: {path}")
 
 
-def _table(path: Path, out: Path | None) -> Report:
+def _refuse_contradictions(
+    runs: Sequence[Path],
+    tables: Sequence[Path],
+    cohort: Path | None,
+    propagated: Path | None,
+    structures: Path | None,
+    out: Path | None,
+) -> None:
+    if not runs and propagated is None:
+        raise UsageError("name the run folders to evaluate, or one table of predictions (CSV).")
+    if tables and (len(runs) > 1 or cohort is not None or propagated is not None):
+        raise UsageError("a table of predictions is evaluated alone and without --cohort or --propagated.")
+    if structures is not None and not tables:
+        raise UsageError("--structures is for a table of predictions; a run's are beside its predictions.")
+    if propagated is not None and out is None:
+        raise UsageError("--propagated needs --out, the folder that the results go to.")
+    if out is not None and not tables and propagated is None and len(runs) < 2:
+        raise UsageError(
+            "--out is for a table of predictions or a comparison; a run's results go into the run folder."
+        )
+
+
+def _table(path: Path, out: Path | None, structures: Path | None) -> Report:
     from threefold.experiment import EvaluationSpec
     from threefold.studies.evaluations import evaluate_table
 
-    return evaluate_table(path, path.parent if out is None else out, EvaluationSpec())
+    folder = path.parent if out is None else out
+    return evaluate_table(path, folder, EvaluationSpec(), structures=structures)
+
+
+def _propagation(cohort: Cohort, first: Path | None, out: Path) -> Report:
+    from threefold.experiment import EvaluationSpec
+    from threefold.run import RunFolder
+    from threefold.studies.evaluations import evaluate_propagated, evaluate_propagated_as
+
+    with progress_of("Measuring propagated structures") as progress:
+        if first is None:
+            return evaluate_propagated(cohort, None, out, EvaluationSpec(), progress=progress)
+        return evaluate_propagated_as(RunFolder(first), cohort, out, progress=progress)
+
+
+def _write_comparison(evaluations: Mapping[str, Evaluation], out: Path) -> tuple[Path, ...]:
+    from threefold.reporting.tables import write_comparison
+    from threefold.run import RunFolder
+
+    return write_comparison(evaluations, RunFolder(out).tables)
 
 
 def _run(path: Path, other: Cohort | None, device: str) -> Report:

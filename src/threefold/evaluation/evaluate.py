@@ -50,6 +50,7 @@ class Evaluation:
         site_groups: the site group of each test site that is in one.
         spec: replicates, confidence, threshold rule and patient rule.
         notes: what a reader has to know, in sentences.
+        test_cases: the ids of the test cases.
     """
 
     rows: tuple[Row, ...]
@@ -61,6 +62,7 @@ class Evaluation:
     site_groups: Mapping[str, str]
     spec: EvaluationSpec
     notes: tuple[str, ...]
+    test_cases: frozenset[str]
 
     @property
     def table(self) -> pd.DataFrame:
@@ -145,6 +147,7 @@ def evaluate(
         },
         spec=spec,
         notes=(*predictions.notes, *notes),
+        test_cases=frozenset(test["case_id"]),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -36,7 +36,7 @@ def structure_numbers(level: Level, predictions: Predictions, spec: EvaluationSp
     structures differ can be seen apart. A patient's value is the mean of the cases'.
     """
     test = predictions.part("test")
-    for group in (*groups_of(test), *_classes(test)):
+    for group in (*groups_of(test), *_classes(test, predictions.classes)):
         patients = np.unique(group.rows["patient_id"].to_numpy(str), return_inverse=True)[1].astype(np.int64)
         values = _values(group, predictions)
         if level == "patient":
@@ -46,8 +46,9 @@ def structure_numbers(level: Level, predictions: Predictions, spec: EvaluationSp
         yield from _means(Place(level, group, spec, predictions.leaks), patients, values)
 
 
-def _classes(test: pd.DataFrame) -> Iterator[Group]:
-    names = natural_order({str(name) for name in test["label"]} - {""})
+def _classes(test: pd.DataFrame, classes: Sequence[str]) -> Iterator[Group]:
+    found = {str(name) for name in test["label"]} - {""}
+    names = [name for name in classes if name in found] or natural_order(found)
     if len(names) > 1:
         yield from (Group("class", name, test[test["label"] == name]) for name in names)
 
@@ -125,6 +126,17 @@ def _means_together(place: Place, patients: Ints, values: Mapping[Key, Floats]) 
             class_name=structure,
             positives=int(value.sum()) if metric.is_share else None,
             is_mean=is_number,
-            why="no case with it" if structure else "no case that says",
+            why=_why(name, structure),
         )
     return rows
+
+
+def _why(name: str, structure: str) -> str:
+    """Say why a metric does not exist."""
+    if name == "extra_structures":
+        return "no case lacks it" if structure else "no case lacks a structure"
+    if name == "topology_right":
+        return "no case with a diagnosis"
+    if name == "topology_agrees":
+        return "no case in which topology and classifier both say something"
+    return "no case with it" if structure else "no case with true structures"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -19,31 +21,37 @@ from threefold.inference.structures import Truth, measure_structures, topology_c
 Progress = Callable[[int, int], None]
 
 
-def label_tables(cohort: Cohort, split: Split, *, progress: Progress | None = None) -> CaseTables:
+def label_tables(cohort: Cohort, split: Split | None, *, progress: Progress | None = None) -> CaseTables:
     """Return the tables of the test cases' structures, held against their reference.
 
     Args:
         cohort: with propagated structures.
-        split: which cases are test cases.
+        split: which cases are test cases; None: all.
         progress: told after each case.
 
     Raises:
-        CohortError: no test case has a reference.
+        CohortError: no test case has a reference, or none has structures, or the split does not know a case.
         ImageError: naming the case that can't be read.
     """
-    cases = [case for case in split.cases(cohort, "test") if case.reference is not None]
+    tested = cohort.cases if split is None else split.cases(cohort, "test")
+    cases = [case for case in tested if case.reference is not None]
     if not cases:
         raise CohortError(
             f"{cohort.folder}: no test case has a reference, so that propagated structures can't be judged. "
             "Name label maps known to be right in the reference column."
         )
+    if not any(case.structures is not None for case in tested):
+        raise CohortError(
+            f"{cohort.folder}: no test case has structures. Propagate the atlases' labels first: "
+            "`threefold propagate COHORT --out PROPAGATED`."
+        )
     rows, structures = [], []
-    for number, case in enumerate(cases, start=1):
-        row, lines = _measure(case, cohort)
-        rows.append(row)
-        structures += lines
-        if progress is not None:
-            progress(number, len(cases))
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for number, (row, lines) in enumerate(pool.map(partial(_measure, cohort=cohort), cases), start=1):
+            rows.append(row)
+            structures += lines
+            if progress is not None:
+                progress(number, len(cases))
     return CaseTables(pd.DataFrame(rows), pd.DataFrame(structures))
 
 

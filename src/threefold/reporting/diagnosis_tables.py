@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from threefold.evaluation.evaluate import Evaluation, confusion_name
 from threefold.evaluation.rows import Row
 from threefold.reporting.structure_tables import title_of
-from threefold.reporting.table import LEAK_NOTE, Table, cell, legend
+from threefold.reporting.table import LEAK_NOTE, Table, cell, legend, variant_legend
 
 _OF_ALL = ("balanced_accuracy", "accuracy", "auc", "f1")
 _OF_CLASS = ("sensitivity", "auc")
@@ -56,7 +56,6 @@ def diagnosis_variants(evaluations: Mapping[str, Evaluation]) -> Table | None:
         return None
     shown = [(metric, "") for metric in _OF_ALL]
     shown += [(metric, name) for name in classes for metric in _OF_CLASS]
-    leaking = any(each.leaks for each in evaluations.values())
     return Table(
         title="Variants by diagnosis, per case",
         columns=("metric", *evaluations),
@@ -67,8 +66,5 @@ def diagnosis_variants(evaluations: Mapping[str, Evaluation]) -> Table | None:
             )
             for metric, name in shown
         ),
-        notes=(
-            *dict.fromkeys(note for each in evaluations.values() for note in legend(each, "case")),
-            *((LEAK_NOTE,) if leaking else ()),
-        ),
+        notes=variant_legend(evaluations, "case"),
     )

@@ -11,7 +11,7 @@ from threefold.evaluation.predictions import Predictions, probability_column
 from threefold.evaluation.rows import Row
 from threefold.evaluation.structure_measures import POLICY, UNION
 from threefold.evaluation.structures import MEAN
-from threefold.reporting.table import Table, cell, legend
+from threefold.reporting.table import Table, cell, legend, variant_legend
 
 WHOLE = (MEAN, UNION)
 _STRUCTURE_COLUMNS = (
@@ -120,7 +120,7 @@ def _variants_by_structures(evaluations: Mapping[str, Evaluation]) -> Table:
             )
             for name in ordered
         ),
-        notes=tuple(dict.fromkeys(n for each in evaluations.values() for n in legend(each, "case"))),
+        notes=variant_legend(evaluations, "case"),
     )
 
 
@@ -144,7 +144,7 @@ def _variants_by_class(evaluations: Mapping[str, Evaluation]) -> Table:
         title="Variants by class: structures and topology, per case",
         columns=("class and metric", *evaluations),
         rows=tuple(body),
-        notes=(_STRUCTURES_NOTE,),
+        notes=(*variant_legend(evaluations, "case"), _STRUCTURES_NOTE),
     )
 
 

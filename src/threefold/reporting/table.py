@@ -7,7 +7,7 @@ says that the split leaks patients.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from threefold.evaluation.evaluate import Evaluation
@@ -59,6 +59,18 @@ def legend(evaluation: Evaluation, level: Level) -> tuple[str, ...]:
         f"[low, high]: {evaluation.spec.confidence:.0%} interval over {evaluation.spec.replicates} resamples "
         f"of the patients; n: {counted}.",
     )
+
+
+def variant_legend(evaluations: Mapping[str, Evaluation], level: Level) -> tuple[str, ...]:
+    """Return what a table of variants has to say below it: intervals, leaks, and whether cases differ."""
+    notes = [*dict.fromkeys(note for each in evaluations.values() for note in legend(each, level))]
+    if len({each.test_cases for each in evaluations.values()}) > 1:
+        counts = ", ".join(f"{name} {len(each.test_cases)}" for name, each in evaluations.items())
+        shared = len(frozenset.intersection(*(each.test_cases for each in evaluations.values())))
+        notes.append(f"The variants were tested on different cases ({counts}; {shared} in common).")
+    if any(each.leaks for each in evaluations.values()):
+        notes.append(LEAK_NOTE)
+    return tuple(notes)
 
 
 def markdown(table: Table) -> str:

@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from threefold.evaluation.evaluate import Evaluation
 from threefold.evaluation.groups import Level
 from threefold.evaluation.metrics import METRICS
@@ -16,7 +18,7 @@ from threefold.evaluation.overlap import POLICY
 from threefold.evaluation.rows import Row
 from threefold.reporting.diagnosis_tables import confusion_table, diagnosis_variants
 from threefold.reporting.structure_tables import WHOLE, structure_tables, title_of, variant_tables
-from threefold.reporting.table import LEAK_NOTE, Table, cell, legend, markdown
+from threefold.reporting.table import LEAK_NOTE, Table, cell, legend, markdown, variant_legend
 from threefold.run import write_atomically
 
 PAPER_METRICS = ("f1", "auc")
@@ -73,15 +75,11 @@ def comparison_table(evaluations: Mapping[str, Evaluation], level: Level = "case
             for metric in metrics
         ]
         body.append((variant, *cells))
-    leaking = any(evaluation.leaks for evaluation in evaluations.values())
     return Table(
         title=f"Variants by {kind}, {_LEVELS[level]}",
         columns=("variant", *(f"{name} {METRICS[m].title}" for name in names for m in metrics)),
         rows=tuple(body),
-        notes=(
-            *dict.fromkeys(note for each in evaluations.values() for note in legend(each, level)),
-            *((LEAK_NOTE,) if leaking else ()),
-        ),
+        notes=variant_legend(evaluations, level),
     )
 
 
@@ -130,6 +128,28 @@ def write_tables(evaluation: Evaluation, folder: Path) -> tuple[Path, ...]:
     return tuple(folder / name for name in contents)
 
 
+def write_comparison(evaluations: Mapping[str, Evaluation], folder: Path) -> tuple[Path, ...]:
+    """Write the tables of variants, comparison.md, and every number of theirs, comparison.csv, whose column
+    `variant` says whose it is; return their paths.
+
+    Args:
+        evaluations: by the variant's name, in order.
+        folder: made where it is not there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = pd.concat(
+        [each.table.assign(variant=name) for name, each in evaluations.items()], ignore_index=True
+    )
+    numbers = numbers[["variant", *numbers.columns.drop("variant")]]
+    contents = {
+        "comparison.md": "\n".join(markdown(table) for table in comparison_tables(evaluations)),
+        "comparison.csv": numbers.to_csv(index=False, lineterminator="\n"),
+    }
+    for name, content in contents.items():
+        write_atomically(folder / name, content)
+    return tuple(folder / name for name in contents)
+
+
 def _by_group(evaluation: Evaluation, rows: Sequence[Row], words: str) -> Table:
     groups = list(
         dict.fromkeys((r.group_kind, r.group) for r in rows if r.group_kind in ("all", "site group"))
@@ -165,7 +185,7 @@ def _by_site(evaluation: Evaluation, rows: Sequence[Row], words: str) -> Table:
     counted = evaluation.positive is not None and "auc" in metrics
     return Table(
         title=f"Test cases by site, {words}",
-        columns=("site", *(("positive",) if counted else ()), *(METRICS[name].title for name in metrics)),
+        columns=("site", *(("positive",) if counted else ()), *(title_of(name, "") for name in metrics)),
         rows=tuple(
             (
                 site,

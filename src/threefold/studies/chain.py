@@ -10,8 +10,10 @@ from pathlib import Path
 from threefold.atlases.propagation import propagate
 from threefold.atlases.spec import PropagationSpec, load_propagation
 from threefold.cohorts.cohort import Cohort, read_cohort
+from threefold.cohorts.splits import make_split
 from threefold.experiment import Experiment
 from threefold.reporting.run_report import Report
+from threefold.reporting.tables import write_comparison
 from threefold.studies.chain_spec import PROPAGATION, ChainSpec, stage_experiments, stage_overrides
 from threefold.studies.evaluations import evaluate_propagated, evaluate_run
 from threefold.training.progress import TrainingProgress
@@ -26,7 +28,8 @@ class Chain:
         spec: as shipped or read.
         propagation: how labels are propagated.
         experiments: by stage.
-        out: gets `propagated`, the cohort with propagated structures, and `runs/<stage>`.
+        out: gets `propagated`, the cohort with propagated structures, `runs/<stage>`, and `tables`, in which
+            the stages are side by side.
     """
 
     spec: ChainSpec
@@ -97,6 +100,8 @@ def run_chain(chain: Chain, cohort: Cohort, progress: TrainingProgress) -> dict[
         run = train(experiment, propagated, chain.run_folder(stage), resume=True, progress=progress)
         reports[stage] = evaluate_run(run)
     if any(case.reference is not None for case in propagated.cases):
-        alone = evaluate_propagated(propagated, first.data.split, chain.out, first.evaluation)
+        split = make_split(propagated, first.data.split)
+        alone = evaluate_propagated(propagated, split, chain.out, first.evaluation)
         reports = {PROPAGATION: alone, **reports}
+    write_comparison({name: each.evaluation for name, each in reports.items()}, chain.out / "tables")
     return reports

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from threefold.cohorts.cohort import Cohort, CohortSpec, fingerprint, read_cohort
-from threefold.cohorts.splits import make_split, read_split
+from threefold.cohorts.splits import Split, read_split
 from threefold.errors import CohortError, RunError
 from threefold.evaluation.predictions import Predictions, read_predictions, write_predictions
 from threefold.evaluation.structures import read_structures_table, with_structures
-from threefold.experiment import EvaluationSpec, Experiment, SplitSpec
+from threefold.experiment import EvaluationSpec, Experiment
 from threefold.experiments import read_experiment
 from threefold.reporting.run_report import Report, choose_examples, write_report
 from threefold.run import RunFolder, write_atomically
+from threefold.studies.chain_spec import PROPAGATION
 from threefold.validation import parse_spec
 
 Progress = Callable[[int, int], None]
@@ -108,7 +109,7 @@ def evaluate_run_on(
 
 def evaluate_propagated(
     cohort: Cohort,
-    split: SplitSpec,
+    split: Split | None,
     out: Path,
     spec: EvaluationSpec,
     *,
@@ -119,20 +120,41 @@ def evaluate_propagated(
     The folder OUT/propagation holds the tables. A case whose registration failed has no structures: all of
     them are missed.
 
+    Args:
+        cohort: with propagated structures, and references.
+        split: which cases are test cases; None: all.
+        out: gets `propagation`.
+        spec: replicates, confidence and rules.
+        progress: told after each case.
+
     Raises:
-        CohortError: no test case has a reference.
+        CohortError: no test case has a reference, or the split does not know a case.
         ImageError: naming the case that can't be read.
     """
     from threefold.inference.label_tables import label_tables
 
-    folder = RunFolder(out / "propagation")
-    parts = make_split(cohort, split)
-    tables = label_tables(cohort, parts, progress=progress)
+    folder = RunFolder(out / PROPAGATION)
+    tables = label_tables(cohort, split, progress=progress)
     folder.path.mkdir(parents=True, exist_ok=True)
     write_predictions(tables.cases, folder.predictions)
     write_predictions(tables.structures, folder.structures)
-    predictions = _with_structures(read_predictions(folder.predictions, leaks=parts.leaks), folder)
+    leaks = split is not None and split.leaks
+    predictions = _with_structures(read_predictions(folder.predictions, leaks=leaks), folder)
     return write_report(predictions, spec, folder.path, threshold=None)
+
+
+def evaluate_propagated_as(
+    run: RunFolder, cohort: Cohort, out: Path, *, progress: Progress | None = None
+) -> Report:
+    """Evaluate a cohort's propagated structures on a run's test cases, with the run's evaluation settings.
+
+    Raises:
+        RunError: not a run.
+        CohortError, ImageError: as `evaluate_propagated`.
+    """
+    run.read_status()
+    spec = read_experiment(run.experiment).evaluation
+    return evaluate_propagated(cohort, read_split(run.split), out, spec, progress=progress)
 
 
 def _with_structures(predictions: Predictions, run: RunFolder) -> Predictions:
@@ -142,9 +164,16 @@ def _with_structures(predictions: Predictions, run: RunFolder) -> Predictions:
     return with_structures(predictions, read_structures_table(run.structures), source=str(run.structures))
 
 
-def evaluate_table(path: Path, out: Path, spec: EvaluationSpec) -> Report:
-    """Evaluate anyone's table of predictions into OUT/tables and OUT/figures."""
-    return write_report(read_predictions(path), spec, out, threshold=None)
+def evaluate_table(path: Path, out: Path, spec: EvaluationSpec, *, structures: Path | None = None) -> Report:
+    """Evaluate anyone's table of predictions, with its table of structures, into OUT/tables and OUT/figures.
+
+    Raises:
+        PredictionsError: naming the table, the column and the case.
+    """
+    predictions = read_predictions(path)
+    if structures is not None:
+        predictions = with_structures(predictions, read_structures_table(structures), source=str(structures))
+    return write_report(predictions, spec, out, threshold=None)
 
 
 def _claim(out: RunFolder, cohort: Cohort) -> None:
