@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -80,10 +81,11 @@ class Evaluation:
         class_name: str = "",
     ) -> Row | None:
         """Return one number, or None where the predictions have nothing of its kind."""
-        wanted = (level, group_kind, group, metric, class_name)
-        return next(
-            (r for r in self.rows if (r.level, r.group_kind, r.group, r.metric, r.class_name) == wanted), None
-        )
+        return self._found.get((level, group_kind, group, metric, class_name))
+
+    @cached_property
+    def _found(self) -> dict[tuple[Level, GroupKind, str, str, str], Row]:
+        return {(r.level, r.group_kind, r.group, r.metric, r.class_name): r for r in reversed(self.rows)}
 
 
 def evaluate(

@@ -36,9 +36,11 @@ def structure_numbers(level: Level, predictions: Predictions, spec: EvaluationSp
     structures differ can be seen apart. A patient's value is the mean of the cases'.
     """
     test = predictions.part("test")
+    of_test = _values(test, predictions)
     for group in (*groups_of(test), *_classes(test, predictions.classes)):
         patients = np.unique(group.rows["patient_id"].to_numpy(str), return_inverse=True)[1].astype(np.int64)
-        values = _values(group, predictions)
+        chosen = test.index.isin(group.rows.index)
+        values = {key: value[chosen] for key, value in of_test.items()}
         if level == "patient":
             count = len(np.unique(patients))
             values = {key: mean_by_patient(patients, value, count) for key, value in values.items()}
@@ -53,12 +55,12 @@ def _classes(test: pd.DataFrame, classes: Sequence[str]) -> Iterator[Group]:
         yield from (Group("class", name, test[test["label"] == name]) for name in names)
 
 
-def _values(group: Group, predictions: Predictions) -> Mapping[Key, Floats]:
-    """Return the values of each case of a group, (n,); NaN where a case has none."""
+def _values(rows: pd.DataFrame, predictions: Predictions) -> Mapping[Key, Floats]:
+    """Return the values of each case, (n,); NaN where a case has none."""
     values: dict[Key, Floats] = {}
     if predictions.structures is not None:
-        values |= structure_values(predictions.structures, group.rows["case_id"].tolist())
-    return values | {(name, ""): value for name, value in _topology(group.rows).items()}
+        values |= structure_values(predictions.structures, rows["case_id"].tolist())
+    return values | {(name, ""): value for name, value in _topology(rows).items()}
 
 
 def _topology(rows: pd.DataFrame) -> Mapping[str, Floats]:
