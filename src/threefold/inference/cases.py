@@ -179,7 +179,9 @@ def _measure(
         row |= {probability_column(name): value for name, value in probabilities.items()}
     if result.labels is not None and truth is not None:
         row |= mask_columns(result.labels, truth.foreground if names else truth.region)
-        lines = measure_structures(case.case_id, result.labels, truth, names, one.image)
+        lines = measure_structures(
+            case.case_id, result.labels, truth, names, placement=one.placement, image=one.image
+        )
         if names:
             row |= topology_columns(
                 result.labels,

@@ -68,12 +68,7 @@ def _measure(case: Case, cohort: Cohort) -> tuple[dict[str, object], list[dict[s
         raise ImageError(f"case {case.case_id}: {error}") from error
     truth = Truth(known, None, "reference")
     row = case_identity(case, spec, "test") | mask_columns(labels, truth.foreground)
-    row |= topology_columns(
-        labels,
-        known,
-        trained=spec,
-        placement=place(image, image.array.shape),
-        image=image,
-        probabilities={},
-    )
-    return row, measure_structures(case.case_id, labels, truth, spec.structures, image)
+    placement = place(image, image.array.shape)
+    row |= topology_columns(labels, known, trained=spec, placement=placement, image=image, probabilities={})
+    lines = measure_structures(case.case_id, labels, truth, spec.structures, placement=placement, image=image)
+    return row, lines

@@ -67,21 +67,36 @@ def read_truth(case: Case, image: Image, spec: CohortSpec, target: Literal["mask
 
 
 def measure_structures(
-    case_id: str, predicted: Labels, truth: Truth, names: Sequence[str], image: Image
+    case_id: str,
+    predicted: Labels,
+    truth: Truth,
+    names: Sequence[str],
+    *,
+    placement: Placement,
+    image: Image,
 ) -> list[dict[str, Any]]:
     """Return a case's rows of structures.csv.
+
+    They are measured in the canonical order of axes: thinning to a centreline goes by the axes, and a file
+    that is stored in another order is to have the same numbers.
 
     Args:
         case_id: the case.
         predicted: labels on the image's own grid.
         truth: on the same grid.
         names: of labels 1, 2, ...; none: a binary mask was predicted, which has the row of the union alone.
-        image: gives the voxels' size.
+        placement, image: where the grid lies.
     """
+    turned = np.ascontiguousarray(canonical(predicted, placement))
+    structures, region = (
+        None if known is None else np.ascontiguousarray(canonical(known, placement))
+        for known in (truth.structures, truth.region if truth.structures is None else None)
+    )
+    spacing = [image.spacing[axis] for axis in placement.axes]
     if names:
-        rows = structure_rows(truth.structures, predicted, names, image.spacing, region=truth.region)
+        rows = structure_rows(structures, turned, names, spacing, region=region)
     else:
-        rows = [union_row(truth.foreground, predicted, image.spacing)]
+        rows = [union_row(region if structures is None else structures, turned, spacing)]
     return [{"case_id": case_id, **asdict(row), "truth_source": truth.source} for row in rows]
 
 
