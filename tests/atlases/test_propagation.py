@@ -149,6 +149,21 @@ def test_an_image_of_one_value_fails_without_a_word_too_much(make_cohort: Any, t
     assert quality(tmp_path / "out")["two"]["reason"] == "the image holds one value only"
 
 
+def test_a_field_that_is_not_finite_fails(
+    make_cohort: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(propagation, "refine", lambda pair, start, spec: pair.fixed[:, [0] * 3] * np.nan)
+    made = propagate(make_cohort(), tmp_path / "out", PLAIN)
+    assert {row["reason"] for row in quality(tmp_path / "out").values()} == {"the registration is not finite"}
+    assert not any(case.structures for case in made.cases)
+
+
+def test_a_network_needs_cases_to_train_on(make_cohort: Any, tmp_path: Path) -> None:
+    cohort = make_cohort(rows={name: {"split": "test"} for name in ("one", "two", "three")})
+    with pytest.raises(CohortError, match="every case is of the test part"):
+        propagate(cohort, tmp_path / "out", QUICK)
+
+
 def test_given_structures_are_kept(make_cohort: Any, tmp_path: Path) -> None:
     cohort = make_cohort(rows={"one": {"structures": "reference/one.nii.gz"}})
     made = propagate(cohort, tmp_path / "out", PLAIN)

@@ -94,7 +94,7 @@ def propagate(
         place = open_workplace(out, identity)
         _Propagation(cohort, pairing, spec, place, progress).run()
         finish(cohort, pairing, spec, place, copy=copy)
-    return read_cohort(out, allow_outside=not copy)
+    return read_cohort(out, allow_outside=True)  # the table is this program's own
 
 
 class _Propagation:
@@ -115,6 +115,11 @@ class _Propagation:
         self.atlases = {name: self._read_atlas(atlas) for name, atlas in used.items()}
         pairs = sum(len(pairing[case.case_id]) for case in self.cases)
         training = sum(len(pairing[case.case_id]) for case in self.cases if case.split != "test")
+        if spec.epochs and not training:
+            raise CohortError(
+                f"{cohort.folder}: every case is of the test part, so that none can train the registration "
+                "network. Give weights=FILE of an earlier propagation, or epochs=0."
+            )
         self._progress, self._done = progress, 0
         self._total = pairs + (spec.epochs * training) + len(self.cases)
 
@@ -161,11 +166,6 @@ class _Propagation:
                 if case.split != "test"
                 for atlas in self.pairing[case.case_id]
             ]
-            if not pairs:
-                raise CohortError(
-                    f"{self.cohort.folder}: every case is of the test part, so that none can train the "
-                    "registration network. Give weights=FILE of an earlier propagation, or epochs=0."
-                )
             network = train_registration(pairs, self.spec, self.place.checkpoint, self._step)
         if network is None:
             return None
@@ -184,10 +184,12 @@ class _Propagation:
                 displacement = displacement_of(start, self.spec)
             else:
                 displacement = refine(pair, start, self.spec)
-            fit = correlation_of(
-                warp(pair.moving, displacement, outside="border"), pair.fixed, self.spec.window
-            )
             before = correlation_of(pair.moving, pair.fixed, self.spec.window)
+            if torch.isfinite(displacement).all():
+                warped = warp(pair.moving, displacement, outside="border")
+                fit = correlation_of(warped, pair.fixed, self.spec.window)
+            else:  # a failure; the other limits are then judged without movement
+                fit, displacement = float("nan"), torch.zeros_like(displacement)
             found.append((fit, before, atlas, displacement.cpu()))
         fit, before, atlas, displacement = max(found, key=lambda one: np.nan_to_num(one[0], nan=-1.0))
         carry = self._carrier(case, image, fixed, atlas)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from threefold.atlases.spec import FailureSpec
+from threefold.networks.registration_losses import LocalSums, local_correlation
 from threefold.networks.warping import jacobian_determinant
 
 Labels = NDArray[np.uint8]
@@ -93,7 +94,5 @@ def mean_dice(dice: Mapping[str, float]) -> float | None:
 
 def correlation_of(values: Tensor, fixed: Tensor, window: int) -> float:
     """Return the local correlation of two volumes, 0..1."""
-    from threefold.networks.registration_losses import LocalSums, local_correlation
-
     with torch.no_grad():
         return float(local_correlation(values, LocalSums.of(fixed, window)))
