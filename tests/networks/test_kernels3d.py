@@ -14,7 +14,7 @@ from threefold.networks import folding3d, kernels3d
 from threefold.networks.attention_unet import ConvUnit, DecoderLevel
 from threefold.networks.cascade import Cascade
 from threefold.networks.densenet import DenseBlock, DenseFeatures
-from threefold.networks.gradients3d import keep_mask
+from threefold.networks.gradients3d import as_image, keep_mask, normalise
 
 SPEC = CascadeSpec(
     segmenter=AttentionUnetSpec(channels=(8, 16, 32), dropout=0.2),
@@ -48,7 +48,9 @@ class Transition(nn.Module):
 
 MODULES: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, ...]]]] = {
     "convolution": (lambda: ConvUnit(3, 6, 8, dropout=0.3), [(2, 6, 5, 4, 6)]),
+    "convolution of many voxels": (lambda: ConvUnit(3, 6, 8, dropout=0.3), [(1, 6, 10, 9, 8)]),
     "strided": (lambda: ConvUnit(3, 6, 8, stride=2, dropout=0.3), [(1, 6, 6, 4, 8)]),
+    "strided, odd": (lambda: ConvUnit(3, 6, 8, stride=2, dropout=0.0), [(2, 6, 7, 5, 3)]),
     "of one channel": (lambda: ConvUnit(3, 1, 8, dropout=0.0), [(1, 1, 6, 4, 8)]),
     "transposed": (lambda: ConvUnit(3, 8, 4, dropout=0.0, up=True), [(2, 8, 3, 4, 2)]),
     "2D": (lambda: ConvUnit(2, 6, 8, dropout=0.3), [(2, 6, 9, 7)]),
@@ -56,6 +58,7 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, ...]]]] = {
     "gated merge of a batch": (lambda: DecoderLevel(3, 16, 8, 0.0), [(2, 16, 2, 3, 2), (2, 8, 4, 6, 4)]),
     "gated merge, 2D": (lambda: DecoderLevel(2, 16, 8, 0.3), [(2, 16, 5, 3), (2, 8, 10, 6)]),
     "dense block": (lambda: DenseBlock(3, 6, 3, 4, 0.3), [(1, 6, 6, 5, 4)]),
+    "dense block of many voxels": (lambda: DenseBlock(3, 6, 3, 4, 0.0), [(1, 6, 10, 9, 8)]),
     "dense block of a batch": (lambda: DenseBlock(3, 6, 3, 4, 0.3), [(2, 6, 6, 5, 4)]),
     "dense block, 2D": (lambda: DenseBlock(2, 6, 3, 4, 0.3), [(2, 6, 9, 7)]),
     "transition": (Transition, [(2, 12, 8, 5, 1)]),
@@ -95,6 +98,20 @@ def test_levers_compute_the_formula(name: str, training: bool) -> None:
         torch.testing.assert_close(inferred.double(), results[0].detach(), rtol=1e-4, atol=1e-4)
 
 
+def test_statistics_of_many_voxels_are_exact() -> None:
+    """PyTorch's own channels-last norm is more than 1e-5 off here, and MONAI's network would be told apart."""
+    image = (_randn(1, 64, 64, 64, 3) + torch.tensor([0.0, 2.0, -5.0])).movedim(-1, 1)
+    running = torch.zeros(3), torch.ones(3), 0.25
+    out, mean, deviation = normalise(as_image(image), torch.ones(3), None, running)
+    rows = image.double().movedim(1, -1).flatten(0, -2)
+    expected = (rows - rows.mean(0)) / (rows.var(0, correction=0) + 1e-5).sqrt()
+    assert (out.movedim(1, -1).flatten(0, -2) - expected).abs().max() < 3e-6
+    torch.testing.assert_close(mean.double(), rows.mean(0), rtol=0, atol=1e-6)
+    torch.testing.assert_close(deviation.double(), rows.std(0).reciprocal(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(running[0].double(), 0.25 * rows.mean(0), rtol=0, atol=1e-6)
+    torch.testing.assert_close(running[1].double(), 0.75 + 0.25 * rows.var(0), rtol=1e-6, atol=0)
+
+
 def test_dropout_keeps_the_stated_share() -> None:
     torch.manual_seed(0)
     for dropout in (0.05, 0.2, 0.5, 0.97):
@@ -126,6 +143,28 @@ def test_bfloat16_stays_near(batch: int) -> None:
         assert parameter.grad is not None, name
         assert parameter.grad.dtype == torch.float32
         assert torch.isfinite(parameter.grad).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # the compiler's own
+def test_compiling_takes_the_whole_network_in_one_graph() -> None:
+    torch.manual_seed(0)
+    none = {"dropout": 0.0}
+    spec = SPEC.model_copy(
+        update={
+            "segmenter": SPEC.segmenter.model_copy(update=none),
+            "classifier": SPEC.classifier.model_copy(update=none),
+        }
+    )
+    network = Cascade(spec, in_channels=1, labels=5, classes=3).train()
+    image = _randn(1, 1, 16, 20, 16)
+    results = []
+    for run in (network, torch.compile(network, backend="eager", fullgraph=True)):
+        network.zero_grad()
+        outputs = run(image)
+        (outputs.segmentation.square().mean() + outputs.classes.sum()).backward()
+        gradient = network.segmenter.encoder[0][0].conv.weight.grad.clone()
+        results.append((outputs.segmentation, outputs.classes, gradient))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-4)
 
 
 def test_kept_weights_follow_the_weights_and_the_size() -> None:

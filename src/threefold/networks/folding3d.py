@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
 from threefold.networks.gradients import chunk_rows, onednn, onednn_add
-from threefold.networks.gradients3d import EPSILON, as_image, like
+from threefold.networks.gradients3d import as_image, like, normalise
 
 _folded: WeakIdKeyDictionary = WeakIdKeyDictionary()
 # Fused optimisers change weights without counting it in the tensors' versions.
@@ -60,10 +60,7 @@ def gated_merge(
         values, weight, None, conv.padding, conv.stride, conv.dilation, 1, "none", [], ""
     )
     ones = torch.ones(width)
-    cases = [
-        torch.native_batch_norm(case, ones, None, None, None, True, 0.0, EPSILON)[0]
-        for case in torch.split(as_image(merged), 1)
-    ]
+    cases = [normalise(case, ones)[0] for case in torch.split(as_image(merged), 1)]
     normed = cases[0] if len(cases) == 1 else torch.cat(cases)
     return like(F.leaky_relu_(normed, float(slope)), merged)
 

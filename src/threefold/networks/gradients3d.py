@@ -16,9 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from threefold.networks.gradients import chunk_rows
+
 EPSILON = 1e-5  # of instance norm
 _INTEGER = {torch.float32: torch.int32, torch.bfloat16: torch.int16}
 _SMALL = 20480  # below, PyTorch leaves oneDNN for a slower convolution (batch 1, float32)
+_EXACT = 16384  # values up to which PyTorch's statistics of channels-last values are exact enough
+_FEW_VOXELS = 512  # up to here a weight's gradient is faster as one matrix product
 
 
 def keep_mask(count: int, dropout: float) -> tuple[Tensor, float]:
@@ -73,10 +77,13 @@ class BatchNorm(torch.autograd.Function):
         assert norm.num_batches_tracked is not None
         assert norm.running_mean is not None
         assert norm.momentum is not None
-        out, mean, deviation = torch.native_batch_norm(
-            as_image(values), weight * scale, bias * scale, norm.running_mean, norm.running_var, True,
-            norm.momentum, norm.eps,
-        )  # fmt: skip
+        out, mean, deviation = normalise(
+            as_image(values),
+            weight * scale,
+            bias * scale,
+            (norm.running_mean, norm.running_var, norm.momentum),
+            norm.eps,
+        )
         norm.running_mean.add_(shift, alpha=norm.momentum)
         norm.num_batches_tracked.add_(1)
         if relu:
@@ -118,7 +125,7 @@ class InstanceNorm(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         weight = torch.full((values.shape[1],), scale)
-        parts = [_normalise(case, weight) for case in torch.split(as_image(values), 1)]
+        parts = [normalise(case, weight) for case in torch.split(as_image(values), 1)]
         normed = parts[0][0] if len(parts) == 1 else torch.cat([part[0] for part in parts])
         if mask is not None:
             keep(normed, mask)
@@ -145,6 +152,31 @@ class InstanceNorm(torch.autograd.Function):
         joined = back[0] if len(back) == 1 else torch.cat(back)
         no_effect = None if shift is None else torch.zeros_like(shift)
         return like(joined, values), no_effect, below, None, None
+
+
+class SmallConvolution(torch.autograd.Function):
+    """3x3 convolution with padding 1 on a small grid; transposed: to a grid `stride` times as large."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weight: Tensor, stride: int, transposed: bool) -> Tensor:
+        ctx.save_for_backward(values, weight)
+        axes = values.ndim - 2
+        ctx.options = (
+            [stride] * axes, [1] * axes, [1] * axes, transposed, [stride - 1 if transposed else 0] * axes, 1
+        )  # fmt: skip
+        return torch.convolution(values, weight, None, *ctx.options)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
+        values, weight = ctx.saved_tensors
+        back = None
+        if ctx.needs_input_grad[0]:
+            back = torch.ops.aten.convolution_backward(
+                gradient, values, weight, None, *ctx.options, [True, False, False]
+            )[0]
+        stride, transposed = ctx.options[0][0], ctx.options[3]
+        finer, coarser = (gradient, values) if transposed else (values, gradient)
+        return back, _weight_gradient(coarser, finer, stride), None, None
 
 
 class DenseBlock(torch.autograd.Function):
@@ -214,15 +246,56 @@ def convolve(values: Tensor, weight: Tensor) -> Tensor:
 def convolve_backward(gradient: Tensor, values: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients of `convolve` with respect to values and weight."""
     ones = [1] * (values.ndim - 2)
-    zeros = [0] * len(ones)
-    small = values.dtype == torch.float32 and values.shape[0] == 1 and values[0, ..., 0].numel() <= _SMALL
+    few = is_small(values, 1, transposed=False)
+    flip = values.dtype == torch.float32 and values.shape[0] == 1 and values[0, ..., 0].numel() <= _SMALL
     both = torch.ops.aten.convolution_backward(
-        gradient, values, weight, None, ones, ones, ones, False, zeros, 1, [not small, True, False]
+        gradient,
+        values,
+        weight,
+        None,
+        ones,
+        ones,
+        ones,
+        False,
+        [0] * len(ones),
+        1,
+        [not flip, not few, False],
     )
-    if small:
-        spatial = tuple(range(2, values.ndim))
-        return convolve(gradient, weight.flip(spatial).transpose(0, 1)), both[1]
-    return both[0], both[1]
+    if flip:
+        turned = weight.flip(tuple(range(2, values.ndim))).transpose(0, 1)
+    return (
+        convolve(gradient, turned) if flip else both[0],
+        _weight_gradient(gradient, values, 1) if few else both[1],
+    )
+
+
+def is_small(values: Tensor, stride: int, *, transposed: bool) -> bool:
+    """Whether the coarser grid of a 3x3 convolution of these values, over the batch, has few voxels."""
+    voxels = len(values) * math.prod(side if transposed else -(-side // stride) for side in values.shape[2:])
+    return voxels <= _FEW_VOXELS
+
+
+def _weight_gradient(gradient: Tensor, values: Tensor, stride: int) -> Tensor:
+    """Gradient of the weight of a 3x3 convolution with padding 1, as one matrix product.
+
+    Args:
+        gradient: (B, E, *T) of the result.
+        values: (B, C, *S).
+        stride: S is about stride times T.
+
+    Returns:
+        (E, C, 3, 3, 3), or as many axes as there are.
+    """
+    axes, channels = values.ndim - 2, values.shape[1]
+    padded = torch.nn.functional.pad(values.movedim(1, -1), (0, 0, *[1, 1] * axes)).contiguous()
+    steps = padded.stride()[1:-1]
+    windows = padded.as_strided(
+        (len(values), *gradient.shape[2:], *[3] * axes, channels),
+        (padded.stride(0), *(stride * step for step in steps), *steps, 1),
+    )  # (B, *T, 3, 3, 3, C), overlapping
+    rows = gradient.movedim(1, -1).reshape(-1, gradient.shape[1])  # (B * voxels, E)
+    product = rows.t() @ windows.reshape(len(rows), -1)
+    return product.view(-1, *[3] * axes, channels).movedim(-1, 1)
 
 
 def _empty_channels_last(like: Tensor, channels: int) -> Tensor:
@@ -253,15 +326,47 @@ def _view(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     return rows.as_strided(shape, (channels * math.prod(size), 1, *strides))
 
 
-def _normalise(image: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return weight * (image - mean) / deviation, the mean and 1 / deviation.
+def normalise(
+    image: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    running: tuple[Tensor | None, Tensor | None, float] = (None, None, 0.0),
+    epsilon: float = EPSILON,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return weight * (image - mean) / deviation + bias, the mean and 1 / deviation, over batch and voxels.
 
-    The weight is there always: it is float32, and so are the statistics then.
+    Args:
+        image: (B, C, H, W), channels-last.
+        weight: (C,) float32, and so are the statistics then.
+        bias: (C,), or None for 0.
+        running: mean and variance that move towards the image's, and by which share.
+        epsilon: is added to the variance.
     """
-    normed: tuple[Tensor, Tensor, Tensor] = torch.native_batch_norm(
-        image, weight, None, None, None, True, 0.0, EPSILON
-    )
-    return normed
+    count = image.numel() // image.shape[1]
+    running_mean, running_variance, share = running
+    if image.dtype != torch.float32 or count <= _EXACT:
+        normed: tuple[Tensor, Tensor, Tensor] = torch.native_batch_norm(
+            image, weight, bias, running_mean, running_variance, True, share, epsilon
+        )
+        return normed
+    mean, variance = _moments(image.movedim(1, -1).flatten(0, -2))
+    if running_mean is not None and running_variance is not None:
+        running_mean.lerp_(mean, share)
+        running_variance.lerp_(variance * (count / (count - 1)), share)
+    out: Tensor = torch.native_batch_norm(image, weight, bias, mean, variance, False, 0.0, epsilon)[0]
+    return out, mean, torch.rsqrt(variance + epsilon)
+
+
+def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of each column of many rows.
+
+    PyTorch's norm adds up channels-last values one after the other, which is 1e-4 off for 64^3 of them.
+    """
+    mean = rows.mean(0)
+    squares = torch.zeros_like(mean)
+    for chunk in torch.split(rows, chunk_rows(4 * rows.shape[1])):
+        squares += torch.sub(chunk, mean).square_().sum(0)
+    return mean, squares / len(rows)
 
 
 def _normalise_backward(
@@ -277,7 +382,7 @@ def _norm_relu_into(values: Tensor, out: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Write relu(instance norm(values)) to `out`, (B, *S, C); return each case's mean and 1 / deviation."""
     statistics = []
     for case, result in zip(torch.split(values, 1), out, strict=True):
-        normed, mean, deviation = _normalise(as_image(case), torch.ones(case.shape[1]))
+        normed, mean, deviation = normalise(as_image(case), torch.ones(case.shape[1]))
         torch.clamp_min(normed.movedim(1, -1).reshape(-1, case.shape[1]), 0, out=result.flatten(0, -2))
         statistics.append((mean, deviation))
     return statistics

@@ -143,9 +143,10 @@ def gated_merge(
 def dense_stem(image: Tensor, weight: Tensor) -> Tensor:
     """7x7 convolution of stride 2, instance norm, ReLU, 3x3 maximum of stride 2."""
     convolution, maximum = (F.conv3d, F.max_pool3d) if image.ndim == 5 else (F.conv2d, F.max_pool2d)
-    values = convolution(image, weight.to(image.dtype), stride=2, padding=3)
     if not kernels.has_levers(image):
+        values = convolution(image, weight, stride=2, padding=3)
         return maximum(F.relu(F.instance_norm(values, eps=EPSILON)), 3, stride=2, padding=1)
+    values = convolution(image, kernels.cast_weight(weight, image.dtype), stride=2, padding=3)
     normed = gradients3d.InstanceNorm.apply(values, None, None, None, 1.0)  # type: ignore[no-untyped-call]
     return maximum(normed, 3, stride=2, padding=1)
 
@@ -197,9 +198,13 @@ def dense_transition(values: Tensor, weight: Tensor) -> Tensor:
 
 def _convolution(values: Tensor, conv: _ConvNd, *, bias: bool = True) -> Tensor:
     """Apply a convolution, plain or transposed, with or without its bias."""
-    weight, shift = conv.weight.to(values.dtype), conv.bias if bias else None
-    shift = None if shift is None else shift.to(values.dtype)
+    weight, shift = conv.weight, conv.bias if bias else None
     assert not isinstance(conv.padding, str)
+    if kernels.has_levers(values):
+        weight = weight.to(values.dtype)
+        shift = None if shift is None else shift.to(values.dtype)
+        if shift is None and gradients3d.is_small(values, conv.stride[0], transposed=conv.transposed):
+            return gradients3d.SmallConvolution.apply(values, weight, conv.stride[0], conv.transposed)  # type: ignore[no-any-return, no-untyped-call]
     if conv.transposed:
         up = F.conv_transpose3d if values.ndim == 5 else F.conv_transpose2d
         return up(values, weight, shift, conv.stride, conv.padding, conv.output_padding)
@@ -232,7 +237,7 @@ def _batch_norm(
 
 def _dropout(values: Tensor, dropout: float) -> Tensor:
     """Dropout of the plain formulas; on CPUs with the levers' own draws."""
-    if not dropout or values.device.type != "cpu":
+    if not dropout or values.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(values, dropout)
     kept, scale = keep_mask(values.numel(), dropout)
     return values * kept.view(values.movedim(1, -1).shape).movedim(-1, 1) * scale
