@@ -151,7 +151,7 @@ def _variants_by_class(evaluations: Mapping[str, Evaluation]) -> Table:
 def disagreement_table(predictions: Predictions) -> Table | None:
     """Return the test cases whose topology and classifier say different things; None where none does."""
     test = predictions.part("test")
-    if "agrees" not in test:
+    if "agrees" not in test or not predictions.classes:
         return None
     rows = test[test["agrees"] == "no"]
     if rows.empty:
@@ -164,8 +164,8 @@ def disagreement_table(predictions: Predictions) -> Table | None:
         rows=tuple(
             (
                 str(row["case_id"]),
-                str(row["arch"]),
-                str(row["topology_class"]),
+                str(row.get("arch") or ""),
+                str(row.get("topology_class") or ""),
                 predictions.classes[k],
                 f"{row[columns[k]]:.2f}",
                 str(row["label"]) or "not known",
