@@ -375,8 +375,8 @@ def as_markdown(result: Race, arguments: argparse.Namespace) -> str:
         "",
         "Attention U-Net (32, 64, 128, 256, 512) and DenseNet121 on its softmax of 12 labels, batch 1. A "
         "step is forward, the losses of labels, foreground and diagnosis, backward and AdamW. Inference is "
-        "both networks' forward pass. bf16 is autocast. Each contestant in a process of its own, taking turns; "
-        f"medians of {arguments.rounds} rounds.",
+        "both networks' forward pass. bf16 is autocast. Each contestant in a process of its own, taking "
+        f"turns; medians of {arguments.rounds} rounds.",
         "",
         f"`{command}`, {datetime.date.today().isoformat()}, {cpu}, {arguments.threads} threads, "
         f"PyTorch {torch.__version__}.",

@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
 from threefold.networks.gradients import chunk_rows, onednn, onednn_add
-from threefold.networks.gradients3d import as_image, like, normalise
+from threefold.networks.norms3d import as_image, like, normalise
 
 _folded: WeakIdKeyDictionary = WeakIdKeyDictionary()
 # Fused optimisers change weights without counting it in the tensors' versions.

@@ -26,7 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from threefold.networks import folding3d, gradients3d, kernels
-from threefold.networks.gradients3d import EPSILON, as_bits, keep_mask, layout
+from threefold.networks.norms3d import EPSILON, as_bits, keep_mask, layout
 
 
 def pad(image: Tensor, size: Sequence[int]) -> Tensor:
