@@ -12,6 +12,8 @@ import pytest
 
 from threefold.cli.app import main
 
+from ..evaluation.test_structures_table import make_structures
+
 
 def call(*arguments: str | Path, code: int = 0) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -96,3 +98,33 @@ def test_what_is_no_run_or_table_is_refused(tmp_path: Path, capsys: pytest.Captu
     assert f"error: {tmp_path}: not a run folder" in capsys.readouterr().err
     call("evaluate", tmp_path / "gone.csv", code=1)
     assert "gone.csv: no such file" in capsys.readouterr().err
+
+
+def test_structures_of_anyone(theirs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    structures = theirs.parent / "structures.csv"
+    make_structures([f"{i:03d}" for i in range(40)]).to_csv(structures, index=False)
+    call("evaluate", theirs, "--structures", structures)
+    printed = capsys.readouterr().out
+    assert "Structures, per case" in printed
+    assert "Structures and topology by class, per case" in printed
+    make_structures(["zz"]).to_csv(structures, index=False)
+    call("evaluate", theirs, "--structures", structures, code=1)
+    assert f"error: {structures}: case 'zz'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "name the run folders to evaluate, or one table"),
+        (("a.csv", "b.csv"), "a table of predictions is evaluated alone"),
+        (("a.csv", "--propagated", "cohort"), "a table of predictions is evaluated alone"),
+        (("run", "--structures", "s.csv"), "--structures is for a table of predictions"),
+        (("run", "--propagated", "cohort"), "--propagated needs --out"),
+        (("run", "--out", "folder"), "a run's results go into the run folder"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call("evaluate", *arguments, code=2)
+    assert message in capsys.readouterr().err

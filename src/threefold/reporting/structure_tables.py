@@ -125,7 +125,9 @@ def _variants_by_structures(evaluations: Mapping[str, Evaluation]) -> Table:
 
 
 def _variants_by_class(evaluations: Mapping[str, Evaluation]) -> Table:
-    classes = dict.fromkeys(
+    # In a diagnosis's own order, which a variant without classifier does not know.
+    classes = dict.fromkeys(name for each in evaluations.values() for name in each.classes)
+    classes |= dict.fromkeys(
         row.group for each in evaluations.values() for row in each.rows if row.group_kind == "class"
     )
     shown = [(m, w) for w in WHOLE for m in ("structure_dice", "hd95_mm", "asd_mm", "cl_dice", "b1_error")]
