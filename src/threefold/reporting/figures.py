@@ -24,6 +24,7 @@ from threefold.evaluation.groups import Group, case_units, groups_of, natural_or
 from threefold.evaluation.metrics import METRICS
 from threefold.evaluation.predictions import Predictions
 from threefold.experiment import EvaluationSpec
+from threefold.reporting.structure_tables import title_of
 from threefold.run import write_atomically
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LINES = ("-", "--", "-.", ":")
 _TRUTH, _PREDICTED = "#56B4E9", "#E69F00"
-_SHIFT_METRICS = ("auc", "sensitivity", "specificity", "dice")
+_SHIFT_METRICS = ("auc", "sensitivity", "specificity", "dice", "structure_dice")
 _LEAK_TITLE = " (split leaks patients)"
 
 
@@ -223,7 +224,7 @@ def shift_figure(evaluation: Evaluation) -> Figure | None:
         overall = evaluation.find(metric)
         if overall is not None and not math.isnan(overall.value):
             axes.axvline(overall.value, color="0.6", linewidth=0.8, zorder=0)
-        axes.set_title(METRICS[metric].title, fontsize=9)
+        axes.set_title(title_of(metric, ""), fontsize=9)
         axes.set_xlim(-0.02, 1.02)
         axes.set_xticks([0, 0.5, 1])
         _tidy(axes)
