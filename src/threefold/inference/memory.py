@@ -39,10 +39,10 @@ class TensorMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run an operation and count the storages that it made."""
-        known = {_address(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        known = {_address(leaf) for leaf in _tensors((args, kwargs))}
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and _address(leaf) not in known:
+        for leaf in _tensors(result):
+            if _address(leaf) not in known:
                 self._count(leaf.untyped_storage())
         return result
 
@@ -67,6 +67,16 @@ def free_bytes(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return available_memory_bytes()
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    """Return the tensors that have a storage: oneDNN's own hold a layer's packed weights, which are small."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and not leaf.is_mkldnn]
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    """Return the tensors among values, but for oneDNN's own: weights, whose storage can't be asked for."""
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and not leaf.is_mkldnn]
 
 
 def _address(tensor: Tensor) -> int:
