@@ -140,5 +140,5 @@ def _why(name: str, structure: str) -> str:
     if name == "topology_right":
         return "no case with a diagnosis"
     if name == "topology_agrees":
-        return "no case in which topology and classifier both say something"
+        return "no case where both say something"
     return "no case with it" if structure else "no case with true structures"

@@ -69,11 +69,6 @@ def free_bytes(device: torch.device) -> int:
     return available_memory_bytes()
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    """Return the tensors that have a storage: oneDNN's own hold a layer's packed weights, which are small."""
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and not leaf.is_mkldnn]
-
-
 def _tensors(values: Any) -> list[Tensor]:
     """Return the tensors among values, but for oneDNN's own: weights, whose storage can't be asked for."""
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and not leaf.is_mkldnn]
