@@ -18,6 +18,7 @@ OUT = Path(__file__).parents[1] / "results" / "fetal-heart-phantom" / "cases.png
 
 
 def main() -> None:
+    """Draw the picture."""
     spec = PRESETS["study"]
     internal = [case for case in draw_cases(spec, 0) if case.site == "site-01"]
     rows = []

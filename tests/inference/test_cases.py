@@ -51,7 +51,9 @@ def test_voxels_are_counted_on_the_images_own_grid(
     known: Threshold, make_cohort: Callable[..., Cohort], tmp_path: Path
 ) -> None:
     cohort = make_cohort()
-    table = predict_cases(known, EXPERIMENT, cohort, None, masks=tmp_path / "masks").cases.set_index("case_id")
+    table = predict_cases(known, EXPERIMENT, cohort, None, masks=tmp_path / "masks").cases.set_index(
+        "case_id"
+    )
     assert set(table["part"]) == {"test"}
     for k in range(6):
         row = table.loc[f"case{k}"]
