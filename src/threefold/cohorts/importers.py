@@ -185,7 +185,7 @@ def import_dicom(
     """
     if spec.dimensions == 3 and uneven == "keep":
         raise CohortError(
-            f"{folder}: a volume can't keep uneven slices; resample them (uneven: resample), or make a "
+            f"{folder}: a volume can't keep uneven slices; resample them (--uneven resample), or make a "
             "cohort of slices (dimensions: 2)."
         )
     for problem in label_problems(label, spec) if label is not None else ():
