@@ -51,9 +51,11 @@ def test_voxels_are_counted_on_the_images_own_grid(
     known: Threshold, make_cohort: Callable[..., Cohort], tmp_path: Path
 ) -> None:
     cohort = make_cohort()
-    table = predict_cases(known, EXPERIMENT, cohort, None, masks=tmp_path / "masks").cases.set_index(
-        "case_id"
-    )
+    tables = predict_cases(known, EXPERIMENT, cohort, None, masks=tmp_path / "masks")
+    table = tables.cases.set_index("case_id")
+    # A mask has the union alone.
+    assert tables.structures["structure"].tolist() == ["union"] * 6
+    assert tables.structures["predicted_voxels"].tolist() == table["mask_predicted_voxels"].tolist()
     assert set(table["part"]) == {"test"}
     for k in range(6):
         row = table.loc[f"case{k}"]
