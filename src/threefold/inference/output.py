@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class Prediction:
         image: the image as read.
         slice_index, volume: the volume that the image is a slice of, and which; None for other images.
         note: how an image larger than the network's was predicted; empty for others.
+        topology: what the label map says of the aortic arch (arch, topology_class, agrees), where its
+            structures have the names for it; a diagnosis that it contradicts wants a reader's eye.
     """
 
     case_id: str
@@ -45,6 +47,7 @@ class Prediction:
     slice_index: int | None = None
     volume: Image | None = None
     note: str = ""
+    topology: Mapping[str, str] = field(default_factory=dict)
 
 
 class PredictionFolder:
@@ -94,6 +97,7 @@ class PredictionFolder:
         }
         if prediction.decision is not None:
             row["decision"] = prediction.decision
+        row |= prediction.topology
         if prediction.mask is not None:
             row["mask_predicted_voxels"] = int((prediction.mask > 0).sum())
             row["mask"] = self._write_mask(prediction, prediction.mask)

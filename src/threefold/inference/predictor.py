@@ -24,10 +24,11 @@ from threefold.errors import ImageError, RunError, UsageError, WeightsError
 from threefold.experiment import Experiment
 from threefold.experiments import read_experiment
 from threefold.images.reading import Uneven
-from threefold.inference.cases import Progress, label_count
+from threefold.inference.cases import Progress, label_count, structure_names
 from threefold.inference.engine import Prepared, Result, run_network
 from threefold.inference.output import Prediction, PredictionFolder
 from threefold.inference.sources import Inputs, Source, find_sources, prepare, refuse_other_question
+from threefold.inference.structures import topology_columns
 from threefold.networks.build import build_network
 from threefold.networks.pretrained import load_pretrained
 from threefold.run import RunFolder
@@ -188,6 +189,19 @@ class Predictor:
             slice_index=one.slice_index,
             volume=one.volume,
             note=result.note,
+            topology=self._topology(one, result, probabilities),
+        )
+
+    def _topology(self, one: Prepared, result: Result, probabilities: dict[str, float]) -> dict[str, str]:
+        if result.labels is None or not structure_names(self.experiment, self.cohort):
+            return {}
+        return topology_columns(
+            result.labels,
+            None,
+            trained=self.cohort,
+            placement=one.placement,
+            image=one.image,
+            probabilities=probabilities,
         )
 
     def decide(self, probabilities: dict[str, float]) -> str:

@@ -1,0 +1,76 @@
+"""The shipped chain, whole, at a size for a test: propagation, three trainings, one table; and again."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from threefold.cli.app import main
+from threefold.phantoms.fetal_heart import PRESETS, make_fetal_heart_cohort
+
+TINY = (
+    "propagation.size=[24,24,24]",
+    "propagation.channels=[4,4,4,4]",
+    "propagation.final_channels=[4]",
+    "propagation.epochs=1",
+    "propagation.refinement_steps=2",
+    "propagation.affine_steps=2",
+    "data.preprocessing.size=[24,24,24]",
+    "evaluation.replicates=50",
+    "training.epochs=1",
+    "segmenter.network.channels=[4,8]",
+    "classifier.network.segmenter.channels=[4,8]",
+    "joint.network.segmenter.channels=[4,8]",
+)
+
+
+def call(*arguments: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["threefold", *arguments])
+        main()
+
+
+@pytest.mark.acceptance
+def test_the_shipped_chain_runs_whole_and_goes_on_where_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = {"patients": (5, 5, 5), "size": 24, "spacing": 2.1, "deformation": 0.3}
+    cohort = make_fetal_heart_cohort(tmp_path / "hearts", PRESETS["demo"].model_copy(update=small), 0)
+    out = tmp_path / "chain"
+    command = ("chain", "aortic-arch-demo", "--cohort", str(cohort.folder), "--out", str(out), *TINY)
+    with pytest.raises(SystemExit) as stop:
+        call(*command, "--json")
+    assert not stop.value.code
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["propagation", "segmenter", "classifier", "joint"]
+    dice = {
+        stage: next(
+            row["value"]
+            for row in content["rows"]
+            if (row["level"], row["group_kind"], row["metric"], row["class_name"])
+            == ("case", "all", "structure_dice", "")
+        )
+        for stage, content in found.items()
+    }
+    assert dice["propagation"] > 0.3
+    # The classifier is trained on the segmenter as it was.
+    assert dice["classifier"] == dice["segmenter"]
+    diagnosed = {row["metric"] for row in found["joint"]["rows"]}
+    assert {"balanced_accuracy", "hd95_mm", "b1_error", "topology_right"} <= diagnosed
+
+    weights = (out / "runs/joint/weights.safetensors").read_bytes()
+    with pytest.raises(SystemExit):
+        call(*command)
+    said = capsys.readouterr()
+    assert "propagated: already there" in said.out + said.err
+    assert (out / "runs/joint/weights.safetensors").read_bytes() == weights
+    assert "Variants by class" in said.out
+
+    with pytest.raises(SystemExit) as stop:
+        call("predict", str(out / "runs/joint"), str(cohort.cases[0].image), "--out", str(tmp_path / "p"))
+    assert not stop.value.code
+    header = (tmp_path / "p" / "predictions.csv").read_text().splitlines()[0]
+    assert {"probability_CoA", "arch", "topology_class", "agrees"} <= {*header.split(",")}
