@@ -105,3 +105,9 @@ def test_yaml_holds_plain_values_only() -> None:
     data = yaml.safe_load(experiment_yaml(load_experiment("hematoma/joint-swin")))
     assert data["data"]["preprocessing"]["size"] == [224, 224]
     assert set(data) == set(Experiment.model_fields)
+
+
+def test_gradnorm_is_for_networks_that_name_a_shared_layer() -> None:
+    load_experiment("hematoma/mtl-cls-seg", ["balancing.method=gradnorm"])
+    with pytest.raises(ExperimentError, match="a cascade network does not; use fixed or uncertainty"):
+        load_experiment("aortic-arch/joint-multi", ["balancing.method=gradnorm"])

@@ -74,6 +74,15 @@ class Experiment(Spec):
         return self
 
     @model_validator(mode="after")
+    def _gradnorm_has_a_shared_layer(self) -> Self:
+        if self.balancing.method == "gradnorm" and self.network.kind != "swin-unet":
+            raise ValueError(
+                "balancing.method gradnorm compares gradients at the layer that all tasks share, which a "
+                f"swin-unet network names and a {self.network.kind} network does not; use fixed or uncertainty"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _metric_is_given(self) -> Self:
         metric, tasks = self.training.selection.metric, self.tasks
         needs = {
