@@ -109,5 +109,5 @@ def test_yaml_holds_plain_values_only() -> None:
 
 def test_gradnorm_is_for_networks_that_name_a_shared_layer() -> None:
     load_experiment("hematoma/mtl-cls-seg", ["balancing.method=gradnorm"])
-    with pytest.raises(ExperimentError, match="a cascade network does not; use fixed or uncertainty"):
+    with pytest.raises(ExperimentError, match="a cascade network does not; use uncertainty"):
         load_experiment("aortic-arch/joint-multi", ["balancing.method=gradnorm"])

@@ -78,7 +78,7 @@ class Experiment(Spec):
         if self.balancing.method == "gradnorm" and self.network.kind != "swin-unet":
             raise ValueError(
                 "balancing.method gradnorm compares gradients at the layer that all tasks share, which a "
-                f"swin-unet network names and a {self.network.kind} network does not; use fixed or uncertainty"
+                f"swin-unet network names and a {self.network.kind} network does not; use uncertainty"
             )
         return self
 
