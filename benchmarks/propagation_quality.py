@@ -101,7 +101,8 @@ def train(arguments: argparse.Namespace) -> Path:
     propagate(
         cohort, out, settings(arguments, epochs=arguments.epochs), copy=False, progress=report("training")
     )
-    keep(arguments.work / "training.json", {"seconds": time.perf_counter() - start, "cases": cases})
+    if kept(arguments.work / "training.json") is None:
+        keep(arguments.work / "training.json", {"seconds": time.perf_counter() - start, "cases": cases})
     return out / "registration" / "weights.safetensors"
 
 
