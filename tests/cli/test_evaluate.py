@@ -51,13 +51,14 @@ def test_a_table_is_printed_plainly_and_written(theirs: Path, capsys: pytest.Cap
         assert expected in printed
     assert "every case counts as a test case" in printed
     assert "\x1b" not in printed
-    assert f"Tables: {theirs.parent / 'tables'}" in printed
-    assert {path.name for path in (theirs.parent / "tables").iterdir()} == {
+    out = theirs.parent / "theirs-evaluation"
+    assert f"Tables: {out / 'tables'}" in printed
+    assert {path.name for path in (out / "tables").iterdir()} == {
         "metrics.csv",
         "metrics.json",
         "metrics.md",
     }
-    assert {path.name for path in (theirs.parent / "figures").iterdir()} == {
+    assert {path.name for path in (out / "figures").iterdir()} == {
         "roc.png",
         "calibration.png",
         "shift.png",
@@ -71,7 +72,28 @@ def test_json_is_all_that_is_printed_and_out_is_where_it_goes(
     printed = json.loads(capsys.readouterr().out)
     written = json.loads((tmp_path / "results" / "tables" / "metrics.json").read_text())
     assert printed == {"theirs": written}
-    assert not (theirs.parent / "tables").exists()
+    assert not (theirs.parent / "theirs-evaluation").exists()
+
+
+def test_the_positive_class_and_the_threshold_of_a_table_can_be_named(
+    theirs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call("evaluate", theirs, "--positive", "none", "--threshold", "0.3", "--json")
+    found = json.loads(capsys.readouterr().out)["theirs"]
+    assert (found["positive"], found["threshold"], found["threshold_source"]) == ("none", 0.3, "given")
+    call("evaluate", theirs, "--positive", "tumor", code=1)
+    assert "the positive class is 'tumor', which is not one of none, tumour" in capsys.readouterr().err
+
+
+def test_figures_of_an_earlier_evaluation_do_not_stay(
+    theirs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call("evaluate", theirs, "--out", tmp_path / "out")
+    assert (tmp_path / "out" / "figures" / "roc.png").is_file()
+    table = pd.read_csv(theirs, dtype=str).drop(columns=["probability_none", "probability_tumour", "label"])
+    table.assign(psnr=30).to_csv(theirs, index=False)
+    call("evaluate", theirs, "--out", tmp_path / "out")
+    assert not (tmp_path / "out" / "figures" / "roc.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -119,6 +141,7 @@ def test_structures_of_anyone(theirs: Path, capsys: pytest.CaptureFixture[str]) 
         (("a.csv", "b.csv"), "a table of predictions is evaluated alone"),
         (("a.csv", "--propagated", "cohort"), "a table of predictions is evaluated alone"),
         (("run", "--structures", "s.csv"), "--structures is for a table of predictions"),
+        (("run", "--positive", "tumour"), "--positive is for a table of predictions"),
         (("run", "--propagated", "cohort"), "--propagated needs --out"),
         (("run", "--out", "folder"), "a run's results go into the run folder"),
     ],

@@ -38,7 +38,23 @@ def evaluate(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="For a table's results (default: beside it), or for those of a comparison."),
+        typer.Option(
+            help="For a table's results (default: the folder NAME-evaluation beside NAME.csv), or for those "
+            "of a comparison."
+        ),
+    ] = None,
+    positive: Annotated[
+        str | None,
+        typer.Option(help="Of a table of two classes: the positive one (default: the last column's)."),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Of a table: the positive class's smallest probability (default: chosen on the table's "
+            "validation part, else 0.5).",
+            min=0,
+            max=1,
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="Where to predict another cohort: cpu, cuda, ...")] = "cpu",
     allow_outside: Annotated[
@@ -54,7 +70,8 @@ def evaluate(
     """
     named = runs or []
     tables = [path for path in named if path.suffix == ".csv"]
-    _refuse_contradictions(named, tables, cohort, propagated, structures, out)
+    of_table = {"--structures": structures, "--positive": positive, "--threshold": threshold}
+    _refuse_contradictions(named, tables, cohort, propagated, of_table, out)
 
     from threefold.cohorts.cohort import read_cohort
     from threefold.reporting.table import show
@@ -64,7 +81,7 @@ def evaluate(
     other = None if cohort is None else read_cohort(cohort, allow_outside=allow_outside)
     labelled = None if propagated is None else read_cohort(propagated, allow_outside=allow_outside)
     if tables:
-        found = [(tables[0].stem, _table(tables[0], out, structures))]
+        found = [(tables[0].stem, _table(tables[0], out, structures, positive, threshold))]
     else:
         found = [(run.resolve().name, _run(run, other, device)) for run in named]
         if labelled is not None and out is not None:
@@ -97,15 +114,16 @@ def _refuse_contradictions(
     tables: Sequence[Path],
     cohort: Path | None,
     propagated: Path | None,
-    structures: Path | None,
+    of_table: Mapping[str, object],
     out: Path | None,
 ) -> None:
     if not runs and propagated is None:
         raise UsageError("name the run folders to evaluate, or one table of predictions (CSV).")
     if tables and (len(runs) > 1 or cohort is not None or propagated is not None):
         raise UsageError("a table of predictions is evaluated alone and without --cohort or --propagated.")
-    if structures is not None and not tables:
-        raise UsageError("--structures is for a table of predictions; a run's are beside its predictions.")
+    given = [option for option, value in of_table.items() if value is not None]
+    if given and not tables:
+        raise UsageError(f"{given[0]} is for a table of predictions; a run has its own.")
     if propagated is not None and out is None:
         raise UsageError("--propagated needs --out, the folder that the results go to.")
     if out is not None and not tables and propagated is None and len(runs) < 2:
@@ -114,12 +132,16 @@ def _refuse_contradictions(
         )
 
 
-def _table(path: Path, out: Path | None, structures: Path | None) -> Report:
+def _table(
+    path: Path, out: Path | None, structures: Path | None, positive: str | None, threshold: float | None
+) -> Report:
     from threefold.experiment import EvaluationSpec
     from threefold.studies.evaluations import evaluate_table
 
-    folder = path.parent if out is None else out
-    return evaluate_table(path, folder, EvaluationSpec(), structures=structures)
+    folder = path.with_name(f"{path.stem}-evaluation") if out is None else out
+    return evaluate_table(
+        path, folder, EvaluationSpec(), structures=structures, positive=positive, threshold=threshold
+    )
 
 
 def _propagation(cohort: Cohort, first: Path | None, out: Path) -> Report:

@@ -89,6 +89,10 @@ class AttentionUnetSpec(Spec):
     initialisation: Literal["default", "published"] = "default"
     """default: the library's own for each layer. published: Xavier normal with gain 0.1, as the paper's
     implementation starts."""
+    background_prior: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of each voxel that the untrained segmenter gives to the background, by the bias of its last layer
+    (Lin et al. 2017, arXiv 1708.02002, section 3.3), so that structures of few voxels are not pushed to zero
+    before they are told apart; null: as the initialisation leaves it."""
 
 
 class DenseNetSpec(Spec):

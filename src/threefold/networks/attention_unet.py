@@ -12,10 +12,12 @@ How the terms map to the paper of the attention gates:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from threefold.experiment import AttentionUnetSpec
@@ -159,6 +161,8 @@ class AttentionUnet(nn.Module):
         self.cam_layout = "BCHW" if dimensions == 2 else "BCIJK"
         if spec.initialisation == "published":
             initialise_as_published(self)
+        if self.head is not None and spec.background_prior is not None:
+            prefer_background(self.head, spec.background_prior)
 
     def forward(self, image: Tensor) -> Outputs:
         """(B, C, *S) image of any size to (B, L, *S) and (B, K) logits.
@@ -201,3 +205,11 @@ def initialise_as_published(network: nn.Module) -> None:
             nn.init.xavier_normal_(module.weight, gain=_PUBLISHED_GAIN)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def prefer_background(head: nn.Conv2d | nn.Conv3d, share: float) -> None:
+    """Set the bias of a head of L labels so that weights of zero give softmax p_0 = share, the rest equally."""
+    labels = head.out_channels
+    with torch.no_grad():
+        head.bias.zero_()  # type: ignore[union-attr]
+        head.bias[0] = math.log(share * (labels - 1) / (1 - share))  # type: ignore[index]

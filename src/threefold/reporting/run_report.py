@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -40,6 +41,7 @@ from threefold.reporting.volume_figures import VolumeExample, volume_figure
 from threefold.run import RunFolder, write_atomically
 
 _EXAMPLES_PER_ROW = 6
+_Content = TypeVar("_Content")
 
 Pictures = Mapping[str, Sequence[Example | VolumeExample]]
 """Cases to draw: slices by site group, a row each; volumes by class, a page each."""
@@ -88,19 +90,28 @@ def write_report(
         "examples": examples_figure(slices),
     }
     figures = tuple(
-        save(figure, folder.figures / f"{name}.png") for name, figure in drawn.items() if figure is not None
+        save(figure, path)
+        for path, figure in _or_removed(folder.figures, ".png", drawn)
     )
     if examples is not None:
         figures = (*figures, *_write_volumes(examples, folder.figures))
     tables = write_tables(evaluation, folder.tables)
-    disagreements = disagreement_table(predictions)
-    path = folder.tables / "disagreements.md"
-    if disagreements is not None:
-        write_atomically(path, markdown(disagreements))
+    for path, table in _or_removed(
+        folder.tables, ".md", {"disagreements": disagreement_table(predictions)}
+    ):
+        write_atomically(path, markdown(table))
         tables = (*tables, path)
-    elif path.is_file():
-        path.unlink()  # of an earlier evaluation
     return Report(evaluation, tables, figures)
+
+
+def _or_removed(folder: Path, suffix: str, content: Mapping[str, _Content | None]) -> Iterator[tuple[Path, _Content]]:
+    """Yield the file of each content that is there; remove an earlier evaluation's file of one that isn't."""
+    for name, value in content.items():
+        path = folder / f"{name}{suffix}"
+        if value is not None:
+            yield path, value
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _write_volumes(examples: Pictures, folder: Path) -> Iterator[Path]:

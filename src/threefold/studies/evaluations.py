@@ -164,16 +164,32 @@ def _with_structures(predictions: Predictions, run: RunFolder) -> Predictions:
     return with_structures(predictions, read_structures_table(run.structures), source=str(run.structures))
 
 
-def evaluate_table(path: Path, out: Path, spec: EvaluationSpec, *, structures: Path | None = None) -> Report:
-    """Evaluate anyone's table of predictions, with its table of structures, into OUT/tables and OUT/figures.
+def evaluate_table(
+    path: Path,
+    out: Path,
+    spec: EvaluationSpec,
+    *,
+    structures: Path | None = None,
+    positive: str | None = None,
+    threshold: float | None = None,
+) -> Report:
+    """Evaluate anyone's table of predictions into OUT/tables and OUT/figures.
+
+    Args:
+        path: the table (CSV).
+        out: gets tables and figures.
+        spec: replicates, confidence and rules.
+        structures: the table of structures that goes with it.
+        positive: of two classes, the one that sensitivity is about; None: the last column's.
+        threshold: of its probability; None: chosen on the table's validation part, or 0.5.
 
     Raises:
         PredictionsError: naming the table, the column and the case.
     """
-    predictions = read_predictions(path)
+    predictions = read_predictions(path, positive=positive)
     if structures is not None:
         predictions = with_structures(predictions, read_structures_table(structures), source=str(structures))
-    return write_report(predictions, spec, out, threshold=None)
+    return write_report(predictions, spec, out, threshold=threshold)
 
 
 def _claim(out: RunFolder, cohort: Cohort) -> None:
