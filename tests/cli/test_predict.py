@@ -77,6 +77,24 @@ def test_table_and_masks(run: Path, images: Path, tmp_path: Path) -> None:
     assert all((out / mask).is_file() for mask in table["mask"])
 
 
+def test_json_names_the_masks_and_what_was_noted(run: Path, tmp_path: Path) -> None:
+    """A volume whose third axis runs right to left: its slices are sagittal, which is said once."""
+    affine = np.array([[0, 0, -4.0, 0], [-1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 0, 1]])
+    write_nifti(tmp_path / "sagittal.nii.gz", np.zeros((30, 40, 3), np.int16), affine)
+    write_nifti(tmp_path / "axial.nii.gz", np.zeros((30, 40, 3), np.int16), np.eye(4))
+    files, out = [str(tmp_path / f"{name}.nii.gz") for name in ("sagittal", "axial")], tmp_path / "out"
+    result = CliRunner().invoke(app, [str(run), *files, "--out", str(out), "--json"])
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["predictions"]
+    assert [Path(row["mask"]) for row in rows] == [
+        *[out / "masks" / "sagittal.nii.gz"] * 3,
+        *[out / "masks" / "axial.nii.gz"] * 3,
+    ]
+    said = "its slices along the third axis are sagittal, not axial"
+    assert [row["notes"] for row in rows] == [[said]] * 3 + [[]] * 3
+    assert result.stderr.count(said) == 1
+
+
 def test_a_bad_file_among_good_ones(run: Path, images: Path, tmp_path: Path) -> None:
     (images / "1.nii.gz").write_bytes(b"not an image")
     out = tmp_path / "out"

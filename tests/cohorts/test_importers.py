@@ -185,7 +185,7 @@ def test_shared_ids_need_a_prefix(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("update", "said"),
     [
-        ({"modality": "mri"}, "modality is 'ct'"),
+        ({"modality": "mri"}, "modality is ct"),
         ({"intensity": IntensitySpec(unit="HU")}, "intensity"),
         ({"classes": ("x", "z")}, "classes"),
         ({"spacing": (1.0, 1.0)}, "spacing"),

@@ -124,6 +124,16 @@ def test_the_published_initialisation() -> None:
     assert network.classifier.weight.abs().max() < 0.1
 
 
+@pytest.mark.parametrize("initialisation", ["default", "published"])
+def test_a_background_prior_is_what_the_untrained_network_predicts(initialisation: str) -> None:
+    torch.manual_seed(0)
+    spec = AttentionUnetSpec(channels=(8, 16), initialisation=initialisation, background_prior=0.97)
+    with torch.no_grad():
+        predicted = _network(spec, labels=12)(_randn(2, 1, 16, 16, 16)).segmentation.softmax(dim=1)
+    assert predicted[:, 0].mean().item() == pytest.approx(0.97, abs=0.02)
+    assert predicted[:, 1:].mean().item() == pytest.approx(0.03 / 11, rel=0.5)
+
+
 def test_dropout_acts_in_training_alone() -> None:
     network = _network(SMALL.model_copy(update={"dropout": 0.5}))
     image = _randn(1, 1, 16, 16, 16)

@@ -45,7 +45,7 @@ def test_the_shipped_chain_runs_whole_and_goes_on_where_it_was(
         call(*command, "--json")
     assert not stop.value.code
     found = json.loads(capsys.readouterr().out)
-    assert list(found) == ["propagation", "segmenter", "classifier", "joint"]
+    assert list(found["stages"]) == ["propagation", "segmenter", "classifier", "joint"]
     dice = {
         stage: next(
             row["value"]
@@ -53,12 +53,16 @@ def test_the_shipped_chain_runs_whole_and_goes_on_where_it_was(
             if (row["level"], row["group_kind"], row["metric"], row["class_name"])
             == ("case", "all", "structure_dice", "")
         )
-        for stage, content in found.items()
+        for stage, content in found["stages"].items()
     }
     assert dice["propagation"] > 0.3
     # The classifier is trained on the segmenter as it was.
     assert dice["classifier"] == dice["segmenter"]
-    diagnosed = {row["metric"] for row in found["joint"]["rows"]}
+    gains = {(gain["before"], gain["after"]): gain for gain in found["gains"]}
+    assert gains["propagation", "joint"]["difference"] == pytest.approx(dice["joint"] - dice["propagation"])
+    assert gains["unregistered", "registered"]["difference"] > 0.1
+    assert gains["affine", "registered"]["n"] > 0
+    diagnosed = {row["metric"] for row in found["stages"]["joint"]["rows"]}
     assert {"balanced_accuracy", "hd95_mm", "b1_error", "topology_right"} <= diagnosed
 
     weights = (out / "runs/joint/weights.safetensors").read_bytes()
@@ -68,6 +72,7 @@ def test_the_shipped_chain_runs_whole_and_goes_on_where_it_was(
     assert "propagated: already there" in said.out + said.err
     assert (out / "runs/joint/weights.safetensors").read_bytes() == weights
     assert "Variants by class" in said.out
+    assert "What each step gains, paired by case" in said.out
 
     with pytest.raises(SystemExit) as stop:
         call("predict", str(out / "runs/joint"), str(cohort.cases[0].image), "--out", str(tmp_path / "p"))

@@ -107,6 +107,20 @@ def test_a_run_folder_holds_everything(
     assert not list(run.path.rglob("*.partial"))
 
 
+def test_the_status_says_how_far_a_running_training_is(
+    cohort: Cohort, make_experiment: MakeExperiment, run: RunFolder
+) -> None:
+    seen: list[tuple[str, int]] = []
+
+    class Watching(Silence):
+        def epoch(self, *_: object) -> None:
+            status = run.read_status()
+            seen.append((status["state"], status["epoch"]))
+
+    train(make_experiment(epochs=2), cohort, run.path, progress=Watching())
+    assert seen == [("running", 1), ("running", 2)]
+
+
 def test_the_same_inputs_give_the_same_weights_and_a_seed_others(
     cohort: Cohort, make_experiment: MakeExperiment, tmp_path: Path
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from threefold.cli.reports import show_reports
+from threefold.cli.reports import show_chain
 from threefold.cohorts.cohort import read_cohort
 
 
@@ -48,11 +48,11 @@ def chain(
 
     progress = terminal_progress()
     try:
-        reports = run_chain(plan_chain(spec, changes, out), cases, progress)
+        report = run_chain(plan_chain(spec, changes, out), cases, progress)
     except KeyboardInterrupt:
         progress.stop()
         typer.echo("interrupted. The same command goes on where it was.", err=True)
         raise typer.Exit(130) from None
     finally:
         progress.stop()
-    show_reports(reports, as_json=as_json)
+    show_chain(report, as_json=as_json)

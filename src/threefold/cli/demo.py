@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from threefold.cli.reports import show_reports
+from threefold.cli.reports import show_chain
 from threefold.experiments import load_experiment
 
 _OUT = Path("out/demo-hematoma")
@@ -103,12 +103,12 @@ def aortic_arch(
 
     progress = terminal_progress()
     try:
-        reports = aortic_arch_demo(plan_chain(chain, changes, out), seed=seed, progress=progress)
+        report = aortic_arch_demo(plan_chain(chain, changes, out), seed=seed, progress=progress)
     except KeyboardInterrupt:
         progress.stop()
         typer.echo("interrupted. The same command goes on where it was.", err=True)
         raise typer.Exit(130) from None
     finally:
         progress.stop()
-    show_reports(reports, as_json=as_json)
+    show_chain(report, as_json=as_json)
     typer.echo(f"Pictures of the cohort: {out / 'cohort' / 'previews'}", err=as_json)

@@ -82,7 +82,11 @@ def predict(
             on_error=fail,
             progress=progress,
         )
-        rows = [_row(prediction) for prediction in predictions]
+        rows = []
+        noted: set[tuple[Path, str]] = set()
+        for prediction in predictions:
+            rows.append(_row(prediction))
+            _say_notes(prediction, noted)
     if as_json:
         content = {
             "run": predictor.run,
@@ -107,4 +111,20 @@ def _row(prediction: Prediction) -> dict[str, object]:
         "slice": prediction.slice_index,
         "probabilities": dict(prediction.probabilities),
         "decision": prediction.decision,
+        **prediction.topology,
+        "mask": None if prediction.mask_file is None else str(prediction.mask_file),
+        "notes": _notes(prediction),
     }
+
+
+def _notes(prediction: Prediction) -> list[str]:
+    return [*prediction.image.notes, *([prediction.note] if prediction.note else [])]
+
+
+def _say_notes(prediction: Prediction, said: set[tuple[Path, str]]) -> None:
+    """Print what was noted of an image, once for all slices of a volume."""
+    for note in _notes(prediction):
+        key = (prediction.image.source, note)
+        if key not in said:
+            said.add(key)
+            print(f"note: {key[0]}: {note}", file=sys.stderr, flush=True)

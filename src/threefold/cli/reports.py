@@ -1,29 +1,37 @@
-"""Printing the evaluations of a chain's stages."""
+"""Printing what a chain gave."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import typer
 
 if TYPE_CHECKING:
-    from threefold.reporting.run_report import Report
+    from threefold.studies.chain import ChainReport
 
 
-def show_reports(reports: Mapping[str, Report], *, as_json: bool) -> None:
+def show_chain(report: ChainReport, *, as_json: bool) -> None:
     """Print the stages side by side and where their files are; with `as_json` every number as JSON alone."""
+    from threefold.reporting.paired_tables import gain_table
     from threefold.reporting.table import show
-    from threefold.reporting.tables import comparison_tables, evaluation_json
+    from threefold.reporting.tables import comparison_tables, evaluation_json, plain_value
 
     if as_json:
-        content = {stage: evaluation_json(report.evaluation) for stage, report in reports.items()}
+        content = {
+            "stages": {stage: evaluation_json(each.evaluation) for stage, each in report.stages.items()},
+            "gains": [
+                {key: plain_value(value) for key, value in asdict(gain).items()} for gain in report.gains
+            ],
+        }
         typer.echo(json.dumps(content, indent=2))
         return
-    for table in comparison_tables({stage: report.evaluation for stage, report in reports.items()}):
+    for table in comparison_tables({stage: each.evaluation for stage, each in report.stages.items()}):
         show(table)
-    for stage, report in reports.items():
-        typer.echo(f"{stage}: tables in {report.tables[0].parent}")
-        if report.figures:
-            typer.echo(f"{stage}: figures in {report.figures[0].parent}")
+    if report.gains:
+        show(gain_table(report.gains, report.spec))
+    for stage, each in report.stages.items():
+        typer.echo(f"{stage}: tables in {each.tables[0].parent}")
+        if each.figures:
+            typer.echo(f"{stage}: figures in {each.figures[0].parent}")

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+from pydantic import BaseModel
+
 from threefold.cohorts.cohort import AtlasSpec, Cohort, CohortSpec, fingerprint
 from threefold.cohorts.staging import FOLDERS, Staging, finished, row_of, staging
 from threefold.errors import CohortError
@@ -109,9 +112,21 @@ def _merged_spec(cohorts: Sequence[Cohort], name: str | None) -> CohortSpec:
 def _refuse_difference(key: str, a: Cohort, b: Cohort, mine: object, theirs: object) -> None:
     if mine != theirs:
         raise CohortError(
-            f"cohorts can't be merged: {key} is {mine!r} in {a.folder} and {theirs!r} in {b.folder}. "
+            f"cohorts can't be merged: {key} is {_as_yaml(mine)} in {a.folder} and {_as_yaml(theirs)} in "
+            f"{b.folder}. "
             "Bring one to the terms of the other first."
         )
+
+
+def _as_yaml(value: Any) -> str:
+    """Return a part of a cohort.yaml on one line."""
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    plain = list(plain) if isinstance(plain, tuple) else plain
+    return (
+        yaml.safe_dump(plain, default_flow_style=True, sort_keys=False, width=10**6)
+        .removesuffix("\n...\n")
+        .strip()
+    )
 
 
 def _refuse_two_groups(groups: Mapping[str, Iterable[str]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +37,20 @@ class Prediction:
         note: how an image larger than the network's was predicted; empty for others.
         topology: what the label map says of the aortic arch (arch, topology_class, agrees), where its
             structures have the names for it; a diagnosis that it contradicts wants a reader's eye.
+        mask_file: where the mask is written (that of a volume's slice: with the volume's last one); None
+            without a folder.
     """
 
     case_id: str
     probabilities: Mapping[str, float]
     decision: str | None
-    mask: NDArray[np.uint8] | None
-    image: Image
+    mask: NDArray[np.uint8] | None = field(repr=False)
+    image: Image = field(repr=False)
     slice_index: int | None = None
-    volume: Image | None = None
+    volume: Image | None = field(default=None, repr=False)
     note: str = ""
     topology: Mapping[str, str] = field(default_factory=dict)
+    mask_file: Path | None = None
 
 
 class PredictionFolder:
@@ -83,8 +86,11 @@ class PredictionFolder:
         self._volume_mask = ""
         self._written = time.monotonic()
 
-    def add(self, prediction: Prediction) -> None:
+    def add(self, prediction: Prediction) -> Prediction:
         """Write a prediction's mask and keep its row.
+
+        Returns:
+            The prediction, with its mask's file.
 
         Raises:
             ImageError: if the mask can't be written.
@@ -105,6 +111,7 @@ class PredictionFolder:
         self.rows.append({**row, **self._same, "notes": "; ".join(notes)})
         if time.monotonic() - self._written > WRITE_EVERY:
             self.write()
+        return replace(prediction, mask_file=self.path / row["mask"]) if row.get("mask") else prediction
 
     def write(self) -> None:
         """Write the table as far as it goes, in one step, if there is a row.

@@ -153,7 +153,7 @@ class Predictor:
             for one, result in run_network(self.network, prepared, device=self.device, batch_size=batch_size):
                 prediction = self._prediction(one, result)
                 if folder is not None:
-                    folder.add(prediction)
+                    prediction = folder.add(prediction)
                 yield prediction
         finally:  # an error, an interruption, or a caller that stops early: what is done is kept
             if folder is not None:

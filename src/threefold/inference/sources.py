@@ -11,7 +11,7 @@ from pathlib import Path
 from threefold.cohorts.cohort import SPEC_NAME, Cohort, CohortSpec, read_cohort
 from threefold.errors import CohortError, ImageError
 from threefold.experiment import PreprocessingSpec
-from threefold.images.geometry import Image, slice_affine
+from threefold.images.geometry import Image, closest_axes, slice_affine
 from threefold.images.preprocessing import prepare_image
 from threefold.images.reading import Uneven, format_of, read_image
 from threefold.inference.engine import Prepared
@@ -113,6 +113,8 @@ def prepare(
             f"{source.path}: a volume of shape {image.array.shape}, but the cases of cohort '{given.name}' "
             "are slices. Name the slice in the table's slice column."
         )
+    if slices:
+        image = replace(image, notes=(*image.notes, *_direction_of_slices(image)))
     for index in range(image.array.shape[2]) if slices else (None,):
         one = image if index is None else _slice(image, index)
         array, placement = prepare_image(
@@ -154,6 +156,15 @@ def refuse_other_question(trained: CohortSpec, given: CohortSpec) -> None:
 
 def _slice(volume: Image, index: int) -> Image:
     return Image(volume.array[..., index], slice_affine(volume.affine, index), volume.source, volume.notes)
+
+
+def _direction_of_slices(volume: Image) -> tuple[str, ...]:
+    """Return a note where the slices of a volume (along its third axis) are not axial."""
+    axis = closest_axes(volume.affine, 3)[0][2]
+    if axis == 2:
+        return ()
+    planes = ("sagittal", "coronal")[axis]
+    return (f"its slices along the third axis are {planes}, not axial",)
 
 
 def _of_cohort(cohort: Cohort) -> Iterator[Source]:

@@ -208,7 +208,7 @@ def initialise_as_published(network: nn.Module) -> None:
 
 
 def prefer_background(head: nn.Conv2d | nn.Conv3d, share: float) -> None:
-    """Set the bias of a head of L labels so that weights of zero give softmax p_0 = share, the rest equally."""
+    """Set the bias of a head of L labels so that weights of zero give p_0 = share and the others the same."""
     labels = head.out_channels
     with torch.no_grad():
         head.bias.zero_()  # type: ignore[union-attr]

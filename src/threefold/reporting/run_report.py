@@ -49,9 +49,10 @@ Pictures = Mapping[str, Sequence[Example | VolumeExample]]
 
 @dataclass(frozen=True)
 class Report:
-    """An evaluation and the files that show it."""
+    """An evaluation, the table of predictions that it is of, and the files that show it."""
 
     evaluation: Evaluation
+    predictions: Predictions
     tables: tuple[Path, ...]
     figures: tuple[Path, ...]
 
@@ -89,22 +90,19 @@ def write_report(
         "confusion": confusion_figure(predictions, threshold=evaluation.threshold) if several else None,
         "examples": examples_figure(slices),
     }
-    figures = tuple(
-        save(figure, path)
-        for path, figure in _or_removed(folder.figures, ".png", drawn)
-    )
+    figures = tuple(save(figure, path) for path, figure in _or_removed(folder.figures, ".png", drawn))
     if examples is not None:
         figures = (*figures, *_write_volumes(examples, folder.figures))
     tables = write_tables(evaluation, folder.tables)
-    for path, table in _or_removed(
-        folder.tables, ".md", {"disagreements": disagreement_table(predictions)}
-    ):
+    for path, table in _or_removed(folder.tables, ".md", {"disagreements": disagreement_table(predictions)}):
         write_atomically(path, markdown(table))
         tables = (*tables, path)
-    return Report(evaluation, tables, figures)
+    return Report(evaluation, predictions, tables, figures)
 
 
-def _or_removed(folder: Path, suffix: str, content: Mapping[str, _Content | None]) -> Iterator[tuple[Path, _Content]]:
+def _or_removed(
+    folder: Path, suffix: str, content: Mapping[str, _Content | None]
+) -> Iterator[tuple[Path, _Content]]:
     """Yield the file of each content that is there; remove an earlier evaluation's file of one that isn't."""
     for name, value in content.items():
         path = folder / f"{name}{suffix}"

@@ -111,7 +111,7 @@ def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
         "overlap_policy": POLICY,
         "settings": evaluation.spec.model_dump(),
         "notes": list(evaluation.notes),
-        "rows": [{key: _plain(value) for key, value in asdict(row).items()} for row in evaluation.rows],
+        "rows": [{key: plain_value(value) for key, value in asdict(row).items()} for row in evaluation.rows],
     }
 
 
@@ -225,5 +225,6 @@ def _notes(evaluation: Evaluation, level: Level) -> tuple[str, ...]:
     return (*notes, *evaluation.notes, *((LEAK_NOTE,) if evaluation.leaks else ()))
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
+    """Return a value for JSON, which has no NaN: None for what is not finite."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

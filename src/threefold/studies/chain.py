@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
+
+from threefold.atlases.outcome import QUALITY_NAME
 from threefold.atlases.propagation import propagate
 from threefold.atlases.spec import PropagationSpec, load_propagation
 from threefold.cohorts.cohort import Cohort, read_cohort
 from threefold.cohorts.splits import make_split
-from threefold.experiment import Experiment
+from threefold.evaluation.paired import Gain, registration_gains, variant_gains
+from threefold.experiment import EvaluationSpec, Experiment
+from threefold.reporting.paired_tables import gain_table
 from threefold.reporting.run_report import Report
+from threefold.reporting.table import markdown
 from threefold.reporting.tables import write_comparison
+from threefold.run import write_atomically
 from threefold.studies.chain_spec import PROPAGATION, ChainSpec, stage_experiments, stage_overrides
 from threefold.studies.evaluations import evaluate_propagated, evaluate_run
 from threefold.training.progress import TrainingProgress
 from threefold.training.run import train
+
+
+@dataclass(frozen=True)
+class ChainReport:
+    """What a chain gave.
+
+    Attributes:
+        stages: evaluations by stage, in order.
+        gains: what registration gains over affine alignment, and each stage over propagation alone.
+        spec: replicates and confidence of the gains' intervals.
+    """
+
+    stages: dict[str, Report]
+    gains: tuple[Gain, ...]
+    spec: EvaluationSpec
 
 
 @dataclass(frozen=True)
@@ -29,7 +51,7 @@ class Chain:
         propagation: how labels are propagated.
         experiments: by stage.
         out: gets `propagated`, the cohort with propagated structures, `runs/<stage>`, and `tables`, in which
-            the stages are side by side.
+            the stages are side by side and what each gains is told.
     """
 
     spec: ChainSpec
@@ -67,7 +89,7 @@ def plan_chain(spec: ChainSpec, overrides: Sequence[str], out: Path) -> Chain:
     )
 
 
-def run_chain(chain: Chain, cohort: Cohort, progress: TrainingProgress) -> dict[str, Report]:
+def run_chain(chain: Chain, cohort: Cohort, progress: TrainingProgress) -> ChainReport:
     """Run a chain on a cohort with atlases; what is already there is not done again.
 
     Args:
@@ -77,7 +99,7 @@ def run_chain(chain: Chain, cohort: Cohort, progress: TrainingProgress) -> dict[
 
     Returns:
         The evaluation of the propagated labels themselves (`propagation`, where the cohort has reference
-        structures), and of each stage's run, by stage.
+        structures), and of each stage's run, by stage; and what each gains.
 
     Raises:
         CohortError: the cohort can't be propagated or trained on.
@@ -103,5 +125,21 @@ def run_chain(chain: Chain, cohort: Cohort, progress: TrainingProgress) -> dict[
         split = make_split(propagated, first.data.split)
         alone = evaluate_propagated(propagated, split, chain.out, first.evaluation)
         reports = {PROPAGATION: alone, **reports}
-    write_comparison({name: each.evaluation for name, each in reports.items()}, chain.out / "tables")
-    return reports
+    tables = chain.out / "tables"
+    write_comparison({name: each.evaluation for name, each in reports.items()}, tables)
+    report = ChainReport(reports, tuple(_gains(propagated, reports, first.evaluation)), first.evaluation)
+    if report.gains:
+        write_atomically(tables / "gains.md", markdown(gain_table(report.gains, first.evaluation)))
+        numbers = pd.DataFrame([asdict(each) for each in report.gains])
+        write_atomically(tables / "gains.csv", numbers.to_csv(index=False, lineterminator="\n"))
+    return report
+
+
+def _gains(propagated: Cohort, reports: Mapping[str, Report], spec: EvaluationSpec) -> Iterator[Gain]:
+    """Yield what registration gains over affine alignment, and each stage over propagation alone."""
+    quality = pd.read_csv(propagated.folder / QUALITY_NAME, dtype={"case_id": str})
+    patients = {case.case_id: case.patient_id for case in propagated.cases}
+    yield from registration_gains(quality, patients, spec)
+    if PROPAGATION in reports:
+        predictions = {name: report.predictions for name, report in reports.items()}
+        yield from variant_gains(predictions, PROPAGATION, spec)

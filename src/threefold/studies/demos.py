@@ -13,7 +13,7 @@ from threefold.phantoms.fetal_heart import make_fetal_heart_cohort
 from threefold.phantoms.head_ct import PRESETS as HEAD_CT_PRESETS
 from threefold.phantoms.head_ct import make_head_ct_cohort
 from threefold.reporting.run_report import Report
-from threefold.studies.chain import Chain, run_chain
+from threefold.studies.chain import Chain, ChainReport, run_chain
 from threefold.studies.evaluations import evaluate_run
 from threefold.training.progress import TrainingProgress
 from threefold.training.run import train
@@ -47,7 +47,7 @@ def hematoma_demo(
     return evaluate_run(run)
 
 
-def aortic_arch_demo(chain: Chain, *, seed: int, progress: TrainingProgress) -> dict[str, Report]:
+def aortic_arch_demo(chain: Chain, *, seed: int, progress: TrainingProgress) -> ChainReport:
     """Make the fetal-heart phantom's demo cohort and run a chain on it: propagation, then each training.
 
     Each stage that is already there is not done again.

@@ -20,6 +20,7 @@ from threefold.errors import RunError
 from threefold.experiment import Experiment
 from threefold.experiments import experiment_yaml, read_experiment
 from threefold.run import RunFolder, refuse_current_folder, whole_folder, write_atomically
+from threefold.training.history import standing
 
 # How cases reach the network, not which or in what order: a resumed run may differ in these.
 _MAY_CHANGE = ("data.workers", "data.cache")
@@ -40,7 +41,7 @@ def create_folder(run: RunFolder, experiment: Experiment, cohort: Cohort, split:
         write_atomically(beside.cohort, _json(_describe(cohort)))
         write_split(beside.split, split)
         write_atomically(beside.environment, _json(environment()))
-        beside.write_status(state="running", epoch=0, epochs=experiment.training.epochs)
+        beside.write_status(state="running", **standing([], experiment))
 
 
 def refuse_existing(run: RunFolder) -> None:

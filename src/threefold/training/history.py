@@ -7,8 +7,9 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from threefold.experiment import SelectionSpec
+from threefold.experiment import Experiment, SelectionSpec
 from threefold.run import write_atomically
 
 Row = dict[str, float]
@@ -38,6 +39,19 @@ def out_of_patience(history: Sequence[Row], selection: SelectionSpec) -> bool:
     if selection.patience is None or best is None:
         return False
     return len(history) - 1 - best >= selection.patience
+
+
+def standing(history: Sequence[Row], experiment: Experiment) -> dict[str, Any]:
+    """Return what status.json says of how far a training is and which epoch is its best."""
+    selection = experiment.training.selection
+    best = best_row(history, selection)
+    return {
+        "epoch": len(history),
+        "epochs": experiment.training.epochs,
+        "metric": selection.metric,
+        "best_epoch": None if best is None else best + 1,
+        "best_value": None if best is None else monitored(history[best], selection),
+    }
 
 
 def write_history(path: Path, history: Sequence[Row]) -> None:

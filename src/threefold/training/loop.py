@@ -31,7 +31,7 @@ from threefold.training.data import (
     presence,
     validation_batches,
 )
-from threefold.training.history import Row, best_row, monitored, out_of_patience, write_history
+from threefold.training.history import Row, best_row, monitored, out_of_patience, standing, write_history
 from threefold.training.module import Learner, StepLosses, non_finite_cases, step_total
 from threefold.training.progress import Remaining, TrainingProgress
 from threefold.training.schedule import build_optimiser, learning_rate, set_learning_rate
@@ -327,7 +327,7 @@ class Training:
         return total
 
     def _save(self) -> None:
-        """Write best.ckpt if this epoch is the best, then last.ckpt, then metrics.csv.
+        """Write best.ckpt if this epoch is the best, then last.ckpt, then metrics.csv and status.json.
 
         last.ckpt is what a resume trusts, and it holds the history: a kill between two of the three is
         mended by training that epoch again.
@@ -348,6 +348,7 @@ class Training:
             },
         )
         write_history(run.metrics, self.history)
+        run.write_status(state="running", **standing(self.history, self.job.experiment))
 
     def _last_checkpoint(self) -> dict[str, Any] | None:
         last = self.job.run.last_checkpoint

@@ -26,7 +26,7 @@ from threefold.training.checkpoints import load_checkpoint, remove_unfinished
 from threefold.training.devices import check_devices, is_leader
 from threefold.training.finish import finish
 from threefold.training.folder import check_resumable, create_folder, locked, refuse_existing
-from threefold.training.history import Row, best_row, monitored
+from threefold.training.history import Row, standing
 from threefold.training.launch import terminating_as_interrupt, train_network
 from threefold.training.loop import Job
 from threefold.training.progress import Silence, TrainingProgress
@@ -284,17 +284,7 @@ def _write_state(folder: RunFolder, experiment: Experiment, state: State, **fiel
     history: list[Row] = []
     if folder.last_checkpoint.is_file():
         history = load_checkpoint(folder.last_checkpoint)["history"]
-    selection = experiment.training.selection
-    best = best_row(history, selection)
-    folder.write_status(
-        state=state,
-        epoch=len(history),
-        epochs=experiment.training.epochs,
-        metric=selection.metric,
-        best_epoch=None if best is None else best + 1,
-        best_value=None if best is None else monitored(history[best], selection),
-        **fields,
-    )
+    folder.write_status(state=state, **standing(history, experiment), **fields)
 
 
 def _record(folder: RunFolder, experiment: Experiment, state: State, message: str) -> None:

@@ -1,0 +1,133 @@
+"""What one step gains over another, measured on the same cases: paired differences with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from threefold.evaluation.intervals import bootstrap
+from threefold.evaluation.predictions import Predictions
+from threefold.evaluation.structure_numbers import case_dice
+from threefold.experiment import EvaluationSpec
+
+Floats = NDArray[np.float64]
+
+_PROPAGATION = (
+    ("Dice with the reference, mean over structures", "unregistered", "dice_unregistered", "dice"),
+    ("Dice with the reference, mean over structures", "affine", "dice_affine", "dice"),
+    ("Dice with the mask, union", "affine", "mask_dice_affine", "mask_dice"),
+)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A paired difference of means.
+
+    Attributes:
+        measure: what was measured.
+        before, after: names of the two.
+        mean_before, mean_after: over the cases that have both; NaN without any.
+        difference: after - before.
+        low, high: ends of its interval, by resampling patients; NaN where it has none.
+        n, patients: cases with both, and their patients.
+    """
+
+    measure: str
+    before: str
+    after: str
+    mean_before: float
+    mean_after: float
+    difference: float
+    low: float
+    high: float
+    n: int
+    patients: int
+
+
+def gain(
+    measure: str,
+    before: tuple[str, Floats],
+    after: tuple[str, Floats],
+    patients: Sequence[str],
+    spec: EvaluationSpec,
+) -> Gain:
+    """Return what `after` gains over `before`, whose interval takes a patient's cases together.
+
+    Args:
+        measure: what the values are.
+        before, after: a name and (n,) values of the same cases in one order; NaN where a case has none.
+        patients: (n,) patient of each case.
+        spec: replicates, confidence and seed.
+    """
+    both = ~np.isnan(before[1]) & ~np.isnan(after[1])
+    first, second = before[1][both], after[1][both]
+    names, numbers = np.unique(np.asarray(patients, dtype=str)[both], return_inverse=True)
+    low = high = np.nan
+    if len(first) and spec.replicates:
+        change = second - first
+        interval = bootstrap(
+            lambda weights: {"gain": weights @ change / weights.sum(axis=1)},
+            numbers.astype(np.int64),
+            replicates=spec.replicates,
+            confidence=spec.confidence,
+            seed=spec.seed,
+        )["gain"]
+        low, high = interval.low, interval.high
+    means = [float(values.mean()) if len(values) else np.nan for values in (first, second)]
+    return Gain(
+        measure=measure,
+        before=before[0],
+        after=after[0],
+        mean_before=means[0],
+        mean_after=means[1],
+        difference=means[1] - means[0],
+        low=low,
+        high=high,
+        n=len(first),
+        patients=len(names),
+    )
+
+
+def registration_gains(
+    quality: pd.DataFrame, patients: Mapping[str, str], spec: EvaluationSpec
+) -> Iterator[Gain]:
+    """Yield what registration gains over the affine alignment and over none, failed registrations included.
+
+    Args:
+        quality: the table that a propagation leaves (quality.csv), a row a registered case.
+        patients: patient of each case.
+        spec: replicates, confidence and seed.
+    """
+    whose = [patients[case_id] for case_id in quality["case_id"].astype(str)]
+    for measure, name, before, after in _PROPAGATION:
+        if before in quality and quality[before].notna().any():
+            values = (quality[column].to_numpy(np.float64) for column in (before, after))
+            yield gain(measure, (name, next(values)), ("registered", next(values)), whose, spec)
+
+
+def variant_gains(variants: Mapping[str, Predictions], baseline: str, spec: EvaluationSpec) -> Iterator[Gain]:
+    """Yield what each variant with structures gains over one of them in mean Dice, on the test cases of both.
+
+    Args:
+        variants: tables of predictions by name, `baseline` among them.
+        baseline: the name of the one to be held against.
+        spec: replicates, confidence and seed.
+    """
+    base = variants[baseline].part("test").set_index("case_id", drop=False)
+    for name, predictions in variants.items():
+        test = predictions.part("test").set_index("case_id", drop=False)
+        if name == baseline or predictions.structures is None:
+            continue
+        shared = [case_id for case_id in test.index if case_id in base.index]
+        test, of_base = test.loc[shared], base.loc[shared]
+        yield gain(
+            "Dice, mean over structures",
+            (baseline, case_dice(of_base, variants[baseline])),
+            (name, case_dice(test, predictions)),
+            test["patient_id"].tolist(),
+            spec,
+        )

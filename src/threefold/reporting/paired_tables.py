@@ -1,0 +1,40 @@
+"""The table of paired differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from threefold.evaluation.paired import Gain
+from threefold.experiment import EvaluationSpec
+from threefold.reporting.table import Table
+
+
+def gain_table(gains: Sequence[Gain], spec: EvaluationSpec) -> Table:
+    """Return what each step gains over the one that it is held against, a row each."""
+    return Table(
+        title="What each step gains, paired by case",
+        columns=("measure", "step", "before", "after", "difference"),
+        rows=tuple(
+            (
+                each.measure,
+                f"{each.after} over {each.before}",
+                f"{each.mean_before:.3f}",
+                f"{each.mean_after:.3f}",
+                _difference(each),
+            )
+            for each in gains
+        ),
+        notes=(
+            f"[low, high]: {spec.confidence:.0%} interval of the difference over {spec.replicates} resamples "
+            "of the patients; n: cases/patients that have both. Registration is measured on all registered "
+            "cases, the other steps on the test cases.",
+        ),
+    )
+
+
+def _difference(each: Gain) -> str:
+    if not each.n:
+        return "not estimable (no case has both)"
+    interval = "[no interval]" if math.isnan(each.low) else f"[{each.low:+.3f}, {each.high:+.3f}]"
+    return f"{each.difference:+.3f} {interval} n={each.n}/{each.patients}"
