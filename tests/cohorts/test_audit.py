@@ -281,6 +281,16 @@ def test_a_patient_on_two_sides(make_cohort: Make) -> None:
     assert _found(audit(cohort, split=leaking), "patients", "refuse")
 
 
+def test_a_patient_at_two_sites_may_be_two_people(make_cohort: Make) -> None:
+    def change(rows: Rows, folder: Path) -> None:
+        rows[0]["patient_id"] = next(row["patient_id"] for row in rows if row["site"] != rows[0]["site"])
+
+    finding = _one(audit(make_cohort(change)), "patients", "warn")
+    assert "1 patient(s) at more than one site" in finding.message
+    assert "put the site into patient_id" in finding.message
+    assert len(finding.cases) == 3
+
+
 def test_a_slice_split_is_marked_not_refused(make_cohort: Make) -> None:
     result = audit(make_cohort(), split=SplitSpec(kind="slice"))
     assert not result.refused

@@ -70,6 +70,13 @@ def test_a_draw_depends_on_seed_epoch_and_case_alone() -> None:
         assert not torch.equal(drawn.noise_seed, whole.noise_seed)
 
 
+def test_a_case_that_is_drawn_again_is_changed_otherwise() -> None:
+    drawn = draw_parameters(EVERYTHING, ["a", "a", "b"], seed=0, epoch=0, dimensions=2, repeats=[0, 1, 0])
+    once = draw_parameters(EVERYTHING, ["a", "b"], seed=0, epoch=0, dimensions=2)
+    assert torch.equal(drawn.matrix[[0, 2]], once.matrix)
+    assert not torch.equal(drawn.matrix[0], drawn.matrix[1])
+
+
 def test_switching_one_change_on_leaves_the_others_as_they_were() -> None:
     ids = [f"case{i}" for i in range(20)]
     plain = draw_parameters(AugmentationSpec(flip=0.5), ids, seed=0, epoch=0, dimensions=2)

@@ -79,6 +79,21 @@ def test_steps_share_the_cases_evenly_and_leave_out_less_than_one_per_rank(
         assert len({sum(map(len, rank)) for rank in step}) == 1
 
 
+def test_a_case_that_is_drawn_again_is_counted_over_all_ranks() -> None:
+    labels = [0] * 9 + [1] * 3
+    orders = [
+        TrainingOrder(labels, sampling="balanced", batch_size=2, accumulate=1, seed=1, rank=rank, world=2)
+        for rank in (0, 1)
+    ]
+    found: dict[int, list[int]] = {}
+    for order in orders:
+        for cases, repeats in zip(order, order.repeats(), strict=True):
+            for case, repeat in zip(cases, repeats, strict=True):
+                found.setdefault(case, []).append(repeat)
+    assert max(map(len, found.values())) > 1
+    assert all(sorted(repeats) == [*range(len(repeats))] for repeats in found.values())
+
+
 @pytest.mark.parametrize(
     ("batch_size", "accumulate", "world"), [(4, 2, 1), (2, 2, 2), (4, 1, 2), (2, 4, 1), (1, 4, 2)]
 )

@@ -13,6 +13,7 @@ from threefold.cohorts.findings import SEVERITIES, Finding, gather
 from threefold.cohorts.splits import PARTS, Split, Target, make_split
 from threefold.cohorts.table_checks import (
     check_duplicates,
+    check_patient_ids,
     check_site_groups,
     check_size,
     check_split,
@@ -106,6 +107,7 @@ def audit(
     if not findings and (split is None or split.kind != "column"):
         findings += check_split_column(cohort, "refuse" if split is None else "warn")
     findings += check_site_groups(cohort)
+    findings += check_patient_ids(cohort)
     findings += check_targets(cohort, asked)
     if split is not None:
         findings += check_split(cohort, split, asked)

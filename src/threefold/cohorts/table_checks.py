@@ -40,6 +40,22 @@ def check_site_groups(cohort: Cohort) -> Iterator[Finding]:
         yield Finding("warn", "sites", f"In no site group: {', '.join(loose)}. Add them to cohort.yaml.")
 
 
+def check_patient_ids(cohort: Cohort) -> Iterator[Finding]:
+    """Warn of patients at several sites: often two people whom two hospitals gave the same number."""
+    sites: dict[str, set[str]] = defaultdict(set)
+    for case in cohort.cases:
+        sites[case.patient_id].add(case.site)
+    several = sorted(patient for patient, found in sites.items() if len(found) > 1)
+    if several:
+        yield Finding(
+            "warn",
+            "patients",
+            f"{len(several)} patient(s) at more than one site: {_some(several)}. They count as one person "
+            "each. Where they are different people, put the site into patient_id.",
+            _cases_of(cohort, several),
+        )
+
+
 def check_targets(cohort: Cohort, asked: Collection[Target]) -> Iterator[Finding]:
     """Check that each target that is asked for is there, and say at which sites one is absent."""
     for target in asked:

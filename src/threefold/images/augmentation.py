@@ -83,9 +83,25 @@ class AugmentationParameters:
 
 
 def draw_parameters(
-    spec: AugmentationSpec, case_ids: Sequence[str], *, seed: int, epoch: int, dimensions: int
+    spec: AugmentationSpec,
+    case_ids: Sequence[str],
+    *,
+    seed: int,
+    epoch: int,
+    dimensions: int,
+    repeats: Sequence[int] | None = None,
 ) -> AugmentationParameters:
     """Draw the changes of each case for one epoch.
+
+    They depend on the seed, the epoch, the case and how often it came before, and on nothing else: not on
+    the batch that a case is in, nor on the process.
+
+    Args:
+        spec: what may change.
+        case_ids: of the batch.
+        seed, epoch: of the training.
+        dimensions: 2 or 3.
+        repeats: how often each was drawn before in this epoch; None: each is drawn once.
 
     Rotations are even in [-rotation, rotation], about the centre: in 3D one about each axis. Each number
     is drawn whether or not the spec uses it, so that switching one change on leaves the others as they were.
@@ -97,7 +113,11 @@ def draw_parameters(
         raise ExperimentError(
             "data.augmentation.quarter_turns is for 2D; this cohort has volumes. Use rotation."
         )
-    draws = [_draw(spec, case_id, seed, epoch, dimensions) for case_id in case_ids]
+    before = [0] * len(case_ids) if repeats is None else repeats
+    draws = [
+        _draw(spec, case_id, (seed, epoch), repeat, dimensions)
+        for case_id, repeat in zip(case_ids, before, strict=True)
+    ]
     columns = {name: np.stack([draw[name] for draw in draws]) for name in draws[0]}
     return AugmentationParameters(
         tuple(case_ids), **{name: torch.from_numpy(column) for name, column in columns.items()}
@@ -105,10 +125,11 @@ def draw_parameters(
 
 
 def _draw(
-    spec: AugmentationSpec, case_id: str, seed: int, epoch: int, dimensions: int
+    spec: AugmentationSpec, case_id: str, place: tuple[int, int], repeat: int, dimensions: int
 ) -> dict[str, NDArray[np.generic] | np.generic]:
     digest = hashlib.sha256(case_id.encode()).digest()
-    rng = np.random.default_rng([seed, epoch, *np.frombuffer(digest, np.uint32).tolist()])
+    again = [repeat] if repeat else []
+    rng = np.random.default_rng([*place, *np.frombuffer(digest, np.uint32).tolist(), *again])
     # Runs are repeated by these draws: a new one goes below the last that does not depend on the spec.
     flips = rng.random(dimensions) < spec.flip
     turns = rng.integers(4) * spec.quarter_turns

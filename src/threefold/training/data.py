@@ -124,6 +124,18 @@ class TrainingOrder(Sampler[list[int]]):
         """Return the number of batches."""
         return sum(self.batches_per_step())
 
+    def repeats(self) -> Iterator[list[int]]:
+        """Yield, for each list of this rank, how often any rank drew each case before in this epoch."""
+        drawn: Counter[int] = Counter()
+
+        def before(index: int) -> int:
+            drawn[index] += 1
+            return drawn[index] - 1
+
+        for step in self._steps():
+            counted = [[[before(index) for index in batch] for batch in batches] for batches in step]
+            yield from counted[self._rank]
+
     def _steps(self) -> list[list[list[list[int]]]]:
         if self._sampling == "balanced":
             order = balanced_order(self._labels, self._seed, self.epoch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -197,7 +198,7 @@ class Training:
     def _train(self, epoch: int, weights: Mapping[str, float], clock: Clock) -> Row:
         spec, names = self.job.experiment.training, self.learner.names
         self.learner.train()
-        batches = iter(self.train_loader)
+        batches, repeats = iter(self.train_loader), self.order.repeats()
         sums = torch.zeros(2, len(names), dtype=torch.float64)
         norms, rate = [], 0.0
         steps = len(self.batches_per_step)
@@ -206,7 +207,7 @@ class Training:
             set_learning_rate(self.optimiser, rate)
             with clock("data"):
                 taken = [self._next(batches) for _ in range(count)]
-            sums += self._accumulate(taken, (epoch, step), weights, clock)
+            sums += self._accumulate(taken, [*islice(repeats, count)], (epoch, step), weights, clock)
             with clock("step"):
                 norms.append(self._step([case for batch in taken for case in batch.case_ids]))
             if self.fabric.is_global_zero:
@@ -229,7 +230,12 @@ class Training:
         return batch.to(self.fabric.device, non_blocking=True)
 
     def _accumulate(
-        self, batches: Sequence[Batch], position: tuple[int, int], weights: Mapping[str, float], clock: Clock
+        self,
+        batches: Sequence[Batch],
+        repeats: Sequence[Sequence[int]],
+        position: tuple[int, int],
+        weights: Mapping[str, float],
+        clock: Clock,
     ) -> Tensor:
         """Add the gradients of a step's batches; return (2, T): sums of the losses, and of their cases."""
         tasks = self.job.experiment.tasks
@@ -239,7 +245,7 @@ class Training:
         for number, batch in enumerate(batches):
             self._seed(*position, number)
             with clock("augmentation"):
-                augmented = self._augment(batch, position[0])
+                augmented = self._augment(batch, position[0], repeats[number])
             last = number == len(batches) - 1
             with self.fabric.no_backward_sync(self.module, enabled=not last):  # type: ignore[arg-type]
                 with clock("forward"):
@@ -306,7 +312,7 @@ class Training:
         key = (self.job.experiment.training.seed, *place, self.fabric.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
-    def _augment(self, batch: Batch, epoch: int) -> Batch:
+    def _augment(self, batch: Batch, epoch: int, repeats: Sequence[int]) -> Batch:
         data = self.job.experiment.data
         if data.augmentation == AugmentationSpec():
             return batch
@@ -316,6 +322,7 @@ class Training:
             seed=self.job.experiment.training.seed,
             epoch=epoch,
             dimensions=len(data.preprocessing.size),
+            repeats=repeats,
         )
         return augment(batch, parameters)
 
