@@ -54,6 +54,7 @@ SEGMENTER = (
     "training.epochs=100",
 )
 """Of the recipe aortic-arch/demo-seg, fixed before its first run."""
+REMARKS = "What this says, and what not:"
 GOAL_DICE, GOAL_SHARE, GOAL_FOLDING = 0.757, 1 / 5, 0.005
 
 
@@ -377,7 +378,9 @@ def main() -> None:
     results = compare(arguments, weights)
     table = as_markdown(results, whole_chain(arguments), arguments)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(table)
+    # What people wrote below the tables stays.
+    before = arguments.out.read_text() if arguments.out.exists() else ""
+    arguments.out.write_text(table + "".join(before.partition(f"\n{REMARKS}")[1:]))
     print(f"\n{table}\nwritten to {arguments.out}")
 
 
