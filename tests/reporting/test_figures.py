@@ -174,6 +174,17 @@ def test_examples_outline_masks_that_have_an_outline() -> None:
     assert examples_figure({"internal": []}) is None
 
 
+@pytest.mark.parametrize("columns", [1, 2, 6])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_titles_of_examples_are_inside_the_picture(rows: int, columns: int) -> None:
+    cases = [Example("case\nmarker, p(marker) 0.93\nDice 0.91", np.zeros((64, 64)), None, None)] * columns
+    figure = drawn(examples_figure({f"group {row}": cases for row in range(rows)}))
+    for axes in figure.axes:
+        box = axes.title.get_window_extent()
+        assert box.y1 <= figure.bbox.y1
+        assert box.x0 >= 0
+
+
 def test_a_figure_is_written_whole_or_not_at_all(predictions: Predictions, tmp_path: Path) -> None:
     path = save(drawn(roc_figure(predictions, SPEC)), tmp_path / "figures" / "roc.png")
     with Image.open(path) as picture:
