@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
 from pathlib import Path
 
 import pandas as pd
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
 PICTURES = ("volumes-CoA", "volumes-RAA", "volumes-DAA", "volumes-disagreement", "confusion", "losses")
 DICE = "Dice with the reference, mean over structures"
 MARGIN = 0.10
+WIDTH = 1000  # pixels of a picture in the docs
 
 
 def environment(folder: Path) -> dict[str, object]:
@@ -37,7 +38,9 @@ def seed_row(folder: Path) -> str:
     cells = [folder.name.rsplit("-", 1)[-1]]
     for gain in (registered, joint):
         cells += [f"{gain.mean_before:.3f}", f"{gain.mean_after:.3f}"]
-        cells.append(f"{gain.difference:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] n={gain.n}/{gain.patients}")
+        cells.append(
+            f"{gain.difference:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] n={int(gain.n)}/{int(gain.patients)}"
+        )
     interval = "no interval" if pd.isna(found.low) else f"{found.low:.3f}, {found.high:.3f}"
     cells.append(f"{found.value:.3f} [{interval}] n={found.n}/{found.patients}")
     return "| " + " | ".join(cells) + " |"
@@ -83,7 +86,11 @@ def main(folders: list[Path]) -> None:
     for name in PICTURES:
         picture = folders[0] / "runs/joint/figures" / f"{name}.png"
         if picture.is_file():
-            shutil.copy(picture, RESULTS / "demo-aortic-arch" / picture.name)
+            with Image.open(picture) as whole:
+                whole.thumbnail((WIDTH, 4 * WIDTH))  # the demo's own are for print
+                whole.convert("P", palette=Image.Palette.ADAPTIVE).save(
+                    RESULTS / "demo-aortic-arch" / picture.name, optimize=True
+                )
             page += [f"![{name}](demo-aortic-arch/{name}.png)", ""]
     (RESULTS / "demo-aortic-arch.md").write_text("\n".join(page).rstrip() + "\n")
 
