@@ -256,8 +256,8 @@ def whole_chain(arguments: argparse.Namespace) -> list[dict[str, str]]:
 def segment(arguments: argparse.Namespace, propagated: Path) -> dict[str, dict[str, str]]:
     """Train a segmenter on propagated labels; return, for each test case, the Dice with the parcellation."""
     from threefold.cohorts.cohort import read_cohort
-    from threefold.evaluation.structure_numbers import case_dice
     from threefold.experiments import load_experiment
+    from threefold.reporting.volume_examples import case_dice
     from threefold.studies.evaluations import evaluate_run
     from threefold.training.progress import terminal_progress
     from threefold.training.run import train as train_run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ def propagate(
     spec: PropagationSpec,
     *,
     atlases: Sequence[str] | None = None,
+    held_out: Collection[str] = (),
     copy: bool = True,
     progress: Progress | None = None,
 ) -> Cohort:
@@ -74,6 +75,8 @@ def propagate(
         out: the new cohort's folder.
         spec: how to register.
         atlases: names of those to use; None: all.
+        held_out: ids of cases that will be tested, beside those that the table's split column calls test:
+            they train no network, and their masks steer nothing.
         copy: copy images and targets into the new cohort; false: refer to them where they are.
         progress: called with the steps that are done and all.
 
@@ -87,12 +90,12 @@ def propagate(
         ImageError, WeightsError, TrainingError: naming the case or the file.
     """
     out, pairing = Path(out), pair_cases(cohort, atlases)
-    identity = _identity(cohort, pairing, spec)
+    identity = _identity(cohort, pairing, spec, held_out)
     if not is_finished(out, identity):
         build_registration(spec)  # weights that do not fit are an error now, not later
         check_files(cohort, pairing, spec)
         place = open_workplace(out, identity)
-        _Propagation(cohort, pairing, spec, place, progress).run()
+        _Propagation(cohort, pairing, spec, place, frozenset(held_out), progress).run()
         finish(cohort, pairing, spec, place, copy=copy)
     return read_cohort(out, allow_outside=True)  # the table is this program's own
 
@@ -106,15 +109,18 @@ class _Propagation:
         pairing: Pairing,
         spec: PropagationSpec,
         place: Workplace,
+        held_out: frozenset[str],
         progress: Progress | None,
     ) -> None:
+        tested = {case.case_id for case in cohort.cases if case.split == "test"}
+        self.held_out = held_out | tested
         self.cohort, self.pairing, self.spec, self.place = cohort, pairing, spec, place
         self.cases = [case for case in cohort.cases if case.case_id in pairing]
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         used = {atlas.name: atlas for atlases in pairing.values() for atlas in atlases}
         self.atlases = {name: self._read_atlas(atlas) for name, atlas in used.items()}
         pairs = sum(len(pairing[case.case_id]) for case in self.cases)
-        training = sum(len(pairing[case.case_id]) for case in self.cases if case.split != "test")
+        training = sum(len(pairing[case.case_id]) for case in self.cases if case.case_id not in self.held_out)
         if spec.epochs and not training:
             raise CohortError(
                 f"{cohort.folder}: every case is of the test part, so that none can train the registration "
@@ -163,7 +169,7 @@ class _Propagation:
             pairs = [
                 self._pair(case, self._fixed(case), atlas)
                 for case in self.cases
-                if case.split != "test"
+                if case.case_id not in self.held_out
                 for atlas in self.pairing[case.case_id]
             ]
             network = train_registration(pairs, self.spec, self.place.checkpoint, self._step)
@@ -284,7 +290,7 @@ class _Propagation:
         warped = resample(moving.volume.values, moving.volume.affine, fixed.size, target, outside="border")
         region = mask = None
         # The test part's masks stay unseen, so that what is measured there is measured fairly.
-        if self.spec.mask_weight and case.mask is not None and case.split != "test":
+        if self.spec.mask_weight and case.mask is not None and case.case_id not in self.held_out:
             inside = prepare_map(self._target(case, read_mask, case.mask, image), fixed)
             if inside.any():
                 mask = torch.from_numpy(inside.astype(np.float32))[None, None].to(self.device)
@@ -297,11 +303,12 @@ class _Propagation:
         return np.asarray(kept["matrix"])
 
 
-def _identity(cohort: Cohort, pairing: Pairing, spec: PropagationSpec) -> str:
+def _identity(cohort: Cohort, pairing: Pairing, spec: PropagationSpec, held_out: Collection[str]) -> str:
     """Hash what decides the result, as far as texts say it."""
-    content = {
+    content: dict[str, Any] = {
         "cohort": fingerprint(cohort),
         "pairs": {case: [atlas.name for atlas in atlases] for case, atlases in pairing.items()},
         "spec": spec.model_dump(mode="json"),
+        "held_out": sorted(held_out),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -58,7 +58,8 @@ class PropagationSpec(Spec):
     """Of the penalty, against the local correlation."""
     mask_weight: NonNegative = 0.0
     """Of the soft Dice loss between the atlas's warped structures and the case's mask; 0: masks don't steer.
-    Masks of cases that the table's split column calls test never do."""
+    Masks of test cases never do: those that the table's split column calls test, and in a chain those that
+    any stage tests."""
     refinement_steps: Annotated[int, Field(ge=0)] = 20
     """Steps of the optimisation of each case's own field, from the network's prediction, at each of three
     resolutions; 0: the prediction as it is."""

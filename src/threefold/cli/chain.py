@@ -28,7 +28,9 @@ def chain(
     allow_outside: Annotated[
         bool, typer.Option("--allow-outside", help="Accept paths that leave the cohort's folder.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print every stage's numbers as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the numbers as JSON: stages, gains.")
+    ] = False,
 ) -> None:
     """Propagate atlas labels, then train segmenter, classifier and both jointly, each from the one before.
 

@@ -31,6 +31,7 @@ def show_chain(report: ChainReport, *, as_json: bool) -> None:
         show(table)
     if report.gains:
         show(gain_table(report.gains, report.spec))
+    typer.echo(f"side by side: tables in {report.tables}")
     for stage, each in report.stages.items():
         typer.echo(f"{stage}: tables in {each.tables[0].parent}")
         if each.figures:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from threefold.evaluation.intervals import bootstrap
 from threefold.evaluation.predictions import Predictions
-from threefold.evaluation.structure_numbers import case_dice
+from threefold.evaluation.structures import MEAN, structure_values, tells_structures
 from threefold.experiment import EvaluationSpec
 
 Floats = NDArray[np.float64]
@@ -21,6 +21,8 @@ _PROPAGATION = (
     ("Dice with the reference, mean over structures", "affine", "dice_affine", "dice"),
     ("Dice with the mask, union", "affine", "mask_dice_affine", "mask_dice"),
 )
+MEASURES = tuple(dict.fromkeys(column for _, _, *columns in _PROPAGATION for column in columns))
+"""Columns of a propagation's quality.csv that registration is judged by."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Gain:
         difference: after - before.
         low, high: ends of its interval, by resampling patients; NaN where it has none.
         n, patients: cases with both, and their patients.
+        note: why it has no interval; empty where it has one.
+        leaks: the split shares patients between training and test.
     """
 
     measure: str
@@ -46,6 +50,8 @@ class Gain:
     high: float
     n: int
     patients: int
+    note: str = ""
+    leaks: bool = False
 
 
 def gain(
@@ -54,6 +60,8 @@ def gain(
     after: tuple[str, Floats],
     patients: Sequence[str],
     spec: EvaluationSpec,
+    *,
+    leaks: bool = False,
 ) -> Gain:
     """Return what `after` gains over `before`, whose interval takes a patient's cases together.
 
@@ -62,12 +70,13 @@ def gain(
         before, after: a name and (n,) values of the same cases in one order; NaN where a case has none.
         patients: (n,) patient of each case.
         spec: replicates, confidence and seed.
+        leaks: the split shares patients between training and test.
     """
     both = ~np.isnan(before[1]) & ~np.isnan(after[1])
     first, second = before[1][both], after[1][both]
     names, numbers = np.unique(np.asarray(patients, dtype=str)[both], return_inverse=True)
-    low = high = np.nan
-    if len(first) and spec.replicates:
+    low, high, note = np.nan, np.nan, "no case has both"
+    if len(first):
         change = second - first
         interval = bootstrap(
             lambda weights: {"gain": weights @ change / weights.sum(axis=1)},
@@ -76,7 +85,7 @@ def gain(
             confidence=spec.confidence,
             seed=spec.seed,
         )["gain"]
-        low, high = interval.low, interval.high
+        low, high, note = interval.low, interval.high, interval.reason
     means = [float(values.mean()) if len(values) else np.nan for values in (first, second)]
     return Gain(
         measure=measure,
@@ -89,6 +98,8 @@ def gain(
         high=high,
         n=len(first),
         patients=len(names),
+        note=note,
+        leaks=leaks,
     )
 
 
@@ -110,24 +121,34 @@ def registration_gains(
 
 
 def variant_gains(variants: Mapping[str, Predictions], baseline: str, spec: EvaluationSpec) -> Iterator[Gain]:
-    """Yield what each variant with structures gains over one of them in mean Dice, on the test cases of both.
+    """Yield what each variant gains over one of them in mean Dice, on the test cases of both.
+
+    A variant that tells no structures apart is left out.
 
     Args:
         variants: tables of predictions by name, `baseline` among them.
         baseline: the name of the one to be held against.
         spec: replicates, confidence and seed.
     """
-    base = variants[baseline].part("test").set_index("case_id", drop=False)
+    base = variants[baseline]
+    tested = {*base.part("test")["case_id"]}
     for name, predictions in variants.items():
-        test = predictions.part("test").set_index("case_id", drop=False)
-        if name == baseline or predictions.structures is None:
+        if name == baseline or not tells_structures(predictions):
             continue
-        shared = [case_id for case_id in test.index if case_id in base.index]
-        test, of_base = test.loc[shared], base.loc[shared]
+        test = predictions.part("test")
+        shared = test[test["case_id"].isin(tested)]
+        cases = shared["case_id"].tolist()
         yield gain(
             "Dice, mean over structures",
-            (baseline, case_dice(of_base, variants[baseline])),
-            (name, case_dice(test, predictions)),
-            test["patient_id"].tolist(),
+            (baseline, _mean_dice(base, cases)),
+            (name, _mean_dice(predictions, cases)),
+            shared["patient_id"].tolist(),
             spec,
+            leaks=predictions.leaks or base.leaks,
         )
+
+
+def _mean_dice(predictions: Predictions, cases: Sequence[str]) -> Floats:
+    """Return the mean Dice over structures of cases, in their order, (n,)."""
+    assert predictions.structures is not None
+    return structure_values(predictions.structures, cases)["structure_dice", MEAN]

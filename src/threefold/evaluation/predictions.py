@@ -169,6 +169,11 @@ def validate(
         raise PredictionsError(
             f"{source}: the positive class is '{positive}', which is not one of {', '.join(names) or 'none'}."
         )
+    if positive is not None and len(names) != 2:
+        raise PredictionsError(
+            f"{source}: a positive class is named ('{positive}'), but there are {len(names)} classes "
+            f"({', '.join(names)}): only of two can one be the positive. Leave it out."
+        )
     straddling = _patients_at_several_sites(clean)
     if straddling:
         notes.append(

@@ -17,10 +17,9 @@ from threefold.evaluation.groups import (
     plain_units,
 )
 from threefold.evaluation.metrics import METRICS
-from threefold.evaluation.overlap import dice
-from threefold.evaluation.predictions import MASK_COLUMNS, Predictions
+from threefold.evaluation.predictions import Predictions
 from threefold.evaluation.rows import Floats, Place, Row
-from threefold.evaluation.structures import MEAN, structure_values
+from threefold.evaluation.structures import structure_values
 from threefold.experiment import EvaluationSpec
 
 Ints = NDArray[np.int64]
@@ -47,16 +46,6 @@ def structure_numbers(level: Level, predictions: Predictions, spec: EvaluationSp
             values = {key: mean_by_patient(patients, value, count) for key, value in values.items()}
             patients = np.arange(count)
         yield from _means(Place(level, group, spec, predictions.leaks), patients, values)
-
-
-def case_dice(rows: pd.DataFrame, predictions: Predictions) -> Floats:
-    """Return each case's mean Dice over structures, else its mask's, (n,); NaN where neither is known."""
-    by_mask = dice(*(rows[name].to_numpy(float) for name in MASK_COLUMNS))
-    if predictions.structures is None:
-        return by_mask
-    values = structure_values(predictions.structures, list(rows["case_id"]))
-    means = values.get(("structure_dice", MEAN), np.full(len(rows), np.nan))
-    return np.where(np.isnan(means), by_mask, means)
 
 
 def _classes(test: pd.DataFrame, classes: Sequence[str]) -> Iterator[Group]:

@@ -302,7 +302,9 @@ def examples_figure(examples: Mapping[str, Sequence[Example]]) -> Figure | None:
     columns = max(len(cases) for cases in rows.values())
     lines = max(case.title.count("\n") + 1 for cases in rows.values() for case in cases)
     height = (2.6 + 0.15 * lines) * len(rows) + 0.5
-    figure = Figure(figsize=(2.6 * columns + 0.4, height), layout=ConstrainedLayoutEngine(h_pad=0.08, compress=True))
+    figure = Figure(
+        figsize=(2.6 * columns + 0.4, height), layout=ConstrainedLayoutEngine(h_pad=0.08, compress=True)
+    )
     panels = figure.subplots(len(rows), columns, squeeze=False)
     for axes in panels.ravel():
         # Not set_axis_off, with which the layout would cut titles off.

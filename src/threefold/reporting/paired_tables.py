@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from threefold.evaluation.paired import Gain
 from threefold.experiment import EvaluationSpec
-from threefold.reporting.table import Table
+from threefold.reporting.table import LEAK_MARK, LEAK_NOTE, Table
 
 
 def gain_table(gains: Sequence[Gain], spec: EvaluationSpec) -> Table:
@@ -28,13 +27,15 @@ def gain_table(gains: Sequence[Gain], spec: EvaluationSpec) -> Table:
         notes=(
             f"[low, high]: {spec.confidence:.0%} interval of the difference over {spec.replicates} resamples "
             "of the patients; n: cases/patients that have both. Registration is measured on all registered "
-            "cases, the other steps on the test cases.",
+            "cases, those whose mask steered it included, the other steps on the test cases, whose masks "
+            "steer nothing.",
+            *((LEAK_NOTE,) if any(each.leaks for each in gains) else ()),
         ),
     )
 
 
 def _difference(each: Gain) -> str:
     if not each.n:
-        return "not estimable (no case has both)"
-    interval = "[no interval]" if math.isnan(each.low) else f"[{each.low:+.3f}, {each.high:+.3f}]"
-    return f"{each.difference:+.3f} {interval} n={each.n}/{each.patients}"
+        return f"not estimable ({each.note})"
+    interval = f"[no interval: {each.note}]" if each.note else f"[{each.low:+.3f}, {each.high:+.3f}]"
+    return f"{each.difference:+.3f}{LEAK_MARK if each.leaks else ''} {interval} n={each.n}/{each.patients}"

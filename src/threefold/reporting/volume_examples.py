@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from threefold.cohorts.cohort import Case, Cohort, CohortSpec
 from threefold.cohorts.targets import read_mask, read_structures
 from threefold.errors import ImageError
-from threefold.evaluation.predictions import Predictions, probability_column
-from threefold.evaluation.structure_numbers import case_dice
-from threefold.evaluation.structures import tells_structures
+from threefold.evaluation.overlap import dice
+from threefold.evaluation.predictions import MASK_COLUMNS, Predictions, probability_column
+from threefold.evaluation.structures import MEAN, structure_values, tells_structures
 from threefold.experiment import PreprocessingSpec
 from threefold.images.geometry import Image, describe_difference
 from threefold.images.preprocessing import canonical, place, windows_of
@@ -62,6 +63,16 @@ def choose_volumes(
         if example is not None:
             examples.setdefault(name, []).append(example)
     return examples
+
+
+def case_dice(rows: pd.DataFrame, predictions: Predictions) -> NDArray[np.float64]:
+    """Return each case's mean Dice over structures, else its mask's, (n,); NaN where neither is known."""
+    by_mask = dice(*(rows[name].to_numpy(float) for name in MASK_COLUMNS))
+    if predictions.structures is None:
+        return by_mask
+    values = structure_values(predictions.structures, list(rows["case_id"]))
+    means = values.get(("structure_dice", MEAN), np.full(len(rows), np.nan))
+    return np.where(np.isnan(means), by_mask, means)
 
 
 def _from_median(rows: pd.DataFrame) -> pd.DataFrame:

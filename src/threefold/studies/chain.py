@@ -12,9 +12,10 @@ import pandas as pd
 from threefold.atlases.outcome import QUALITY_NAME
 from threefold.atlases.propagation import propagate
 from threefold.atlases.spec import PropagationSpec, load_propagation
-from threefold.cohorts.cohort import Cohort, read_cohort
+from threefold.cohorts.cohort import Cohort
 from threefold.cohorts.splits import make_split
-from threefold.evaluation.paired import Gain, registration_gains, variant_gains
+from threefold.errors import UsageError
+from threefold.evaluation.paired import MEASURES, Gain, registration_gains, variant_gains
 from threefold.experiment import EvaluationSpec, Experiment
 from threefold.reporting.paired_tables import gain_table
 from threefold.reporting.run_report import Report
@@ -23,6 +24,7 @@ from threefold.reporting.tables import write_comparison
 from threefold.run import write_atomically
 from threefold.studies.chain_spec import PROPAGATION, ChainSpec, stage_experiments, stage_overrides
 from threefold.studies.evaluations import evaluate_propagated, evaluate_run
+from threefold.training.devices import is_leader
 from threefold.training.progress import TrainingProgress
 from threefold.training.run import train
 
@@ -35,11 +37,13 @@ class ChainReport:
         stages: evaluations by stage, in order.
         gains: what registration gains over affine alignment, and each stage over propagation alone.
         spec: replicates and confidence of the gains' intervals.
+        tables: folder of comparison.md and gains.md.
     """
 
     stages: dict[str, Report]
     gains: tuple[Gain, ...]
     spec: EvaluationSpec
+    tables: Path
 
 
 @dataclass(frozen=True)
@@ -102,32 +106,43 @@ def run_chain(chain: Chain, cohort: Cohort, progress: TrainingProgress) -> Chain
         structures), and of each stage's run, by stage; and what each gains.
 
     Raises:
-        CohortError: the cohort can't be propagated or trained on.
+        CohortError: the cohort can't be split, propagated or trained on; its folder holds another
+            propagation.
         RunError: a stage's folder holds another experiment's run.
+        UsageError: a launcher started several processes.
     """
-    folder = chain.propagated
-    if folder.is_dir():
-        progress.say(f"{folder}: already there")
-        propagated = read_cohort(folder, allow_outside=True)
-    else:
-        progress.say(f"propagating the atlases' labels into {folder}")
-        chain.out.mkdir(parents=True, exist_ok=True)
-        propagated = propagate(
-            cohort, folder, chain.propagation, progress=partial(progress.step, "propagating")
+    if not is_leader():
+        raise UsageError(
+            "a chain is one process, which starts others where training.devices asks for them. Start it "
+            "once, not once a device."
         )
+    folder = chain.propagated
+    there = "already there" if folder.is_dir() else "the atlases' labels are propagated into it"
+    progress.say(f"{folder}: {there}")
+    chain.out.mkdir(parents=True, exist_ok=True)
+    splits = [make_split(cohort, experiment.data.split) for experiment in chain.experiments.values()]
+    propagated = propagate(
+        cohort,
+        folder,
+        chain.propagation,
+        held_out={case.case_id for split in splits for case in split.cases(cohort, "test")},
+        progress=partial(progress.step, "propagating"),
+    )
     first = next(iter(chain.experiments.values()))
     reports = {}
     for stage, experiment in chain.experiments.items():
         progress.say(f"stage {stage}: {experiment.name}, into {chain.run_folder(stage)}")
         run = train(experiment, propagated, chain.run_folder(stage), resume=True, progress=progress)
         reports[stage] = evaluate_run(run)
-    if any(case.reference is not None for case in propagated.cases):
-        split = make_split(propagated, first.data.split)
+    split = make_split(propagated, first.data.split)
+    tested = split.cases(propagated, "test")
+    if all(any(getattr(case, what) for case in tested) for what in ("reference", "structures")):
         alone = evaluate_propagated(propagated, split, chain.out, first.evaluation)
         reports = {PROPAGATION: alone, **reports}
     tables = chain.out / "tables"
     write_comparison({name: each.evaluation for name, each in reports.items()}, tables)
-    report = ChainReport(reports, tuple(_gains(propagated, reports, first.evaluation)), first.evaluation)
+    gains = tuple(_gains(propagated, reports, first.evaluation))
+    report = ChainReport(reports, gains, first.evaluation, tables)
     if report.gains:
         write_atomically(tables / "gains.md", markdown(gain_table(report.gains, first.evaluation)))
         numbers = pd.DataFrame([asdict(each) for each in report.gains])
@@ -137,7 +152,12 @@ def run_chain(chain: Chain, cohort: Cohort, progress: TrainingProgress) -> Chain
 
 def _gains(propagated: Cohort, reports: Mapping[str, Report], spec: EvaluationSpec) -> Iterator[Gain]:
     """Yield what registration gains over affine alignment, and each stage over propagation alone."""
-    quality = pd.read_csv(propagated.folder / QUALITY_NAME, dtype={"case_id": str})
+    quality = pd.read_csv(
+        propagated.folder / QUALITY_NAME,
+        dtype={"case_id": str},
+        keep_default_na=False,  # a case may be named NA
+        na_values={name: [""] for name in MEASURES},
+    )
     patients = {case.case_id: case.patient_id for case in propagated.cases}
     yield from registration_gains(quality, patients, spec)
     if PROPAGATION in reports:

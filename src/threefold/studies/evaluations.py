@@ -9,7 +9,7 @@ from typing import Any
 
 from threefold.cohorts.cohort import Cohort, CohortSpec, fingerprint, read_cohort
 from threefold.cohorts.splits import Split, read_split
-from threefold.errors import CohortError, RunError
+from threefold.errors import CohortError, PredictionsError, RunError
 from threefold.evaluation.predictions import Predictions, read_predictions, write_predictions
 from threefold.evaluation.structures import read_structures_table, with_structures
 from threefold.experiment import EvaluationSpec, Experiment
@@ -187,6 +187,11 @@ def evaluate_table(
         PredictionsError: naming the table, the column and the case.
     """
     predictions = read_predictions(path, positive=positive)
+    if threshold is not None and predictions.positive is None:
+        raise PredictionsError(
+            f"{path}: a threshold is given, but there are {len(predictions.classes)} classes: only of two is "
+            "one decided for by a threshold. Leave it out."
+        )
     if structures is not None:
         predictions = with_structures(predictions, read_structures_table(structures), source=str(structures))
     return write_report(predictions, spec, out, threshold=threshold)
