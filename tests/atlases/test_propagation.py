@@ -210,6 +210,10 @@ def test_masks_of_the_test_part_do_not_steer(make_cohort: Any, tmp_path: Path) -
     for case, same in (("one", False), ("two", True)):
         found = [(out / "structures" / f"{case}.nii.gz").read_bytes() for out in (with_mask, without)]
         assert (found[0] == found[1]) is same
+    named = tmp_path / "named"
+    propagate(make_cohort(), named, spec, held_out=["one", "two", "three"])
+    assert {row["mask_steered"] for row in quality(named).values()} == {"no"}
+    assert {row["mask_steered"] for row in quality(with_mask).values()} == {"yes", "no"}
 
 
 def test_a_trained_network_serves_the_next_propagation(make_cohort: Any, tmp_path: Path) -> None:

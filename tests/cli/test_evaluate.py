@@ -85,6 +85,17 @@ def test_the_positive_class_and_the_threshold_of_a_table_can_be_named(
     assert "the positive class is 'tumor', which is not one of none, tumour" in capsys.readouterr().err
 
 
+def test_a_positive_class_of_three_is_refused(theirs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = pd.read_csv(theirs, dtype=str).assign(probability_cyst="0")
+    table.to_csv(theirs, index=False)
+    for option, value, said in (
+        ("--positive", "cyst", "a positive class is named ('cyst'), but there are 3 classes"),
+        ("--threshold", "0.4", "a threshold is given, but there are 3 classes"),
+    ):
+        call("evaluate", theirs, option, value, code=1)
+        assert said in capsys.readouterr().err
+
+
 def test_figures_of_an_earlier_evaluation_do_not_stay(
     theirs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import bootstrap
 
-from threefold.evaluation.paired import gain, registration_gains
+from threefold.evaluation.paired import gain, registration_gains, variant_gains
 from threefold.experiment import EvaluationSpec
+
+from .test_structures_table import make_predictions
 
 SPEC = EvaluationSpec(replicates=4000)
 
@@ -65,3 +69,51 @@ def test_registration_is_held_against_affine_and_none_where_the_table_has_them()
         ("unregistered", "registered", 0.5),
         ("affine", "registered", 0.3),
     ]
+
+
+def test_variants_are_paired_case_by_case_whatever_the_order_of_their_rows() -> None:
+    base = make_predictions(seed=1)
+    assert base.structures is not None
+    other = make_predictions(seed=2)
+    assert other.structures is not None
+    shuffled = replace(
+        other,
+        table=other.table.sample(frac=1, random_state=0).reset_index(drop=True),
+        structures=other.structures.sample(frac=1, random_state=1).reset_index(drop=True),
+        leaks=True,
+    )
+    (found,) = variant_gains({"base": base, "other": shuffled}, "base", SPEC)
+
+    def by_hand(structures: pd.DataFrame) -> pd.Series:
+        single = structures[(structures["structure"] != "union") & (structures["truth_voxels"] > 0)]
+        voxels = single["truth_voxels"] + single["predicted_voxels"]
+        return (2 * single["overlap_voxels"] / voxels).groupby(single["case_id"]).mean()
+
+    test = base.part("test").set_index("case_id")
+    pairs = pd.DataFrame({"a": by_hand(base.structures), "b": by_hand(other.structures)}).dropna()
+    pairs = pairs.loc[pairs.index.intersection(test.index)]
+    assert found.n == len(pairs) > 10
+    assert found.difference == pytest.approx((pairs["b"] - pairs["a"]).mean())
+    expected = gain(
+        "Dice",
+        ("a", pairs["a"].to_numpy()),
+        ("b", pairs["b"].to_numpy()),
+        test.loc[pairs.index, "patient_id"].tolist(),
+        SPEC,
+    )
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=2e-3)
+    assert found.leaks
+
+
+def test_a_variant_that_tells_no_structures_apart_is_not_paired() -> None:
+    base = make_predictions(seed=1)
+    assert base.structures is not None
+    union = replace(base, structures=base.structures[base.structures["structure"] == "union"])
+    bare = replace(base, structures=None)
+    assert [*variant_gains({"base": base, "union": union, "bare": bare}, "base", SPEC)] == []
+
+
+def test_a_gain_of_nothing_has_no_interval_and_says_why() -> None:
+    same = np.full(5, 0.5)
+    found = gain("d", ("a", same), ("b", same), list("abcde"), SPEC)
+    assert (found.difference, found.note) == (0, "every resample gives the same value")

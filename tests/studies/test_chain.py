@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from threefold.cli.app import main
@@ -33,6 +34,20 @@ def call(*arguments: str) -> None:
         main()
 
 
+def test_a_chain_started_once_a_device_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = {"patients": (2, 2, 2), "size": 24, "spacing": 2.1, "deformation": 0.3}
+    cohort = make_fetal_heart_cohort(tmp_path / "hearts", PRESETS["demo"].model_copy(update=small), 0)
+    monkeypatch.setattr("threefold.studies.chain.is_leader", lambda: False)
+    out = tmp_path / "chain"
+    with pytest.raises(SystemExit) as stop:
+        call("chain", "aortic-arch-demo", "--cohort", str(cohort.folder), "--out", str(out))
+    assert stop.value.code == 2
+    assert "a chain is one process" in capsys.readouterr().err
+    assert not out.exists()
+
+
 @pytest.mark.acceptance
 def test_the_shipped_chain_runs_whole_and_goes_on_where_it_was(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -58,6 +73,11 @@ def test_the_shipped_chain_runs_whole_and_goes_on_where_it_was(
     assert dice["propagation"] > 0.3
     # The classifier is trained on the segmenter as it was.
     assert dice["classifier"] == dice["segmenter"]
+    # The test cases' masks steer nothing, though the table has no split column.
+    quality = pd.read_csv(out / "propagated/quality.csv").set_index("case_id")["mask_steered"]
+    parts = pd.read_csv(out / "runs/joint/split.csv", comment="#").set_index("case_id")["part"]
+    assert {*quality[parts[parts == "test"].index]} == {"no"}
+    assert "yes" in {*quality[parts[parts == "train"].index]}
     gains = {(gain["before"], gain["after"]): gain for gain in found["gains"]}
     assert gains["propagation", "joint"]["difference"] == pytest.approx(dice["joint"] - dice["propagation"])
     assert gains["unregistered", "registered"]["difference"] > 0.1

@@ -34,6 +34,7 @@ _MEASURES = (
     "reason",
     "correlation",
     "correlation_affine",
+    "mask_steered",
     "mask_dice",
     "mask_dice_affine",
     "folding_voxels",

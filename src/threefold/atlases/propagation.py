@@ -182,7 +182,7 @@ class _Propagation:
     def _register(self, case: Case, network: VoxelMorph | None) -> None:
         """Register a case's atlases, keep the best one's labels and their quality."""
         image, fixed = self._fixed(case)
-        found = []
+        found, steered = [], False
         for atlas in self.pairing[case.case_id]:
             pair = self._pair(case, (image, fixed), atlas)
             start = None if network is None else predict_field(network, pair, self.spec)
@@ -197,6 +197,7 @@ class _Propagation:
             else:  # a failure; the other limits are then judged without movement
                 fit, displacement = float("nan"), torch.zeros_like(displacement)
             found.append((fit, before, atlas, displacement.cpu()))
+            steered = pair.mask is not None  # of every atlas or of none
         fit, before, atlas, displacement = max(found, key=lambda one: np.nan_to_num(one[0], nan=-1.0))
         carry = self._carrier(case, image, fixed, atlas)
         labels = carry(displacement)
@@ -204,6 +205,7 @@ class _Propagation:
             "atlas": atlas.name,
             "correlation": fit,
             "correlation_affine": before,
+            "mask_steered": "yes" if steered else "no",
             **field_quality(displacement),
             **self._truth(case, image, labels, carry, displacement),
         }
