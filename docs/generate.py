@@ -1,4 +1,4 @@
-"""Write docs/reference/{experiment,cohort,cli}.md from the code, so that they can't disagree with it.
+"""Write pages of docs/reference from the code, so that they can't disagree with it.
 
 Run: python docs/generate.py
 """
@@ -111,8 +111,10 @@ def cli_page() -> str:
 
 def pages() -> dict[Path, str]:
     """Return every generated page."""
+    from threefold.atlases.spec import PropagationSpec
     from threefold.cohorts.cohort import CohortSpec
     from threefold.experiment import Experiment
+    from threefold.studies.chain_spec import ChainSpec
 
     return {
         REFERENCE / "experiment.md": model_page(
@@ -123,6 +125,20 @@ def pages() -> dict[Path, str]:
         ),
         REFERENCE / "cohort.md": (REFERENCE / "cohort_table.md.in").read_text()
         + model_page("cohort.yaml", "What the columns of `cases.csv` mean.", CohortSpec),
+        REFERENCE / "propagation.md": model_page(
+            "Propagation",
+            "What `threefold propagate COHORT --out OUT key=value` may be told, and what a chain says under "
+            "`propagation`.",
+            PropagationSpec,
+        ),
+        REFERENCE / "chain.md": model_page(
+            "Chains",
+            "What a file for `threefold chain FILE.yaml` may say; the shipped ones are aortic-arch and "
+            "aortic-arch-demo. The keys of `propagation` are those of [a propagation](propagation.md); a "
+            "stage is a [recipe or experiment](experiment.md), changed by `STAGE.key.path=value` on the "
+            "command line.",
+            ChainSpec,
+        ),
         REFERENCE / "cli.md": cli_page(),
     }
 

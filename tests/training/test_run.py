@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,23 @@ def test_the_status_says_how_far_a_running_training_is(
 
     train(make_experiment(epochs=2), cohort, run.path, progress=Watching())
     assert seen == [("running", 1), ("running", 2)]
+
+
+def test_a_case_that_is_drawn_again_is_augmented_otherwise(
+    cohort: Cohort, make_experiment: MakeExperiment, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: Counter[tuple[int, str, int]] = Counter()
+    draw = loop.draw_parameters
+
+    def noting(spec: Any, case_ids: Any, **keys: Any) -> AugmentationParameters:
+        drawn.update((keys["epoch"], *pair) for pair in zip(case_ids, keys["repeats"], strict=True))
+        return draw(spec, case_ids, **keys)
+
+    monkeypatch.setattr(loop, "draw_parameters", noting)
+    data = {**AUGMENTED, "sampling": "balanced"}
+    train(make_experiment(epochs=2, data=data), cohort, run.path)
+    assert max(repeat for _, _, repeat in drawn) > 0
+    assert max(drawn.values()) == 1
 
 
 def test_the_same_inputs_give_the_same_weights_and_a_seed_others(
