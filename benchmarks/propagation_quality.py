@@ -148,30 +148,38 @@ def ours(
 
 
 def syn(arguments: argparse.Namespace, pair: tuple[str, str]) -> dict[str, Any] | None:
-    """Register with antspyx in a process of its own; None where it can't be imported."""
+    """Register a pair with antspyx."""
+    moving, fixed = (arguments.data / name for name in pair)
+    files = (fixed / "srr", moving / "srr", moving / "parcellation", fixed / "parcellation")
+    return syn_of([f"{file}.nii.gz" for file in files], arguments)
+
+
+def syn_of(files: list[str], arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """Register with antspyx in a process of its own; None where it can't be imported.
+
+    Files: the fixed and the moving image, the moving labels, the fixed ones.
+    """
     environment = dict(os.environ, ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS=str(arguments.threads))
     if arguments.ants:
         environment["PYTHONPATH"] = str(arguments.ants)
-    command = [sys.executable, __file__, "--data", str(arguments.data), "--work", str(arguments.work)]
-    done = subprocess.run(
-        [*command, "--syn", *pair], stdout=subprocess.PIPE, text=True, env=environment, check=False
-    )
+    command = [sys.executable, __file__, "--syn", *files]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
     return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
 
 
-def run_syn(data: Path, moving_name: str, fixed_name: str) -> None:
+def run_syn(fixed_file: str, moving_file: str, labels_file: str, truth_file: str) -> None:
     import ants
 
     start = time.perf_counter()
-    fixed, moving = (ants.image_read(str(data / name / "srr.nii.gz")) for name in (fixed_name, moving_name))
-    labels = ants.image_read(str(data / moving_name / "parcellation.nii.gz"))
+    fixed, moving = (ants.image_read(file) for file in (fixed_file, moving_file))
+    labels = ants.image_read(labels_file)
     found = ants.registration(fixed, moving, type_of_transform="SyN")
     warped = ants.apply_transforms(
         fixed, labels, found["fwdtransforms"], interpolator="nearestNeighbor"
     ).numpy()
     seconds = time.perf_counter() - start
     jacobian = ants.create_jacobian_determinant_image(fixed, found["fwdtransforms"][0]).numpy()
-    truth = ants.image_read(str(data / fixed_name / "parcellation.nii.gz")).numpy()
+    truth = ants.image_read(truth_file).numpy()
     print(
         json.dumps(
             {
@@ -184,9 +192,10 @@ def run_syn(data: Path, moving_name: str, fixed_name: str) -> None:
 
 
 def mean_dice(labels: np.ndarray, truth: np.ndarray) -> float:
+    """Return the mean over the labels that the truth has."""
     scores = [
         2 * ((labels == k) & (truth == k)).sum() / ((labels == k).sum() + (truth == k).sum())
-        for k in range(1, len(STRUCTURES) + 1)
+        for k in np.unique(truth[truth > 0])
     ]
     return float(np.mean(scores))
 
@@ -361,10 +370,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--set", action="append", default=[], help="KEY=VALUE of the propagation")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results/propagation.md")
-    parser.add_argument("--syn", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--syn", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.syn:
-        run_syn(arguments.data, *arguments.syn)
+        run_syn(*arguments.syn)
         return
     if not arguments.data.is_dir():
         print(f"skipped: the fetal brains are not at {arguments.data}; name their folder with --data")
