@@ -1,14 +1,17 @@
 """Write docs/results/demo-aortic-arch.md and its pictures from the demo's folders.
 
 for seed in 0 1 2; do threefold demo aortic-arch --out out/arch-$seed --seed $seed; done
-python docs/figures/chain_demo_results.py out/arch-0 out/arch-1 out/arch-2
+threefold train aortic-arch/demo-seg --cohort out/arch-0/propagated --out out/no-prior \\
+    network.background_prior=null
+threefold evaluate out/no-prior
+python docs/figures/chain_demo_results.py out/arch-0 out/arch-1 out/arch-2 --without-prior out/no-prior
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -27,6 +30,37 @@ def environment(folder: Path) -> dict[str, object]:
     return dict(json.loads((folder / "runs/joint/environment.json").read_text()))
 
 
+def minutes(folder: Path) -> float:
+    """Return the time from the first image of the phantom to the last table."""
+    first = min(file.stat().st_mtime for file in (folder / "cohort" / "images").iterdir())
+    return ((folder / "tables/gains.csv").stat().st_mtime - first) / 60
+
+
+def dice_of(run: Path) -> pd.Series:
+    """Return the mean Dice of each structure over a run's test cases."""
+    rows = pd.read_csv(run / "tables/metrics.csv", keep_default_na=False, na_values={"value": [""]})
+    wanted = (rows["level"] == "case") & (rows["group_kind"] == "all") & (rows["metric"] == "structure_dice")
+    return rows[wanted].set_index("class_name")["value"].astype(float)
+
+
+def without_prior(folder: Path, run: Path) -> list[str]:
+    """Return the section on the segmenter that starts from a uniform softmax."""
+    table = pd.DataFrame({"with": dice_of(folder / "runs/segmenter"), "without": dice_of(run)})
+    named = table.rename({"": "mean over structures"})
+    rows = [f"| {name} | {one:.3f} | {other:.3f} |" for name, (one, other) in named.T.items()]
+    return [
+        "## Without the background prior",
+        "",
+        "The segmenter of the first seed again, the same but for `network.background_prior=null`: Dice on",
+        "the test cases.",
+        "",
+        "| structure | with | without |",
+        "| --- | ---: | ---: |",
+        *rows,
+        "",
+    ]
+
+
 def seed_row(folder: Path) -> str:
     """Return a row of the table of seeds."""
     gains = pd.read_csv(folder / "tables/gains.csv").set_index(["measure", "before", "after"])
@@ -43,10 +77,11 @@ def seed_row(folder: Path) -> str:
         )
     interval = "no interval" if pd.isna(found.low) else f"{found.low:.3f}, {found.high:.3f}"
     cells.append(f"{found.value:.3f} [{interval}] n={found.n}/{found.patients}")
+    cells.append(f"{minutes(folder):.1f}")
     return "| " + " | ".join(cells) + " |"
 
 
-def main(folders: list[Path]) -> None:
+def main(folders: list[Path], plain: Path | None) -> None:
     """Write the page and its pictures."""
     about = environment(folders[0])
     packages = dict(about["packages"])  # type: ignore[call-overload]
@@ -59,7 +94,11 @@ def main(folders: list[Path]) -> None:
         "",
         "```",
         "for seed in 0 1 2; do threefold demo aortic-arch --out out/arch-$seed --seed $seed; done",
-        "python docs/figures/chain_demo_results.py out/arch-0 out/arch-1 out/arch-2",
+        "threefold train aortic-arch/demo-seg --cohort out/arch-0/propagated --out out/no-prior \\",
+        "    network.background_prior=null",
+        "threefold evaluate out/no-prior",
+        "python docs/figures/chain_demo_results.py out/arch-0 out/arch-1 out/arch-2 \\",
+        "    --without-prior out/no-prior",
         "```",
         "",
         f"on {str(about['platform']).split('-')[0]}, {about['cores']} cores, torch {packages['torch']}.",
@@ -73,8 +112,8 @@ def main(folders: list[Path]) -> None:
         "the rest on the test cases. Propagation is told each case's diagnosis and is steered by its manual",
         "mask; the network sees the image alone. Phantom, split, propagation and trainings take the seed.",
         "",
-        "| seed | affine | registered | gain | propagation | joint | gain | balanced accuracy |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| seed | affine | registered | gain | propagation | joint | gain | balanced accuracy | minutes |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         *(seed_row(folder) for folder in folders),
         "",
         f"## Seed {folders[0].name.rsplit('-', 1)[-1]} in full",
@@ -82,6 +121,8 @@ def main(folders: list[Path]) -> None:
         re.sub("^## ", "### ", (folders[0] / "tables/gains.md").read_text(), flags=re.MULTILINE),
         re.sub("^## ", "### ", comparison, flags=re.MULTILINE),
     ]
+    if plain is not None:
+        page += without_prior(folders[0], plain)
     (RESULTS / "demo-aortic-arch").mkdir(exist_ok=True)
     for name in PICTURES:
         picture = folders[0] / "runs/joint/figures" / f"{name}.png"
@@ -96,4 +137,8 @@ def main(folders: list[Path]) -> None:
 
 
 if __name__ == "__main__":
-    main([Path(argument) for argument in sys.argv[1:]])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("--without-prior", type=Path, help="a run of the first folder's segmenter")
+    arguments = parser.parse_args()
+    main(arguments.folders, arguments.without_prior)
