@@ -216,6 +216,18 @@ def test_masks_of_the_test_part_do_not_steer(make_cohort: Any, tmp_path: Path) -
     assert {row["mask_steered"] for row in quality(with_mask).values()} == {"yes", "no"}
 
 
+def test_a_cohort_that_awaits_propagation_is_not_refused_for_it(make_cohort: Any, tmp_path: Path) -> None:
+    cohort = make_cohort(rows={"two": {"label": "B"}})
+    before = audit(cohort)
+    assert not before.refused
+    assert [f.message for f in before.findings if "propagate" in f.message] == [
+        "No case has structures yet; the atlases mean have. `threefold propagate` carries them over."
+    ]
+    assert audit(cohort, targets=["structures"]).refused
+    after = audit(propagate(cohort, tmp_path / "out", PLAIN))
+    assert not any("propagate" in finding.message for finding in after.findings)
+
+
 def test_a_trained_network_serves_the_next_propagation(make_cohort: Any, tmp_path: Path) -> None:
     cohort = make_cohort()
     propagate(cohort, tmp_path / "first", QUICK)

@@ -48,6 +48,20 @@ def test_a_chain_started_once_a_device_is_refused(
     assert not out.exists()
 
 
+def test_what_would_end_a_later_stage_is_refused_before_anything_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = {"patients": (6, 6, 2), "size": 24, "spacing": 2.1, "deformation": 0.3}
+    cohort = make_fetal_heart_cohort(tmp_path / "hearts", PRESETS["demo"].model_copy(update=small), 0)
+    out = tmp_path / "chain"
+    metric = "joint.training.selection.metric=balanced_accuracy"
+    with pytest.raises(SystemExit) as stop:
+        call("chain", "aortic-arch-demo", "--cohort", str(cohort.folder), "--out", str(out), *TINY, metric)
+    assert stop.value.code == 1
+    assert "validation cases none is labelled" in capsys.readouterr().err
+    assert not out.exists()
+
+
 @pytest.mark.acceptance
 def test_the_shipped_chain_runs_whole_and_goes_on_where_it_was(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -12,6 +12,7 @@ from threefold.cohorts.confounding import SiteLabel, check_confounding, site_lab
 from threefold.cohorts.findings import SEVERITIES, Finding, gather
 from threefold.cohorts.splits import PARTS, Split, Target, make_split
 from threefold.cohorts.table_checks import (
+    awaits_propagation,
     check_duplicates,
     check_patient_ids,
     check_site_groups,
@@ -19,6 +20,7 @@ from threefold.cohorts.table_checks import (
     check_split,
     check_split_column,
     check_targets,
+    note_atlases,
 )
 from threefold.cohorts.voxel_checks import Opened, Progress, check_files
 from threefold.errors import CohortError
@@ -89,7 +91,8 @@ def audit(
         cohort: as read.
         split: the parts to check too. A `SplitSpec` is made into them; one that can't be made is a finding.
             With None, the table's split column is checked where it is filled.
-        targets: what training will ask for; None: every target that cohort.yaml speaks of.
+        targets: what training will ask for; None: every target that cohort.yaml speaks of, but for
+            structures that its atlases have yet to give.
         read_voxels: look at voxels. Without, files are opened for their headers only, and intensities,
             label values and same voxels under two ids are not seen.
         progress: called with the number of cases done and of all.
@@ -109,6 +112,7 @@ def audit(
     findings += check_site_groups(cohort)
     findings += check_patient_ids(cohort)
     findings += check_targets(cohort, asked)
+    findings += () if "structures" in asked else note_atlases(cohort)
     if split is not None:
         findings += check_split(cohort, split, asked)
     association = site_label(cohort)
@@ -135,7 +139,7 @@ def _declared_targets(cohort: Cohort) -> tuple[Target, ...]:
         declared.append("label")
     if cohort.spec.mask is not None:
         declared.append("mask")
-    if cohort.spec.structures:
+    if cohort.spec.structures and not awaits_propagation(cohort):
         declared.append("structures")
     return tuple(declared)
 

@@ -82,6 +82,22 @@ def check_targets(cohort: Cohort, asked: Collection[Target]) -> Iterator[Finding
         yield from _check_classes(cohort)
 
 
+def awaits_propagation(cohort: Cohort) -> bool:
+    """Whether structures are on atlases only, and no case has any yet."""
+    return bool(cohort.spec.atlases) and all(case.structures is None for case in cohort.cases)
+
+
+def note_atlases(cohort: Cohort) -> Iterator[Finding]:
+    """Say where the structures of a cohort with atlases will come from."""
+    if awaits_propagation(cohort):
+        names = ", ".join(atlas.name for atlas in cohort.spec.atlases)
+        yield Finding(
+            "note",
+            "targets",
+            f"No case has structures yet; the atlases {names} have. `threefold propagate` carries them over.",
+        )
+
+
 def check_split(cohort: Cohort, split: Split, asked: Collection[Target]) -> Iterator[Finding]:
     """Check a split: leaking patients, and what each part can teach or measure."""
     if split.leaks:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from threefold.atlases.outcome import QUALITY_NAME
 from threefold.atlases.propagation import propagate
 from threefold.atlases.spec import PropagationSpec, load_propagation
 from threefold.cohorts.cohort import Cohort
-from threefold.cohorts.splits import make_split
+from threefold.cohorts.splits import Split, make_split
 from threefold.errors import UsageError
 from threefold.evaluation.paired import MEASURES, Gain, registration_gains, variant_gains
 from threefold.experiment import EvaluationSpec, Experiment
@@ -26,7 +26,7 @@ from threefold.studies.chain_spec import PROPAGATION, ChainSpec, stage_experimen
 from threefold.studies.evaluations import evaluate_propagated, evaluate_run
 from threefold.training.devices import is_leader
 from threefold.training.progress import TrainingProgress
-from threefold.training.run import train
+from threefold.training.run import require_estimable, train
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,8 @@ def run_chain(chain: Chain, cohort: Cohort, progress: TrainingProgress) -> Chain
         structures), and of each stage's run, by stage; and what each gains.
 
     Raises:
-        CohortError: the cohort can't be split, propagated or trained on; its folder holds another
+        CohortError: the cohort can't be split, propagated or trained on (a stage's selection metric
+            included, before anything is done); its folder holds another
             propagation.
         RunError: a stage's folder holds another experiment's run.
         UsageError: a launcher started several processes.
@@ -116,11 +117,11 @@ def run_chain(chain: Chain, cohort: Cohort, progress: TrainingProgress) -> Chain
             "a chain is one process, which starts others where training.devices asks for them. Start it "
             "once, not once a device."
         )
+    splits = [_split_of(experiment, cohort) for experiment in chain.experiments.values()]
     folder = chain.propagated
     there = "already there" if folder.is_dir() else "the atlases' labels are propagated into it"
     progress.say(f"{folder}: {there}")
     chain.out.mkdir(parents=True, exist_ok=True)
-    splits = [make_split(cohort, experiment.data.split) for experiment in chain.experiments.values()]
     propagated = propagate(
         cohort,
         folder,
@@ -148,6 +149,17 @@ def run_chain(chain: Chain, cohort: Cohort, progress: TrainingProgress) -> Chain
         numbers = pd.DataFrame([asdict(each) for each in report.gains])
         write_atomically(tables / "gains.csv", numbers.to_csv(index=False, lineterminator="\n"))
     return report
+
+
+def _split_of(experiment: Experiment, cohort: Cohort) -> Split:
+    """Return a stage's split, and refuse now what would end the stage hours later.
+
+    Which registrations will fail is not known yet: every case counts as if it had structures.
+    """
+    split = make_split(cohort, experiment.data.split)
+    cases = tuple(replace(case, structures=case.structures or case.image) for case in cohort.cases)
+    require_estimable(experiment, replace(cohort, cases=cases), split)
+    return split
 
 
 def _gains(propagated: Cohort, reports: Mapping[str, Report], spec: EvaluationSpec) -> Iterator[Gain]:

@@ -209,7 +209,7 @@ def _checked_split(experiment: Experiment, cohort: Cohort, progress: TrainingPro
     split = make_split(cohort, experiment.data.split)
     for stage in stages:
         require_targets(cohort, split, required_targets(stage.tasks))
-        _require_estimable(stage, cohort, split)
+        require_estimable(stage, cohort, split)
     return split
 
 
@@ -246,7 +246,7 @@ def make_store(experiment: Experiment, cohort: Cohort, n_cases: int) -> SampleSt
     return SampleStore(cohort.spec, data.preprocessing, data.cache, folder, n_cases=n_cases)
 
 
-def _require_estimable(experiment: Experiment, cohort: Cohort, split: Split) -> None:
+def require_estimable(experiment: Experiment, cohort: Cohort, split: Split) -> None:
     """Refuse a selection metric that the validation part can't give.
 
     Raises:
