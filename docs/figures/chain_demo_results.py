@@ -22,7 +22,7 @@ RESULTS = ROOT / "docs" / "results"
 PICTURES = ("volumes-CoA", "volumes-RAA", "volumes-DAA", "volumes-disagreement", "confusion", "losses")
 DICE = "Dice with the reference, mean over structures"
 MARGIN = 0.10
-WIDTH = 1000  # pixels of a picture in the docs
+WIDTH = 900  # pixels of a picture in the docs
 
 
 def environment(folder: Path) -> dict[str, object]:
@@ -109,8 +109,8 @@ def main(folders: list[Path], plain: Path | None) -> None:
         "on each seed, and the jointly trained network is better than propagation alone. Dice is the mean",
         "over the 11 vessels, against the phantom's truth; differences are paired by case, with the 95 %",
         "interval over resampled patients; n: cases/patients. Registration is measured on all its cases,",
-        "the rest on the test cases. Propagation is told each case's diagnosis, and the masks of training and",
-        "validation cases steer it; the network sees a test case's image alone. Phantom, split, propagation",
+        "the rest on the test cases. Propagation is told each case's diagnosis, and the masks of training",
+        "and validation cases steer it; the network sees a test case's image alone. Phantom, split, propagation",
         "and trainings take the seed. Minutes: from the first image of the phantom to the last table; seed 0",
         "ran beside other work.",
         "",
@@ -131,9 +131,8 @@ def main(folders: list[Path], plain: Path | None) -> None:
         if picture.is_file():
             with Image.open(picture) as whole:
                 whole.thumbnail((WIDTH, 4 * WIDTH))  # the demo's own are for print
-                whole.convert("P", palette=Image.Palette.ADAPTIVE).save(
-                    RESULTS / "demo-aortic-arch" / picture.name, optimize=True
-                )
+                small = whole.convert("RGB")
+                small.save(RESULTS / "demo-aortic-arch" / picture.name, optimize=True)
             page += [f"![{name}](demo-aortic-arch/{name}.png)", ""]
     (RESULTS / "demo-aortic-arch.md").write_text("\n".join(page).rstrip() + "\n")
 
