@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from threefold.cli.app import main
+from threefold.cohorts.cohort import read_cohort
+from threefold.cohorts.splits import make_split
+from threefold.experiment import SplitSpec
 from threefold.phantoms.fetal_heart import PRESETS, make_fetal_heart_cohort
 
 TINY = (
@@ -92,6 +96,13 @@ def test_the_shipped_chain_runs_whole_and_goes_on_where_it_was(
     parts = pd.read_csv(out / "runs/joint/split.csv", comment="#").set_index("case_id")["part"]
     assert {*quality[parts[parts == "test"].index]} == {"no"}
     assert "yes" in {*quality[parts[parts == "train"].index]}
+    propagated = read_cohort(out / "propagated", allow_outside=True)
+    some = tuple(replace(case, structures=None) if k % 3 else case for k, case in enumerate(propagated.cases))
+    for seed in range(5):
+        split = SplitSpec(kind="patient", seed=seed)
+        parts = make_split(cohort, split).parts
+        assert parts == make_split(propagated, split).parts
+        assert parts == make_split(replace(propagated, cases=some), split).parts  # registrations failed
     gains = {(gain["before"], gain["after"]): gain for gain in found["gains"]}
     assert gains["propagation", "joint"]["difference"] == pytest.approx(dice["joint"] - dice["propagation"])
     assert gains["unregistered", "registered"]["difference"] > 0.1

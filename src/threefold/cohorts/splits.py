@@ -309,14 +309,18 @@ def _grouped_parts(
 
 
 def _strata(cases: Sequence[Case], spec: CohortSpec) -> list[Stratum]:
-    """Return what a group should be spread by: its labels, its sites, both together, presence of masks."""
+    """Return what a group should be spread by: its labels, its sites, both together, presence of masks.
+
+    With atlases every case counts as having structures: a cohort and what is propagated from it are split
+    alike, whichever registrations fail.
+    """
     labels = sorted({"" if case.label is None else spec.classes[case.label] for case in cases})
     sites = sorted({case.site for case in cases})
     return [
         *(("label", label) for label in labels),
         *(("site", site) for site in sites),
         ("both", *labels, "at", *sites),
-        ("mask", any(case.mask is not None or case.structures is not None for case in cases)),
+        ("mask", bool(spec.atlases) or any(case.mask or case.structures for case in cases)),
     ]
 
 
