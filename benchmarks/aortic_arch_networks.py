@@ -39,6 +39,7 @@ from monai.networks.nets import AttentionUnet as MonaiUnet
 from monai.networks.nets import DenseNet121 as MonaiDenseNet
 from torch import Tensor, nn
 
+from swin_unet import matrix_peaks
 from threefold.experiment import Experiment
 from threefold.images.batch import Batch
 from threefold.networks.cascade import Cascade
@@ -332,20 +333,6 @@ def race(arguments: argparse.Namespace) -> Race:
     }
     errors = ask_once(child(arguments, "--compare", "64"))
     return Race(seconds, memory, matrix_peaks(), count_flops(), errors)
-
-
-def matrix_peaks() -> dict[str, float]:
-    """GFLOP/s of the fastest of ten square matrix products of 2048, by precision."""
-    peaks = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        square = torch.randn(2048, 2048).to(dtype)
-        times = []
-        for _ in range(10):
-            start = time.perf_counter()
-            square @ square
-            times.append(time.perf_counter() - start)
-        peaks[name] = 2 * 2048**3 / min(times) / 1e9
-    return peaks
 
 
 def count_flops() -> float:

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from threefold.cli.app import main
-from threefold.cohorts.cohort import read_cohort
+from threefold.cohorts.cohort import Cohort, read_cohort
 from threefold.cohorts.splits import make_split
 from threefold.experiment import SplitSpec
 from threefold.phantoms.fetal_heart import PRESETS, make_fetal_heart_cohort
@@ -32,6 +32,12 @@ TINY = (
 )
 
 
+def tiny_hearts(folder: Path, patients: tuple[int, int, int]) -> Cohort:
+    """Make the demo's phantom of so many patients with CoA, RAA and DAA, on a grid of 24 voxels a side."""
+    small = {"patients": patients, "size": 24, "spacing": 2.1, "deformation": 0.3}
+    return make_fetal_heart_cohort(folder, PRESETS["demo"].model_copy(update=small), 0)
+
+
 def call(*arguments: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["threefold", *arguments])
@@ -41,8 +47,7 @@ def call(*arguments: str) -> None:
 def test_a_chain_started_once_a_device_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = {"patients": (2, 2, 2), "size": 24, "spacing": 2.1, "deformation": 0.3}
-    cohort = make_fetal_heart_cohort(tmp_path / "hearts", PRESETS["demo"].model_copy(update=small), 0)
+    cohort = tiny_hearts(tmp_path / "hearts", (2, 2, 2))
     monkeypatch.setattr("threefold.studies.chain.is_leader", lambda: False)
     out = tmp_path / "chain"
     with pytest.raises(SystemExit) as stop:
@@ -55,8 +60,7 @@ def test_a_chain_started_once_a_device_is_refused(
 def test_what_would_end_a_later_stage_is_refused_before_anything_is_done(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = {"patients": (6, 6, 2), "size": 24, "spacing": 2.1, "deformation": 0.3}
-    cohort = make_fetal_heart_cohort(tmp_path / "hearts", PRESETS["demo"].model_copy(update=small), 0)
+    cohort = tiny_hearts(tmp_path / "hearts", (6, 6, 2))
     out = tmp_path / "chain"
     metric = "joint.training.selection.metric=balanced_accuracy"
     with pytest.raises(SystemExit) as stop:
@@ -70,8 +74,7 @@ def test_what_would_end_a_later_stage_is_refused_before_anything_is_done(
 def test_the_shipped_chain_runs_whole_and_goes_on_where_it_was(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = {"patients": (5, 5, 5), "size": 24, "spacing": 2.1, "deformation": 0.3}
-    cohort = make_fetal_heart_cohort(tmp_path / "hearts", PRESETS["demo"].model_copy(update=small), 0)
+    cohort = tiny_hearts(tmp_path / "hearts", (5, 5, 5))
     out = tmp_path / "chain"
     command = ("chain", "aortic-arch-demo", "--cohort", str(cohort.folder), "--out", str(out), *TINY)
     with pytest.raises(SystemExit) as stop:
