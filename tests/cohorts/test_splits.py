@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from threefold.cohorts.cohort import Case, Cohort, CohortSpec, MaskSpec
+from threefold.cohorts.cohort import AtlasSpec, Case, Cohort, CohortSpec, MaskSpec
 from threefold.cohorts.splits import (
     Split,
     leave_one_site_out,
@@ -128,6 +129,21 @@ def test_each_part_looks_like_the_whole(n: int, seed: int) -> None:
             here = Counter(getattr(case, key) for case in split.cases(cohort, part))
             for value, count in whole.items():
                 assert abs(here[value] - count * size / n) <= 1.7, (key, value, part)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_with_atlases_masks_are_spread_and_structures_are_not_looked_at(seed: int) -> None:
+    atlas = AtlasSpec(name="mean", image="a.nii", structures="l.nii")
+    spec = SPEC.model_copy(update={"atlases": (atlas,), "structures": ("artery",)})
+    cases = [
+        _case(f"c{p}", f"p{p}", "s0", label=p % 2, mask=IMAGE if p % 5 == 0 else None) for p in range(30)
+    ]
+    some = [replace(case, structures=IMAGE if p % 3 else None) for p, case in enumerate(cases)]
+    cohort = Cohort(Path("/x"), spec, tuple(cases))
+    split = make_split(cohort, SplitSpec(seed=seed))
+    assert split.parts == make_split(Cohort(Path("/x"), spec, tuple(some)), SplitSpec(seed=seed)).parts
+    masked = Counter(split.parts[case.case_id] for case in cases if case.mask)
+    assert masked == {"train": 4, "validation": 1, "test": 1}
 
 
 def test_the_seed_matters_and_the_draw_is_fixed() -> None:

@@ -197,7 +197,8 @@ class _Propagation:
             else:  # a failure; the other limits are then judged without movement
                 fit, displacement = float("nan"), torch.zeros_like(displacement)
             found.append((fit, before, atlas, displacement.cpu()))
-            steered = pair.mask is not None  # of every atlas or of none
+            # Of every atlas or of none; without training and refinement there is nothing to steer.
+            steered = pair.mask is not None and bool(self.spec.epochs or self.spec.refinement_steps)
         fit, before, atlas, displacement = max(found, key=lambda one: np.nan_to_num(one[0], nan=-1.0))
         carry = self._carrier(case, image, fixed, atlas)
         labels = carry(displacement)
@@ -311,6 +312,7 @@ def _identity(cohort: Cohort, pairing: Pairing, spec: PropagationSpec, held_out:
         "cohort": fingerprint(cohort),
         "pairs": {case: [atlas.name for atlas in atlases] for case, atlases in pairing.items()},
         "spec": spec.model_dump(mode="json"),
-        "held_out": sorted(held_out),
     }
+    if held_out:
+        content["held_out"] = sorted(held_out)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

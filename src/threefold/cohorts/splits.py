@@ -63,8 +63,8 @@ class Split:
 def make_split(cohort: Cohort, spec: SplitSpec) -> Split:
     """Divide a cohort into train, validation and test.
 
-    - patient: whole patients, spread evenly by label, site and presence of masks. A patient with several
-      labels or sites counts for each of them.
+    - patient: whole patients, spread evenly by label, site and presence of masks (or of structures, where no
+      atlas could propagate them). A patient with several labels or sites counts for each of them.
     - site: the cases of `hold_out` (sites or site groups) are the test part; of the other patients,
       `validation` are for validation and the rest train.
     - leave-one-site-out: the same, where the held-out site is number `fold` of the sites in the order of
@@ -311,16 +311,17 @@ def _grouped_parts(
 def _strata(cases: Sequence[Case], spec: CohortSpec) -> list[Stratum]:
     """Return what a group should be spread by: its labels, its sites, both together, presence of masks.
 
-    With atlases every case counts as having structures: a cohort and what is propagated from it are split
-    alike, whichever registrations fail.
+    With atlases structures count for nothing: a cohort and what is propagated from it are split alike,
+    whichever registrations fail.
     """
+    masked = any(case.mask or (case.structures and not spec.atlases) for case in cases)
     labels = sorted({"" if case.label is None else spec.classes[case.label] for case in cases})
     sites = sorted({case.site for case in cases})
     return [
         *(("label", label) for label in labels),
         *(("site", site) for site in sites),
         ("both", *labels, "at", *sites),
-        ("mask", bool(spec.atlases) or any(case.mask or case.structures for case in cases)),
+        ("mask", masked),
     ]
 
 
