@@ -48,7 +48,10 @@ def test_a_chain_started_once_a_device_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cohort = tiny_hearts(tmp_path / "hearts", (2, 2, 2))
-    monkeypatch.setattr("threefold.studies.chain.is_leader", lambda: False)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("GROUP_RANK", "LOCAL_RANK", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.setenv(name, "0")
     out = tmp_path / "chain"
     with pytest.raises(SystemExit) as stop:
         call("chain", "aortic-arch-demo", "--cohort", str(cohort.folder), "--out", str(out))
@@ -57,16 +60,24 @@ def test_a_chain_started_once_a_device_is_refused(
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("joint.training.selection.metric=balanced_accuracy", "validation cases none is labelled"),
+        ("joint.data.split.seed=1", "stage joint tests"),
+        ("joint.data.augmentation.quarter_turns=true", "quarter_turns needs a square grid"),
+        ("joint.training.devices=1000", "training.devices is 1000"),
+    ],
+)
 def test_what_would_end_a_later_stage_is_refused_before_anything_is_done(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    change: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cohort = tiny_hearts(tmp_path / "hearts", (6, 6, 2))
     out = tmp_path / "chain"
-    metric = "joint.training.selection.metric=balanced_accuracy"
     with pytest.raises(SystemExit) as stop:
-        call("chain", "aortic-arch-demo", "--cohort", str(cohort.folder), "--out", str(out), *TINY, metric)
-    assert stop.value.code == 1
-    assert "validation cases none is labelled" in capsys.readouterr().err
+        call("chain", "aortic-arch-demo", "--cohort", str(cohort.folder), "--out", str(out), *TINY, change)
+    assert stop.value.code
+    assert message in capsys.readouterr().err
     assert not out.exists()
 
 

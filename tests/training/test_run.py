@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 import threefold.training.loop as loop
 from threefold.cohorts.cohort import Cohort
-from threefold.cohorts.splits import read_split
+from threefold.cohorts.splits import Split, read_split, write_split
 from threefold.errors import (
     CohortError,
     ExperimentError,
@@ -32,6 +32,7 @@ from threefold.errors import (
 )
 from threefold.evaluation.classification import choose_threshold
 from threefold.evaluation.predictions import read_predictions
+from threefold.experiment import Experiment
 from threefold.experiments import read_experiment
 from threefold.images.augmentation import AugmentationParameters, augment
 from threefold.images.batch import Batch
@@ -360,6 +361,29 @@ def test_initial_weights_are_where_training_starts(
     start, end = load_file(first.weights), load_file(second.weights)
     assert all(torch.equal(start[name], end[name]) for name in start)
     assert any("weights loaded" in line for line in told.lines)
+
+
+def test_weights_that_were_trained_on_test_cases_are_refused(
+    cohort: Cohort, make_experiment: MakeExperiment, tmp_path: Path
+) -> None:
+    def starting(weights: RunFolder, split: int) -> Experiment:
+        data = {"split": {"kind": "patient", "seed": split}, "preprocessing": {"size": [32, 32]}}
+        return make_experiment(epochs=1, initial_weights={"path": str(weights.path)}, data=data)
+
+    first = train(make_experiment(epochs=1), cohort, tmp_path / "first")
+    second = train(
+        make_experiment(epochs=1, initial_weights={"path": str(first.path)}), cohort, tmp_path / "second"
+    )
+    # Also those that the weights themselves started from.
+    write_split(second.split, Split("column", {case.case_id: "test" for case in cohort.cases}))
+    for weights in (first, second):
+        with pytest.raises(RunError, match=r"first: trained or selected .* test cases"):
+            train(starting(weights, 1), cohort, tmp_path / "third")
+    assert not (tmp_path / "third").exists()
+    other = Cohort(cohort.folder, cohort.spec.model_copy(update={"name": "other"}), cohort.cases)
+    told = Told()
+    train(starting(first, 1), other, tmp_path / "fourth", progress=told)
+    assert any("cases of another cohort with the names" in line for line in told.lines)
 
 
 def test_a_parent_that_can_not_hold_the_folder_is_named(

@@ -14,7 +14,7 @@ from threefold.atlases.propagation import propagate
 from threefold.atlases.spec import PropagationSpec, load_propagation
 from threefold.cohorts.cohort import Cohort
 from threefold.cohorts.splits import Split, make_split
-from threefold.errors import UsageError
+from threefold.errors import CohortError
 from threefold.evaluation.paired import MEASURES, Gain, registration_gains, variant_gains
 from threefold.experiment import EvaluationSpec, Experiment
 from threefold.reporting.paired_tables import gain_table
@@ -24,9 +24,11 @@ from threefold.reporting.tables import write_comparison
 from threefold.run import write_atomically
 from threefold.studies.chain_spec import PROPAGATION, ChainSpec, stage_experiments, stage_overrides
 from threefold.studies.evaluations import evaluate_propagated, evaluate_run
-from threefold.training.devices import is_leader
+from threefold.training.devices import require_one_process
+from threefold.training.lineage import seen_of
 from threefold.training.progress import TrainingProgress
-from threefold.training.run import require_estimable, train
+from threefold.training.requirements import require_settings, require_split
+from threefold.training.run import train
 
 
 @dataclass(frozen=True)
@@ -102,22 +104,19 @@ def run_chain(chain: Chain, cohort: Cohort, progress: TrainingProgress) -> Chain
         progress: told of each step.
 
     Returns:
-        The evaluation of the propagated labels themselves (`propagation`, where the cohort has reference
-        structures), and of each stage's run, by stage; and what each gains.
+        Evaluations and gains. Where the cohort has reference structures, the propagated labels themselves are
+        evaluated as a first stage, `propagation`.
 
     Raises:
-        CohortError: the cohort can't be split, propagated or trained on (a stage's selection metric
-            included, before anything is done); its folder holds another
-            propagation.
+        UsageError: a launcher started several processes; a stage asks for devices or extras that are not
+            there. This and all of the next that does not depend on voxels comes before anything is done.
+        CohortError: the cohort can't be split, propagated or trained on; a stage tests what an earlier stage,
+            whose weights it starts from, trains on; the folder holds another propagation.
         RunError: a stage's folder holds another experiment's run.
-        UsageError: a launcher started several processes.
+        ImageError, WeightsError, TrainingError: naming the case, the file or the epoch.
     """
-    if not is_leader():
-        raise UsageError(
-            "a chain is one process, which starts others where training.devices asks for them. Start it "
-            "once, not once a device."
-        )
-    splits = [_split_of(experiment, cohort) for experiment in chain.experiments.values()]
+    require_one_process("a chain")
+    splits = _stage_splits(chain, cohort)
     folder = chain.propagated
     there = "already there" if folder.is_dir() else "the atlases' labels are propagated into it"
     progress.say(f"{folder}: {there}")
@@ -126,7 +125,7 @@ def run_chain(chain: Chain, cohort: Cohort, progress: TrainingProgress) -> Chain
         cohort,
         folder,
         chain.propagation,
-        held_out={case.case_id for split in splits for case in split.cases(cohort, "test")},
+        held_out={case.case_id for split in splits.values() for case in split.cases(cohort, "test")},
         progress=partial(progress.step, "propagating"),
     )
     first = next(iter(chain.experiments.values()))
@@ -137,7 +136,9 @@ def run_chain(chain: Chain, cohort: Cohort, progress: TrainingProgress) -> Chain
         reports[stage] = evaluate_run(run)
     split = make_split(propagated, first.data.split)
     tested = split.cases(propagated, "test")
-    if all(any(getattr(case, what) for case in tested) for what in ("reference", "structures")):
+    if any(case.reference for case in tested):
+        if not any(case.structures for case in tested):
+            progress.say("warning: no test case has propagated structures, every registration of them failed")
         alone = evaluate_propagated(propagated, split, chain.out, first.evaluation)
         reports = {PROPAGATION: alone, **reports}
     tables = chain.out / "tables"
@@ -151,15 +152,29 @@ def run_chain(chain: Chain, cohort: Cohort, progress: TrainingProgress) -> Chain
     return report
 
 
-def _split_of(experiment: Experiment, cohort: Cohort) -> Split:
-    """Return a stage's split, and refuse now what would end the stage hours later.
+def _stage_splits(chain: Chain, cohort: Cohort) -> dict[str, Split]:
+    """Return each stage's split, and refuse now what would end a stage hours later.
 
     Which registrations will fail is not known yet: every case counts as if it had structures.
     """
-    split = make_split(cohort, experiment.data.split)
     cases = tuple(replace(case, structures=case.structures or case.image) for case in cohort.cases)
-    require_estimable(experiment, replace(cohort, cases=cases), split)
-    return split
+    expected, splits = replace(cohort, cases=cases), dict[str, Split]()
+    starts = {stage.name: stage.init_from for stage in chain.spec.stages}
+    for stage, experiment in chain.experiments.items():
+        require_settings(experiment)
+        split = splits[stage] = require_split(experiment, expected)
+        tested = [case.case_id for case in split.cases(cohort, "test")]
+        earlier = starts[stage]
+        while earlier is not None:
+            seen = seen_of(splits[earlier], tested)
+            if seen:
+                raise CohortError(
+                    f"{cohort.folder}: stage {stage} tests {len(seen)} cases (for example {seen[0]}) that "
+                    f"stage {earlier}, whose weights it starts from, trains or validates on. Give both the "
+                    "same data.split."
+                )
+            earlier = starts[earlier]
+    return splits
 
 
 def _gains(propagated: Cohort, reports: Mapping[str, Report], spec: EvaluationSpec) -> Iterator[Gain]:

@@ -60,6 +60,21 @@ def is_leader() -> bool:
     return all(int(os.environ.get(name, "0")) == 0 for name in ranks)
 
 
+def require_one_process(what: str) -> None:
+    """Refuse to do in several processes what one does, which starts others where devices are asked for.
+
+    Raises:
+        UsageError: a launcher (torchrun, srun) started several.
+    """
+    names = ("WORLD_SIZE", "SLURM_NTASKS") if _started_by_launcher() else ()
+    processes = max((int(os.environ.get(name, "1")) for name in names), default=1)
+    if processes > 1:
+        raise UsageError(
+            f"{what} is one process, which starts others where training.devices asks for them; a launcher "
+            f"started {processes}. Start it once, not once a device."
+        )
+
+
 def quiet_lightning() -> None:
     """Silence the advice that does not concern a user of this program, and nothing else."""
     for message in (

@@ -5,33 +5,34 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from functools import partial
-from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from threefold.cohorts.audit import audit
-from threefold.cohorts.cohort import Case, Cohort
+from threefold.cohorts.cohort import Cohort
 from threefold.cohorts.samples import read_sample
-from threefold.cohorts.splits import Split, make_split, read_split, require_targets, required_targets
+from threefold.cohorts.splits import Split, read_split, required_targets
 from threefold.cohorts.store import SampleStore
-from threefold.errors import CohortError, ExperimentError, ThreefoldError, UsageError
-from threefold.experiment import CascadeSpec, Experiment, JointSwinSpec, NetworkSpec, SwinUnetSpec
-from threefold.experiments import read_recipe
+from threefold.errors import CohortError, ThreefoldError
+from threefold.experiment import CascadeSpec, Experiment
 from threefold.networks.build import build_network
 from threefold.run import RunFolder, State
-from threefold.tasks.topology import require_gudhi
+from threefold.training.before import before_experiment, before_folder, trainings_of
 from threefold.training.checkpoints import load_checkpoint, remove_unfinished
-from threefold.training.devices import check_devices, is_leader
+from threefold.training.devices import is_leader
 from threefold.training.finish import finish
 from threefold.training.folder import check_resumable, create_folder, locked, refuse_existing
 from threefold.training.history import Row, standing
 from threefold.training.launch import terminating_as_interrupt, train_network
+from threefold.training.lineage import require_unseen
 from threefold.training.loop import Job
 from threefold.training.progress import Silence, TrainingProgress
+from threefold.training.requirements import require_settings, require_split
 from threefold.training.schedule import build_optimiser
-from threefold.training.start import before_folder, starting_network
+from threefold.training.start import starting_network
 
 
 def train(
@@ -61,7 +62,8 @@ def train(
 
     Raises:
         CohortError: the audit refuses, or the split can't serve the tasks.
-        RunError: the folder exists, is another experiment's or cohort's, or can't be written.
+        RunError: the folder exists, is another experiment's or cohort's, or can't be written; the weights
+            to start from were trained on test cases.
         ImageError: the preprocessing does not fit the cohort's images.
         TrainingError: a loss was not finite.
         UsageError: the experiment asks for devices or extras that are not there.
@@ -69,9 +71,7 @@ def train(
     """
     folder, teller = RunFolder(Path(run)), progress or Silence()
     experiment = _settled(experiment)
-    check_devices(experiment.training)
-    _check_augmentation(experiment)
-    _check_extras(experiment)
+    require_settings(experiment)
     if resume and _holds_something(folder):
         check_resumable(folder, experiment, cohort)
         split = read_split(folder.split)
@@ -137,59 +137,14 @@ def _train_stages(
     return train_network(job)
 
 
-def before_experiment(experiment: Experiment) -> Experiment:
-    """Return the experiment that `before` names, as it is trained for this one.
-
-    Data (so that no test case is seen) and evaluation are this experiment's; the tasks and what selects the
-    best epoch are the recipe's. Before a joint-swin network the encoder (so that it fits) and the training
-    are this experiment's too. Before a cascade the network is its segmenter; of the training, the optimiser
-    is the recipe's, because segmenter and classifier learn at different rates.
-
-    Raises:
-        ExperimentError: if that recipe has a stage before itself, or its network is no part of this one.
-    """
-    assert experiment.before is not None
-    recipe = read_recipe(experiment.before)
-    if recipe.before is not None:
-        raise ExperimentError(
-            f"before: '{experiment.before}' has a stage before itself; name a recipe that has none."
-        )
-    if isinstance(experiment.network, CascadeSpec):
-        network: NetworkSpec = experiment.network.segmenter
-        kept = {"selection", "optimiser"}
-    elif isinstance(experiment.network, JointSwinSpec) and isinstance(recipe.network, SwinUnetSpec):
-        network = recipe.network.model_copy(update={"encoder": experiment.network.encoder})
-        kept = {"selection"}
-    else:
-        raise ExperimentError(
-            f"before: a {experiment.network.kind} network has no part that is trained first."
-        )
-    if recipe.network.kind != network.kind:
-        raise ExperimentError(
-            f"before: '{experiment.before}' trains a {recipe.network.kind} network; expected a "
-            f"{network.kind}, which is what a {experiment.network.kind} network builds on."
-        )
-    training = {name: getattr(recipe.training, name) for name in kept}
-    patience = {"patience": experiment.training.selection.patience}
-    training["selection"] = recipe.training.selection.model_copy(update=patience)
-    return recipe.model_copy(
-        update={
-            "data": experiment.data,
-            "network": network,
-            "training": experiment.training.model_copy(update=training),
-            "evaluation": experiment.evaluation,
-        }
-    )
-
-
 def _checked_split(experiment: Experiment, cohort: Cohort, progress: TrainingProgress) -> Split:
     """Audit the cohort and divide it; refuse what can't train any of the stages.
 
     Raises:
         CohortError: with every finding that refuses.
     """
-    stages = [experiment] if experiment.before is None else [before_experiment(experiment), experiment]
-    targets = {target: None for stage in stages for target in required_targets(stage.tasks)}
+    needed = [required_targets(training.tasks) for training in trainings_of(experiment)]
+    targets = dict.fromkeys(chain.from_iterable(needed))
     progress.say(f"checking the {len(cohort.cases)} cases of {cohort.folder}")
     found = audit(
         cohort,
@@ -206,10 +161,9 @@ def _checked_split(experiment: Experiment, cohort: Cohort, progress: TrainingPro
     for finding in found.findings:
         if finding.severity == "warn":
             progress.say(f"warning: {finding.message}")
-    split = make_split(cohort, experiment.data.split)
-    for stage in stages:
-        require_targets(cohort, split, required_targets(stage.tasks))
-        require_estimable(stage, cohort, split)
+    split = require_split(experiment, cohort)
+    for warning in require_unseen(experiment, cohort, split):
+        progress.say(f"warning: {warning}")
     return split
 
 
@@ -246,39 +200,6 @@ def make_store(experiment: Experiment, cohort: Cohort, n_cases: int) -> SampleSt
     return SampleStore(cohort.spec, data.preprocessing, data.cache, folder, n_cases=n_cases)
 
 
-def require_estimable(experiment: Experiment, cohort: Cohort, split: Split) -> None:
-    """Refuse a selection metric that the validation part can't give.
-
-    Raises:
-        CohortError: saying what is missing.
-    """
-    metric = experiment.training.selection.metric
-    cases = split.cases(cohort, "validation")
-    missing = _missing_for(metric, experiment, cohort, cases)
-    if missing is not None:
-        raise CohortError(
-            f"{cohort.folder}: training.selection.metric is {metric}, but of the {len(cases)} validation "
-            f"cases {missing}. Choose another metric (training.selection.metric=loss), another split "
-            "(data.split.seed, data.split.validation), or add such cases."
-        )
-
-
-def _missing_for(metric: str, experiment: Experiment, cohort: Cohort, cases: tuple[Case, ...]) -> str | None:
-    if metric in ("auc", "average_precision", "balanced_accuracy"):
-        there = {case.label for case in cases}
-        absent = [name for k, name in enumerate(cohort.spec.classes) if k not in there]
-        return f"none is labelled '{absent[0]}'" if absent else None
-    targets = required_targets(experiment.tasks)
-    if metric == "dice":
-        assert experiment.tasks.segmentation is not None
-        target = experiment.tasks.segmentation.target
-        return None if any(getattr(case, target) for case in cases) else f"none has a {target}"
-    if metric == "loss" and experiment.tasks.reconstruction is None:
-        some = any(getattr(case, target) is not None for case in cases for target in targets)
-        return None if some else f"none has a {' or a '.join(targets)}"
-    return None
-
-
 def _write_state(folder: RunFolder, experiment: Experiment, state: State, **fields: Any) -> None:
     """Write status.json from what is on disk."""
     history: list[Row] = []
@@ -295,31 +216,6 @@ def _record(folder: RunFolder, experiment: Experiment, state: State, message: st
 
 def _holds_something(folder: RunFolder) -> bool:
     return folder.path.is_dir() and any(folder.path.iterdir())
-
-
-def _check_augmentation(experiment: Experiment) -> None:
-    size = experiment.data.preprocessing.size
-    if experiment.data.augmentation.quarter_turns and (len(size) != 2 or len(set(size)) != 1):
-        raise ExperimentError(
-            "data.augmentation.quarter_turns needs a square grid, but data.preprocessing.size is "
-            f"{list(size)}. Make it square, or use rotation."
-        )
-
-
-def _check_extras(experiment: Experiment) -> None:
-    """Refuse what needs a library that is not installed.
-
-    Raises:
-        UsageError: naming the extra.
-    """
-    if experiment.training.tensorboard and find_spec("tensorboard") is None:
-        raise UsageError(
-            "training.tensorboard is on, but tensorboard is not installed: "
-            "pip install 'threefold[tensorboard]', or leave it off."
-        )
-    segmentation = experiment.tasks.segmentation
-    if segmentation is not None and segmentation.homology > 0:
-        require_gudhi()
 
 
 def _settled(experiment: Experiment) -> Experiment:

@@ -13,6 +13,7 @@ from threefold.networks.build import build_network
 from threefold.networks.joint import JointSwin
 from threefold.networks.pretrained import LoadReport, load_pretrained
 from threefold.run import RunFolder
+from threefold.training.before import before_folder
 from threefold.training.checkpoints import load_checkpoint
 
 
@@ -44,11 +45,6 @@ def starting_network(
         else:
             report = load_pretrained(network, before, decoders_from_encoder=False)
     return network, report
-
-
-def before_folder(run: RunFolder) -> RunFolder:
-    """Return the folder of the run that is trained first."""
-    return RunFolder(run.path / "before")
 
 
 def _best_of(before: RunFolder) -> Path:
