@@ -36,7 +36,7 @@ def structure_numbers(level: Level, predictions: Predictions, spec: EvaluationSp
     structures differ can be seen apart. A patient's value is the mean of the cases'.
     """
     test = predictions.part("test")
-    of_test = _values(test, predictions)
+    of_test = case_values(test, predictions)
     for group in (*groups_of(test), *_classes(test, predictions.classes)):
         patients = np.unique(group.rows["patient_id"].to_numpy(str), return_inverse=True)[1].astype(np.int64)
         chosen = test.index.isin(group.rows.index)
@@ -55,7 +55,7 @@ def _classes(test: pd.DataFrame, classes: Sequence[str]) -> Iterator[Group]:
         yield from (Group("class", name, test[test["label"] == name]) for name in names)
 
 
-def _values(rows: pd.DataFrame, predictions: Predictions) -> Mapping[Key, Floats]:
+def case_values(rows: pd.DataFrame, predictions: Predictions) -> Mapping[Key, Floats]:
     """Return the values of each case, (n,); NaN where a case has none."""
     values: dict[Key, Floats] = {}
     if predictions.structures is not None:

@@ -226,5 +226,9 @@ def _notes(evaluation: Evaluation, level: Level) -> tuple[str, ...]:
 
 
 def plain_value(value: Any) -> Any:
-    """Return a value for JSON, which has no NaN: None for what is not finite."""
+    """Return a value for JSON, which has no NaN: None for what is not finite, inside lists and dicts too."""
+    if isinstance(value, Mapping):
+        return {key: plain_value(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_value(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

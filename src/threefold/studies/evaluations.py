@@ -32,20 +32,8 @@ def evaluate_run(run: RunFolder) -> Report:
         RunError: not a run, or one that has not finished.
         PredictionsError: the predictions were damaged.
     """
-    status = run.read_status()
-    if not run.predictions.is_file():
-        raise RunError(
-            f"{run.path}: has no {run.predictions.name} yet (state: {status.get('state')}). Let its training "
-            "finish: `threefold train ... --resume`."
-        )
+    predictions = read_run_predictions(run)
     experiment, trained, folder = _of_run(run)
-    predictions = read_predictions(
-        run.predictions,
-        classes=trained.classes if experiment.tasks.classification is not None else None,
-        positive=_positive(trained, experiment),
-        leaks=read_split(run.split).leaks,
-    )
-    predictions = _with_structures(predictions, run)
     examples = None
     cohort = _cohort_if_there(folder)
     if cohort is not None:
@@ -58,6 +46,29 @@ def evaluate_run(run: RunFolder) -> Report:
         history=run.metrics,
         examples=examples,
     )
+
+
+def read_run_predictions(run: RunFolder) -> Predictions:
+    """Return the predictions of a finished run, structures included.
+
+    Raises:
+        RunError: not a run, or one that has not finished.
+        PredictionsError: the predictions were damaged.
+    """
+    status = run.read_status()
+    if not run.predictions.is_file():
+        raise RunError(
+            f"{run.path}: has no {run.predictions.name} yet (state: {status.get('state')}). Let its training "
+            "finish: `threefold train ... --resume`."
+        )
+    experiment, trained, _ = _of_run(run)
+    predictions = read_predictions(
+        run.predictions,
+        classes=trained.classes if experiment.tasks.classification is not None else None,
+        positive=_positive(trained, experiment),
+        leaks=read_split(run.split).leaks,
+    )
+    return _with_structures(predictions, run)
 
 
 def evaluate_run_on(

@@ -119,6 +119,18 @@ def locked(run: RunFolder) -> Iterator[None]:
         yield
 
 
+def is_held(run: RunFolder) -> bool:
+    """Whether a process is training a run now."""
+    try:
+        with (run.path / ".lock").open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no run, or a file system without locks
+        return False
+    return False
+
+
 def environment() -> dict[str, Any]:
     """Return versions, machine and command."""
     import torch

@@ -1,0 +1,166 @@
+"""`threefold study`: many trainings compared on the same cases."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from threefold.cli.progress import count
+
+study = typer.Typer(
+    help="Compare experiments with statistics. Example: `threefold study run hematoma-claims --out study`",
+    no_args_is_help=True,
+)
+
+
+@study.callback()
+def _group() -> None:
+    """Compare experiments with statistics.
+
+    Example: `threefold study run hematoma-claims --out study`
+    """
+
+
+@study.command("list")
+def list_studies() -> None:
+    """List the studies that the package ships.
+
+    Example: `threefold study list`
+    """
+    from threefold.studies.study_spec import load_study, plan_runs, study_names
+
+    for name in study_names():
+        spec = load_study(name)
+        runs, claims = count(len(plan_runs(spec)), "run"), count(len(spec.claims), "claim")
+        typer.echo(f"{name}: {runs}, {claims}. {' '.join(spec.description.split())}")
+
+
+@study.command()
+def run(
+    name: Annotated[str, typer.Argument(help="A study's name (`threefold study list`) or a YAML file.")],
+    out: Annotated[Path, typer.Option(help="The study's folder: cohorts, runs, tables.")],
+    cohort: Annotated[
+        Path | None, typer.Option(help="Your own cohort, in place of the study's: all variants on it.")
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Runs whose COHORT/VARIANT/split-K-seed-S matches (`*`, `?`); may be repeated."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs at once; else one a GPU, or as many as the cores have threads for."),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Address of a Ray cluster to run on (auto, ray://HOST:PORT), or `local`."),
+    ] = None,
+) -> None:
+    """Train every run of a study that has not finished yet, several at a time.
+
+    The same command goes on where it was stopped. A run that fails is told and does not stop the others;
+    the exit status is then 1.
+
+    Example: `threefold study run hematoma-claims --out study --only 's0/*/split-0-seed-0'`
+    """
+    from threefold.studies.study_spec import load_study
+
+    spec = load_study(name)
+
+    import torch
+
+    from threefold.studies.study import pointed_at, run_study
+    from threefold.studies.study_folder import StudyFolder
+    from threefold.studies.study_pools import LocalPool, RayPool, local_workers
+    from threefold.training.devices import require_one_process
+    from threefold.training.launch import terminating_as_interrupt
+    from threefold.training.progress import terminal_progress
+
+    require_one_process("a study")
+    if cohort is not None:
+        spec = pointed_at(spec, cohort)
+    gpus = torch.cuda.device_count()
+    pool = (
+        RayPool(out, spec.threads, ray, gpus=1 if gpus else 0)
+        if ray is not None
+        else LocalPool(out, spec.threads, workers or local_workers(spec.threads, gpus), gpus)
+    )
+    progress = terminal_progress()
+    try:
+        with terminating_as_interrupt():
+            ended = run_study(spec, StudyFolder(out), pool, progress, only or ())
+    except KeyboardInterrupt:
+        progress.stop()
+        typer.echo("interrupted. The same command goes on where it was.", err=True)
+        raise typer.Exit(130) from None
+    finally:
+        progress.stop()
+    failed = [outcome for outcome in ended if outcome.state != "finished"]
+    for outcome in failed:
+        typer.echo(f"{outcome.run}: {outcome.state}: {outcome.message}", err=True)
+    typer.echo(f"{out}: {count(len(ended) - len(failed), 'run')} finished now, {len(failed)} did not.")
+    typer.echo(f"Next: threefold study compare {out}")
+    if failed:
+        raise typer.Exit(1)
+
+
+@study.command()
+def status(
+    out: Annotated[Path, typer.Argument(help="The study's folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print each run as JSON.")] = False,
+) -> None:
+    """Say how far each run of a study is.
+
+    Example: `threefold study status study`
+    """
+    from threefold.reporting.table import show
+    from threefold.studies.study import standing_of, status_table
+    from threefold.studies.study_folder import StudyFolder
+
+    runs = list(standing_of(StudyFolder(out)))
+    if as_json:
+        typer.echo(json.dumps([{"id": each.plan.id, **asdict(each)} for each in runs], indent=2))
+        return
+    show(status_table(runs))
+
+
+@study.command()
+def compare(
+    out: Annotated[Path, typer.Argument(help="The study's folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows of the tables as JSON.")] = False,
+) -> None:
+    """Compare the finished runs of a study: each claim's effect, interval, p and verdict.
+
+    Networks are not asked again: all comes from the tables that the runs left.
+
+    Example: `threefold study compare study`
+    """
+    from threefold.reporting.table import show
+    from threefold.reporting.tables import plain_value
+    from threefold.studies.comparison import compare_study, write_comparison
+    from threefold.studies.study_folder import StudyFolder
+
+    folder = StudyFolder(out)
+    comparison = compare_study(folder)
+    tables = write_comparison(comparison, folder)
+    if as_json:
+        content = {
+            "claims": [asdict(row) for row in comparison.claims],
+            "variants": [asdict(row) for row in comparison.means],
+            "pairs": [asdict(row) for row in comparison.pairs],
+            "missing": comparison.missing,
+        }
+        typer.echo(json.dumps(plain_value(content), indent=2))
+        return
+    for table in tables[:2]:
+        show(table)
+    if comparison.missing:
+        typer.echo(
+            f"{count(len(comparison.missing), 'run')} not finished, for example {comparison.missing[0]}: "
+            "what is above is of the others."
+        )
+    typer.echo(f"Tables: {folder.tables}")
+    typer.echo(f"Figure: {folder.figures / 'claims.png'}")

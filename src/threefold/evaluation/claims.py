@@ -1,0 +1,82 @@
+"""What comparing the runs of a study comes to: rows of its tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from threefold.evaluation.comparison import Effect, Verdict
+from threefold.evaluation.delong import AucDifference
+
+
+@dataclass(frozen=True)
+class ClaimRow:
+    """What a claim came to in one cohort.
+
+    Attributes:
+        claim: in words.
+        cohort, baseline_cohort: in which the variant and the baseline were trained; most often the same.
+        variant, baseline: their names.
+        metric, group: what was measured, on which test cases.
+        expected: which way the claim says that the variant differs.
+        baseline_mean, variant_mean: mean of the metric over the pairs.
+        effect: variant minus baseline, paired.
+        adjusted: p after Holm's correction over the study's rows.
+        verdict: supported, contradicted, undecided or not estimable.
+        pairs: that the study asks for; `effect.runs` have finished.
+        leaks: a split shares patients between training and test.
+    """
+
+    claim: str
+    cohort: str
+    baseline_cohort: str
+    variant: str
+    baseline: str
+    metric: str
+    group: str
+    expected: Literal["higher", "lower"]
+    baseline_mean: Effect
+    variant_mean: Effect
+    effect: Effect
+    adjusted: float
+    verdict: Verdict
+    pairs: int
+    leaks: bool
+
+
+@dataclass(frozen=True)
+class VariantRow:
+    """A variant's metric, mean over its runs.
+
+    Attributes:
+        cohort, variant, metric, group: what and where.
+        mean: of the finished runs; its `p` is NaN.
+        runs: that the study asks for.
+        leaks: a split shares patients between training and test.
+    """
+
+    cohort: str
+    variant: str
+    metric: str
+    group: str
+    mean: Effect
+    runs: int
+    leaks: bool
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """The test of one pair of runs on the AUC.
+
+    Attributes:
+        cohort, variant, baseline, group, split, seed: which pair.
+        difference: variant minus baseline, clustered by patient.
+    """
+
+    cohort: str
+    variant: str
+    baseline: str
+    group: str
+    split: int
+    seed: int
+    difference: AucDifference

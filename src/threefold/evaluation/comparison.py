@@ -1,0 +1,185 @@
+"""Comparing variants that were trained several times and tested on the same cases.
+
+A pair is a baseline and a variant that share cohort, split and seed. The effect is the mean over the pairs
+of the variant's metric minus the baseline's. Its uncertainty has two levels: which patients are tested, and
+which seeds were drawn. Each replicate draws patients with replacement, all cases of a patient together and
+the same ones for every run, and pairs with replacement; the interval is the percentile interval, and p is
+twice the smaller share of replicates on either side of no difference, both of the same resamples.
+
+Three seeds say little of the spread over seeds: the variance of their resamples is 2/3 of what it should be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from threefold.evaluation.intervals import MAX_MISSING
+
+Floats = NDArray[np.float64]
+Verdict = Literal["supported", "contradicted", "undecided", "not estimable"]
+_BLOCK = 250
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A metric of one run.
+
+    Attributes:
+        patients: (n,) patient of each case.
+        metric: from weights of the cases (R, n) to values (R,); NaN where it does not exist.
+    """
+
+    patients: NDArray[np.str_]
+    metric: Callable[[Floats], Floats]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A difference, or a mean, over the runs of a study.
+
+    Attributes:
+        value: mean over the runs; NaN where it is not estimable.
+        low, high: ends of its interval.
+        p: two-sided, of no difference beyond the margin; NaN without one to test.
+        runs: the number of pairs, or of runs.
+        cases, patients: tested, the union over the runs.
+        note: why it is not estimable; empty where it is.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+    runs: int
+    cases: int
+    patients: int
+    note: str = ""
+
+
+def mean_of(runs: Sequence[Measured], *, replicates: int, confidence: float, seed: int = 0) -> Effect:
+    """Return the mean of a metric over runs, resampling patients and runs."""
+    return _effect([(run.metric,) for run in runs], runs, replicates, confidence, seed, margin=None)
+
+
+def difference_of(
+    pairs: Sequence[tuple[Measured, Measured]],
+    *,
+    replicates: int,
+    confidence: float,
+    margin: float = 0.0,
+    seed: int = 0,
+) -> Effect:
+    """Return the mean over pairs of the second's metric minus the first's, resampling patients and pairs.
+
+    Args:
+        pairs: baseline and variant, tested on the same cases in the same order.
+        replicates: number of resamples.
+        confidence: of the interval, for example 0.95.
+        margin: differences up to it count as none, for p.
+        seed: of the resamples.
+
+    Raises:
+        ValueError: a pair's cases are not of the same patients.
+    """
+    for first, second in pairs:
+        if not np.array_equal(first.patients, second.patients):
+            raise ValueError("expected the cases of baseline and variant to be the same, in the same order")
+    metrics = [(second.metric, first.metric) for first, second in pairs]
+    return _effect(metrics, [first for first, _ in pairs], replicates, confidence, seed, margin=margin)
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for their number (Holm 1979); NaN stays and does not count."""
+    p = np.asarray(values, np.float64)
+    adjusted = np.full(len(p), np.nan)
+    tested = np.flatnonzero(~np.isnan(p))
+    order = tested[np.argsort(p[tested], kind="stable")]
+    factors = np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * factors))
+    return [float(value) for value in adjusted]
+
+
+def verdict(
+    effect: Effect, adjusted: float, expected: Literal["higher", "lower"], confidence: float
+) -> Verdict:
+    """Say what an effect means for a claim.
+
+    - supported: it differs as the claim says, and the adjusted p is below 1 - confidence.
+    - contradicted: it differs the other way, and the adjusted p is below 1 - confidence.
+    - undecided: anything else; at this number of patients and seeds either may be true.
+    """
+    if np.isnan(effect.value) or np.isnan(adjusted):
+        return "not estimable"
+    if adjusted >= 1 - confidence:
+        return "undecided"
+    return "supported" if (effect.value > 0) == (expected == "higher") else "contradicted"
+
+
+def _effect(
+    metrics: Sequence[tuple[Callable[[Floats], Floats], ...]],
+    runs: Sequence[Measured],
+    replicates: int,
+    confidence: float,
+    seed: int,
+    *,
+    margin: float | None,
+) -> Effect:
+    """Return the mean over runs of a metric, or of the first of two minus the second."""
+    if not runs or not any(len(run.patients) for run in runs):
+        return Effect(np.nan, np.nan, np.nan, np.nan, len(runs), 0, 0, "no run was tested on such a case")
+    names, numbers = np.unique(np.concatenate([run.patients for run in runs]), return_inverse=True)
+    ends = np.cumsum([len(run.patients) for run in runs])[:-1]
+    whose = np.split(numbers, ends)
+    cases = max(len(run.patients) for run in runs)
+
+    def values(times: Floats) -> Floats:
+        """From how often each patient was drawn (R, P) to the values of the runs (R, runs)."""
+        columns = []
+        for of_run, patients in zip(metrics, whose, strict=True):
+            weights = times[:, patients]
+            found = [metric(weights) for metric in of_run]
+            columns.append(found[0] if len(found) == 1 else found[0] - found[1])
+        return np.stack(columns, axis=1)
+
+    point = values(np.ones((1, len(names))))[0]
+    missing = int(np.isnan(point).sum())
+    if missing:
+        note = f"the metric does not exist in {missing} of {len(runs)} runs"
+        return Effect(np.nan, np.nan, np.nan, np.nan, len(runs), cases, len(names), note)
+    value = float(point.mean())
+    drawn = _resampled(values, len(names), len(runs), replicates, seed)
+    there = drawn[~np.isnan(drawn)]
+    if len(names) < 2 or len(there) < (1 - MAX_MISSING) * replicates:
+        note = "one patient" if len(names) < 2 else "absent in too many resamples"
+        return Effect(value, np.nan, np.nan, np.nan, len(runs), cases, len(names), note)
+    tail = (1 - confidence) / 2
+    low, high = (float(end) for end in np.quantile(there, [tail, 1 - tail]))
+    p = np.nan if margin is None else _p_value(there, margin)
+    return Effect(value, low, high, p, len(runs), cases, len(names))
+
+
+def _resampled(
+    values: Callable[[Floats], Floats], patients: int, runs: int, replicates: int, seed: int
+) -> Floats:
+    """Return the mean over runs in each replicate, (R,)."""
+    generator = np.random.default_rng(seed)
+    means = []
+    for start in range(0, replicates, _BLOCK):
+        rows = min(_BLOCK, replicates - start)
+        drawn = generator.integers(0, patients, (rows, patients)) + patients * np.arange(rows)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=rows * patients).reshape(rows, patients)  # (r, P)
+        chosen = generator.integers(0, runs, (rows, runs))
+        means.append(np.take_along_axis(values(times.astype(np.float64)), chosen, axis=1).mean(axis=1))
+    return np.concatenate(means)
+
+
+def _p_value(drawn: Floats, margin: float) -> float:
+    """Return twice the smaller share of resamples that do not exceed the margin to one side."""
+    above = (np.count_nonzero(drawn <= margin) + 1) / (len(drawn) + 1)
+    below = (np.count_nonzero(drawn >= -margin) + 1) / (len(drawn) + 1)
+    return float(min(1.0, 2 * min(above, below)))

@@ -1,0 +1,168 @@
+"""One metric of one table of predictions, as a function of how much each case weighs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from threefold.errors import PredictionsError
+from threefold.evaluation.classification import classification_metrics, weighted_mean
+from threefold.evaluation.comparison import Measured
+from threefold.evaluation.groups import case_units
+from threefold.evaluation.predictions import Predictions
+from threefold.evaluation.structure_numbers import case_values
+from threefold.validation import did_you_mean
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+DIAGNOSIS = (
+    "auc",
+    "average_precision",
+    "balanced_accuracy",
+    "f1",
+    "sensitivity",
+    "specificity",
+    "accuracy",
+    "brier",
+    "calibration_error",
+)
+OF_ALL = "all"
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What a run left to be compared.
+
+    Attributes:
+        predictions: with structures, where there are any.
+        threshold: of the positive class's probability; None: two classes are decided at 0.5.
+        evidence: further values by case id and name (attention, counterfactuals), NaN where a case has none.
+    """
+
+    predictions: Predictions
+    threshold: float | None = None
+    evidence: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+
+def measured_pair(first: Tables, second: Tables, metric: str, group: str) -> tuple[Measured, Measured]:
+    """Return a metric of two runs on the test cases that both have it for.
+
+    Args:
+        first, second: tables of the runs.
+        metric: its name.
+        group: `all`, a site group, a site or a class.
+
+    Raises:
+        PredictionsError: there is no such metric or group; a case is of another patient in the other table.
+    """
+    rows = [_tested(tables, group) for tables in (first, second)]
+    shared = rows[0].index.intersection(rows[1].index, sort=False)
+    rows = [each.loc[shared] for each in rows]
+    whose = [each["patient_id"].to_numpy(str) for each in rows]
+    differing = np.flatnonzero(whose[0] != whose[1])
+    if differing.size:
+        case = shared[differing[0]]
+        raise PredictionsError(
+            f"case '{case}': of patient '{whose[0][differing[0]]}' in one run and of "
+            f"'{whose[1][differing[0]]}' in the other. Compare runs on the same cohort."
+        )
+    found = [_measure(tables, metric, each) for tables, each in zip((first, second), rows, strict=True)]
+    both = found[0][0] & found[1][0]
+    return (Measured(whose[0][both], found[0][1](both)), Measured(whose[0][both], found[1][1](both)))
+
+
+def measured(tables: Tables, metric: str, group: str) -> Measured:
+    """Return a metric of a run on the test cases that it has it for.
+
+    Raises:
+        PredictionsError: there is no such metric or group.
+    """
+    rows = _tested(tables, group)
+    there, restricted = _measure(tables, metric, rows)
+    return Measured(rows["patient_id"].to_numpy(str)[there], restricted(there))
+
+
+def scores(tables: Tables, group: str) -> pd.DataFrame:
+    """Return patient_id, positive (bool) and score of the labelled test cases of a group, by case id."""
+    predictions = tables.predictions
+    rows = _tested(tables, group)
+    rows = rows[rows["label"] != ""]
+    positive = predictions.positive or ""
+    return pd.DataFrame(
+        {
+            "patient_id": rows["patient_id"],
+            "positive": rows["label"] == positive,
+            "score": rows[f"probability_{positive}"],
+        }
+    )
+
+
+def _tested(tables: Tables, group: str) -> pd.DataFrame:
+    """Return the test cases of a group, by case id."""
+    rows = tables.predictions.part("test").set_index("case_id", drop=False)
+    if group == OF_ALL:
+        return rows
+    for column in ("site_group", "site", "label"):
+        chosen = rows[column] == group
+        if chosen.any():
+            return rows[chosen]
+    known = [OF_ALL, *sorted({*rows["site_group"], *rows["site"], *rows["label"]} - {""})]
+    raise PredictionsError(f"there is no group '{group}' of test cases.{did_you_mean(group, known)}")
+
+
+def _measure(
+    tables: Tables, metric: str, rows: pd.DataFrame
+) -> tuple[Bools, Callable[[Bools], Callable[[Floats], Floats]]]:
+    """Return which of the rows have a metric, and what makes its function for some of the rows."""
+    if metric in DIAGNOSIS and tables.predictions.classes:
+        return _diagnosis(tables, metric, rows)
+    values = _values(tables, metric, rows)
+
+    def restricted(chosen: Bools) -> Callable[[Floats], Floats]:
+        return lambda weights: weighted_mean(values[chosen], weights)
+
+    return ~np.isnan(values), restricted
+
+
+def _diagnosis(
+    tables: Tables, metric: str, rows: pd.DataFrame
+) -> tuple[Bools, Callable[[Bools], Callable[[Floats], Floats]]]:
+    predictions = tables.predictions
+    units = case_units(rows, predictions)
+    threshold = 0.5 if tables.threshold is None else tables.threshold
+
+    def restricted(chosen: Bools) -> Callable[[Floats], Floats]:
+        labels, probabilities = units.labels[chosen], units.probabilities[chosen]
+
+        def of(weights: Floats) -> Floats:
+            found = classification_metrics(
+                labels, probabilities, weights, positive=predictions.positive_index, threshold=threshold
+            )
+            return found[metric, None]
+
+        return of
+
+    return units.labels >= 0, restricted
+
+
+def _values(tables: Tables, metric: str, rows: pd.DataFrame) -> Floats:
+    """Return the value of each case, NaN where it has none."""
+    found = dict(case_units(rows, tables.predictions).values)
+    for (name, structure), values in case_values(rows, tables.predictions).items():
+        found[f"{name}:{structure}" if structure else name] = values
+    for name in tables.evidence.columns:
+        found.setdefault(str(name), tables.evidence[name].reindex(rows.index).to_numpy(np.float64))
+    if metric not in found:
+        raise PredictionsError(
+            f"there is no metric '{metric}'.{did_you_mean(metric, _sorted((*DIAGNOSIS, *found)))}"
+        )
+    return found[metric]
+
+
+def _sorted(names: Sequence[str]) -> list[str]:
+    return sorted(set(names))

@@ -1,0 +1,153 @@
+"""The tables of a study: what each claim came to, each variant's means, DeLong's test of each pair."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from threefold.evaluation.claims import ClaimRow, PairRow, VariantRow
+from threefold.evaluation.comparison import Effect
+from threefold.evaluation.metrics import METRICS
+from threefold.reporting.table import LEAK_MARK, LEAK_NOTE, Table
+
+_RULE = (
+    "supported: differs as claimed with an adjusted p below {alpha:g}; contradicted: differs the other way "
+    "with an adjusted p below {alpha:g}; undecided: anything else, at this number of patients and seeds."
+)
+
+
+def claim_table(rows: Sequence[ClaimRow], *, confidence: float, replicates: int, margin: float) -> Table:
+    """Return what each claim came to, a row for each cohort in which it was tested."""
+    notes = [
+        "Difference: variant minus baseline on the same test cases, mean over pairs of the same split and "
+        f"seed. [low, high]: {confidence:.0%} interval over {replicates} resamples of patients and pairs; p: "
+        "of the same resamples, after Holm's correction over the rows; n: cases/patients, x pairs.",
+        _RULE.format(alpha=round(1 - confidence, 9)),
+    ]
+    if margin:
+        notes.append(f"Differences up to {margin:g} count as none.")
+    if any(row.leaks for row in rows):
+        notes.append(LEAK_NOTE)
+    return Table(
+        "What each claim came to",
+        ("claim", "cohort", "metric", "baseline", "variant", "difference", "p", "verdict"),
+        tuple(
+            (
+                row.claim,
+                _cohorts(row),
+                f"{_title(row.metric)}, {row.group}",
+                f"{row.baseline} {_number(row.baseline_mean.value)}",
+                f"{row.variant} {_number(row.variant_mean.value)}",
+                _difference(row),
+                _p(row.adjusted),
+                row.verdict,
+            )
+            for row in rows
+        ),
+        tuple(notes),
+    )
+
+
+def variant_table(rows: Sequence[VariantRow], *, confidence: float, replicates: int) -> Table:
+    """Return each variant's metrics, rows by cohort and variant, columns by metric and group."""
+    columns = list(dict.fromkeys((row.metric, row.group) for row in rows))
+    found = {(row.cohort, row.variant, row.metric, row.group): row for row in rows}
+    names = list(dict.fromkeys((row.cohort, row.variant) for row in rows))
+    notes = [
+        f"Mean over the runs. [low, high]: {confidence:.0%} interval over {replicates} resamples of patients "
+        "and runs; n: cases/patients, x runs."
+    ]
+    if any(row.leaks for row in rows):
+        notes.append(LEAK_NOTE)
+    return Table(
+        "Variants",
+        ("cohort", "variant", *(f"{_title(metric)}, {group}" for metric, group in columns)),
+        tuple(
+            (cohort, variant, *(_mean(found.get((cohort, variant, *column))) for column in columns))
+            for cohort, variant in names
+        ),
+        tuple(notes),
+    )
+
+
+def pair_table(rows: Sequence[PairRow], *, confidence: float) -> Table:
+    """Return DeLong's test of each pair of runs."""
+    return Table(
+        "AUC of each pair, by DeLong's test",
+        (
+            "cohort",
+            "group",
+            "variant over baseline",
+            "split",
+            "seed",
+            "baseline",
+            "variant",
+            "difference",
+            "p",
+        ),
+        tuple(
+            (
+                row.cohort,
+                row.group,
+                f"{row.variant} over {row.baseline}",
+                str(row.split),
+                str(row.seed),
+                _number(row.difference.first),
+                _number(row.difference.second),
+                _signed(row.difference.difference, row.difference.low, row.difference.high),
+                _p(row.difference.p),
+            )
+            for row in rows
+        ),
+        (
+            f"[low, high]: {confidence:.0%} interval; structural components clustered by patient (Obuchowski "
+            "1997). p: of the pair alone, not corrected.",
+        ),
+    )
+
+
+def _cohorts(row: ClaimRow) -> str:
+    return row.cohort if row.cohort == row.baseline_cohort else f"{row.cohort} against {row.baseline_cohort}"
+
+
+def _title(metric: str) -> str:
+    name, _, structure = metric.partition(":")
+    title = METRICS[name].title if name in METRICS else name.replace("_", " ")
+    return f"{title} ({structure})" if structure else title
+
+
+def _difference(row: ClaimRow) -> str:
+    effect = row.effect
+    if math.isnan(effect.value):
+        return f"not estimable ({effect.note})"
+    mark = LEAK_MARK if row.leaks else ""
+    shown = f"[no interval: {effect.note}]" if effect.note else f"[{effect.low:+.3f}, {effect.high:+.3f}]"
+    return f"{effect.value:+.3f}{mark} {shown} {_count(effect, row.pairs)}"
+
+
+def _mean(row: VariantRow | None) -> str:
+    if row is None:
+        return "no such task"
+    mean = row.mean
+    if math.isnan(mean.value):
+        return f"not estimable ({mean.note})"
+    mark = LEAK_MARK if row.leaks else ""
+    shown = f"[no interval: {mean.note}]" if mean.note else f"[{mean.low:.3f}, {mean.high:.3f}]"
+    return f"{mean.value:.3f}{mark} {shown} {_count(mean, row.runs)}"
+
+
+def _count(effect: Effect, asked: int) -> str:
+    runs = f"{effect.runs}" if effect.runs == asked else f"{effect.runs} of {asked}"
+    return f"n={effect.cases}/{effect.patients} x{runs}"
+
+
+def _signed(value: float, low: float, high: float) -> str:
+    return "not estimable" if math.isnan(value) else f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def _p(value: float) -> str:
+    return "-" if math.isnan(value) else "<0.001" if value < 0.001 else f"{value:.3f}"

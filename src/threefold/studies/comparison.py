@@ -1,0 +1,237 @@
+"""Comparing the runs of a study: what each claim comes to, from what the runs left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from threefold.errors import PredictionsError, RunError
+from threefold.evaluation.claims import ClaimRow, PairRow, VariantRow
+from threefold.evaluation.comparison import difference_of, holm, mean_of, verdict
+from threefold.evaluation.delong import compare_auc
+from threefold.evaluation.measures import Tables, measured, measured_pair, scores
+from threefold.reporting.figures import save
+from threefold.reporting.study_figures import claim_figure
+from threefold.reporting.study_tables import claim_table, pair_table, variant_table
+from threefold.reporting.table import Table, markdown
+from threefold.run import write_atomically
+from threefold.studies.evaluations import read_run_predictions
+from threefold.studies.study_folder import StudyFolder
+from threefold.studies.study_spec import ClaimSpec, RunPlan, StudySpec, plan_runs, run_id
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that a study's finished runs say.
+
+    Attributes:
+        study: what was asked.
+        claims: a line for each claim and cohort, as the study orders them.
+        means: each variant's metrics.
+        pairs: DeLong's test for each pair of a claim on the AUC.
+        missing: ids of runs that have not finished.
+    """
+
+    study: StudySpec
+    claims: tuple[ClaimRow, ...]
+    means: tuple[VariantRow, ...]
+    pairs: tuple[PairRow, ...]
+    missing: tuple[str, ...]
+
+
+def compare_study(folder: StudyFolder) -> Comparison:
+    """Compare the finished runs of a study.
+
+    Raises:
+        RunError: the folder is not a study, or none of its runs has finished.
+        PredictionsError: naming the claim whose metric or group does not exist.
+    """
+    study = folder.read()
+    plans = plan_runs(study)
+    finished = {plan.id for plan in plans if _is_finished(folder, plan.id)}
+    if not finished:
+        raise RunError(
+            f"{folder.path}: none of its {len(plans)} runs has finished. Run it: `threefold study run`."
+        )
+
+    @cache
+    def tables(name: str) -> Tables:
+        return read_tables(folder, name)
+
+    work = _Work(study, finished, tables)
+    lines = [work.claim(claim, cohort) for claim in study.claims for cohort in _cohorts(study, claim)]
+    adjusted = holm([line.effect.p for line in lines])
+    claims = tuple(
+        replace(line, adjusted=p, verdict=verdict(line.effect, p, line.expected, study.confidence))
+        for line, p in zip(lines, adjusted, strict=True)
+    )
+    return Comparison(
+        study=study,
+        claims=claims,
+        means=tuple(work.means(plans)),
+        pairs=tuple(pair for claim in study.claims for pair in work.pair_tests(claim)),
+        missing=tuple(plan.id for plan in plans if plan.id not in finished),
+    )
+
+
+def write_comparison(comparison: Comparison, folder: StudyFolder) -> tuple[Table, ...]:
+    """Write a comparison's tables (Markdown to read, CSV to compute with) and its figure.
+
+    Returns:
+        The tables: claims, variants, pairs; those without a row left out.
+
+    Raises:
+        RunError: the disk refuses.
+    """
+    study = comparison.study
+    tables = {
+        "claims": claim_table(
+            comparison.claims,
+            confidence=study.confidence,
+            replicates=study.replicates,
+            margin=study.margin,
+        ),
+        "variants": variant_table(comparison.means, confidence=study.confidence, replicates=study.replicates),
+        "pairs": pair_table(comparison.pairs, confidence=study.confidence),
+    }
+    rows: dict[str, Sequence[Any]] = {
+        "claims": comparison.claims,
+        "variants": comparison.means,
+        "pairs": comparison.pairs,
+    }
+    folder.tables.mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items():
+        if table.rows:
+            write_atomically(folder.tables / f"{name}.md", markdown(table))
+            numbers = pd.json_normalize([asdict(row) for row in rows[name]])
+            write_atomically(folder.tables / f"{name}.csv", numbers.to_csv(index=False, lineterminator="\n"))
+    if comparison.claims:
+        folder.figures.mkdir(parents=True, exist_ok=True)
+        save(claim_figure(comparison.claims), folder.figures / "claims.png")
+    return tuple(table for table in tables.values() if table.rows)
+
+
+def read_tables(folder: StudyFolder, name: str) -> Tables:
+    """Return what a finished run left to be compared."""
+    run = folder.run(name)
+    return Tables(read_run_predictions(run), run.read_status().get("threshold"))
+
+
+class _Work:
+    """The comparisons of one study; tables are read once."""
+
+    def __init__(self, study: StudySpec, finished: set[str], tables: Callable[[str], Tables]) -> None:
+        self.study, self.finished, self.tables = study, finished, tables
+        self.mean = partial(mean_of, replicates=study.replicates, confidence=study.confidence)
+        self.difference = partial(
+            difference_of, replicates=study.replicates, confidence=study.confidence, margin=study.margin
+        )
+
+    def claim(self, claim: ClaimSpec, cohort: str) -> ClaimRow:
+        """Return a claim's line, its p not adjusted yet."""
+        pairs = list(self._pairs(claim, cohort))
+        measured_pairs = []
+        for first, second, _ in pairs:
+            try:
+                measured_pairs.append(
+                    measured_pair(self.tables(first), self.tables(second), claim.metric, claim.group)
+                )
+            except PredictionsError as error:
+                raise PredictionsError(f"claim '{claim.claim}', {second}: {error}") from error
+        return ClaimRow(
+            claim=claim.claim,
+            cohort=cohort,
+            baseline_cohort=claim.baseline_cohort or cohort,
+            variant=claim.variant,
+            baseline=claim.baseline,
+            metric=claim.metric,
+            group=claim.group,
+            expected=claim.expected,
+            baseline_mean=self.mean([first for first, _ in measured_pairs]),
+            variant_mean=self.mean([second for _, second in measured_pairs]),
+            effect=self.difference(measured_pairs),
+            adjusted=np.nan,
+            verdict="not estimable",
+            pairs=len(self.study.seeds) * len(self.study.splits),
+            leaks=self._leaks([name for pair in pairs for name in pair[:2]]),
+        )
+
+    def means(self, plans: Sequence[RunPlan]) -> Iterator[VariantRow]:
+        """Yield each variant's mean of each metric and group that a claim names."""
+        asked = dict.fromkeys((claim.metric, claim.group) for claim in self.study.claims)
+        variants: dict[tuple[str, str], list[str]] = {}
+        for plan in plans:
+            variants.setdefault((plan.cohort, plan.variant), []).append(plan.id)
+        for (cohort, variant), names in variants.items():
+            there = [name for name in names if name in self.finished]
+            for metric, group in asked if there else ():
+                try:
+                    runs = [measured(self.tables(name), metric, group) for name in there]
+                except PredictionsError:
+                    continue  # this variant has no such task
+                yield VariantRow(
+                    cohort, variant, metric, group, self.mean(runs), len(names), self._leaks(there)
+                )
+
+    def pair_tests(self, claim: ClaimSpec) -> Iterator[PairRow]:
+        """Yield DeLong's test of each pair, for claims on the AUC of two classes."""
+        if claim.metric != "auc":
+            return
+        for cohort in _cohorts(self.study, claim):
+            for first, second, (split, seed) in self._pairs(claim, cohort):
+                both = [scores(self.tables(name), claim.group) for name in (first, second)]
+                if self.tables(first).predictions.positive is None:
+                    continue
+                joined = both[0].join(both[1]["score"], rsuffix="_variant", how="inner")
+                yield PairRow(
+                    cohort,
+                    claim.variant,
+                    claim.baseline,
+                    claim.group,
+                    split,
+                    seed,
+                    compare_auc(
+                        joined["positive"].to_numpy(np.bool_),
+                        joined["score"].to_numpy(np.float64),
+                        joined["score_variant"].to_numpy(np.float64),
+                        joined["patient_id"].to_numpy(str),
+                        confidence=self.study.confidence,
+                    ),
+                )
+
+    def _leaks(self, names: Sequence[str]) -> bool:
+        return any(self.tables(name).predictions.leaks for name in names)
+
+    def _pairs(self, claim: ClaimSpec, cohort: str) -> Iterator[tuple[str, str, tuple[int, int]]]:
+        """Yield the finished pairs of a claim: baseline, variant, split and seed."""
+        for split in range(len(self.study.splits)):
+            for seed in self.study.seeds:
+                first = run_id(claim.baseline_cohort or cohort, claim.baseline, split, seed)
+                second = run_id(cohort, claim.variant, split, seed)
+                if {first, second} <= self.finished:
+                    yield first, second, (split, seed)
+
+
+def _cohorts(study: StudySpec, claim: ClaimSpec) -> tuple[str, ...]:
+    """Return the cohorts in which a claim is tested."""
+    if claim.cohorts is not None:
+        return claim.cohorts
+    trained: Mapping[str, set[str]] = {name: set() for name in study.cohorts}
+    for plan in plan_runs(study):
+        trained[plan.cohort].add(plan.variant)
+    baseline = claim.baseline_cohort
+    return tuple(
+        cohort
+        for cohort, variants in trained.items()
+        if claim.variant in variants and claim.baseline in trained[baseline or cohort]
+    )
+
+
+def _is_finished(folder: StudyFolder, name: str) -> bool:
+    outcome = folder.outcome(name)
+    return outcome is not None and outcome.state == "finished"

@@ -1,0 +1,149 @@
+"""The study folder: the one place that knows the names of a study's files.
+
+STUDY/
+  study.yaml           the study as it was last run
+  cohorts/NAME         a cohort that the study made; NAME.json says from what
+  runs/COHORT/VARIANT/split-K-seed-S   the run folders
+  outcomes/            how each run ended, what it took (JSON)
+  logs/                what each run said
+  tables/  figures/    what `study compare` made
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from threefold.errors import RunError
+from threefold.run import RunFolder, write_atomically
+from threefold.studies.study_spec import CohortSource, StudySpec, load_study
+
+OutcomeState = Literal["finished", "failed", "interrupted"]
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run of a study ended.
+
+    Attributes:
+        run: its id.
+        state: finished, failed or interrupted.
+        message: what it died of; empty where it finished.
+        seconds: wall time of this attempt.
+        memory: largest resident memory, GiB.
+    """
+
+    run: str
+    state: OutcomeState
+    message: str
+    seconds: float
+    memory: float
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """Paths of a study's files."""
+
+    path: Path
+
+    @property
+    def study(self) -> Path:
+        """The study as it was last run."""
+        return self.path / "study.yaml"
+
+    @property
+    def tables(self) -> Path:
+        """Tables of the comparison."""
+        return self.path / "tables"
+
+    @property
+    def figures(self) -> Path:
+        """Figures of the comparison."""
+        return self.path / "figures"
+
+    def run(self, run_id: str) -> RunFolder:
+        """Return a run's folder."""
+        return RunFolder(self.path / "runs" / run_id)
+
+    def log(self, run_id: str) -> Path:
+        """Return what a run said."""
+        return self.path / "logs" / f"{_flat(run_id)}.log"
+
+    def made_cohort(self, name: str) -> Path:
+        """Return where a cohort that the study makes lies."""
+        return self.path / "cohorts" / name
+
+    def cohort(self, name: str, source: CohortSource) -> Path:
+        """Return where a cohort lies that its runs are trained on."""
+        if source.propagation is not None:
+            return self.path / "cohorts" / f"{name}-propagated"
+        return self.made_cohort(name) if source.folder is None else Path(source.folder)
+
+    def read(self) -> StudySpec:
+        """Return the study.
+
+        Raises:
+            RunError: if the folder is not a study.
+        """
+        if not self.study.is_file():
+            raise RunError(
+                f"{self.path}: not a study folder (no {self.study.name}). Expected a folder that "
+                "`threefold study run ... --out FOLDER` left."
+            )
+        return load_study(str(self.study))
+
+    def write(self, study: StudySpec) -> None:
+        """Write the study as it is run, making the folder."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        content = json.loads(study.model_dump_json())
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+        write_atomically(self.study, text)
+
+    def outcome(self, run_id: str) -> Outcome | None:
+        """Return how a run ended last; None where it has not."""
+        path = self._outcome(run_id)
+        if not path.is_file():
+            return None
+        try:
+            return Outcome(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise RunError(
+                f"{path}: can't be read ({error}). Remove it: the run is looked at anew."
+            ) from error
+
+    def remember(self, outcome: Outcome) -> None:
+        """Write down how a run ended."""
+        path = self._outcome(outcome.run)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(asdict(outcome), indent=2) + "\n")
+
+    def _outcome(self, run_id: str) -> Path:
+        return self.path / "outcomes" / f"{_flat(run_id)}.json"
+
+
+def variant_of(run_id: str) -> str:
+    """Return the variant in a run's id."""
+    return run_id.split("/")[1]
+
+
+def expected_memory(plan: str, known: Mapping[str, Outcome], default: float) -> float:
+    """Return what a run is taken to need, GiB.
+
+    The most that runs of its variant needed; before one has run, the most that any run needed, and at least
+    the default.
+    """
+    finished = [outcome for outcome in known.values() if outcome.state == "finished"]
+    alike = [each.memory for each in finished if variant_of(each.run) == variant_of(plan)]
+    if alike:
+        return max(alike)
+    return max([default, *(each.memory for each in finished)])
+
+
+def _flat(run_id: str) -> str:
+    return run_id.replace("/", "--")

@@ -1,0 +1,302 @@
+"""What a study says: cohorts x variants x splits x seeds, and the claims that it tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from threefold.errors import ExperimentError
+from threefold.experiment.spec import NonNegative, Positive, PositiveInt, Seed, Spec
+from threefold.validation import did_you_mean, parse_spec, parse_yaml, read_yaml
+
+_STUDIES = files("threefold") / "studies" / "studies"
+_Part = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+=-]*$", max_length=80)]
+"""A name that is a part of a path."""
+Scalar = bool | int | float | str
+
+
+class CohortSource(Spec):
+    """Where a cohort of a study comes from: a folder, or a phantom that the study makes."""
+
+    folder: str | None = None
+    """Of a cohort, relative to the study's file."""
+    phantom: Literal["head-ct", "fetal-heart"] | None = None
+    preset: str = "study"
+    seed: Seed = 0
+    settings: Mapping[str, Any] = {}
+    """Keys of the phantom that differ from the preset's."""
+    propagation: Mapping[str, Any] | None = None
+    """Keys of a propagation that differ from its defaults: the cohort's atlases give its cases structures.
+    The test cases of every split of the study steer nothing."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.folder is None) == (self.phantom is None):
+            raise ValueError("expected either folder or phantom")
+        return self
+
+
+class VariantSpec(Spec):
+    """An experiment of a study."""
+
+    recipe: str
+    """A recipe's name, or a YAML file relative to the study's."""
+    overrides: tuple[str, ...] = ()
+    """`key.path=value`, after the study's own."""
+    init_from: str | None = None
+    """The variant whose weights, of the same cohort, split and seed, it starts from."""
+    key: str | None = None
+    """One key whose values are each a variant of its own, named VARIANT=VALUE."""
+    values: tuple[Scalar, ...] = ()
+    cohorts: tuple[str, ...] | None = None
+    """Of the study's cohorts those that it is trained on; None: all."""
+
+    @model_validator(mode="after")
+    def _key_has_values(self) -> Self:
+        if (self.key is None) != (not self.values):
+            raise ValueError("expected key and values together, or neither")
+        return self
+
+
+class ClaimSpec(Spec):
+    """A claim: what a variant's metric is against a baseline's, and which way it is expected to differ."""
+
+    claim: str
+    """In words."""
+    variant: str
+    baseline: str
+    metric: str = "auc"
+    """A metric of the tables of cases or structures (docs/reference/metrics.md) or of a run's evidence."""
+    group: str = "all"
+    """all test cases, a site group (internal, external), a site, or a class."""
+    cohorts: tuple[str, ...] | None = None
+    """The cohorts in which it is tested, each a line of its own; None: all that both were trained on."""
+    baseline_cohort: str | None = None
+    """The baseline's cohort; None: the variant's."""
+    expected: Literal["higher", "lower"] = "higher"
+    """What the claim says of the variant's metric."""
+
+
+class StudySpec(Spec):
+    """Experiments compared on the same cases."""
+
+    name: _Part
+    description: str = ""
+    cohorts: Annotated[dict[_Part, CohortSource], Field(min_length=1)]
+    variants: Annotated[dict[_Part, VariantSpec], Field(min_length=1)]
+    overrides: tuple[str, ...] = ()
+    """`key.path=value` of every training."""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
+    """Of the trainings (training.seed)."""
+    splits: Annotated[tuple[Mapping[str, Any], ...], Field(min_length=1)] = ({},)
+    """Keys of data.split, a set for each split."""
+    threads: PositiveInt = 1
+    """CPU threads of a training. The same number gives the same weights, however many run at once."""
+    memory: Positive = 4.0
+    """GiB that a training is taken to need before one of its kind has run."""
+    evidence: bool = False
+    """Look into each run: attention, probes, counterfactuals (`threefold explain`)."""
+    claims: tuple[ClaimSpec, ...] = ()
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    replicates: PositiveInt = 4000
+    """Resamples of patients and seeds."""
+    margin: NonNegative = 0.0
+    """A difference must exceed it, in the metric's unit, to count."""
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Self:
+        expanded = {name for name, _ in expand(self)}
+        for name, variant in self.variants.items():
+            if variant.init_from is not None:
+                _require(variant.init_from, sorted(expanded), f"variants.{name}.init_from")
+            for cohort in variant.cohorts or ():
+                _require(cohort, list(self.cohorts), f"variants.{name}.cohorts")
+        _refuse_circles(self)
+        for number, claim in enumerate(self.claims):
+            where = f"claims.{number}"
+            _require(claim.variant, sorted(expanded), f"{where}.variant")
+            _require(claim.baseline, sorted(expanded), f"{where}.baseline")
+            for cohort in (*(claim.cohorts or ()), *filter(None, (claim.baseline_cohort,))):
+                _require(cohort, list(self.cohorts), f"{where}.cohorts")
+        return self
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """One training of a study.
+
+    Attributes:
+        cohort: name of its cohort.
+        variant: name, with VALUE where a key is varied.
+        split, seed: number of the split, seed of the training.
+        recipe: a recipe's name or a YAML file.
+        overrides: all of them, in order.
+        start: id of the run whose weights it starts from; None: it starts by itself.
+    """
+
+    cohort: str
+    variant: str
+    split: int
+    seed: int
+    recipe: str
+    overrides: tuple[str, ...]
+    start: str | None = None
+
+    @property
+    def id(self) -> str:
+        """COHORT/VARIANT/split-K-seed-S, which is also its path below `runs`."""
+        return run_id(self.cohort, self.variant, self.split, self.seed)
+
+
+def run_id(cohort: str, variant: str, split: int, seed: int) -> str:
+    """Return a run's id."""
+    return f"{cohort}/{variant}/split-{split}-seed-{seed}"
+
+
+def expand(study: StudySpec) -> list[tuple[str, tuple[str, ...]]]:
+    """Return each variant's name and overrides; one whose key is varied once for each value."""
+    found = []
+    for name, variant in study.variants.items():
+        common = (*study.overrides, *variant.overrides)
+        if variant.key is None:
+            found.append((name, common))
+        for value in variant.values:
+            found.append((f"{name}={value}", (*common, f"{variant.key}={_yaml(value)}")))
+    return found
+
+
+def plan_runs(study: StudySpec, only: Sequence[str] = ()) -> list[RunPlan]:
+    """Return the trainings of a study; one comes after the one that it starts from.
+
+    Args:
+        study: what to train.
+        only: patterns (`*`, `?`) of run ids: those that match one, and what they start from; none: all.
+
+    Raises:
+        ExperimentError: a pattern matches no run.
+    """
+    plans: dict[str, RunPlan] = {}
+    for variant, overrides in expand(study):
+        spec = study.variants[variant if variant in study.variants else variant.partition("=")[0]]
+        for cohort in spec.cohorts or study.cohorts:
+            for split, keys in enumerate(study.splits):
+                for seed in study.seeds:
+                    split_keys = [f"data.split.{key}={_yaml(value)}" for key, value in keys.items()]
+                    plan = RunPlan(
+                        cohort=cohort,
+                        variant=variant,
+                        split=split,
+                        seed=seed,
+                        recipe=spec.recipe,
+                        overrides=(*overrides, *split_keys, f"training.seed={seed}"),
+                        start=None if spec.init_from is None else run_id(cohort, spec.init_from, split, seed),
+                    )
+                    plans[plan.id] = plan
+    for plan in plans.values():
+        if plan.start is not None and plan.start not in plans:
+            raise ExperimentError(
+                f"variants.{plan.variant}: starts from {plan.start}, which the study does not train. Train "
+                "that variant on the same cohorts."
+            )
+    return _in_order(plans, _chosen(plans, only))
+
+
+def study_names() -> tuple[str, ...]:
+    """Return the names of the studies that the package ships."""
+    return tuple(sorted(file.name.removesuffix(".yaml") for file in _STUDIES.iterdir()))
+
+
+def load_study(study_or_file: str) -> StudySpec:
+    """Return a shipped study, or one from a YAML file, whose relative paths become absolute.
+
+    Raises:
+        ExperimentError: naming the nearest study or key.
+    """
+    if not study_or_file.endswith((".yaml", ".yml")):
+        names = study_names()
+        if study_or_file not in names:
+            raise ExperimentError(f"there is no study '{study_or_file}'.{did_you_mean(study_or_file, names)}")
+        text = (_STUDIES / f"{study_or_file}.yaml").read_text(encoding="utf-8")
+        return _parse(parse_yaml(text, study_or_file, ExperimentError), study_or_file)
+    path = Path(study_or_file)
+    study = _parse(read_yaml(path, ExperimentError), study_or_file)
+    home = path.resolve().parent
+    cohorts = {
+        name: source.model_copy(update={"folder": source.folder and str(home / source.folder)})
+        for name, source in study.cohorts.items()
+    }
+    variants = {
+        name: variant.model_copy(update={"recipe": _recipe(variant.recipe, home)})
+        for name, variant in study.variants.items()
+    }
+    return study.model_copy(update={"cohorts": cohorts, "variants": variants})
+
+
+def _recipe(name: str, home: Path) -> str:
+    return str(home / name) if name.endswith((".yaml", ".yml")) else name
+
+
+def _parse(data: Mapping[str, Any], where: str) -> StudySpec:
+    return parse_spec(StudySpec, data, where=where, error=ExperimentError)
+
+
+def _chosen(plans: Mapping[str, RunPlan], only: Sequence[str]) -> set[str]:
+    if not only:
+        return set(plans)
+    chosen: set[str] = set()
+    for pattern in only:
+        matching = {name for name in plans if fnmatchcase(name, pattern)}
+        if not matching:
+            raise ExperimentError(
+                f"no run matches '{pattern}'. Runs are named COHORT/VARIANT/split-K-seed-S, for example "
+                f"{next(iter(plans))}."
+            )
+        chosen |= matching
+    return chosen
+
+
+def _in_order(plans: Mapping[str, RunPlan], chosen: set[str]) -> list[RunPlan]:
+    """Return the chosen runs and what they start from: seeds outermost, each after its start.
+
+    With the seeds outermost a study that is stopped early has whole comparisons.
+    """
+    ordered: dict[str, RunPlan] = {}
+
+    def add(plan: RunPlan) -> None:
+        if plan.start is not None:
+            add(plans[plan.start])
+        ordered.setdefault(plan.id, plan)
+
+    for plan in sorted(plans.values(), key=lambda plan: (plan.seed, plan.split)):
+        if plan.id in chosen:
+            add(plan)
+    return list(ordered.values())
+
+
+def _refuse_circles(study: StudySpec) -> None:
+    for name in study.variants:
+        seen = [name]
+        start = study.variants[name].init_from
+        while start is not None:
+            start = start if start in study.variants else start.partition("=")[0]
+            if start in seen:
+                raise ValueError(f"variants.{name}: starts from itself ({' -> '.join([*seen, start])})")
+            seen.append(start)
+            start = study.variants[start].init_from
+
+
+def _require(name: str, known: Sequence[str], where: str) -> None:
+    if name not in known:
+        raise ValueError(f"{where}: there is no '{name}'.{did_you_mean(name, known)}")
+
+
+def _yaml(value: object) -> str:
+    """Return a value as an override's text."""
+    return json.dumps(value)

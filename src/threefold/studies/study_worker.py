@@ -1,0 +1,143 @@
+"""One run of a study, in a process of its own: `python -m threefold.studies.study_worker STUDY RUN`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from threefold.cohorts.cohort import read_cohort
+from threefold.errors import RunError, ThreefoldError
+from threefold.experiment import Experiment
+from threefold.experiments import load_experiment
+from threefold.studies.study_folder import GIB, Outcome, StudyFolder
+from threefold.studies.study_spec import RunPlan, plan_runs
+
+INTERRUPTED = 130
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def run_in_process(
+    folder: Path,
+    run: str,
+    threads: int,
+    *,
+    gpu: int | None = None,
+    started: Callable[[subprocess.Popen[bytes]], None] | None = None,
+) -> Outcome:
+    """Train and evaluate a run of a study in a new process, and wait for its end.
+
+    A run that is killed for its memory takes nothing else with it. What it says goes into its log.
+
+    Args:
+        folder: the study's.
+        run: its id.
+        threads: of the CPU.
+        gpu: the only one that it sees; None: as this process.
+        started: told of the process.
+    """
+    study = StudyFolder(folder)
+    log = study.log(run)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, **dict.fromkeys(_THREADS, str(threads))}
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    begin = time.monotonic()
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", __name__, str(folder), run],
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+        )
+        if started is not None:
+            started(process)
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:  # this process was told to stop: so is the run, which writes its state
+            process.terminate()
+            process.wait()
+            raise
+    code = process.returncode = os.waitstatus_to_exitcode(status)
+    kilobytes = usage.ru_maxrss if sys.platform != "darwin" else usage.ru_maxrss / 1024
+    return Outcome(
+        run=run,
+        state="finished" if code == 0 else "interrupted" if code in (INTERRUPTED, -2, -15) else "failed",
+        message="" if code == 0 else _why(log, code),
+        seconds=time.monotonic() - begin,
+        memory=kilobytes * 1024 / GIB,
+    )
+
+
+def experiment_of(study: StudyFolder, plan: RunPlan) -> Experiment:
+    """Return what a run trains.
+
+    Raises:
+        ExperimentError: naming the variant and the key.
+    """
+    overrides = list(plan.overrides)
+    if plan.start is not None:
+        weights = study.run(plan.start).path.resolve()
+        overrides += ["before=null", f"initial_weights.path={weights}"]
+    try:
+        return load_experiment(plan.recipe, overrides)
+    except ThreefoldError as error:
+        raise type(error)(f"variant {plan.variant}: {error}") from error
+
+
+def execute(folder: Path, run: str) -> None:
+    """Train and evaluate a run of a study; what is there already is not done again.
+
+    Raises:
+        RunError: the study has no such run.
+        ThreefoldError: as `train` and `evaluate_run` do.
+    """
+    import torch
+
+    from threefold.studies.evaluations import evaluate_run
+    from threefold.training.progress import Lines
+    from threefold.training.run import train
+
+    study = StudyFolder(folder)
+    spec = study.read()
+    plan = next((plan for plan in plan_runs(spec) if plan.id == run), None)
+    if plan is None:
+        raise RunError(f"{folder}: the study has no run '{run}'. `threefold study status` lists them.")
+    torch.set_num_threads(spec.threads)
+    cohort = read_cohort(study.cohort(plan.cohort, spec.cohorts[plan.cohort]), allow_outside=True)
+    path = study.run(run).path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    trained = train(experiment_of(study, plan), cohort, path, resume=True, progress=Lines())
+    evaluate_run(trained)
+
+
+def main(arguments: list[str]) -> int:
+    """Execute one run; return the exit code."""
+    try:
+        execute(Path(arguments[0]), arguments[1])
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except ThreefoldError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _why(log: Path, code: int) -> str:
+    """Return what a process died of: its error, else its last line."""
+    if code < 0 and -code == 9:
+        return "killed from outside (signal 9): most likely the memory was used up"
+    lines = log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
+    starts = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    if starts:
+        return "\n".join(lines[starts[-1] :]).removeprefix("error: ")
+    return f"exit status {code}: {lines[-1] if lines else 'it said nothing'}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
