@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from threefold.evaluation.comparison import Effect, Verdict
+from threefold.evaluation.comparison import Effect, Expected, Verdict
 from threefold.evaluation.delong import AucDifference
 
 
@@ -34,7 +33,7 @@ class ClaimRow:
     baseline: str
     metric: str
     group: str
-    expected: Literal["higher", "lower"]
+    expected: Expected
     baseline_mean: Effect
     variant_mean: Effect
     effect: Effect

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from threefold.evaluation.intervals import MAX_MISSING
 
 Floats = NDArray[np.float64]
+Expected = Literal["higher", "lower", "different"]
 Verdict = Literal["supported", "contradicted", "undecided", "not estimable"]
 _BLOCK = 250
 
@@ -104,20 +105,20 @@ def holm(values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def verdict(
-    effect: Effect, adjusted: float, expected: Literal["higher", "lower"], confidence: float
-) -> Verdict:
+def verdict(effect: Effect, adjusted: float, expected: Expected, confidence: float) -> Verdict:
     """Say what an effect means for a claim.
 
     - supported: it differs as the claim says, and the adjusted p is below 1 - confidence.
-    - contradicted: it differs the other way, and the adjusted p is below 1 - confidence.
+    - contradicted: it differs the other way, and the adjusted p is below 1 - confidence. A claim that two
+      differ, either way, is never contradicted.
     - undecided: anything else; at this number of patients and seeds either may be true.
     """
     if np.isnan(effect.value) or np.isnan(adjusted):
         return "not estimable"
     if adjusted >= 1 - confidence:
         return "undecided"
-    return "supported" if (effect.value > 0) == (expected == "higher") else "contradicted"
+    as_claimed = expected == "different" or (effect.value > 0) == (expected == "higher")
+    return "supported" if as_claimed else "contradicted"
 
 
 def _effect(

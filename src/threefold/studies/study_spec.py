@@ -80,8 +80,8 @@ class ClaimSpec(Spec):
     """The cohorts in which it is tested, each a line of its own; None: all that both were trained on."""
     baseline_cohort: str | None = None
     """The baseline's cohort; None: the variant's."""
-    expected: Literal["higher", "lower"] = "higher"
-    """What the claim says of the variant's metric."""
+    expected: Literal["higher", "lower", "different"] = "higher"
+    """What the claim says of the variant's metric against the baseline's."""
 
 
 class StudySpec(Spec):
