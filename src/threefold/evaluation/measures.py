@@ -55,7 +55,7 @@ def measured_pair(first: Tables, second: Tables, metric: str, group: str) -> tup
     Args:
         first, second: tables of the runs.
         metric: its name.
-        group: `all`, a site group, a site or a class.
+        group: `all`, a site group, a site, a class, or COLUMN=VALUE of a further column of the table.
 
     Raises:
         PredictionsError: there is no such metric or group; a case is of another patient in the other table.
@@ -107,6 +107,13 @@ def _tested(tables: Tables, group: str) -> pd.DataFrame:
     rows = tables.predictions.part("test").set_index("case_id", drop=False)
     if group == OF_ALL:
         return rows
+    column, is_column, value = group.partition("=")
+    if is_column and column in rows:
+        chosen = rows[column].astype(str) == value
+        if chosen.any():
+            return rows[chosen]
+        values = sorted({*rows[column].astype(str)})
+        raise PredictionsError(f"no test case has {column} '{value}'.{did_you_mean(value, values)}")
     for column in ("site_group", "site", "label"):
         chosen = rows[column] == group
         if chosen.any():

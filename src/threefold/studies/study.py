@@ -13,6 +13,7 @@ from typing import Any, Literal
 from threefold.atlases.propagation import propagate
 from threefold.atlases.spec import PropagationSpec
 from threefold.cohorts.cohort import Cohort, read_cohort
+from threefold.cohorts.degradation import degrade
 from threefold.cohorts.splits import make_split
 from threefold.errors import CohortError, RunError, UsageError
 from threefold.experiment.spec import Spec
@@ -24,9 +25,10 @@ from threefold.phantoms.head_protocol import PRESETS as HEAD_CT_PRESETS
 from threefold.phantoms.head_protocol import HeadCtSpec
 from threefold.reporting.table import Table
 from threefold.run import write_atomically
+from threefold.studies.evaluations import write_label_tables
 from threefold.studies.study_folder import Outcome, StudyFolder, expected_memory
 from threefold.studies.study_pools import Pool
-from threefold.studies.study_spec import CohortSource, RunPlan, StudySpec, plan_runs
+from threefold.studies.study_spec import LABELS, CohortSource, RunPlan, StudySpec, plan_runs
 from threefold.studies.study_worker import experiment_of
 from threefold.training.folder import is_held
 from threefold.training.progress import TrainingProgress
@@ -114,6 +116,7 @@ def run_study(
             for plan in plans:
                 if plan.cohort == name:
                     _require_trainable(folder, plan, cohort)
+            _judge_labels(name, cohort, study, folder, progress)
     try:
         return list(_run_all(plans, study, folder, pool, progress))
     except BaseException:
@@ -236,9 +239,15 @@ def _prepare(
 ) -> Cohort:
     """Return a cohort of the study, made where it is not there yet."""
     cohort = _source_cohort(name, source, folder, progress)
+    out = folder.cohort(name, source)
+    if source.degradation is not None:
+        if out.is_dir():
+            progress.say(f"{out}: already there")
+            return read_cohort(out, allow_outside=True)
+        progress.say(f"{out}: its references are moved by {source.degradation.displacement:g} mm")
+        return degrade(cohort, out, source.degradation, progress=partial(progress.step, f"degrading {name}"))
     if source.propagation is None:
         return cohort
-    out = folder.cohort(name, source)
     spec = parse_spec(
         PropagationSpec, source.propagation, where=f"cohorts.{name}.propagation", error=UsageError
     )
@@ -251,6 +260,17 @@ def _prepare(
     progress.say(f"{out}: {'already there' if out.is_dir() else 'propagating the labels of the atlases'}")
     step = partial(progress.step, f"propagating {name}")
     return propagate(cohort, out, spec, held_out=held_out, progress=step)
+
+
+def _judge_labels(
+    name: str, cohort: Cohort, study: StudySpec, folder: StudyFolder, progress: TrainingProgress
+) -> None:
+    """Hold a cohort's own structures against its references, where a claim asks for it and both are there."""
+    asked = any(c.baseline == LABELS and name in (c.cohorts or study.cohorts) for c in study.claims)
+    possible = any(case.structures is not None and case.reference is not None for case in cohort.cases)
+    tables = folder.labels(name)
+    if asked and possible and not tables.predictions.is_file():
+        write_label_tables(cohort, None, tables, progress=partial(progress.step, f"judging {name}"))
 
 
 def _source_cohort(

@@ -12,11 +12,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from threefold.cohorts.degradation import DegradationSpec
 from threefold.errors import ExperimentError
 from threefold.experiment.spec import NonNegative, Positive, PositiveInt, Seed, Spec
 from threefold.validation import did_you_mean, parse_spec, parse_yaml, read_yaml
 
 _STUDIES = files("threefold") / "studies" / "studies"
+LABELS = "labels"
+"""As a claim's baseline: the cohort's own structures instead of a variant's."""
 _Part = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+=-]*$", max_length=80)]
 """A name that is a part of a path."""
 Scalar = bool | int | float | str
@@ -35,11 +38,15 @@ class CohortSource(Spec):
     propagation: Mapping[str, Any] | None = None
     """Keys of a propagation that differ from its defaults: the cohort's atlases give its cases structures.
     The test cases of every split of the study steer nothing."""
+    degradation: DegradationSpec | None = None
+    """The cohort's references, moved by this much, become its cases' structures."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.folder is None) == (self.phantom is None):
             raise ValueError("expected either folder or phantom")
+        if self.propagation is not None and self.degradation is not None:
+            raise ValueError("expected propagation or degradation, or neither: both make structures")
         return self
 
 
@@ -72,10 +79,14 @@ class ClaimSpec(Spec):
     """In words."""
     variant: str
     baseline: str
+    """A variant, or `labels`: the structures that the cohort has itself, as if they had been predicted."""
     metric: str = "auc"
     """A metric of the tables of cases or structures (docs/reference/metrics.md) or of a run's evidence."""
     group: str = "all"
-    """all test cases, a site group (internal, external), a site, or a class."""
+    """all test cases, a site group (internal, external), a site, a class, or COLUMN=VALUE of a further column
+    of the cohort's table."""
+    baseline_group: str | None = None
+    """The baseline's group; None: the same. Metrics on different cases are compared unpaired."""
     cohorts: tuple[str, ...] | None = None
     """The cohorts in which it is tested, each a line of its own; None: all that both were trained on."""
     baseline_cohort: str | None = None
@@ -113,6 +124,8 @@ class StudySpec(Spec):
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
         expanded = {name for name, _ in expand(self)}
+        if LABELS in expanded:
+            raise ValueError(f"variants.{LABELS}: the name means a cohort's own structures. Choose another.")
         for name, variant in self.variants.items():
             if variant.init_from is not None:
                 _require(variant.init_from, sorted(expanded), f"variants.{name}.init_from")
@@ -122,7 +135,7 @@ class StudySpec(Spec):
         for number, claim in enumerate(self.claims):
             where = f"claims.{number}"
             _require(claim.variant, sorted(expanded), f"{where}.variant")
-            _require(claim.baseline, sorted(expanded), f"{where}.baseline")
+            _require(claim.baseline, [*sorted(expanded), LABELS], f"{where}.baseline")
             for cohort in (*(claim.cohorts or ()), *filter(None, (claim.baseline_cohort,))):
                 _require(cohort, list(self.cohorts), f"{where}.cohorts")
         return self
