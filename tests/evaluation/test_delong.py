@@ -1,4 +1,4 @@
-"""DeLong's test against its definition in plain loops, published numbers of pROC, and a bootstrap."""
+"""DeLong's test against its definition in plain loops and against a bootstrap."""
 
 from __future__ import annotations
 
