@@ -118,7 +118,9 @@ def _note(
     folder.remember(outcome)
     what = f"{outcome.state} after {outcome.seconds / 60:.1f} min, {outcome.memory:.1f} GiB"
     if outcome.message:
-        what = f"{outcome.state}: {outcome.message}\n  all that it said: {folder.log(outcome.run)}"
+        log = folder.log(outcome.run)
+        what = f"{outcome.state}: {outcome.message}"
+        what += f"\n  all that it said: {log}" if log.is_file() else ""
     progress.say(f"{before}{outcome.run}: {what}")
     return outcome
 
