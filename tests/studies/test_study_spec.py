@@ -139,7 +139,7 @@ def test_patterns_choose_runs(tmp_path: Path) -> None:
         "two/seg/split-0-seed-1",
     ]
     assert len(plan_runs(study, ["t?o/*"])) == 4
-    with pytest.raises(ExperimentError, match="no run matches 'three/.*for example one/cls/split-0-seed-0"):
+    with pytest.raises(ExperimentError, match=r"no run matches 'three/.*for example one/cls/split-0-seed-0"):
         plan_runs(study, ["three/*"])
 
 
@@ -296,5 +296,5 @@ def test_outcomes_are_remembered_and_damaged_ones_told(tmp_path: Path) -> None:
     folder.run(run).predictions.write_text("case_id\n")
     assert folder.is_finished(run)
     (tmp_path / "outcomes" / "one--a--split-0-seed-0.json").write_text("{")
-    with pytest.raises(RunError, match="can't be read.*Remove it"):
+    with pytest.raises(RunError, match=r"can't be read.*Remove it"):
         folder.outcome(run)

@@ -204,7 +204,7 @@ class _Work:
                 ):
                     continue
                 both = [scores(each, claim.group) for each in pair]
-                joined = both[0].join(both[1]["score"], rsuffix="_variant", how="inner")
+                joined = both[0].join(both[1]["score"].rename("score_variant"), how="inner")
                 yield PairRow(
                     cohort,
                     claim.baseline_cohort or cohort,
