@@ -5,8 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from threefold.studies.study_spec import CohortSource, StudySpec, load_study
 from threefold.studies.study_status import standing_of, status_table
 from threefold.training.folder import is_held
 
-from .tiny import CLS, OVERRIDES, SEG, Heard, run_here, write_study
+from .tiny import CLS, OVERRIDES, SEG, Heard, run_here, until, write_study
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -282,13 +281,6 @@ def test_a_phantom_is_made_once_and_never_mistaken_for_another(study: StudySpec,
         prepare(preset="demmo")
     with pytest.raises(UsageError, match=r"settings:\n  shortcat: unknown key. Did you mean 'shortcut'"):
         prepare(settings={"shortcat": 1})
-
-
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def test_a_study_stopped_by_a_signal_and_by_a_kill_goes_on_where_it_was(

@@ -68,3 +68,11 @@ class Heard(Silence):
 
     def say(self, text: str) -> None:
         self.text += text + "\n"
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import stat
 import subprocess
@@ -21,6 +22,8 @@ from threefold.studies.study_spec import RunPlan, plan_runs
 
 INTERRUPTED = 130
 _INTERRUPTING = (INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)
+_STDIN = 0
+_GLANCE = 0.1  # seconds
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -63,7 +66,7 @@ def run_in_process(
         if started is not None:
             started(process)
         try:
-            _, status, usage = os.wait4(process.pid, 0)
+            status, usage = _ended(process.pid)
         except BaseException:  # this process was told to stop: so is the run, which writes its state
             process.terminate()
             process.wait()
@@ -79,6 +82,18 @@ def run_in_process(
         seconds=time.monotonic() - begin,
         memory=kilobytes * 1024 / GIB,
     )
+
+
+def _ended(process: int) -> tuple[int, resource.struct_rusage]:
+    """Wait for the end of a process; return its status and what it used.
+
+    By glances, since Ray cancels a task between two instructions of Python and not inside a system call.
+    """
+    while True:
+        found, status, usage = os.wait4(process, os.WNOHANG)
+        if found:
+            return status, usage
+        time.sleep(_GLANCE)
 
 
 def experiment_of(study: StudyFolder, plan: RunPlan) -> Experiment:
@@ -125,8 +140,6 @@ def execute(folder: Path, run: str) -> None:
 
 def main(arguments: list[str]) -> int:
     """Execute one run; return the exit code."""
-    if stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
-        threading.Thread(target=_end_with_the_pipe, args=(sys.stdin.fileno(),), daemon=True).start()
     try:
         execute(Path(arguments[0]), arguments[1])
     except KeyboardInterrupt:
@@ -138,11 +151,16 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _end_with_the_pipe(pipe: int) -> None:
-    """Interrupt this process when the other end of the pipe closes: who started it is gone."""
-    while os.read(pipe, 1):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
+def _end_with_the_starter() -> None:
+    """Interrupt this process when the one that started it is gone: its end of the pipe on stdin closes."""
+
+    def watch() -> None:
+        while os.read(_STDIN, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if stat.S_ISFIFO(os.fstat(_STDIN).st_mode):
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def _why(log: Path, code: int) -> str:
@@ -159,4 +177,5 @@ def _why(log: Path, code: int) -> str:
 
 
 if __name__ == "__main__":
+    _end_with_the_starter()
     sys.exit(main(sys.argv[1:]))
