@@ -22,9 +22,6 @@ import argparse
 import datetime
 import json
 import platform
-import resource
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -39,7 +36,7 @@ from monai.networks.nets import AttentionUnet as MonaiUnet
 from monai.networks.nets import DenseNet121 as MonaiDenseNet
 from torch import Tensor, nn
 
-from swin_unet import matrix_peaks
+from _turns import Turns, ask_once, matrix_peaks, peak_memory, serve
 from threefold.experiment import Experiment
 from threefold.images.batch import Batch
 from threefold.networks.cascade import Cascade
@@ -200,19 +197,12 @@ class Timed:
 # --- what a child process answers ------------------------------------------------------------------------
 
 
-def serve(role: str) -> None:
-    """Answer requests, a line of JSON each, until there are no more."""
-    one = Timed(role)
-    for line in sys.stdin:
-        print(json.dumps(one.run(**json.loads(line))), flush=True)
-
-
-def peak_memory(role: str, kind: str, precision: str, side: int) -> None:
-    """Print the peak resident memory of two calls, MiB (Linux counts in KiB)."""
+def measure_memory(role: str, kind: str, precision: str, side: int) -> None:
+    """Print the peak resident memory of two calls, MiB."""
     one = Timed(role)
     for _ in range(2):
         one.run(kind, precision, side)
-    print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+    print(json.dumps(peak_memory()))
 
 
 def compare(side: int) -> None:
@@ -283,47 +273,15 @@ def child(arguments: argparse.Namespace, *options: str) -> list[str]:
     return [sys.executable, __file__, "--threads", str(arguments.threads), *options]
 
 
-def ask_once(command: list[str]) -> Any:
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def race(arguments: argparse.Namespace) -> Race:
-    children = {
-        role: subprocess.Popen(
-            child(arguments, "--serve", role),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        for role in ROLES
-    }
-
-    def ask(role: str, kind: str, precision: str, side: int) -> float:
-        process = children[role]
-        assert process.stdin is not None
-        assert process.stdout is not None
-        print(
-            json.dumps({"kind": kind, "precision": precision, "side": side}), file=process.stdin, flush=True
-        )
-        return float(json.loads(process.stdout.readline()))
-
-    seconds = {}
-    roles = list(ROLES)
     wanted = [key for key in GOALS if key[2] in arguments.sides]
-    for kind, precision, side in wanted:
-        for role in roles:
-            ask(role, kind, precision, side)  # warm up
-        times: dict[str, list[float]] = {role: [] for role in roles}
-        for number in range(arguments.rounds):
-            for role in roles if number % 2 == 0 else reversed(roles):
-                times[role].append(ask(role, kind, precision, side))
-        seconds[kind, precision, side] = {role: statistics.median(t) for role, t in times.items()}
-        line = ", ".join(f"{role} {t:.2f} s" for role, t in seconds[kind, precision, side].items())
-        print(f"{kind} {precision} {side}^3: {line}", flush=True)
-    for process in children.values():
-        process.communicate()
+    seconds = {}
+    with Turns({role: child(arguments, "--serve", role) for role in ROLES}) as turns:
+        for kind, precision, side in wanted:
+            times = turns.medians(arguments.rounds, kind=kind, precision=precision, side=side)
+            seconds[kind, precision, side] = times
+            line = ", ".join(f"{role} {t:.2f} s" for role, t in times.items())
+            print(f"{kind} {precision} {side}^3: {line}", flush=True)
     memory = {
         (kind, precision, side): {
             role: ask_once(child(arguments, "--memory", role, kind, precision, str(side))) for role in ROLES
@@ -463,10 +421,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.serve:
-        serve(arguments.serve)
+        serve(lambda: Timed(arguments.serve).run)
     elif arguments.memory:
         role, kind, precision, side = arguments.memory
-        peak_memory(role, kind, precision, int(side))
+        measure_memory(role, kind, precision, int(side))
     elif arguments.compare:
         compare(arguments.compare)
     else:

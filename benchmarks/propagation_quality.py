@@ -333,8 +333,9 @@ def as_markdown(results: dict[str, Any], chain: list[dict[str, str]], arguments:
     training = kept(arguments.work / "training.json")
     lines += [
         "",
-        f"Goal for the first pair: SyN's Dice ({GOAL_DICE}) in at most {GOAL_SHARE:.1f} of its time, "
-        f"folding below {GOAL_FOLDING:.1%}. The network was trained for {arguments.epochs} epochs on the "
+        f"Goal for the first pair: the Dice that SyN had when the goal was set ({GOAL_DICE}) in at most "
+        f"{GOAL_SHARE:.1f} of its time, folding below {GOAL_FOLDING:.1%}. "
+        f"The network was trained for {arguments.epochs} epochs on the "
         f"atlas {ATLAS} and {', '.join(training['cases'])}: {training['seconds'] / 60:.0f} minutes, which "
         "the times above do not hold.",
         "",

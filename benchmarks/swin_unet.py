@@ -15,9 +15,6 @@ import argparse
 import datetime
 import json
 import platform
-import resource
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from _turns import Turns, ask_once, matrix_peaks, peak_memory, serve
 from threefold.experiment import SwinSpec, SwinUnetSpec
 from threefold.networks.kernels import tune_allocation
 from threefold.networks.pretrained import load_pretrained
@@ -151,23 +149,13 @@ def contestant(role: str, published: Path | None) -> Contestant:
 # --- what a child process answers ------------------------------------------------------------------------
 
 
-def serve(role: str, published: Path | None) -> None:
-    """Answer requests, a line of JSON each, until there are no more."""
-    answers = sys.stdout
-    sys.stdout = sys.stderr  # the published code prints
-    one = contestant(role, published)
-    for line in sys.stdin:
-        print(json.dumps(one.run(**json.loads(line))), file=answers, flush=True)
-
-
-def peak_memory(role: str, published: Path | None, precision: str, batch: int) -> None:
-    """Print the peak resident memory of three training steps, MiB (Linux counts in KiB)."""
-    answers = sys.stdout
-    sys.stdout = sys.stderr
+def measure_memory(role: str, published: Path | None, precision: str, batch: int) -> None:
+    """Print the peak resident memory of three training steps, MiB."""
+    answers, sys.stdout = sys.stdout, sys.stderr
     one = contestant(role, published)
     for _ in range(3):
         one.run("step", precision, batch)
-    print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024), file=answers)
+    print(json.dumps(peak_memory()), file=answers)
 
 
 def compare(published: Path) -> None:
@@ -223,52 +211,17 @@ def child(arguments: argparse.Namespace, *options: str) -> list[str]:
     return command + (["--published", str(arguments.published)] if arguments.published else [])
 
 
-def ask_once(command: list[str]) -> Any:
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def race(arguments: argparse.Namespace) -> Race:
     roles = [role for role in ROLES if arguments.published or not role.startswith("published")]
     roles = [role for role in roles if arguments.compile or role != "ours-compiled"]
-    children = {
-        role: subprocess.Popen(
-            child(arguments, "--serve", role),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        for role in roles
-    }
-
-    def ask(role: str, kind: str, precision: str, batch: int) -> float:
-        process = children[role]
-        assert process.stdin is not None
-        assert process.stdout is not None
-        print(
-            json.dumps({"kind": kind, "precision": precision, "batch": batch}),
-            file=process.stdin,
-            flush=True,
-        )
-        return float(json.loads(process.stdout.readline()))
-
     seconds = {}
-    for kind, precision in GOALS:
-        for batch in arguments.batches:
-            for role in roles:
-                ask(role, kind, precision, batch)  # warm up
-            times: dict[str, list[float]] = {role: [] for role in roles}
-            for number in range(arguments.rounds):
-                for role in roles if number % 2 == 0 else reversed(roles):
-                    times[role].append(ask(role, kind, precision, batch))
-            seconds[kind, precision, batch] = {role: statistics.median(t) for role, t in times.items()}
-            line = ", ".join(
-                f"{role} {1000 * t:.0f} ms" for role, t in seconds[kind, precision, batch].items()
-            )
-            print(f"{kind} {precision} batch {batch}: {line}", flush=True)
-    for process in children.values():
-        process.communicate()
+    with Turns({role: child(arguments, "--serve", role) for role in roles}) as turns:
+        for kind, precision in GOALS:
+            for batch in arguments.batches:
+                times = turns.medians(arguments.rounds, kind=kind, precision=precision, batch=batch)
+                seconds[kind, precision, batch] = times
+                line = ", ".join(f"{role} {1000 * t:.0f} ms" for role, t in times.items())
+                print(f"{kind} {precision} batch {batch}: {line}", flush=True)
     memory = {
         (precision, batch): {
             role: ask_once(child(arguments, "--memory", role, precision, str(batch)))
@@ -280,20 +233,6 @@ def race(arguments: argparse.Namespace) -> Race:
     }
     errors = ask_once(child(arguments, "--compare")) if arguments.published else {}
     return Race(seconds, memory, matrix_peaks(), count_flops(), errors)
-
-
-def matrix_peaks() -> dict[str, float]:
-    """GFLOP/s of the fastest of ten square matrix products of 2048, by precision."""
-    peaks = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        square = torch.randn(2048, 2048).to(dtype)
-        times = []
-        for _ in range(10):
-            start = time.perf_counter()
-            square @ square
-            times.append(time.perf_counter() - start)
-        peaks[name] = 2 * 2048**3 / min(times) / 1e9
-    return peaks
 
 
 def count_flops() -> float:
@@ -398,10 +337,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.serve:
-        serve(arguments.serve, arguments.published)
+        serve(lambda: contestant(arguments.serve, arguments.published).run)
     elif arguments.memory:
         role, precision, batch = arguments.memory
-        peak_memory(role, arguments.published, precision, int(batch))
+        measure_memory(role, arguments.published, precision, int(batch))
     elif arguments.compare:
         compare(arguments.published)
     else:

@@ -30,12 +30,6 @@ def environment(folder: Path) -> dict[str, object]:
     return dict(json.loads((folder / "runs/joint/environment.json").read_text()))
 
 
-def minutes(folder: Path) -> float:
-    """Return the time from the first image of the phantom to the last table."""
-    first = min(file.stat().st_mtime for file in (folder / "cohort" / "images").iterdir())
-    return ((folder / "tables/gains.csv").stat().st_mtime - first) / 60
-
-
 def dice_of(run: Path) -> pd.Series:
     """Return the mean Dice of each structure over a run's test cases."""
     rows = pd.read_csv(run / "tables/metrics.csv", keep_default_na=False, na_values={"value": [""]})
@@ -77,7 +71,6 @@ def seed_row(folder: Path) -> str:
         )
     interval = "no interval" if pd.isna(found.low) else f"{found.low:.3f}, {found.high:.3f}"
     cells.append(f"{found.value:.3f} [{interval}] n={found.n}/{found.patients}")
-    cells.append(f"{minutes(folder):.1f}")
     return "| " + " | ".join(cells) + " |"
 
 
@@ -111,11 +104,10 @@ def main(folders: list[Path], plain: Path | None) -> None:
         "95 % interval over resampled patients; n: cases/patients. Registration is measured on all cases,",
         "the rest on the test cases. Propagation is told each case's diagnosis, and the masks of training",
         "and validation cases steer it; the network sees a test case's image alone. Phantom, split,",
-        "propagation and trainings take the seed. Minutes: from the first image of the phantom to the last",
-        "table; seed 0 ran beside other work.",
+        "propagation and trainings take the seed.",
         "",
-        "| seed | affine | registered | gain | propagation | joint | gain | balanced accuracy | minutes |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| seed | affine | registered | gain | propagation | joint | gain | balanced accuracy |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
         *(seed_row(folder) for folder in folders),
         "",
         f"## Seed {folders[0].name.rsplit('-', 1)[-1]} in full",

@@ -186,6 +186,8 @@ RECIPE = {"recipe": "hematoma/swin-cls"}
             {"claims": [{"claim": "c", "variant": "seg", "baseline": "seg"}]},
             "seg against seg can't be tested in any cohort. Expected two different trainings",
         ),
+        ({"variants": {"labels": RECIPE}}, "variants.labels: the name means a cohort's own structures"),
+        ({"cohorts": {"a": {"folder": "f", "propagation": {}, "degradation": {}}}}, "cohorts.a"),
         (
             {
                 "variants": {"cls": {**RECIPE, "cohorts": ["one"]}, "seg": RECIPE},
@@ -221,9 +223,17 @@ def test_a_claim_is_tested_where_both_are_trained(tmp_path: Path) -> None:
             claim,
             {**claim, "baseline_cohort": "two"},
             {**claim, "baseline": "seg", "baseline_cohort": "two"},
+            {**claim, "baseline": "seg", "group": "internal", "baseline_group": "external"},
+            {**claim, "baseline": "labels", "metric": "structure_dice"},
         ],
     )
-    assert [claim_cohorts(study, each) for each in study.claims] == [("two",), ("one", "two"), ("one",)]
+    assert [claim_cohorts(study, each) for each in study.claims] == [
+        ("two",),
+        ("one", "two"),
+        ("one",),
+        ("one", "two"),
+        ("one", "two"),
+    ]
 
 
 def test_a_written_study_reads_as_it_was(tmp_path: Path) -> None:

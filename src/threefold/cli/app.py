@@ -11,6 +11,7 @@ import typer
 from threefold import __version__
 from threefold.cli.chain import chain
 from threefold.cli.check import check
+from threefold.cli.degrade import degrade
 from threefold.cli.demo import demo
 from threefold.cli.evaluate import evaluate
 from threefold.cli.exporting import exporting
@@ -56,6 +57,7 @@ def _root(
 app.add_typer(demo, name="demo")
 app.command()(check)
 app.command()(propagate)
+app.command()(degrade)
 app.command()(train)
 app.command()(chain)
 app.command()(evaluate)

@@ -17,6 +17,7 @@ class ClaimRow:
         cohort, baseline_cohort: in which the variant and the baseline were trained; most often the same.
         variant, baseline: their names.
         metric, group: what was measured, on which test cases.
+        baseline_group: the baseline's test cases; most often the same.
         expected: which way the claim says that the variant differs.
         baseline_mean, variant_mean: mean of the metric over the pairs.
         effect: variant minus baseline, paired.
@@ -33,6 +34,7 @@ class ClaimRow:
     baseline: str
     metric: str
     group: str
+    baseline_group: str
     expected: Expected
     baseline_mean: Effect
     variant_mean: Effect

@@ -69,7 +69,7 @@ class Effect:
 
 def mean_of(runs: Sequence[Measured], *, replicates: int, confidence: float, seed: int = 0) -> Effect:
     """Return the mean of a metric over runs, resampling patients and runs."""
-    return _effect([(run.metric,) for run in runs], runs, replicates, confidence, seed, margin=None)
+    return _effect([(run,) for run in runs], replicates, confidence, seed, margin=None)
 
 
 def difference_of(
@@ -82,23 +82,17 @@ def difference_of(
 ) -> Effect:
     """Return the mean over pairs of the second's metric minus the first's, resampling patients and pairs.
 
+    A patient is drawn for baseline and variant alike, so that tests on the same cases are paired. Tests on
+    other cases are not, but for the patients that they share.
+
     Args:
-        pairs: baseline and variant, tested on the same cases in the same order.
+        pairs: baseline and variant.
         replicates: number of resamples.
         confidence: of the interval, for example 0.95.
         margin: differences up to it count as none, for p.
         seed: of the resamples.
-
-    Raises:
-        ValueError: a pair's cases are not the same.
     """
-    for first, second in pairs:
-        if not (
-            np.array_equal(first.cases, second.cases) and np.array_equal(first.patients, second.patients)
-        ):
-            raise ValueError("expected the cases of baseline and variant to be the same, in the same order")
-    metrics = [(second.metric, first.metric) for first, second in pairs]
-    return _effect(metrics, [first for first, _ in pairs], replicates, confidence, seed, margin=margin)
+    return _effect([(second, first) for first, second in pairs], replicates, confidence, seed, margin=margin)
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -129,8 +123,7 @@ def verdict(effect: Effect, adjusted: float, expected: Expected, confidence: flo
 
 
 def _effect(
-    metrics: Sequence[tuple[Callable[[Floats], Floats], ...]],
-    runs: Sequence[Measured],
+    runs: Sequence[tuple[Measured, ...]],
     replicates: int,
     confidence: float,
     seed: int,
@@ -138,19 +131,19 @@ def _effect(
     margin: float | None,
 ) -> Effect:
     """Return the mean over runs of a metric, or of the first of two minus the second."""
-    if not runs or not any(len(run.patients) for run in runs):
+    whose = [one.patients for run in runs for one in run]
+    if not any(map(len, whose)):
         return Effect(np.nan, np.nan, np.nan, np.nan, len(runs), 0, 0, "no run was tested on such a case")
-    names, numbers = np.unique(np.concatenate([run.patients for run in runs]), return_inverse=True)
-    ends = np.cumsum([len(run.patients) for run in runs])[:-1]
-    whose = np.split(numbers, ends)
-    cases = len(np.unique(np.concatenate([run.cases for run in runs])))
+    names, numbers = np.unique(np.concatenate(whose), return_inverse=True)
+    parts = iter(np.split(numbers, np.cumsum([len(each) for each in whose])[:-1]))
+    numbered = [[(one.metric, next(parts)) for one in run] for run in runs]
+    cases = len(np.unique(np.concatenate([one.cases for run in runs for one in run])))
 
     def values(times: Floats) -> Floats:
         """From how often each patient was drawn (R, P) to the values of the runs (R, runs)."""
         columns = []
-        for of_run, patients in zip(metrics, whose, strict=True):
-            weights = times[:, patients]
-            found = [metric(weights) for metric in of_run]
+        for run in numbered:
+            found = [metric(times[:, patients]) for metric, patients in run]
             columns.append(found[0] if len(found) == 1 else found[0] - found[1])
         return np.stack(columns, axis=1)
 

@@ -57,7 +57,7 @@ def measured_pair(first: Tables, second: Tables, metric: str, group: str) -> tup
     Args:
         first, second: tables of the runs.
         metric: its name.
-        group: `all`, a site group, a site or a class.
+        group: `all`, a site group, a site, a class, or COLUMN=VALUE of a further column of the table.
 
     Raises:
         PredictionsError: there is no such metric or group; a case is of another patient in the other table.
@@ -112,7 +112,10 @@ def scores(tables: Tables, group: str) -> pd.DataFrame:
 def has_group(tables: Tables, group: str) -> bool:
     """Whether a group has test cases."""
     rows = tables.predictions.part("test")
-    return group == OF_ALL or any((rows[column] == group).any() for column in _GROUPED_BY)
+    column, is_column, value = group.partition("=")
+    if is_column and column in rows and (rows[column].astype(str) == value).any():
+        return True
+    return group == OF_ALL or any((rows[name] == group).any() for name in _GROUPED_BY)
 
 
 def _tested(tables: Tables, group: str) -> pd.DataFrame:
@@ -120,6 +123,13 @@ def _tested(tables: Tables, group: str) -> pd.DataFrame:
     rows = tables.predictions.part("test").set_index("case_id", drop=False)
     if group == OF_ALL:
         return rows
+    column, is_column, value = group.partition("=")
+    if is_column and column in rows:
+        chosen = rows[column].astype(str) == value
+        if chosen.any():
+            return rows[chosen]
+        values = sorted({*rows[column].astype(str)})
+        raise PredictionsError(f"no test case has {column} '{value}'.{did_you_mean(value, values)}")
     for column in _GROUPED_BY:
         chosen = rows[column] == group
         if chosen.any():

@@ -35,7 +35,7 @@ def claim_table(rows: Sequence[ClaimRow], *, confidence: float, replicates: int,
             (
                 row.claim,
                 _cohorts(row),
-                f"{_title(row.metric)}, {row.group}",
+                f"{_title(row.metric)}, {_groups(row)}",
                 f"{row.baseline} {_number(row.baseline_mean.value)}",
                 f"{row.variant} {_number(row.variant_mean.value)}",
                 _difference(row),
@@ -154,3 +154,8 @@ def _number(value: float) -> str:
 
 def _p(value: float) -> str:
     return "-" if math.isnan(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _groups(row: ClaimRow) -> str:
+    same = row.baseline_group == row.group
+    return row.group if same else f"{row.group} against {row.baseline_group}"

@@ -12,7 +12,7 @@ import pandas as pd
 
 from threefold.errors import PredictionsError, RunError
 from threefold.evaluation.claims import ClaimRow, PairRow, VariantRow
-from threefold.evaluation.comparison import difference_of, holm, mean_of, verdict
+from threefold.evaluation.comparison import Measured, difference_of, holm, mean_of, verdict
 from threefold.evaluation.delong import compare_auc
 from threefold.evaluation.measures import OF_ALL, Tables, has_group, measured, measured_pair, scores
 from threefold.reporting.figures import save
@@ -20,9 +20,17 @@ from threefold.reporting.study_figures import claim_figure
 from threefold.reporting.study_tables import claim_table, pair_table, variant_table
 from threefold.reporting.table import Table, markdown
 from threefold.run import write_atomically
-from threefold.studies.evaluations import read_run_predictions
+from threefold.studies.evaluations import read_label_tables, read_run_predictions
 from threefold.studies.study_folder import StudyFolder
-from threefold.studies.study_spec import ClaimSpec, RunPlan, StudySpec, claim_cohorts, plan_runs, run_id
+from threefold.studies.study_spec import (
+    LABELS,
+    ClaimSpec,
+    RunPlan,
+    StudySpec,
+    claim_cohorts,
+    plan_runs,
+    run_id,
+)
 
 _USUAL = ("auc", "balanced_accuracy", "dice", "structure_dice", "topology_match", "psnr")
 
@@ -56,6 +64,7 @@ def compare_study(folder: StudyFolder) -> Comparison:
     study = folder.read()
     plans = plan_runs(study)
     finished = {plan.id for plan in plans if folder.is_finished(plan.id)}
+    judged = {labels_id(name) for name in study.cohorts if folder.labels(name).predictions.is_file()}
     if not finished:
         raise RunError(
             f"{folder.path}: none of its {len(plans)} runs has finished. Run it: `threefold study run`."
@@ -65,7 +74,7 @@ def compare_study(folder: StudyFolder) -> Comparison:
     def tables(name: str) -> Tables:
         return read_tables(folder, name)
 
-    work = _Work(study, finished, tables)
+    work = _Work(study, finished | judged, tables)
     lines = [work.claim(claim, cohort) for claim in study.claims for cohort in claim_cohorts(study, claim)]
     adjusted = holm([line.effect.p for line in lines])
     claims = tuple(
@@ -122,9 +131,17 @@ def write_comparison(comparison: Comparison, folder: StudyFolder) -> tuple[Table
 
 
 def read_tables(folder: StudyFolder, name: str) -> Tables:
-    """Return what a finished run left to be compared."""
+    """Return what a finished run left to be compared, or by `labels_id` a cohort's own structures."""
+    cohort, _, labels = name.partition("/")
+    if labels == LABELS:
+        return Tables(read_label_tables(folder.labels(cohort)))
     run = folder.run(name)
     return Tables(read_run_predictions(run), run.read_status().get("threshold"))
+
+
+def labels_id(cohort: str) -> str:
+    """Return what stands in place of a run's id for a cohort's own structures."""
+    return f"{cohort}/{LABELS}"
 
 
 class _Work:
@@ -142,14 +159,13 @@ class _Work:
         pairs = [
             (first, second)
             for first, second, _ in self._pairs(claim, cohort)
-            if all(has_group(self.tables(name), claim.group) for name in (first, second))
+            if has_group(self.tables(first), claim.baseline_group or claim.group)
+            and has_group(self.tables(second), claim.group)
         ]
         measured_pairs = []
         for first, second in pairs:
             try:
-                measured_pairs.append(
-                    measured_pair(self.tables(first), self.tables(second), claim.metric, claim.group)
-                )
+                measured_pairs.append(self._measured(claim, first, second))
             except PredictionsError as error:
                 raise PredictionsError(f"claim '{claim.claim}', {second}: {error}") from error
         return ClaimRow(
@@ -160,6 +176,7 @@ class _Work:
             baseline=claim.baseline,
             metric=claim.metric,
             group=claim.group,
+            baseline_group=claim.baseline_group or claim.group,
             expected=claim.expected,
             baseline_mean=self.mean([first for first, _ in measured_pairs]),
             variant_mean=self.mean([second for _, second in measured_pairs]),
@@ -170,12 +187,25 @@ class _Work:
             leaks=self._leaks([name for pair in pairs for name in pair]),
         )
 
+    def _measured(self, claim: ClaimSpec, first: str, second: str) -> tuple[Measured, Measured]:
+        baseline, variant = self.tables(first), self.tables(second)
+        if claim.baseline_group is None:
+            return measured_pair(baseline, variant, claim.metric, claim.group)
+        return (
+            measured(baseline, claim.metric, claim.baseline_group),
+            measured(variant, claim.metric, claim.group),
+        )
+
     def means(self, plans: Sequence[RunPlan]) -> Iterator[VariantRow]:
         """Yield each variant's mean of each metric and group that a claim names.
 
         Without claims: of the metrics for which a variant has cases, on all test cases.
         """
-        asked = dict.fromkeys((claim.metric, claim.group) for claim in self.study.claims)
+        asked = dict.fromkeys(
+            (claim.metric, group)
+            for claim in self.study.claims
+            for group in (claim.group, claim.baseline_group or claim.group)
+        )
         usual = dict.fromkeys((metric, OF_ALL) for metric in _USUAL)
         variants: dict[tuple[str, str], list[str]] = {}
         for plan in plans:
@@ -194,7 +224,7 @@ class _Work:
 
     def pair_tests(self, claim: ClaimSpec) -> Iterator[PairRow]:
         """Yield DeLong's test of each pair, for claims on the AUC of two classes."""
-        if claim.metric != "auc":
+        if claim.metric != "auc" or claim.baseline_group is not None:
             return
         for cohort in claim_cohorts(self.study, claim):
             for first, second, (split, seed) in self._pairs(claim, cohort):
@@ -229,7 +259,10 @@ class _Work:
         """Yield the finished pairs of a claim: baseline, variant, split and seed."""
         for split in range(len(self.study.splits)):
             for seed in self.study.seeds:
-                first = run_id(claim.baseline_cohort or cohort, claim.baseline, split, seed)
+                other = claim.baseline_cohort or cohort
+                first = run_id(other, claim.baseline, split, seed)
+                if claim.baseline == LABELS:
+                    first = labels_id(other)
                 second = run_id(cohort, claim.variant, split, seed)
                 if {first, second} <= self.finished:
                     yield first, second, (split, seed)

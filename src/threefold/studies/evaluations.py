@@ -142,16 +142,41 @@ def evaluate_propagated(
         CohortError: no test case has a reference, or the split does not know a case.
         ImageError: naming the case that can't be read.
     """
+    folder = RunFolder(out / PROPAGATION)
+    write_label_tables(cohort, split, folder, progress=progress)
+    predictions = read_label_tables(folder, leaks=split is not None and split.leaks)
+    return write_report(predictions, spec, folder.path, threshold=None)
+
+
+def write_label_tables(
+    cohort: Cohort, split: Split | None, folder: RunFolder, *, progress: Progress | None = None
+) -> None:
+    """Write the tables of a cohort's own structures, held against its reference, into a folder.
+
+    Args:
+        cohort: with structures and references.
+        split: which cases are test cases; None: all.
+        folder: where the tables go.
+        progress: told after each case.
+
+    Raises:
+        CohortError, ImageError: as `evaluate_propagated`.
+    """
     from threefold.inference.label_tables import label_tables
 
-    folder = RunFolder(out / PROPAGATION)
     tables = label_tables(cohort, split, progress=progress)
     folder.path.mkdir(parents=True, exist_ok=True)
-    write_predictions(tables.cases, folder.predictions)
     write_predictions(tables.structures, folder.structures)
-    leaks = split is not None and split.leaks
-    predictions = _with_structures(read_predictions(folder.predictions, leaks=leaks), folder)
-    return write_report(predictions, spec, folder.path, threshold=None)
+    write_predictions(tables.cases, folder.predictions)  # last: where it is, both are
+
+
+def read_label_tables(folder: RunFolder, *, leaks: bool = False) -> Predictions:
+    """Return what `write_label_tables` wrote.
+
+    Raises:
+        PredictionsError: a table was damaged, or is not there.
+    """
+    return _with_structures(read_predictions(folder.predictions, leaks=leaks), folder)
 
 
 def evaluate_propagated_as(

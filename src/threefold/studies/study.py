@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from threefold.cohorts.cohort import Cohort
 from threefold.errors import RunError, ThreefoldError, UsageError
 from threefold.experiment import Experiment
-from threefold.studies.study_cohorts import prepare_cohort
+from threefold.studies.study_cohorts import judge_labels, prepare_cohort
 from threefold.studies.study_folder import Outcome, StudyFolder, expected_memory
 from threefold.studies.study_pools import Pool
 from threefold.studies.study_spec import RunPlan, StudySpec, plan_runs
@@ -58,6 +58,7 @@ def run_study(
             for plan in plans:
                 if plan.cohort == name:
                     _require_trainable(folder, plan, experiments[plan.id], cohort)
+            judge_labels(name, cohort, study, folder, progress)
     folder.write(study)
     try:
         return list(_run_all(plans, study, folder, pool, progress))

@@ -3,6 +3,7 @@
 STUDY/
   study.yaml           the study as it was last run
   cohorts/NAME         a cohort that the study made; NAME.json says from what
+  labels/COHORT        tables of a cohort's own structures, where a claim is held against them
   runs/COHORT/VARIANT/split-K-seed-S   the run folders
   outcomes/            how each run ended, what it took (JSON)
   logs/                what each run said
@@ -83,7 +84,13 @@ class StudyFolder:
         """Return where a cohort lies that its runs are trained on."""
         if source.propagation is not None:
             return self.path / "cohorts" / f"{name}-propagated"
+        if source.degradation is not None:
+            return self.path / "cohorts" / f"{name}-degraded"
         return self.made_cohort(name) if source.folder is None else Path(source.folder)
+
+    def labels(self, name: str) -> RunFolder:
+        """Return the folder of the tables of a cohort's own structures."""
+        return RunFolder(self.path / "labels" / name)
 
     def read(self) -> StudySpec:
         """Return the study.

@@ -13,11 +13,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from threefold.cohorts.degradation import DegradationSpec
 from threefold.errors import ExperimentError
 from threefold.experiment.spec import NonNegative, Positive, PositiveInt, Seed, Spec
 from threefold.validation import did_you_mean, parse_spec, parse_yaml, read_yaml
 
 _STUDIES = files("threefold") / "studies" / "studies"
+LABELS = "labels"
+"""As a claim's baseline: the cohort's own structures instead of a variant's."""
 _PART = r"^[A-Za-z0-9](-?[A-Za-z0-9_.+=])*-?$"
 _Part = Annotated[str, Field(pattern=_PART, max_length=80)]
 """A name that is a part of a path. Two dashes in a row part names in the names of logs."""
@@ -37,11 +40,15 @@ class CohortSource(Spec):
     propagation: Mapping[str, Any] | None = None
     """Keys of a propagation that differ from its defaults: the cohort's atlases give its cases structures.
     The test cases of every split of the study steer nothing."""
+    degradation: DegradationSpec | None = None
+    """The cohort's references, moved by this much, become its cases' structures."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.folder is None) == (self.phantom is None):
             raise ValueError("expected either folder or phantom")
+        if self.propagation is not None and self.degradation is not None:
+            raise ValueError("expected propagation or degradation, or neither: both make structures")
         return self
 
 
@@ -74,10 +81,14 @@ class ClaimSpec(Spec):
     """In words."""
     variant: str
     baseline: str
+    """A variant, or `labels`: the structures that the cohort has itself, as if they had been predicted."""
     metric: str = "auc"
     """A metric of the tables of cases or structures (docs/reference/metrics.md) or of a run's evidence."""
     group: str = "all"
-    """all test cases, a site group (internal, external), a site, or a class."""
+    """all test cases, a site group (internal, external), a site, a class, or COLUMN=VALUE of a further column
+    of the cohort's table."""
+    baseline_group: str | None = None
+    """The baseline's group; None: the same. Metrics on different cases are compared unpaired."""
     cohorts: tuple[str, ...] | None = None
     """The cohorts in which it is tested, each a line of its own; None: all that both were trained on."""
     baseline_cohort: str | None = None
@@ -123,6 +134,8 @@ class StudySpec(Spec):
                     f"variants.{name}: a value of its key can't be a part of a path. Write a variant of its "
                     "own, with the value in its overrides"
                 )
+        if LABELS in expanded:
+            raise ValueError(f"variants.{LABELS}: the name means a cohort's own structures. Choose another.")
         for name, variant in self.variants.items():
             if variant.init_from is not None:
                 _require(variant.init_from, expanded, f"variants.{name}.init_from")
@@ -132,7 +145,7 @@ class StudySpec(Spec):
         for number, claim in enumerate(self.claims):
             where = f"claims.{number}"
             _require(claim.variant, expanded, f"{where}.variant")
-            _require(claim.baseline, expanded, f"{where}.baseline")
+            _require(claim.baseline, [*expanded, LABELS], f"{where}.baseline")
             for cohort in (*(claim.cohorts or ()), *filter(None, (claim.baseline_cohort,))):
                 _require(cohort, list(self.cohorts), f"{where}.cohorts")
             tested = claim_cohorts(self, claim)
@@ -140,8 +153,8 @@ class StudySpec(Spec):
             if untested or not tested:
                 raise ValueError(
                     f"{where}: {claim.variant} against {claim.baseline} can't be tested in "
-                    f"{untested[0] if untested else 'any cohort'}. Expected two different trainings; their "
-                    "variants' cohorts say where each is trained"
+                    f"{untested[0] if untested else 'any cohort'}. Expected two different trainings, or two "
+                    "groups; the variants' cohorts say where each is trained"
                 )
         return self
 
@@ -191,14 +204,16 @@ def expand(study: StudySpec) -> list[tuple[str, VariantSpec, tuple[str, ...]]]:
 
 
 def claim_cohorts(study: StudySpec, claim: ClaimSpec) -> tuple[str, ...]:
-    """Return the cohorts in which a claim is tested: those with both trainings, two different ones."""
+    """Return the cohorts in which a claim is tested: where both were trained and are not the same."""
     trained = {
         (cohort, name) for name, variant, _ in expand(study) for cohort in variant.cohorts or study.cohorts
     }
+    there = trained | {(cohort, LABELS) for cohort in study.cohorts}
     found = []
     for cohort in study.cohorts if claim.cohorts is None else claim.cohorts:
         first, second = (claim.baseline_cohort or cohort, claim.baseline), (cohort, claim.variant)
-        if first != second and {first, second} <= trained:
+        differ = first != second or (claim.baseline_group or claim.group) != claim.group
+        if differ and first in there and second in trained:
             found.append(cohort)
     return tuple(dict.fromkeys(found))
 
