@@ -151,7 +151,7 @@ RECIPE = {"recipe": "hematoma/swin-cls"}
     [
         ({"varants": {}}, "varants: unknown key. Did you mean 'variants'"),
         ({"cohorts": {}}, "cohorts: "),
-        ({"cohorts": {"one": {}}}, "expected either folder or phantom"),
+        ({"cohorts": {"one": {}}}, "cohorts.one: expected either folder or phantom"),
         ({"cohorts": {"one": {"folder": "f", "phantom": "head-ct"}}}, "expected either folder or phantom"),
         ({"cohorts": {"a/b": {"folder": "f"}}}, "cohorts"),
         ({"cohorts": {"a--b": {"folder": "f"}}}, "cohorts"),
@@ -187,7 +187,11 @@ RECIPE = {"recipe": "hematoma/swin-cls"}
             "seg against seg can't be tested in any cohort. Expected two different trainings",
         ),
         ({"variants": {"labels": RECIPE}}, "variants.labels: the name means a cohort's own structures"),
-        ({"cohorts": {"a": {"folder": "f", "propagation": {}, "degradation": {}}}}, "cohorts.a"),
+        (
+            {"cohorts": {"a": {"folder": "f", "propagation": {}, "degradation": {"displacement": 1}}}},
+            "cohorts.a: expected propagation or degradation",
+        ),
+        ({"variants": {"a": {"recip": "x"}}}, "variants.a.recip: unknown key. Did you mean 'recipe'"),
         (
             {
                 "variants": {"cls": {**RECIPE, "cohorts": ["one"]}, "seg": RECIPE},
