@@ -190,3 +190,6 @@ def test_groups_that_are_there(table: Make) -> None:
     tables = Tables(validate(table()))
     assert all(has_group(tables, name) for name in ("all", "internal", "site 11", "yes"))
     assert not has_group(tables, "site 12")
+    assert has_group(tables, "site=site 3")
+    assert not has_group(tables, "site=site 12")
+    assert plain(measured(tables, "accuracy", "site=site 3")) == plain(measured(tables, "accuracy", "site 3"))

@@ -151,7 +151,7 @@ RECIPE = {"recipe": "hematoma/swin-cls"}
     [
         ({"varants": {}}, "varants: unknown key. Did you mean 'variants'"),
         ({"cohorts": {}}, "cohorts: "),
-        ({"cohorts": {"one": {}}}, "expected either folder or phantom"),
+        ({"cohorts": {"one": {}}}, "cohorts.one: expected either folder or phantom"),
         ({"cohorts": {"one": {"folder": "f", "phantom": "head-ct"}}}, "expected either folder or phantom"),
         ({"cohorts": {"a/b": {"folder": "f"}}}, "cohorts"),
         ({"cohorts": {"a--b": {"folder": "f"}}}, "cohorts"),
@@ -186,6 +186,12 @@ RECIPE = {"recipe": "hematoma/swin-cls"}
             {"claims": [{"claim": "c", "variant": "seg", "baseline": "seg"}]},
             "seg against seg can't be tested in any cohort. Expected two different trainings",
         ),
+        ({"variants": {"labels": RECIPE}}, "variants.labels: the name means a cohort's own structures"),
+        (
+            {"cohorts": {"a": {"folder": "f", "propagation": {}, "degradation": {"displacement": 1}}}},
+            "cohorts.a: expected propagation or degradation",
+        ),
+        ({"variants": {"a": {"recip": "x"}}}, "variants.a.recip: unknown key. Did you mean 'recipe'"),
         (
             {
                 "variants": {"cls": {**RECIPE, "cohorts": ["one"]}, "seg": RECIPE},
@@ -221,9 +227,17 @@ def test_a_claim_is_tested_where_both_are_trained(tmp_path: Path) -> None:
             claim,
             {**claim, "baseline_cohort": "two"},
             {**claim, "baseline": "seg", "baseline_cohort": "two"},
+            {**claim, "baseline": "seg", "group": "internal", "baseline_group": "external"},
+            {**claim, "baseline": "labels", "metric": "structure_dice"},
         ],
     )
-    assert [claim_cohorts(study, each) for each in study.claims] == [("two",), ("one", "two"), ("one",)]
+    assert [claim_cohorts(study, each) for each in study.claims] == [
+        ("two",),
+        ("one", "two"),
+        ("one",),
+        ("one", "two"),
+        ("one", "two"),
+    ]
 
 
 def test_a_written_study_reads_as_it_was(tmp_path: Path) -> None:

@@ -131,13 +131,13 @@ def _effect(
     margin: float | None,
 ) -> Effect:
     """Return the mean over runs of a metric, or of the first of two minus the second."""
-    sides = [side for run in runs for side in run]
-    if not any(len(side.patients) for side in sides):
+    whose = [one.patients for run in runs for one in run]
+    if not any(map(len, whose)):
         return Effect(np.nan, np.nan, np.nan, np.nan, len(runs), 0, 0, "no run was tested on such a case")
-    names, numbers = np.unique(np.concatenate([side.patients for side in sides]), return_inverse=True)
-    whose = iter(np.split(numbers, np.cumsum([len(side.patients) for side in sides])[:-1]))
-    numbered = [[(side.metric, next(whose)) for side in run] for run in runs]
-    cases = len(np.unique(np.concatenate([side.cases for side in sides])))
+    names, numbers = np.unique(np.concatenate(whose), return_inverse=True)
+    parts = iter(np.split(numbers, np.cumsum([len(each) for each in whose])[:-1]))
+    numbered = [[(one.metric, next(parts)) for one in run] for run in runs]
+    cases = len(np.unique(np.concatenate([one.cases for run in runs for one in run])))
 
     def values(times: Floats) -> Floats:
         """From how often each patient was drawn (R, P) to the values of the runs (R, runs)."""

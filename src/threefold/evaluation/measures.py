@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -112,16 +112,10 @@ def scores(tables: Tables, group: str) -> pd.DataFrame:
 def has_group(tables: Tables, group: str) -> bool:
     """Whether a group has test cases."""
     rows = tables.predictions.part("test")
-    return group == OF_ALL or any(chosen.any() for chosen in _meanings(rows, group))
-
-
-def _meanings(rows: pd.DataFrame, group: str) -> Iterator[pd.Series]:
-    """Yield the rows that a group's name may mean: of COLUMN=VALUE, else of a site group, site or class."""
     column, is_column, value = group.partition("=")
-    if is_column and column in rows:
-        yield rows[column].astype(str) == value
-    for known in _GROUPED_BY:
-        yield rows[known] == group
+    if is_column and column in rows and (rows[column].astype(str) == value).any():
+        return True
+    return group == OF_ALL or any((rows[name] == group).any() for name in _GROUPED_BY)
 
 
 def _tested(tables: Tables, group: str) -> pd.DataFrame:
@@ -129,7 +123,15 @@ def _tested(tables: Tables, group: str) -> pd.DataFrame:
     rows = tables.predictions.part("test").set_index("case_id", drop=False)
     if group == OF_ALL:
         return rows
-    for chosen in _meanings(rows, group):
+    column, is_column, value = group.partition("=")
+    if is_column and column in rows:
+        chosen = rows[column].astype(str) == value
+        if chosen.any():
+            return rows[chosen]
+        values = sorted({*rows[column].astype(str)})
+        raise PredictionsError(f"no test case has {column} '{value}'.{did_you_mean(value, values)}")
+    for column in _GROUPED_BY:
+        chosen = rows[column] == group
         if chosen.any():
             return rows[chosen]
     known = [OF_ALL, *sorted({*rows["site_group"], *rows["site"], *rows["label"]} - {""})]

@@ -132,8 +132,8 @@ def write_comparison(comparison: Comparison, folder: StudyFolder) -> tuple[Table
 
 def read_tables(folder: StudyFolder, name: str) -> Tables:
     """Return what a finished run left to be compared, or by `labels_id` a cohort's own structures."""
-    cohort, _, rest = name.partition("/")
-    if rest == LABELS:
+    cohort, _, labels = name.partition("/")
+    if labels == LABELS:
         return Tables(read_label_tables(folder.labels(cohort)))
     run = folder.run(name)
     return Tables(read_run_predictions(run), run.read_status().get("threshold"))
@@ -189,10 +189,10 @@ class _Work:
 
     def _measured(self, claim: ClaimSpec, first: str, second: str) -> tuple[Measured, Measured]:
         baseline, variant = self.tables(first), self.tables(second)
-        if claim.baseline_group in (None, claim.group):
+        if claim.baseline_group is None:
             return measured_pair(baseline, variant, claim.metric, claim.group)
         return (
-            measured(baseline, claim.metric, claim.baseline_group or claim.group),
+            measured(baseline, claim.metric, claim.baseline_group),
             measured(variant, claim.metric, claim.group),
         )
 
@@ -224,7 +224,7 @@ class _Work:
 
     def pair_tests(self, claim: ClaimSpec) -> Iterator[PairRow]:
         """Yield DeLong's test of each pair, for claims on the AUC of two classes."""
-        if claim.metric != "auc" or claim.baseline_group not in (None, claim.group):
+        if claim.metric != "auc" or claim.baseline_group is not None:
             return
         for cohort in claim_cohorts(self.study, claim):
             for first, second, (split, seed) in self._pairs(claim, cohort):

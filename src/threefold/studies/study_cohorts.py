@@ -51,7 +51,11 @@ def pointed_at(study: StudySpec, cohort: Path) -> StudySpec:
     for variant in content["variants"].values():
         variant["cohorts"] = None
     anywhere = {"cohorts": None, "baseline_cohort": None}
-    claims = [claim.model_copy(update=anywhere) for claim in study.claims if claim.variant != claim.baseline]
+    claims = [
+        claim.model_copy(update=anywhere)
+        for claim in study.claims
+        if claim.variant != claim.baseline or (claim.baseline_group or claim.group) != claim.group
+    ]
     content["claims"] = [claim.model_dump() for claim in dict.fromkeys(claims)]
     return parse_spec(StudySpec, content, where=f"{study.name} on {folder}", error=UsageError)
 
@@ -63,7 +67,7 @@ def prepare_cohort(
     cohort = _source_cohort(name, source, folder, progress)
     out = folder.cohort(name, source)
     if source.degradation is not None:
-        return _degraded(name, cohort, out, source.degradation, progress)
+        return _degraded(name, cohort, source.degradation, out, progress)
     if source.propagation is None:
         return cohort
     spec = parse_spec(
@@ -84,25 +88,38 @@ def judge_labels(
     name: str, cohort: Cohort, study: StudySpec, folder: StudyFolder, progress: TrainingProgress
 ) -> None:
     """Hold a cohort's own structures against its references, where a claim asks for it and both are there."""
-    asked = any(
-        claim.baseline == LABELS and name in {claim.baseline_cohort or each}
+    against = {
+        claim.baseline_cohort or of_variant
         for claim in study.claims
-        for each in claim_cohorts(study, claim)
-    )
+        if claim.baseline == LABELS
+        for of_variant in claim_cohorts(study, claim)
+    }
     possible = any(case.structures is not None and case.reference is not None for case in cohort.cases)
     tables = folder.labels(name)
-    if asked and possible and not tables.predictions.is_file():
+    if name in against and possible and not tables.predictions.is_file():
         write_label_tables(cohort, None, tables, progress=partial(progress.step, f"judging {name}"))
 
 
 def _degraded(
-    name: str, cohort: Cohort, out: Path, spec: DegradationSpec, progress: TrainingProgress
+    name: str, cohort: Cohort, spec: DegradationSpec, out: Path, progress: TrainingProgress
 ) -> Cohort:
+    note, made_of = out.with_name(f"{out.name}.json"), json.loads(spec.model_dump_json())
     if out.is_dir():
+        if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != made_of:
+            raise _made_otherwise(out, name)
         progress.say(f"{out}: already there")
         return read_cohort(out, allow_outside=True)
     progress.say(f"{out}: its references are moved by {spec.displacement:g} mm")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(note, json.dumps(made_of, indent=2) + "\n")
     return degrade(cohort, out, spec, progress=partial(progress.step, f"degrading {name}"))
+
+
+def _made_otherwise(out: Path, name: str) -> RunError:
+    return RunError(
+        f"{out}: is there already, made from other settings than cohorts.{name} says now. Give that cohort "
+        "another name, or choose another --out."
+    )
 
 
 def _source_cohort(
@@ -117,10 +134,7 @@ def _source_cohort(
     if out.is_dir():
         known = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
         if known != made_of:
-            raise RunError(
-                f"{out}: is there already, made from other settings than cohorts.{name} says now. Give that "
-                "cohort another name, or choose another --out."
-            )
+            raise _made_otherwise(out, name)
         progress.say(f"{out}: already there")
         return read_cohort(out)
     progress.say(f"making the phantom cohort {out}")

@@ -128,14 +128,14 @@ class StudySpec(Spec):
         expanded = [name for name, _, _ in expand(self)]
         for what, values in (("variants", expanded), ("seeds", self.seeds), ("splits", self.splits)):
             _refuse_twice(what, values)
-        if LABELS in expanded:
-            raise ValueError(f"variants.{LABELS}: the name means a cohort's own structures. Choose another")
         for name in expanded:
             if re.match(_PART, name) is None:
                 raise ValueError(
                     f"variants.{name}: a value of its key can't be a part of a path. Write a variant of its "
                     "own, with the value in its overrides"
                 )
+        if LABELS in expanded:
+            raise ValueError(f"variants.{LABELS}: the name means a cohort's own structures. Choose another.")
         for name, variant in self.variants.items():
             if variant.init_from is not None:
                 _require(variant.init_from, expanded, f"variants.{name}.init_from")
@@ -153,8 +153,8 @@ class StudySpec(Spec):
             if untested or not tested:
                 raise ValueError(
                     f"{where}: {claim.variant} against {claim.baseline} can't be tested in "
-                    f"{untested[0] if untested else 'any cohort'}. Expected two different trainings; their "
-                    "variants' cohorts say where each is trained"
+                    f"{untested[0] if untested else 'any cohort'}. Expected two different trainings, or two "
+                    "groups; the variants' cohorts say where each is trained"
                 )
         return self
 
@@ -204,16 +204,16 @@ def expand(study: StudySpec) -> list[tuple[str, VariantSpec, tuple[str, ...]]]:
 
 
 def claim_cohorts(study: StudySpec, claim: ClaimSpec) -> tuple[str, ...]:
-    """Return the cohorts in which a claim is tested: those with both sides, which are not the same."""
+    """Return the cohorts in which a claim is tested: where both were trained and are not the same."""
     trained = {
         (cohort, name) for name, variant, _ in expand(study) for cohort in variant.cohorts or study.cohorts
     }
-    trained |= {(cohort, LABELS) for cohort in study.cohorts}
-    other_cases = claim.baseline_group not in (None, claim.group)
+    there = trained | {(cohort, LABELS) for cohort in study.cohorts}
     found = []
     for cohort in study.cohorts if claim.cohorts is None else claim.cohorts:
         first, second = (claim.baseline_cohort or cohort, claim.baseline), (cohort, claim.variant)
-        if (first != second or other_cases) and {first, second} <= trained:
+        differ = first != second or (claim.baseline_group or claim.group) != claim.group
+        if differ and first in there and second in trained:
             found.append(cohort)
     return tuple(dict.fromkeys(found))
 
