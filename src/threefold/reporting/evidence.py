@@ -50,7 +50,7 @@ CHAPTERS = (
         "Results by site",
         "Every number is of test cases, with its interval and the cases and patients that it is over.",
         ("confusion*",),
-        ("metrics/Test cases by *", "metrics/Confusion*"),
+        ("metrics/Test cases by site*", "metrics/Test cases by *", "metrics/Confusion*"),
         folded=("metrics/*, per patient",),
     ),
     Chapter("ROC", "", ("roc*",), ("roc*",), needs=("two classes",)),

@@ -67,7 +67,7 @@ class Picture:
         caption: below it, and what a reader who can't see it is told.
         content: the encoded picture.
         media_type: of the content, image/png for example.
-        width, height: pixels.
+        width, height: as shown, in CSS pixels; its own may be more.
     """
 
     caption: str

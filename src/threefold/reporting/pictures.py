@@ -12,6 +12,8 @@ from threefold.reporting.html import Block, Notice, Picture
 _AS_IT_IS = 150_000
 """Bytes up to which a PNG is taken as it is; larger ones, with scans in them, are encoded anew."""
 _QUALITY = 88
+_SHOWN = 96 / 150
+"""CSS pixels for a pixel of a figure, which has 150 to an inch: sharp on fine screens and in print."""
 
 
 def picture(path: Path, caption: str) -> Block:
@@ -19,7 +21,7 @@ def picture(path: Path, caption: str) -> Block:
     try:
         content = path.read_bytes()
         with Image.open(io.BytesIO(content)) as image:
-            width, height = image.size
+            width, height = (round(side * _SHOWN) for side in image.size)
             if len(content) <= _AS_IT_IS:
                 image.verify()
                 return Picture(caption, content, "image/png", width, height)
