@@ -124,9 +124,9 @@ def browser(profile: Path) -> Iterator[Page]:
     theirs_in, ours_out = os.pipe()
     ours_in, theirs_out = os.pipe()
     # The browser reads its commands from descriptor 3 and answers on 4.
+    command = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}'
     started = subprocess.Popen(
-        ["sh", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "sh", program, *_FLAGS]
-        + [f"--user-data-dir={profile}"],
+        ["sh", "-c", command, "sh", program, *_FLAGS, f"--user-data-dir={profile}"],
         pass_fds=(theirs_in, theirs_out),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +11,15 @@ from numpy.typing import NDArray
 from threefold.errors import PredictionsError
 from threefold.evaluation.comparison import Measured
 from threefold.evaluation.groups import groups_of
-from threefold.evaluation.intervals import patient_weights, percentile_interval
+from threefold.evaluation.intervals import (
+    SAME_VALUE,
+    Interval,
+    exact_interval,
+    patient_weights,
+    percentile_interval,
+)
 from threefold.evaluation.measures import Tables, measured
+from threefold.evaluation.metrics import METRICS
 from threefold.evaluation.predictions import Predictions
 from threefold.experiment import EvaluationSpec
 
@@ -36,31 +43,45 @@ METRICS_SHOWN = (
 
 
 @dataclass(frozen=True)
+class AtSites:
+    """A metric at a group of sites.
+
+    Attributes:
+        group: its name.
+        value: NaN where the metric does not exist.
+        low, high: ends of its interval, by resampling patients; NaN where it has none.
+        n, patients: cases that have the metric, and their patients.
+        note: why there is no value or no interval; empty where there is one.
+    """
+
+    group: str
+    value: float
+    low: float
+    high: float
+    n: int
+    patients: int
+    note: str
+
+
+@dataclass(frozen=True)
 class Shift:
     """A metric at two groups of sites, and its difference.
 
     Attributes:
         metric: its name.
-        group, other: names of the site groups; the difference is other - group.
-        value, other_value: at each; NaN where it does not exist.
-        difference, low, high: and its interval, by resampling the patients of both; NaN where not estimable.
-        n, patients, other_n, other_patients: cases that have the metric, and their patients.
+        first, other: at each of them.
+        difference, low, high: other - first and its interval, by resampling the patients of both; NaN where
+            not estimable.
         note: why there is no difference or no interval; empty where there is one.
         leaks: the split shares patients between training and test.
     """
 
     metric: str
-    group: str
-    other: str
-    value: float
-    other_value: float
+    first: AtSites
+    other: AtSites
     difference: float
     low: float
     high: float
-    n: int
-    patients: int
-    other_n: int
-    other_patients: int
     note: str
     leaks: bool
 
@@ -90,50 +111,37 @@ def shifts(
     )
 
 
-def _shift(tables: Tables, metric: str, group: str, other: str, spec: EvaluationSpec) -> Iterator[Shift]:
+def _shift(tables: Tables, metric: str, first: str, other: str, spec: EvaluationSpec) -> Iterator[Shift]:
     try:
-        both = [measured(tables, metric, name) for name in (group, other)]
+        both = [measured(tables, metric, group) for group in (first, other)]
     except PredictionsError:
         return  # the predictions have no such target
     if not any(len(each.patients) for each in both):
         return
-    values = [_value(each) for each in both]
-    difference, low, high, note = values[1] - values[0], np.nan, np.nan, ""
-    absent = [
-        f"{name} has no value" for name, value in zip((group, other), values, strict=True) if np.isnan(value)
-    ]
-    if absent:
-        note = ", ".join(absent)
-    elif not np.isfinite(difference):
-        note = "infinite in a case"
-    else:
-        here, there = (_draws(each, spec, spec.seed + place) for place, each in enumerate(both))
-        interval = percentile_interval(there - here, spec.confidence)
-        low, high, note = interval.low, interval.high, interval.reason
-    yield Shift(
-        metric,
-        group,
-        other,
-        values[0],
-        values[1],
-        difference,
-        low,
-        high,
-        len(both[0].patients),
-        len(set(both[0].patients)),
-        len(both[1].patients),
-        len(set(both[1].patients)),
-        note,
-        tables.predictions.leaks,
-    )
+    draws = [_draws(each, spec, spec.seed + place) for place, each in enumerate(both)]
+    at = [_at(name, metric, both[k], draws[k], spec) for k, name in enumerate((first, other))]
+    difference, interval = at[1].value - at[0].value, Interval(np.nan, np.nan, 0)
+    note = ", ".join(f"{each.group} has no value" for each in at if not np.isfinite(each.value))
+    if not note:
+        interval = percentile_interval(draws[1] - draws[0], spec.confidence)
+        note = interval.reason
+    yield Shift(metric, at[0], at[1], difference, interval.low, interval.high, note, tables.predictions.leaks)
 
 
-def _value(of: Measured) -> float:
-    return float(of.metric(np.ones((1, len(of.patients))))[0]) if len(of.patients) else float("nan")
+def _at(group: str, metric: str, of: Measured, draws: Floats, spec: EvaluationSpec) -> AtSites:
+    n, patients = len(of.patients), len(set(of.patients))
+    value = float(of.metric(np.ones((1, n)))[0]) if n else np.nan
+    interval = Interval(np.nan, np.nan, 0, "no case has it" if not n else "not estimable")
+    if np.isfinite(value):
+        interval = percentile_interval(draws, spec.confidence)
+        share = METRICS[metric].is_share and METRICS[metric].needs == "cases"
+        if interval.reason == SAME_VALUE and share and value in (0.0, 1.0):
+            interval = exact_interval(value, patients, spec.confidence)
+    return AtSites(group, value, interval.low, interval.high, n, patients, interval.reason)
 
 
 def _draws(of: Measured, spec: EvaluationSpec, seed: int) -> Floats:
-    """Return the metric in each resample of the patients, (R,)."""
+    """Return the metric in each resample of the patients, (R,); empty without patients."""
     numbered = np.unique(of.patients, return_inverse=True)[1].astype(np.int64)
-    metric: Callable[[Floats], Floats] = of.metric
-    return np.concatenate([metric(weights) for weights in patient_weights(numbered, spec.replicates, seed)])
+    blocks = [of.metric(weights) for weights in patient_weights(numbered, spec.replicates, seed)]
+    return np.concatenate(blocks) if blocks else np.empty(0)

@@ -59,6 +59,6 @@ def _cell(text: str) -> str:
         return f"<td{kind}>{escape(text)}</td>"
     count = f' <span class="count">{escape(number["count"])}</span>' if number["count"] else ""
     return (
-        f"<td>{escape(number['before'])}<b>{escape(number['value'])}</b> "
+        f'<td><span class="value">{escape(number["before"])}<b>{escape(number["value"])}</b></span> '
         f'<span class="interval">{escape(number["interval"])}</span>{count}</td>'
     )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from threefold.evaluation.metrics import METRICS
-from threefold.evaluation.shift import Shift
+from threefold.evaluation.shift import AtSites, Shift
 from threefold.experiment import EvaluationSpec
 from threefold.reporting.structure_tables import title_of
 from threefold.reporting.table import LEAK_MARK, LEAK_NOTE, Table
@@ -21,25 +21,24 @@ def shift_table(rows: Sequence[Shift], spec: EvaluationSpec) -> Table | None:
     """
     if not rows:
         return None
-    several = len({row.other for row in rows}) > 1
-    first = rows[0].group
-    last = "other group" if several else rows[0].other
+    first, others = rows[0].first.group, list(dict.fromkeys(row.other.group for row in rows))
+    several = len(others) > 1
+    last = "other group" if several else others[0]
     return Table(
-        title=f"Shift: {', '.join(dict.fromkeys(row.other for row in rows))} against {first}, per case",
+        title=f"Shift: {', '.join(others)} against {first}, per case",
         columns=("metric", first, last, f"{last} − {first}"),
         rows=tuple(
             (
                 title_of(row.metric, ""),
-                _value(row.metric, row.value, row.n, row.patients, leaks=row.leaks),
-                f"{row.other}: " * several
-                + _value(row.metric, row.other_value, row.other_n, row.other_patients, leaks=row.leaks),
+                _value(row, row.first),
+                (f"{row.other.group}: " if several else "") + _value(row, row.other),
                 _difference(row),
             )
             for row in rows
         ),
         notes=(
-            f"[low, high]: {spec.confidence:.0%} interval of the difference over {spec.replicates} resamples "
-            "of the patients of either group, apart from each other; n: cases/patients.",
+            f"[low, high]: {spec.confidence:.0%} interval over {spec.replicates} resamples of the patients "
+            "of either group, apart from each other; n: cases/patients.",
             *((LEAK_NOTE,) if any(row.leaks for row in rows) else ()),
         ),
     )
@@ -49,15 +48,17 @@ def _digits(metric: str) -> int:
     return 3 if METRICS[metric].bounds[1] <= 2 else 2  # 0.123, but 12.34 mm or dB
 
 
-def _value(metric: str, value: float, n: int, patients: int, *, leaks: bool) -> str:
-    if not math.isfinite(value):
-        return f"not estimable n={n}/{patients}"
-    return f"{value:.{_digits(metric)}f}{LEAK_MARK if leaks else ''} n={n}/{patients}"
+def _value(row: Shift, at: AtSites) -> str:
+    if not math.isfinite(at.value):
+        return f"not estimable ({at.note})"
+    digits, mark = _digits(row.metric), LEAK_MARK if row.leaks else ""
+    shown = "[no interval]" if at.note else f"[{at.low:.{digits}f}, {at.high:.{digits}f}]"
+    return f"{at.value:.{digits}f}{mark} {shown} n={at.n}/{at.patients}"
 
 
 def _difference(row: Shift) -> str:
     if not math.isfinite(row.difference):
         return f"not estimable ({row.note})"
-    digits = _digits(row.metric)
+    digits, mark = _digits(row.metric), LEAK_MARK if row.leaks else ""
     shown = f"[no interval: {row.note}]" if row.note else f"[{row.low:+.{digits}f}, {row.high:+.{digits}f}]"
-    return f"{row.difference:+.{digits}f}{LEAK_MARK if row.leaks else ''} {shown}"
+    return f"{row.difference:+.{digits}f}{mark} {shown}"

@@ -159,8 +159,8 @@ def _headline(run: RunFolder) -> Table | None:
     if not metrics:
         return None
     return Table(
-        title="At a glance",
-        columns=("metric", *(f"{group} test cases" for group in groups)),
+        title="At a glance: test cases",
+        columns=("metric", *groups),
         rows=tuple(
             (title_of(metric, ""), *(cell(by_place.get((metric, group))) for group in groups))
             for metric in metrics
@@ -189,7 +189,7 @@ def _training(read: _Read) -> Iterator[Block]:
         ("description", " ".join(experiment.description.split())),
         ("after the paper", " ".join(experiment.paper.split())),
         ("network", experiment.network.kind),
-        ("tasks", ", ".join(tasks) + f"; balanced by {experiment.balancing.method}"),
+        ("tasks", ", ".join(tasks) + f"; balance: {experiment.balancing.method}"),
         ("starts from", start),
         ("epochs", f"{status.get('epoch')} of {status.get('epochs')}{best}"),
         ("seed", str(experiment.training.seed)),
