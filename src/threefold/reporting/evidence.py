@@ -33,6 +33,7 @@ class Chapter:
         verb: of threefold, that makes what goes into it.
         needs: what a run must have for there to be anything.
         without: names of figures that a later section shows, though they fit.
+        none: what it means that an evaluated run has nothing of it.
     """
 
     title: str
@@ -43,6 +44,7 @@ class Chapter:
     folded: tuple[str, ...] = ()
     needs: tuple[Need, ...] = ()
     without: tuple[str, ...] = ()
+    none: str = ""
 
 
 CHAPTERS = (
@@ -105,6 +107,7 @@ CHAPTERS = (
         ("volumes-disagreement", "disagreement*"),
         ("disagreement*",),
         needs=("a diagnosis", "structures"),
+        none="none: topology and classifier agree wherever both say something.",
     ),
     Chapter("Training", "", ("losses*",), ("losses*",)),
 )
@@ -118,6 +121,7 @@ _CAPTIONS = {
     "examples": "Test cases by site group, from the best on the left to the worst on the right",
     "volumes-best": "The best test case by Dice",
     "volumes-worst": "The worst test case by Dice",
+    "claims": "Each claim's difference with its interval",
     "volumes-all": "A typical test case",
     "volumes-disagreement": "A case whose topology and classifier disagree",
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from importlib.resources import files
 from typing import Literal
@@ -177,7 +177,11 @@ def _contents(sections: Iterable[Section]) -> Iterator[str]:
 
 
 def _section(section: Section) -> str:
-    blocks = "\n".join(map(_block, section.blocks))
+    named = (
+        replace(block, title="") if isinstance(block, Table) and block.title == section.title else block
+        for block in section.blocks
+    )
+    blocks = "\n".join(map(_block, named))
     return f'<section id="{anchor(section.title)}">\n<h2>{escape(section.title)}</h2>\n{blocks}\n</section>'
 
 

@@ -34,7 +34,7 @@ def table_html(table: Table) -> str:
     A table without columns is its title and notes.
     """
     title = f"<h3>{escape(table.title)}</h3>\n" if table.title else ""
-    notes = "".join(f'<p class="note">{escape(note)}</p>\n' for note in table.notes)
+    notes = "".join(f'<p class="foot">{escape(note)}</p>\n' for note in table.notes)
     if not table.columns:
         return f"{title}{notes}"
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.columns)

@@ -267,7 +267,7 @@ def _why_absent(chapter: Chapter, read: _Read) -> str:
     if read.status.get("state") != "finished":
         return f"the training has to finish first, then `threefold {chapter.verb} {read.run.path}`."
     if (read.run.tables / "metrics.json").is_file() and chapter.verb == "evaluate":
-        return f"nothing to show: `threefold evaluate {read.run.path}` found none."
+        return chapter.none or f"nothing to show: `threefold evaluate {read.run.path}` found none."
     return f"`threefold {chapter.verb} {read.run.path}` makes it."
 
 

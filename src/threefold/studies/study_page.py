@@ -21,9 +21,9 @@ from threefold.studies.study_spec import CohortSource, StudySpec, VariantSpec
 REPORT_NAME = "report.html"
 
 _CHAPTERS = (
-    Chapter("What each claim came to", "", ("claims*",), ("claims*",), verb="study compare"),
-    Chapter("Variants", "", ("variants*",), ("variants*",), verb="study compare"),
-    Chapter("Pairs of runs", "", ("pairs*",), ("pairs*",), verb="study compare"),
+    Chapter("What each claim came to", "", ("claims*",), ("claims*",)),
+    Chapter("Variants", "", ("variants*",), ("variants*",)),
+    Chapter("Pairs of runs", "", ("pairs*",), ("pairs*",)),
 )
 
 
@@ -60,11 +60,16 @@ def study_page(folder: StudyFolder, out: Path, footer: str) -> Page:
 
 def _lead(study: StudySpec, runs: Sequence[RunStanding]) -> str:
     described = " ".join(study.description.split())
-    size = (
-        f"{len(runs)} runs of {len({run.plan.variant for run in runs})} variants on {len(study.cohorts)} "
-        f"cohorts, {len(study.splits)} splits and {len(study.seeds)} seeds; {len(study.claims)} claims."
+    counts = (
+        (len(runs), "run"),
+        (len({run.plan.variant for run in runs}), "variant"),
+        (len(study.cohorts), "cohort"),
+        (len(study.splits), "split"),
+        (len(study.seeds), "seed"),
+        (len(study.claims), "claim"),
     )
-    return f"{described} {size}".strip()
+    size = ", ".join(f"{number} {what}{'' if number == 1 else 's'}" for number, what in counts)
+    return f"{described} {size[:1].upper()}{size[1:]}.".strip()
 
 
 def _opening(
@@ -79,7 +84,9 @@ def _opening(
             f"{counts['finished']} of {len(runs)} runs have finished ({others}): what is below is of those. "
             f"`threefold study run {folder.study} --out {folder.path}` goes on.",
         )
-    if not compared:
+    if not study.claims:
+        yield Notice("note", "The study makes no claim.")
+    elif not compared:
         what = "The runs have not been compared" if counts["finished"] else "None of the runs has finished"
         compare = f"`threefold study compare {folder.path}`"
         yield Notice("warning", f"{what}: no claim has a verdict yet. {compare} gives it.")
@@ -89,8 +96,6 @@ def _opening(
             "A run has ended since the tables were made. "
             f"`threefold study compare {folder.path}` makes them anew.",
         )
-    if not study.claims:
-        yield Notice("note", "The study makes no claim.")
 
 
 def _is_stale(folder: StudyFolder) -> bool:
@@ -104,11 +109,13 @@ def _protocol(study: StudySpec) -> Iterator[Block]:
     facts = [
         ("seeds", ", ".join(map(str, study.seeds))),
         ("splits", splits),
-        ("every training", "\n".join(f"`{override}`" for override in study.overrides)),
         ("confidence", f"{study.confidence:.0%}, over {study.replicates} resamples of patients and seeds"),
         ("margin", f"differences up to {study.margin:g} count as none" if study.margin else ""),
     ]
     yield Facts(tuple((term, said) for term, said in facts if said))
+    if study.overrides:
+        yield Heading("What differs from the recipes in every training")
+        yield Code("\n".join(study.overrides))
     yield Table(
         "Cohorts",
         ("cohort", "from", "settings"),
@@ -135,7 +142,6 @@ def _protocol(study: StudySpec) -> Iterator[Block]:
                 )
                 for claim in study.claims
             ),
-            ("What was expected was written down before the runs.",),
         )
 
 
