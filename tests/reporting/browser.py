@@ -8,6 +8,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -31,6 +32,14 @@ _FLAGS = (
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
+# The browser reads its commands from descriptor 3 and answers on 4, which may be in use until then.
+_LAUNCH = """
+import fcntl, os, sys
+commands, answers = (fcntl.fcntl(int(name), fcntl.F_DUPFD, 10) for name in sys.argv[1:3])
+os.dup2(commands, 3)
+os.dup2(answers, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 def chromium() -> str:
@@ -123,10 +132,9 @@ def browser(profile: Path) -> Iterator[Page]:
     program = chromium()
     theirs_in, ours_out = os.pipe()
     ours_in, theirs_out = os.pipe()
-    # The browser reads its commands from descriptor 3 and answers on 4.
-    command = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}'
+    descriptors = (str(theirs_in), str(theirs_out))
     started = subprocess.Popen(
-        ["sh", "-c", command, "sh", program, *_FLAGS, f"--user-data-dir={profile}"],
+        [sys.executable, "-c", _LAUNCH, *descriptors, program, *_FLAGS, f"--user-data-dir={profile}"],
         pass_fds=(theirs_in, theirs_out),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

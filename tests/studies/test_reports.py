@@ -26,6 +26,7 @@ from ..reporting.browser import browser
 from ..reporting.test_html import Document
 
 NOTHING_OUTSIDE = ("#", "data:")
+DECODED = "[...document.images].filter(image => image.naturalWidth > 0).length"
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +219,8 @@ def study(evaluated: RunFolder, tmp_path: Path) -> StudyFolder:
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY))
     folder.write(load_study(str(tmp_path / "study.yaml")))
     for variant in ("one", "two"):
-        shutil.copytree(evaluated.path, folder.run(f"a/{variant}/split-0-seed-0").path)
+        ignored = shutil.ignore_patterns("report.html")
+        shutil.copytree(evaluated.path, folder.run(f"a/{variant}/split-0-seed-0").path, ignore=ignored)
         folder.remember(Outcome(f"a/{variant}/split-0-seed-0", "finished", "", 60.0, 1.0))
     folder.remember(Outcome("a/one/split-0-seed-1", "failed", "first <line>\nsecond line", 6.0, 1.0))
     return folder
@@ -244,7 +246,6 @@ def test_a_study_before_it_is_compared(study: StudyFolder) -> None:
 def test_a_compared_study_has_claims_variants_pairs_and_links(study: StudyFolder, tmp_path: Path) -> None:
     compare(study)
     (study.tables / "attention.md").write_text("## Attention by variant\n\n| a | b |\n| - | - |\n| 1 | 2 |\n")
-    shutil.copy(report(study.path), tmp_path / "before.html")
     found = read(report(study.path))
     assert contents(found) == [
         "what-was-asked",
@@ -318,5 +319,5 @@ def test_the_browser_test_would_see_a_request(tmp_path: Path) -> None:
     with browser(tmp_path / "profile") as page:
         page.open(leaky, width=390, height=800)
         assert "http://127.0.0.1:9/x.png" in page.requests
-        assert page.evaluate("[...document.images].filter(i => i.naturalWidth > 0).length") == 0
+        assert page.evaluate(DECODED) == 0
         assert not page.evaluate("document.documentElement.scrollWidth <= 390")

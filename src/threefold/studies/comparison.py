@@ -208,7 +208,7 @@ class _Work:
                 both = [scores(self.tables(name), claim.group) for name in (first, second)]
                 if self.tables(first).predictions.positive is None:
                     continue
-                joined = both[0].join(both[1]["score"], rsuffix="_variant", how="inner")
+                joined = both[0].join(both[1]["score"].rename("score_variant"), how="inner")
                 yield PairRow(
                     cohort,
                     claim.variant,

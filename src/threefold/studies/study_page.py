@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from threefold.experiment.spec import Spec
 from threefold.reporting.evidence import Chapter, read_evidence, sections_of
 from threefold.reporting.html import Block, Code, Facts, Folded, Heading, Links, Notice, Page, Section, Text
 from threefold.reporting.table import Table
@@ -118,28 +119,21 @@ def _protocol(study: StudySpec) -> Iterator[Block]:
         yield Code("\n".join(study.overrides))
     yield Table(
         "Cohorts",
-        ("cohort", "from", "settings"),
+        ("cohort", "from", "further"),
         tuple((name, *_source(source)) for name, source in study.cohorts.items()),
     )
     yield Table(
         "Variants as asked",
-        ("variant", "recipe", "changes", "starts from", "cohorts"),
+        ("variant", "recipe", "changes", "further"),
         tuple((name, *_variant(variant)) for name, variant in study.variants.items()),
     )
     if study.claims:
+        shown = ("claim", "variant", "baseline", "metric", "group", "expected")
         yield Table(
             "Claims as asked",
-            ("claim", "variant", "baseline", "metric", "group", "expected", "cohorts"),
+            (*shown, "further"),
             tuple(
-                (
-                    claim.claim,
-                    claim.variant,
-                    claim.baseline + (f" on {claim.baseline_cohort}" if claim.baseline_cohort else ""),
-                    claim.metric,
-                    claim.group,
-                    claim.expected,
-                    ", ".join(claim.cohorts or ()) or "all",
-                )
+                (*(str(getattr(claim, key)) for key in shown), _further(claim, *shown))
                 for claim in study.claims
             ),
         )
@@ -147,27 +141,26 @@ def _protocol(study: StudySpec) -> Iterator[Block]:
 
 def _source(source: CohortSource) -> tuple[str, str]:
     if source.folder is not None:
-        return source.folder, _propagated(source)
-    settings = [f"seed {source.seed}", _keys(source.settings), _propagated(source)]
-    return f"phantom {source.phantom}, preset {source.preset}", "; ".join(filter(None, settings))
+        return source.folder, _further(source, "folder")
+    made = f"phantom {source.phantom}, preset {source.preset}, seed {source.seed}"
+    return made, _further(source, "phantom", "preset", "seed")
 
 
-def _propagated(source: CohortSource) -> str:
-    if source.propagation is None:
-        return ""
-    return f"structures propagated from its atlases {_keys(source.propagation)}".strip()
-
-
-def _variant(variant: VariantSpec) -> tuple[str, str, str, str]:
+def _variant(variant: VariantSpec) -> tuple[str, str, str]:
     changes = list(variant.overrides)
     if variant.key is not None:
         changes.append(f"{variant.key} = {', '.join(map(str, variant.values))}")
-    cohorts = ", ".join(variant.cohorts or ()) or "all"
-    return variant.recipe, "; ".join(changes), variant.init_from or "", cohorts
+    return variant.recipe, "; ".join(changes), _further(variant, "recipe", "overrides", "key", "values")
+
+
+def _further(spec: Spec, *shown: str) -> str:
+    """Return what a part of the study says beside the keys that are shown anyway."""
+    said = spec.model_dump(mode="json", exclude_defaults=True)
+    return _keys({key: value for key, value in said.items() if key not in shown})
 
 
 def _keys(settings: Mapping[str, object]) -> str:
-    return ", ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
+    return ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in settings.items())
 
 
 def _runs(folder: StudyFolder, runs: Sequence[RunStanding], out: Path) -> Iterator[Block]:
