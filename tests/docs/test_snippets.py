@@ -19,7 +19,6 @@ ROOT = Path(__file__).parents[2]
 PAGES = (
     ROOT / "README.md",
     ROOT / "docs" / "how-to" / "own-data.md",
-    ROOT / "docs" / "how-to" / "report.md",
     ROOT / "docs" / "tutorials" / "demo.md",
 )
 # A reader trains for hours; the test asks whether the command works.
@@ -139,6 +138,17 @@ def test_commands_run_as_written(page: Path, workplace: Path) -> None:
     assert len(found) >= 2
     for arguments in found:
         assert run(arguments), f"threefold {' '.join(arguments)} printed nothing"
+
+
+def test_commands_on_reports_run_as_written(workplace: Path) -> None:
+    known = [path for name in ("my-run", "my-trial", "tutorial/run") if (path := workplace / name).is_dir()]
+    if known:
+        (workplace / "shown-run").symlink_to(known[0])
+    else:
+        run(["train", "hematoma/swin-cls", "--cohort", "my-cohort", "--out", "shown-run"])
+    for arguments in commands(ROOT / "docs" / "how-to" / "report.md"):
+        assert run(arguments), f"threefold {' '.join(arguments)} printed nothing"
+    assert (workplace / "shown-run.html").is_file()
 
 
 def test_python_runs_as_written(workplace: Path) -> None:
