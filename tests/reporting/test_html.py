@@ -18,7 +18,7 @@ from threefold.reporting.html import (
     Picture,
     Section,
     Text,
-    anchor,
+    anchors,
     inline,
     render,
 )
@@ -105,7 +105,7 @@ def test_contents_lead_to_each_section() -> None:
     assert found.ids == ["what-is-what", "roc", "b"]
     assert found.addresses == ["#what-is-what", "#roc", "#b"]
     assert found.words.index("first") < found.words.index("What is what")
-    assert anchor("...") == "section"
+    assert anchors(("...", "a b", "a-b", "A B!")) == ["section", "a-b", "a-b-2", "a-b-3"]
 
 
 def test_backticks_are_code_and_markup_in_them_is_text() -> None:

@@ -62,6 +62,7 @@ CHAPTERS = (
         ("calibration*", "reliability*", "temperature*"),
         ("calibration*", "reliability*", "temperature*"),
         needs=("a diagnosis",),
+        none="the curves need two classes, and cases of both; `threefold explain` writes a table.",
     ),
     Chapter(
         "Shift between sites",

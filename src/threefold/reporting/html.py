@@ -130,6 +130,8 @@ class Page:
 def render(page: Page) -> str:
     """Return a page as one HTML document."""
     style = (files("threefold") / "reporting" / "report.css").read_text(encoding="utf-8")
+    names = anchors(section.title for section in page.sections)
+    sections = list(zip(names, page.sections, strict=True))
     return "\n".join(
         (
             "<!DOCTYPE html>",
@@ -147,9 +149,9 @@ def render(page: Page) -> str:
             f'<p class="lead">{inline(page.lead)}</p>',
             *map(_block, page.opening),
             "</header>",
-            *_contents(page.sections),
+            *_contents(sections),
             "<main>",
-            *map(_section, page.sections),
+            *(_section(name, section) for name, section in sections),
             "</main>",
             f"<footer><p>{inline(page.footer)}</p></footer>",
             "</body>",
@@ -164,25 +166,32 @@ def inline(text: str) -> str:
     return re.sub(r"`([^`\n]+)`", r"<code>\1</code>", escape(text))
 
 
-def anchor(title: str) -> str:
-    """Return the name by which a section is linked to."""
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "section"
+def anchors(titles: Iterable[str]) -> list[str]:
+    """Return the names by which sections are linked to, each another one."""
+    names: list[str] = []
+    for title in titles:
+        plain = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "section"
+        unique, number = plain, 2
+        while unique in names:
+            unique, number = f"{plain}-{number}", number + 1
+        names.append(unique)
+    return names
 
 
-def _contents(sections: Iterable[Section]) -> Iterator[str]:
+def _contents(sections: Iterable[tuple[str, Section]]) -> Iterator[str]:
     yield '<nav aria-label="Contents"><ul>'
-    for section in sections:
-        yield f'<li><a href="#{anchor(section.title)}">{escape(section.title)}</a></li>'
+    for name, section in sections:
+        yield f'<li><a href="#{name}">{escape(section.title)}</a></li>'
     yield "</ul></nav>"
 
 
-def _section(section: Section) -> str:
+def _section(name: str, section: Section) -> str:
     named = (
         replace(block, title="") if isinstance(block, Table) and block.title == section.title else block
         for block in section.blocks
     )
     blocks = "\n".join(map(_block, named))
-    return f'<section id="{anchor(section.title)}">\n<h2>{escape(section.title)}</h2>\n{blocks}\n</section>'
+    return f'<section id="{name}">\n<h2>{escape(section.title)}</h2>\n{blocks}\n</section>'
 
 
 def _block(block: Block) -> str:
