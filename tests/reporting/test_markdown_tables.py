@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from threefold.reporting.table import Table, from_markdown, markdown
 
-TEXT = st.text(st.characters(categories=("L", "N", "P"), exclude_characters="\\#"), min_size=1, max_size=12)
+LETTERS = st.characters(categories=("L", "N", "P"), include_characters="|", exclude_characters="\\#")
+TEXT = st.text(LETTERS, min_size=1, max_size=12)
 CELL = st.one_of(st.just(""), TEXT.filter(lambda text: not set(text) <= set("-:")))
 
 

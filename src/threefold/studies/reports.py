@@ -34,17 +34,18 @@ def report(
         RunError: the folder is neither, its description is damaged, or the disk refuses.
     """
     out = folder / REPORT_NAME if out is None else out
-    footer = f"Made by threefold {__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC. Not a medical device."
-    if RunFolder(folder).status.is_file():
-        page = run_page(RunFolder(folder), footer, progress=progress)
-    elif StudyFolder(folder).study.is_file():
-        page = study_page(StudyFolder(folder), out, footer)
-    else:
+    is_run, is_study = RunFolder(folder).status.is_file(), StudyFolder(folder).study.is_file()
+    if not (is_run or is_study):
         raise RunError(_neither(folder))
     if out.is_dir():
         raise RunError(f"{out}: is a folder. Name the file to be written, {out / REPORT_NAME} for example.")
     if not out.resolve().parent.is_dir():
         raise RunError(f"{out}: there is no folder {out.parent}. Make it, or name another file.")
+    footer = f"Made by threefold {__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC. Not a medical device."
+    if is_run:
+        page = run_page(RunFolder(folder), footer, progress=progress)
+    else:
+        page = study_page(StudyFolder(folder), out, footer)
     write_atomically(out, render(page))
     return out
 
