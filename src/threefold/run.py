@@ -13,6 +13,7 @@ RUN/
   structures.csv       one row a case and structure (evaluation.structures)
   masks/               predicted masks of the test cases, on each image's own grid
   tables/  figures/    what `evaluate` made
+  report.html          what `report` made of all this
 """
 
 from __future__ import annotations
