@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Annotated
 
 import typer
+from pydantic import BaseModel
 
 
 class Subject(StrEnum):
@@ -30,5 +31,9 @@ def schema(
     from threefold.experiment import Experiment
     from threefold.studies.study_spec import StudySpec
 
-    models = {Subject.EXPERIMENT: Experiment, Subject.COHORT: CohortSpec, Subject.STUDY: StudySpec}
+    models: dict[Subject, type[BaseModel]] = {
+        Subject.EXPERIMENT: Experiment,
+        Subject.COHORT: CohortSpec,
+        Subject.STUDY: StudySpec,
+    }
     typer.echo(json.dumps(models[subject].model_json_schema(), indent=2))
