@@ -160,6 +160,53 @@ def fetal_heart(
     typer.echo(f"Next: threefold propagate {out} --out {out}-propagated")
 
 
+@phantom.command("object-background")
+def object_background(
+    out: Annotated[Path, typer.Argument(help="The cohort's folder: new, or empty.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Any key of the specification, for example noise=0.5."),
+    ] = None,
+    preset: Annotated[
+        Preset, typer.Option(help="study: the studies' protocol. demo: small, with plainer objects.")
+    ] = Preset.STUDY,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
+    shortcut: Annotated[
+        float | None, typer.Option(help="Strength 0..1 with which the background goes with the object.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
+) -> None:
+    """Make pictures of objects before backgrounds that go with them in training and not elsewhere.
+
+    Example: `threefold phantom object-background cohort --shortcut 0.9 external_shortcut=random`
+    """
+    changes = _changes(settings or [])
+    if shortcut is not None:
+        changes["shortcut"] = shortcut
+
+    from threefold.phantoms.object_background import (
+        PRESETS,
+        ObjectBackgroundSpec,
+        make_object_background_cohort,
+    )
+    from threefold.validation import parse_spec
+
+    content = {**PRESETS[preset.value].model_dump(), **changes}
+    spec = parse_spec(ObjectBackgroundSpec, content, where="object-background", error=UsageError)
+    with progress_of("Making pictures") as progress:
+        cohort = make_object_background_cohort(out, spec, seed, progress)
+    summary = _summary(cohort, seed)
+    if as_json:
+        typer.echo(json.dumps({**summary, "spec": spec.model_dump(mode="json")}, indent=2))
+        return
+    typer.echo(
+        f"{out}: {summary['cases']} pictures from {summary['sites']} sites, {summary['positives']} "
+        f"{cohort.spec.positive}, {summary['masks']} with a mask (seed {seed})"
+    )
+    typer.echo(f"Pictures: {out / 'previews'}")
+    typer.echo(f"Next: threefold train hematoma/mtl-cls-seg --cohort {out} --out RUN")
+
+
 def _changes(settings: list[str]) -> dict[str, Any]:
     import yaml
 

@@ -18,6 +18,7 @@ from threefold.phantoms.head_protocol import (
     Scanner,
     site_name,
 )
+from threefold.phantoms.planted import labels_and_agreement
 
 Confounder = Literal["none", "blended edge", "gradient"]
 
@@ -180,22 +181,13 @@ def _labels_and_shortcuts(
     spec: HeadCtSpec, patients: int, internal: bool, key: tuple[int, int]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Return (patients,) labels and planted features, each share met as closely as whole patients can."""
-    generator = np.random.default_rng((*key, 1))
-    labels = _even(generator, patients) < spec.positives
-    agreement = np.empty(patients)
-    for label in (False, True):
-        agreement[labels == label] = _even(generator, int((labels == label).sum()))
+    labels, agreement = labels_and_agreement(np.random.default_rng((*key, 1)), patients, spec.positives)
     if internal:
         return labels, np.where(agreement < (1 + spec.shortcut) / 2, labels, ~labels)
     if spec.external_shortcut == "absent":
         return labels, np.zeros(patients, bool)
     probability = (1 - spec.shortcut) / 2 if spec.external_shortcut == "reversed" else 0.5
     return labels, np.where(agreement < probability, labels, ~labels)
-
-
-def _even(generator: np.random.Generator, count: int) -> NDArray[np.float64]:
-    """Return (count,) numbers in 0..1, each uniform, one in each of `count` equal intervals."""
-    return (generator.permutation(count) + generator.random()) / max(count, 1)
 
 
 def _patient(

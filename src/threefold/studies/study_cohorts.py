@@ -22,6 +22,8 @@ from threefold.phantoms.fetal_protocol import FetalHeartSpec
 from threefold.phantoms.head_ct import make_head_ct_cohort
 from threefold.phantoms.head_protocol import PRESETS as HEAD_CT_PRESETS
 from threefold.phantoms.head_protocol import HeadCtSpec
+from threefold.phantoms.object_background import PRESETS as OBJECT_BACKGROUND_PRESETS
+from threefold.phantoms.object_background import ObjectBackgroundSpec, make_object_background_cohort
 from threefold.run import write_atomically
 from threefold.studies.evaluations import write_label_tables
 from threefold.studies.study_folder import StudyFolder
@@ -33,6 +35,7 @@ from threefold.validation import did_you_mean, parse_spec
 _PHANTOMS: Mapping[str, tuple[Mapping[str, Spec], type[Spec], Callable[..., Cohort]]] = {
     "head-ct": (HEAD_CT_PRESETS, HeadCtSpec, make_head_ct_cohort),
     "fetal-heart": (FETAL_HEART_PRESETS, FetalHeartSpec, make_fetal_heart_cohort),
+    "object-background": (OBJECT_BACKGROUND_PRESETS, ObjectBackgroundSpec, make_object_background_cohort),
 }
 
 

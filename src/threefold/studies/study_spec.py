@@ -32,7 +32,7 @@ class CohortSource(Spec):
 
     folder: str | None = None
     """Of a cohort, relative to the study's file."""
-    phantom: Literal["head-ct", "fetal-heart"] | None = None
+    phantom: Literal["head-ct", "fetal-heart", "object-background"] | None = None
     preset: str = "study"
     seed: Seed = 0
     settings: Mapping[str, Any] = {}
