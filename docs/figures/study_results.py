@@ -1,0 +1,127 @@
+"""Write the tables and figures of a study into docs/results/studies/NAME.md.
+
+threefold study run NAME --out studies/NAME
+python docs/figures/study_results.py studies/NAME...
+
+What stands in the page before and after the two marks is kept: what the numbers say is not written here.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from PIL import Image
+
+from threefold.evaluation.claims import VariantRow
+from threefold.reporting.figures import save
+from threefold.reporting.study_tables import claim_table, pair_table, variant_table
+from threefold.reporting.table import markdown
+from threefold.studies.comparison import Comparison, compare_study, write_comparison
+from threefold.studies.study_folder import StudyFolder
+from threefold.studies.study_spec import plan_runs
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results" / "studies"
+BEGIN, END = "<!-- made by docs/figures/study_results.py -->", "<!-- end -->"
+WIDTH = 1100  # pixels of a picture in the docs
+
+
+def machine(folder: StudyFolder, comparison: Comparison) -> str:
+    """Return where the runs were computed and how long they took."""
+    plans = plan_runs(comparison.study)
+    there = [plan.id for plan in plans if plan.id not in comparison.missing]
+    outcomes = [outcome for name in there if (outcome := folder.outcome(name)) is not None]
+    about = json.loads(folder.run(there[0]).environment.read_text())
+    hours = sum(outcome.seconds for outcome in outcomes) / 3600
+    return (
+        f"{len(there)} of {len(plans)} runs, {hours:.1f} hours of {about['threads']} thread each, "
+        "the last attempt of each counted, beside other work; "
+        f"{str(about['platform']).split('-')[0]}, {about['cores']} cores, torch {about['packages']['torch']}, at most "
+        f"{max(outcome.memory for outcome in outcomes):.1f} GiB a run."
+    )
+
+
+def curves(rows: Sequence[VariantRow], metric: str, group: str, label: str) -> Figure:
+    """Draw a metric of each variant over the cohorts whose names hold a number, with intervals."""
+    shown = [row for row in rows if (row.metric, row.group) == (metric, group)]
+    cohorts = list(dict.fromkeys(row.cohort for row in shown))
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    variants = list(dict.fromkeys(row.variant for row in shown))
+    for place, variant in enumerate(variants):
+        found = {row.cohort: row.mean for row in shown if row.variant == variant}
+        at = [cohorts.index(name) + 0.06 * (place - (len(variants) - 1) / 2) for name in found]
+        values = [mean.value for mean in found.values()]
+        ends = [
+            [mean.value - mean.low for mean in found.values()],
+            [mean.high - mean.value for mean in found.values()],
+        ]
+        axes.errorbar(at, values, ends, marker="o", capsize=2, linewidth=1.2, label=variant)
+    axes.set_xticks(range(len(cohorts)), cohorts)
+    axes.set_ylabel(label)
+    axes.grid(axis="y", linewidth=0.3)
+    axes.legend(fontsize=8, frameon=False)
+    return figure
+
+
+CURVES = {
+    "hematoma-claims": ("auc", "external", "AUC at unseen hospitals"),
+    "aortic-arch-degradation": ("structure_dice", "all", "Dice of vessels with the truth"),
+}
+
+
+def made(folder: StudyFolder) -> tuple[str, str]:
+    """Return the study's name and what stands between the marks; pictures are written."""
+    comparison = compare_study(folder)
+    write_comparison(comparison, folder)
+    study = comparison.study
+    pictures = RESULTS / study.name
+    pictures.mkdir(parents=True, exist_ok=True)
+    parts = [
+        "```console",
+        f"$ threefold study run {study.name} --out studies/{study.name}",
+        f"$ threefold study compare studies/{study.name}",
+        f"$ python docs/figures/study_results.py studies/{study.name}",
+        "```",
+        "",
+        machine(folder, comparison),
+        "",
+    ]
+    if comparison.missing:
+        parts += [f"Not finished: {', '.join(comparison.missing)}.", ""]
+    if study.name in CURVES:
+        metric, group, label = CURVES[study.name]
+        save(curves(comparison.means, metric, group, label), pictures / "curves.png")
+        parts += [f"![{label} by cohort and variant]({study.name}/curves.png)", ""]
+    settings = {"confidence": study.confidence, "replicates": study.replicates}
+    parts.append(markdown(claim_table(comparison.claims, margin=study.margin, **settings)))
+    with Image.open(folder.figures / "claims.png") as whole:
+        whole.thumbnail((WIDTH, 4 * WIDTH))
+        whole.convert("P", palette=Image.Palette.ADAPTIVE).save(pictures / "claims.png", optimize=True)
+    parts += [f"![Each claim's difference with its interval]({study.name}/claims.png)", ""]
+    parts.append(markdown(variant_table(comparison.means, **settings)))
+    if comparison.pairs:
+        pairs = RESULTS / f"{study.name}-pairs.md"
+        table = markdown(pair_table(comparison.pairs, confidence=study.confidence))
+        pairs.write_text(f"# {study.name}: each pair of runs\n\n{table}")
+        parts.append(f"[DeLong's test of each pair of runs]({pairs.name})\n")
+    return study.name, "\n".join(parts)
+
+
+def main(folders: Sequence[Path]) -> None:
+    """Write the pages."""
+    for path in folders:
+        name, text = made(StudyFolder(path))
+        page = RESULTS / f"{name}.md"
+        old = page.read_text() if page.is_file() else f"# {name}\n\n{BEGIN}\n{END}\n"
+        before, _, rest = old.partition(BEGIN)
+        _, _, after = rest.partition(END)
+        page.write_text(f"{before}{BEGIN}\n\n{text.rstrip()}\n\n{END}{after}")
+        print(page)
+
+
+if __name__ == "__main__":
+    main([Path(name) for name in sys.argv[1:]])
