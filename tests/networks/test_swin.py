@@ -162,9 +162,11 @@ def test_the_seed_gives_the_weights() -> None:
 def test_cam_layer_has_the_declared_layout() -> None:
     encoder = _encoder().eval()
     seen = []
-    encoder.get_submodule(encoder.cam_layer).register_forward_hook(lambda _m, _i, out: seen.append(out))
+    layer = encoder.cam_layer()
+    encoder.get_submodule(layer.module).register_forward_hook(lambda _m, _i, out: seen.append(out))
     encoder(torch.randn(1, 1, 48, 24).double())
-    assert encoder.cam_layout == "BHWC"
+    assert (layer.layout, layer.stride) == ("channels last", 8)
+    assert layer.features(seen[0]).shape == (1, 24, 6, 3)
     assert seen[0].shape == (1, 6, 3, 24)
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from threefold.experiment import SwinSpec
 from threefold.networks import kernels
+from threefold.networks.cam import CamLayer
 from threefold.networks.windows import (
     Order,
     Tokens,
@@ -219,14 +220,7 @@ class SwinEncoder(nn.Module):
         in_channels: channels of the image.
 
     An image of any size is padded with zeros, below and to the right, to a multiple of `stride`.
-
-    Attributes:
-        cam_layer: name of the submodule whose output a class activation map is taken from.
-        cam_layout: axis order of that output.
     """
-
-    cam_layer = "norm"
-    cam_layout: Literal["BHWC"] = "BHWC"
 
     def __init__(self, spec: SwinSpec, in_channels: int) -> None:
         super().__init__()
@@ -254,6 +248,10 @@ class SwinEncoder(nn.Module):
     def stride(self) -> int:
         """Pixels along the side of an output token."""
         return self.spec.patch << (len(self.spec.depths) - 1)
+
+    def cam_layer(self) -> CamLayer:
+        """Return the last norm: the tokens whose mean is the pooled features."""
+        return CamLayer("norm", "channels last", self.stride)
 
     def forward(self, image: Tensor) -> EncoderFeatures:
         """(B, C, H, W) image to its features."""
