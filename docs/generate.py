@@ -36,7 +36,7 @@ def _type_text(annotation: Any) -> str:
     if "Literal" in str(origin):
         return " \\| ".join(str(argument) for argument in arguments)
     inner = ", ".join(_type_text(argument) for argument in arguments if argument is not ...)
-    return f"{'mapping' if 'apping' in str(origin) else 'list'} of {inner}"
+    return f"{'mapping' if origin is dict or 'apping' in str(origin) else 'list'} of {inner}"
 
 
 def _default_text(field: Any) -> str:
@@ -115,6 +115,7 @@ def pages() -> dict[Path, str]:
     from threefold.cohorts.cohort import CohortSpec
     from threefold.experiment import Experiment
     from threefold.studies.chain_spec import ChainSpec
+    from threefold.studies.study_spec import StudySpec
 
     return {
         REFERENCE / "experiment.md": model_page(
@@ -138,6 +139,14 @@ def pages() -> dict[Path, str]:
             "stage is a [recipe or experiment](experiment.md), changed by `STAGE.key.path=value` on the "
             "command line.",
             ChainSpec,
+        ),
+        REFERENCE / "study.md": model_page(
+            "Studies",
+            "What a file for `threefold study run FILE.yaml` may say; `threefold study list` names the shipped "
+            "ones, `threefold schema study` prints the JSON schema. [How to write one](../how-to/studies.md), "
+            "and [what its numbers mean](../explanation/study-statistics.md). A training is named "
+            "COHORT/VARIANT/split-K-seed-S, and its run folder lies under `runs` by that name.",
+            StudySpec,
         ),
         REFERENCE / "cli.md": cli_page(),
     }

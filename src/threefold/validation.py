@@ -108,16 +108,19 @@ def _owner(
     """
     path: list[str] = []
     owners: list[type[BaseModel]] = [model]
+    names_come = False  # the user's own, as keys of a mapping
     for position, part in enumerate(location):
         last = position == len(location) - 1
-        if isinstance(part, int):
+        if isinstance(part, int) or names_come:
             path.append(str(part))
+            names_come = False
             continue
         field = next((o.model_fields[part] for o in owners if part in o.model_fields), None)
         if field is not None:
             path.append(part)
             if not last:
                 owners = _models(field.annotation)
+                names_come = get_origin(field.annotation) in (dict, Mapping)
             continue
         tagged = [o for o in owners if _tag(o) == part or o.__name__ == part]
         if tagged:

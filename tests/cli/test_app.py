@@ -25,7 +25,9 @@ def test_version() -> None:
     assert _output("--version") == f"threefold {threefold.__version__}\n"
 
 
-@pytest.mark.parametrize(("subject", "key"), [("experiment", "tasks"), ("cohort", "site_groups")])
+@pytest.mark.parametrize(
+    ("subject", "key"), [("experiment", "tasks"), ("cohort", "site_groups"), ("study", "variants")]
+)
 def test_schemas_are_json(subject: str, key: str) -> None:
     assert key in json.loads(_output("schema", subject))["properties"]
 

@@ -16,7 +16,9 @@ generate = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(generate)
 
 
-@pytest.mark.parametrize("name", ["experiment.md", "cohort.md", "propagation.md", "chain.md", "cli.md"])
+@pytest.mark.parametrize(
+    "name", ["experiment.md", "cohort.md", "propagation.md", "chain.md", "study.md", "cli.md"]
+)
 def test_page_is_current(name: str) -> None:
     path = DOCS / "reference" / name
     assert path.read_text() == generate.pages()[path], f"{path.name} is old: run `python docs/generate.py`"

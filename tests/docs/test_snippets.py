@@ -11,9 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from threefold.cli.app import main
 from threefold.phantoms.fetal_heart import PRESETS, make_fetal_heart_cohort
+from threefold.studies import study_pools
+from threefold.studies.study_folder import Outcome
+from threefold.studies.study_worker import execute
 
 ROOT = Path(__file__).parents[2]
 PAGES = (
@@ -138,6 +142,31 @@ def test_commands_run_as_written(page: Path, workplace: Path) -> None:
     assert len(found) >= 2
     for arguments in found:
         assert run(arguments), f"threefold {' '.join(arguments)} printed nothing"
+
+
+def test_a_study_runs_as_written(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = ROOT / "docs" / "how-to" / "studies.md"
+    (text,) = blocks(page, "yaml")
+    content = yaml.safe_load(text)
+    content["seeds"], content["replicates"] = [0], 50
+    content["overrides"] = [*content["overrides"], *SHORT, "training.selection.metric=loss"]
+    Path("my-study.yaml").write_text(yaml.safe_dump(content))
+    trained: list[str] = []
+
+    def run_here(folder: Path, name: str, threads: int, **ignored: object) -> Outcome:
+        trained.append(f"{folder}/{name}")
+        if folder.name == "my-study":  # what is shipped trains for hours
+            execute(folder, name)
+        return Outcome(name, "finished", "", 0.0, 0.1)
+
+    monkeypatch.setattr(study_pools, "run_in_process", run_here)
+    monkeypatch.setattr(study_pools, "local_workers", lambda threads, gpus: 1)
+    found = list(commands(page))
+    assert {arguments[1] for arguments in found} == {"run", "status", "compare"}
+    for arguments in found:
+        assert run(arguments), f"threefold {' '.join(arguments)} printed nothing"
+    assert len(trained) == len({*trained}) == 4 + 15
+    assert len(Path("my-study/tables/claims.md").read_text().splitlines()) > 5
 
 
 def test_python_runs_as_written(workplace: Path) -> None:

@@ -1,4 +1,4 @@
-"""`threefold schema`: the JSON schema of experiments and cohorts, for editors."""
+"""`threefold schema`: the JSON schema of experiments, cohorts and studies, for editors."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ class Subject(StrEnum):
 
     EXPERIMENT = "experiment"
     COHORT = "cohort"
+    STUDY = "study"
 
 
 def schema(
     subject: Annotated[
-        Subject, typer.Argument(help="experiment, or cohort (cohort.yaml).")
+        Subject, typer.Argument(help="experiment, cohort (cohort.yaml), or study.")
     ] = Subject.EXPERIMENT,
 ) -> None:
     """Print a JSON schema; editors complete and check YAML files with it.
@@ -27,6 +28,7 @@ def schema(
     """
     from threefold.cohorts.cohort import CohortSpec
     from threefold.experiment import Experiment
+    from threefold.studies.study_spec import StudySpec
 
-    model = Experiment if subject is Subject.EXPERIMENT else CohortSpec
-    typer.echo(json.dumps(model.model_json_schema(), indent=2))
+    models = {Subject.EXPERIMENT: Experiment, Subject.COHORT: CohortSpec, Subject.STUDY: StudySpec}
+    typer.echo(json.dumps(models[subject].model_json_schema(), indent=2))

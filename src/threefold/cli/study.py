@@ -72,9 +72,10 @@ def run(
 
     import torch
 
-    from threefold.studies.study import pointed_at, run_study
+    from threefold.studies.study import run_study
+    from threefold.studies.study_cohorts import pointed_at
     from threefold.studies.study_folder import StudyFolder
-    from threefold.studies.study_pools import LocalPool, RayPool, local_workers
+    from threefold.studies.study_pools import LocalPool, RayPool, local_workers, visible_gpus
     from threefold.training.devices import require_one_process
     from threefold.training.launch import terminating_as_interrupt
     from threefold.training.progress import terminal_progress
@@ -84,9 +85,9 @@ def run(
         spec = pointed_at(spec, cohort)
     gpus = torch.cuda.device_count()
     pool = (
-        RayPool(out, spec.threads, ray, gpus=1 if gpus else 0)
+        RayPool(out, spec.threads, ray)
         if ray is not None
-        else LocalPool(out, spec.threads, workers or local_workers(spec.threads, gpus), gpus)
+        else LocalPool(out, spec.threads, workers or local_workers(spec.threads, gpus), visible_gpus(gpus))
     )
     progress = terminal_progress()
     try:
@@ -98,6 +99,7 @@ def run(
         raise typer.Exit(130) from None
     finally:
         progress.stop()
+        pool.close()
     failed = [outcome for outcome in ended if outcome.state != "finished"]
     for outcome in failed:
         typer.echo(f"{outcome.run}: {outcome.state}: {outcome.message}", err=True)
@@ -117,8 +119,8 @@ def status(
     Example: `threefold study status study`
     """
     from threefold.reporting.table import show
-    from threefold.studies.study import standing_of, status_table
     from threefold.studies.study_folder import StudyFolder
+    from threefold.studies.study_status import standing_of, status_table
 
     runs = list(standing_of(StudyFolder(out)))
     if as_json:
@@ -163,4 +165,5 @@ def compare(
             "what is above is of the others."
         )
     typer.echo(f"Tables: {folder.tables}")
-    typer.echo(f"Figure: {folder.figures / 'claims.png'}")
+    if comparison.claims:
+        typer.echo(f"Figure: {folder.figures / 'claims.png'}")

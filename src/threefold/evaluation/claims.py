@@ -70,11 +70,12 @@ class PairRow:
     """The test of one pair of runs on the AUC.
 
     Attributes:
-        cohort, variant, baseline, group, split, seed: which pair.
+        cohort, baseline_cohort, variant, baseline, group, split, seed: which pair.
         difference: variant minus baseline, clustered by patient.
     """
 
     cohort: str
+    baseline_cohort: str
     variant: str
     baseline: str
     group: str

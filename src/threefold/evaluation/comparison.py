@@ -6,6 +6,9 @@ which seeds were drawn. Each replicate draws patients with replacement, all case
 the same ones for every run, and pairs with replacement; the interval is the percentile interval, and p is
 twice the smaller share of replicates on either side of no difference, both of the same resamples.
 
+Resamples of a few patients that all differ the same way never lie on the other side. p is therefore never
+below 2^(1 - patients), the least that a two-sided sign test of so many patients can say.
+
 Three seeds say little of the spread over seeds: the variance of their resamples is 2/3 of what it should be.
 """
 
@@ -18,7 +21,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from threefold.evaluation.intervals import MAX_MISSING
+from threefold.evaluation.intervals import SAME_VALUE, percentile_interval
 
 Floats = NDArray[np.float64]
 Expected = Literal["higher", "lower", "different"]
@@ -31,10 +34,12 @@ class Measured:
     """A metric of one run.
 
     Attributes:
+        cases: (n,) id of each case.
         patients: (n,) patient of each case.
         metric: from weights of the cases (R, n) to values (R,); NaN where it does not exist.
     """
 
+    cases: NDArray[np.str_]
     patients: NDArray[np.str_]
     metric: Callable[[Floats], Floats]
 
@@ -45,11 +50,11 @@ class Effect:
 
     Attributes:
         value: mean over the runs; NaN where it is not estimable.
-        low, high: ends of its interval.
+        low, high: ends of its interval; NaN where it has none.
         p: two-sided, of no difference beyond the margin; NaN without one to test.
         runs: the number of pairs, or of runs.
         cases, patients: tested, the union over the runs.
-        note: why it is not estimable; empty where it is.
+        note: why it, or its interval, is not estimable; empty where both are.
     """
 
     value: float
@@ -132,7 +137,7 @@ def _effect(
     names, numbers = np.unique(np.concatenate(whose), return_inverse=True)
     parts = iter(np.split(numbers, np.cumsum([len(each) for each in whose])[:-1]))
     numbered = [[(one.metric, next(parts)) for one in run] for run in runs]
-    cases = max(_cases(run) for run in runs)
+    cases = len(np.unique(np.concatenate([one.cases for run in runs for one in run])))
 
     def values(times: Floats) -> Floats:
         """From how often each patient was drawn (R, P) to the values of the runs (R, runs)."""
@@ -149,21 +154,12 @@ def _effect(
         return Effect(np.nan, np.nan, np.nan, np.nan, len(runs), cases, len(names), note)
     value = float(point.mean())
     drawn = _resampled(values, len(names), len(runs), replicates, seed)
-    there = drawn[~np.isnan(drawn)]
-    if len(names) < 2 or len(there) < (1 - MAX_MISSING) * replicates:
-        note = "one patient" if len(names) < 2 else "absent in too many resamples"
+    interval = percentile_interval(drawn, confidence)
+    if len(names) < 2 or interval.reason not in ("", SAME_VALUE):
+        note = "one patient" if len(names) < 2 else interval.reason
         return Effect(value, np.nan, np.nan, np.nan, len(runs), cases, len(names), note)
-    tail = (1 - confidence) / 2
-    low, high = (float(end) for end in np.quantile(there, [tail, 1 - tail]))
-    p = np.nan if margin is None else _p_value(there, margin)
-    return Effect(value, low, high, p, len(runs), cases, len(names))
-
-
-def _cases(run: tuple[Measured, ...]) -> int:
-    """Return how many cases a run, or both runs of a pair, were tested on."""
-    if all(np.array_equal(one.patients, run[0].patients) for one in run):
-        return len(run[0].patients)
-    return sum(len(one.patients) for one in run)
+    p = np.nan if margin is None else _p_value(drawn[~np.isnan(drawn)], margin, len(names))
+    return Effect(value, interval.low, interval.high, p, len(runs), cases, len(names), interval.reason)
 
 
 def _resampled(
@@ -181,8 +177,8 @@ def _resampled(
     return np.concatenate(means)
 
 
-def _p_value(drawn: Floats, margin: float) -> float:
+def _p_value(drawn: Floats, margin: float, patients: int) -> float:
     """Return twice the smaller share of resamples that do not exceed the margin to one side."""
     above = (np.count_nonzero(drawn <= margin) + 1) / (len(drawn) + 1)
     below = (np.count_nonzero(drawn >= -margin) + 1) / (len(drawn) + 1)
-    return float(min(1.0, 2 * min(above, below)))
+    return float(min(1.0, max(2 * min(above, below), 2.0 ** (1 - patients))))

@@ -16,6 +16,9 @@ from scipy.stats import norm, rankdata
 
 Floats = NDArray[np.float64]
 
+# Structural components are shares: differences below this are rounding.
+_NOTHING = 1e-9
+
 
 @dataclass(frozen=True)
 class AucDifference:
@@ -24,9 +27,9 @@ class AucDifference:
     Attributes:
         first, second: the AUCs.
         difference: second - first.
-        error: its standard error.
-        low, high: ends of the interval.
-        p: two-sided.
+        error: its standard error; NaN where the cases do not tell it.
+        low, high: ends of the interval; NaN without an error above 0.
+        p: two-sided; 1 where the two scores order the cases alike, NaN without an error otherwise.
     """
 
     first: float
@@ -55,12 +58,15 @@ def compare_auc(
         confidence: of the interval.
 
     Returns:
-        The difference; NaN throughout with one class or fewer than two patients of either class.
+        The difference; NaN throughout with one class or fewer than two patients of either class. Where the
+        estimated variance is 0 or less (a few patients, all alike) the areas stay, without interval: a width
+        of zero would claim certainty.
     """
+    nan = math.nan
     _, clusters = np.unique(patients, return_inverse=True)
     of_positives, of_negatives = clusters[positive], clusters[~positive]
     if min(len(np.unique(of_positives)), len(np.unique(of_negatives))) < 2:
-        return AucDifference(*(float("nan"),) * 7)
+        return AucDifference(*(nan,) * 7)
     components = [_components(positive, scores) for scores in (first, second)]
     areas = (float(components[0][0].mean()), float(components[1][0].mean()))
     m, n = len(of_positives), len(of_negatives)
@@ -77,10 +83,11 @@ def compare_auc(
         + 2 * (positives @ negatives) * count / ((count - 1) * m * n)
     )
     difference = areas[1] - areas[0]
-    error = math.sqrt(max(0.0, float(variance)))
-    if error == 0:
-        same = difference == 0
-        return AucDifference(*areas, difference, 0.0, difference, difference, 1.0 if same else 0.0)
+    if not np.any(np.abs(np.concatenate([up, down])) > _NOTHING) and abs(difference) < _NOTHING:
+        return AucDifference(*areas, 0.0, 0.0, nan, nan, 1.0)
+    if variance < _NOTHING**2:
+        return AucDifference(*areas, difference, nan, nan, nan, nan)
+    error = math.sqrt(float(variance))
     reach = float(norm.ppf((1 + confidence) / 2)) * error
     p = float(2 * norm.sf(abs(difference) / error))
     return AucDifference(*areas, difference, error, difference - reach, difference + reach, p)

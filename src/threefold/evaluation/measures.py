@@ -13,6 +13,7 @@ from threefold.errors import PredictionsError
 from threefold.evaluation.classification import classification_metrics, weighted_mean
 from threefold.evaluation.comparison import Measured
 from threefold.evaluation.groups import case_units
+from threefold.evaluation.metrics import METRICS
 from threefold.evaluation.predictions import Predictions
 from threefold.evaluation.structure_numbers import case_values
 from threefold.validation import did_you_mean
@@ -32,6 +33,7 @@ DIAGNOSIS = (
     "calibration_error",
 )
 OF_ALL = "all"
+_GROUPED_BY = ("site_group", "site", "label")
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,11 @@ def measured_pair(first: Tables, second: Tables, metric: str, group: str) -> tup
         )
     found = [_measure(tables, metric, each) for tables, each in zip((first, second), rows, strict=True)]
     both = found[0][0] & found[1][0]
-    return (Measured(whose[0][both], found[0][1](both)), Measured(whose[0][both], found[1][1](both)))
+    cases = shared.to_numpy(str)[both]
+    return (
+        Measured(cases, whose[0][both], found[0][1](both)),
+        Measured(cases, whose[0][both], found[1][1](both)),
+    )
 
 
 def measured(tables: Tables, metric: str, group: str) -> Measured:
@@ -84,7 +90,8 @@ def measured(tables: Tables, metric: str, group: str) -> Measured:
     """
     rows = _tested(tables, group)
     there, restricted = _measure(tables, metric, rows)
-    return Measured(rows["patient_id"].to_numpy(str)[there], restricted(there))
+    chosen = rows[there]
+    return Measured(chosen.index.to_numpy(str), chosen["patient_id"].to_numpy(str), restricted(there))
 
 
 def scores(tables: Tables, group: str) -> pd.DataFrame:
@@ -102,6 +109,15 @@ def scores(tables: Tables, group: str) -> pd.DataFrame:
     )
 
 
+def has_group(tables: Tables, group: str) -> bool:
+    """Whether a group has test cases."""
+    rows = tables.predictions.part("test")
+    column, is_column, value = group.partition("=")
+    if is_column and column in rows and (rows[column].astype(str) == value).any():
+        return True
+    return group == OF_ALL or any((rows[name] == group).any() for name in _GROUPED_BY)
+
+
 def _tested(tables: Tables, group: str) -> pd.DataFrame:
     """Return the test cases of a group, by case id."""
     rows = tables.predictions.part("test").set_index("case_id", drop=False)
@@ -114,7 +130,7 @@ def _tested(tables: Tables, group: str) -> pd.DataFrame:
             return rows[chosen]
         values = sorted({*rows[column].astype(str)})
         raise PredictionsError(f"no test case has {column} '{value}'.{did_you_mean(value, values)}")
-    for column in ("site_group", "site", "label"):
+    for column in _GROUPED_BY:
         chosen = rows[column] == group
         if chosen.any():
             return rows[chosen]
@@ -164,10 +180,16 @@ def _values(tables: Tables, metric: str, rows: pd.DataFrame) -> Floats:
         found[f"{name}:{structure}" if structure else name] = values
     for name in tables.evidence.columns:
         found.setdefault(str(name), tables.evidence[name].reindex(rows.index).to_numpy(np.float64))
+    name, _, structure = metric.partition(":")
+    if (
+        metric not in found
+        and name in METRICS
+        and not (structure and tables.predictions.structures is not None)
+    ):
+        return np.full(len(rows), np.nan)  # what such a run does not do
     if metric not in found:
-        raise PredictionsError(
-            f"there is no metric '{metric}'.{did_you_mean(metric, _sorted((*DIAGNOSIS, *found)))}"
-        )
+        known = (*found, *(DIAGNOSIS if tables.predictions.classes else ()))
+        raise PredictionsError(f"there is no metric '{metric}'.{did_you_mean(metric, _sorted(known))}")
     return found[metric]
 
 

@@ -87,7 +87,7 @@ def pair_table(rows: Sequence[PairRow], *, confidence: float) -> Table:
         ),
         tuple(
             (
-                row.cohort,
+                _cohorts(row),
                 row.group,
                 f"{row.variant} over {row.baseline}",
                 str(row.split),
@@ -106,7 +106,7 @@ def pair_table(rows: Sequence[PairRow], *, confidence: float) -> Table:
     )
 
 
-def _cohorts(row: ClaimRow) -> str:
+def _cohorts(row: ClaimRow | PairRow) -> str:
     return row.cohort if row.cohort == row.baseline_cohort else f"{row.cohort} against {row.baseline_cohort}"
 
 
@@ -127,7 +127,7 @@ def _difference(row: ClaimRow) -> str:
 
 def _mean(row: VariantRow | None) -> str:
     if row is None:
-        return "no such task"
+        return "no such value"
     mean = row.mean
     if math.isnan(mean.value):
         return f"not estimable ({mean.note})"
@@ -142,7 +142,10 @@ def _count(effect: Effect, asked: int) -> str:
 
 
 def _signed(value: float, low: float, high: float) -> str:
-    return "not estimable" if math.isnan(value) else f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+    if math.isnan(value):
+        return "not estimable"
+    shown = "no interval" if math.isnan(low) else f"{low:+.3f}, {high:+.3f}"
+    return f"{value:+.3f} [{shown}]"
 
 
 def _number(value: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -14,7 +14,7 @@ from threefold.errors import PredictionsError, RunError
 from threefold.evaluation.claims import ClaimRow, PairRow, VariantRow
 from threefold.evaluation.comparison import Measured, difference_of, holm, mean_of, verdict
 from threefold.evaluation.delong import compare_auc
-from threefold.evaluation.measures import Tables, measured, measured_pair, scores
+from threefold.evaluation.measures import OF_ALL, Tables, has_group, measured, measured_pair, scores
 from threefold.reporting.figures import save
 from threefold.reporting.study_figures import claim_figure
 from threefold.reporting.study_tables import claim_table, pair_table, variant_table
@@ -22,7 +22,17 @@ from threefold.reporting.table import Table, markdown
 from threefold.run import write_atomically
 from threefold.studies.evaluations import read_label_tables, read_run_predictions
 from threefold.studies.study_folder import StudyFolder
-from threefold.studies.study_spec import LABELS, ClaimSpec, RunPlan, StudySpec, plan_runs, run_id
+from threefold.studies.study_spec import (
+    LABELS,
+    ClaimSpec,
+    RunPlan,
+    StudySpec,
+    claim_cohorts,
+    plan_runs,
+    run_id,
+)
+
+_USUAL = ("auc", "balanced_accuracy", "dice", "structure_dice", "topology_match", "psnr")
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,7 @@ def compare_study(folder: StudyFolder) -> Comparison:
     """
     study = folder.read()
     plans = plan_runs(study)
-    finished = {plan.id for plan in plans if _is_finished(folder, plan.id)}
+    finished = {plan.id for plan in plans if folder.is_finished(plan.id)}
     judged = {labels_id(name) for name in study.cohorts if folder.labels(name).predictions.is_file()}
     if not finished:
         raise RunError(
@@ -65,7 +75,7 @@ def compare_study(folder: StudyFolder) -> Comparison:
         return read_tables(folder, name)
 
     work = _Work(study, finished | judged, tables)
-    lines = [work.claim(claim, cohort) for claim in study.claims for cohort in _cohorts(study, claim)]
+    lines = [work.claim(claim, cohort) for claim in study.claims for cohort in claim_cohorts(study, claim)]
     adjusted = holm([line.effect.p for line in lines])
     claims = tuple(
         replace(line, adjusted=p, verdict=verdict(line.effect, p, line.expected, study.confidence))
@@ -75,7 +85,8 @@ def compare_study(folder: StudyFolder) -> Comparison:
         study=study,
         claims=claims,
         means=tuple(work.means(plans)),
-        pairs=tuple(pair for claim in study.claims for pair in work.pair_tests(claim)),
+        # Two claims may name the same pair.
+        pairs=tuple(dict.fromkeys(pair for claim in study.claims for pair in work.pair_tests(claim))),
         missing=tuple(plan.id for plan in plans if plan.id not in finished),
     )
 
@@ -107,6 +118,8 @@ def write_comparison(comparison: Comparison, folder: StudyFolder) -> tuple[Table
     }
     folder.tables.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
+        for old in (folder.tables / f"{name}.md", folder.tables / f"{name}.csv") if not table.rows else ():
+            old.unlink(missing_ok=True)
         if table.rows:
             write_atomically(folder.tables / f"{name}.md", markdown(table))
             numbers = pd.json_normalize([asdict(row) for row in rows[name]])
@@ -143,9 +156,14 @@ class _Work:
 
     def claim(self, claim: ClaimSpec, cohort: str) -> ClaimRow:
         """Return a claim's line, its p not adjusted yet."""
-        pairs = list(self._pairs(claim, cohort))
+        pairs = [
+            (first, second)
+            for first, second, _ in self._pairs(claim, cohort)
+            if has_group(self.tables(first), claim.baseline_group or claim.group)
+            and has_group(self.tables(second), claim.group)
+        ]
         measured_pairs = []
-        for first, second, _ in pairs:
+        for first, second in pairs:
             try:
                 measured_pairs.append(self._measured(claim, first, second))
             except PredictionsError as error:
@@ -166,7 +184,7 @@ class _Work:
             adjusted=np.nan,
             verdict="not estimable",
             pairs=len(self.study.seeds) * len(self.study.splits),
-            leaks=self._leaks([name for pair in pairs for name in pair[:2]]),
+            leaks=self._leaks([name for pair in pairs for name in pair]),
         )
 
     def _measured(self, claim: ClaimSpec, first: str, second: str) -> tuple[Measured, Measured]:
@@ -179,38 +197,47 @@ class _Work:
         )
 
     def means(self, plans: Sequence[RunPlan]) -> Iterator[VariantRow]:
-        """Yield each variant's mean of each metric and group that a claim names."""
+        """Yield each variant's mean of each metric and group that a claim names.
+
+        Without claims: of the metrics for which a variant has cases, on all test cases.
+        """
         asked = dict.fromkeys(
             (claim.metric, group)
             for claim in self.study.claims
             for group in (claim.group, claim.baseline_group or claim.group)
         )
+        usual = dict.fromkeys((metric, OF_ALL) for metric in _USUAL)
         variants: dict[tuple[str, str], list[str]] = {}
         for plan in plans:
             variants.setdefault((plan.cohort, plan.variant), []).append(plan.id)
         for (cohort, variant), names in variants.items():
             there = [name for name in names if name in self.finished]
-            for metric, group in asked if there else ():
+            for metric, group in asked or usual if there else ():
+                having = [name for name in there if has_group(self.tables(name), group)]
                 try:
-                    runs = [measured(self.tables(name), metric, group) for name in there]
+                    runs = [measured(self.tables(name), metric, group) for name in having]
                 except PredictionsError:
-                    continue  # this variant has no such task
-                yield VariantRow(
-                    cohort, variant, metric, group, self.mean(runs), len(names), self._leaks(there)
-                )
+                    continue  # this variant was not looked into in that way
+                mean = self.mean(runs)
+                if asked or mean.cases:
+                    yield VariantRow(cohort, variant, metric, group, mean, len(names), self._leaks(having))
 
     def pair_tests(self, claim: ClaimSpec) -> Iterator[PairRow]:
         """Yield DeLong's test of each pair, for claims on the AUC of two classes."""
         if claim.metric != "auc" or claim.baseline_group is not None:
             return
-        for cohort in _cohorts(self.study, claim):
+        for cohort in claim_cohorts(self.study, claim):
             for first, second, (split, seed) in self._pairs(claim, cohort):
-                both = [scores(self.tables(name), claim.group) for name in (first, second)]
-                if self.tables(first).predictions.positive is None:
+                pair = [self.tables(name) for name in (first, second)]
+                if any(
+                    each.predictions.positive is None or not has_group(each, claim.group) for each in pair
+                ):
                     continue
-                joined = both[0].join(both[1]["score"], rsuffix="_variant", how="inner")
+                both = [scores(each, claim.group) for each in pair]
+                joined = both[0].join(both[1]["score"].rename("score_variant"), how="inner")
                 yield PairRow(
                     cohort,
+                    claim.baseline_cohort or cohort,
                     claim.variant,
                     claim.baseline,
                     claim.group,
@@ -239,23 +266,3 @@ class _Work:
                 second = run_id(cohort, claim.variant, split, seed)
                 if {first, second} <= self.finished:
                     yield first, second, (split, seed)
-
-
-def _cohorts(study: StudySpec, claim: ClaimSpec) -> tuple[str, ...]:
-    """Return the cohorts in which a claim is tested."""
-    if claim.cohorts is not None:
-        return claim.cohorts
-    trained: Mapping[str, set[str]] = {name: set() for name in study.cohorts}
-    for plan in plan_runs(study):
-        trained[plan.cohort].add(plan.variant)
-    baseline = claim.baseline_cohort
-    return tuple(
-        cohort
-        for cohort, variants in trained.items()
-        if claim.variant in variants and claim.baseline in {LABELS, *trained[baseline or cohort]}
-    )
-
-
-def _is_finished(folder: StudyFolder, name: str) -> bool:
-    outcome = folder.outcome(name)
-    return outcome is not None and outcome.state == "finished"

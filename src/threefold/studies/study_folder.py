@@ -124,6 +124,11 @@ class StudyFolder:
                 f"{path}: can't be read ({error}). Remove it: the run is looked at anew."
             ) from error
 
+    def is_finished(self, run_id: str) -> bool:
+        """Whether a run ended well, and what it left is there."""
+        outcome = self.outcome(run_id)
+        return outcome is not None and outcome.state == "finished" and self.run(run_id).predictions.is_file()
+
     def remember(self, outcome: Outcome) -> None:
         """Write down how a run ended."""
         path = self._outcome(outcome.run)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +17,12 @@ from threefold.studies.study_worker import run_in_process
 
 SPARE = 0.5
 """GiB that are left free."""
+
+_CGROUP = Path("/sys/fs/cgroup")
+_CONTROL_GROUPS = (
+    (_CGROUP, "memory.max", "memory.current", "inactive_file"),
+    (_CGROUP / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 
 
 class Pool(Protocol):
@@ -36,17 +44,21 @@ class Pool(Protocol):
         """Interrupt what is running, and wait until it has written its state."""
         ...
 
+    def close(self) -> None:
+        """Give back what the pool holds, when nothing runs any more."""
+        ...
+
 
 class LocalPool:
     """Processes of this machine, as many as its cores or GPUs serve and its memory holds."""
 
-    def __init__(self, folder: Path, threads: int, workers: int, gpus: int = 0) -> None:
-        self._folder, self._threads, self._workers = folder, threads, workers
+    def __init__(self, folder: Path, threads: int, workers: int, gpus: Sequence[str] = ()) -> None:
+        self._folder, self._threads, self._workers, self._gpus = folder, threads, workers, gpus
         self._threadpool = ThreadPoolExecutor(workers)
         self._running: dict[Future[Outcome], tuple[str, float]] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._gpus = list(range(gpus))
-        self._gpu_of: dict[str, int] = {}
+        self._gpu_of: dict[str, str] = {}
+        self._stopping = False
 
     def has_room(self, memory: float) -> bool:
         """Whether a worker is free and the memory suffices; with nothing running it always does."""
@@ -56,13 +68,15 @@ class LocalPool:
         return len(self._running) < self._workers and fits(memory, free_memory(), claims)
 
     def submit(self, run: str, memory: float) -> None:
-        """Start a run."""
-        gpu = self._gpus.pop(0) if self._gpus else None
+        """Start a run, on the GPU with the fewest."""
+        gpu = min(self._gpus, key=[*self._gpu_of.values()].count, default=None)
         if gpu is not None:
             self._gpu_of[run] = gpu
 
         def started(process: subprocess.Popen[bytes]) -> None:
             self._processes[run] = process
+            if self._stopping:  # it came too late to be stopped with the others
+                process.terminate()
 
         future = self._threadpool.submit(
             run_in_process, self._folder, run, self._threads, gpu=gpu, started=started
@@ -76,16 +90,20 @@ class LocalPool:
 
     def stop(self) -> None:
         """Interrupt the processes, and wait until they have written their state."""
+        self._stopping = True
         for process in list(self._processes.values()):
             if process.returncode is None:
                 process.terminate()
         wait(self._running)
 
+    def close(self) -> None:
+        """End the threads that wait for processes."""
+        self._threadpool.shutdown()
+
     def _collect(self, future: Future[Outcome]) -> Outcome:
         run, _ = self._running.pop(future)
         self._processes.pop(run, None)
-        if run in self._gpu_of:
-            self._gpus.append(self._gpu_of.pop(run))
+        self._gpu_of.pop(run, None)
         return future.result()
 
     def _resident(self, run: str) -> float:
@@ -94,38 +112,81 @@ class LocalPool:
 
 
 class RayPool:
-    """Workers of a Ray cluster, which see the study's folder under the same path."""
+    """Workers of a Ray cluster, which see the study's folder under the same path.
 
-    def __init__(self, folder: Path, threads: int, address: str, gpus: float = 0) -> None:
+    Args:
+        folder: the study's.
+        threads: CPU threads of a run.
+        address: of the cluster (auto, ray://HOST:PORT); `local` starts one of this machine.
+
+    Raises:
+        UsageError: Ray is not installed, the cluster does not answer, or no node has so many cores.
+    """
+
+    def __init__(self, folder: Path, threads: int, address: str) -> None:
         self._ray = _ray()
-        if not self._ray.is_initialized():
-            self._ray.init(address=None if address == "local" else address, log_to_driver=False)
-        self._folder, self._threads, self._gpus = folder, threads, gpus
+        self._owned = not self._ray.is_initialized()
+        if self._owned:
+            try:
+                self._ray.init(address=address, log_to_driver=False)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise UsageError(
+                    f"--ray {address}: no cluster answers ({error}). Start one (`ray start --head`), or use "
+                    "--ray local."
+                ) from error
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        cores = max(node.get("CPU", 0) for node in nodes)
+        if cores < threads:
+            self.close()
+            raise UsageError(
+                f"the study's `threads` is {threads}, but no node of the Ray cluster has more than "
+                f"{cores:.0f} cores. Lower it, or add a larger node."
+            )
+        self._largest = int(max(node.get("memory", 0) for node in nodes))
+        self._gpus = int(any(node.get("GPU", 0) >= 1 for node in nodes))
+        self._folder, self._threads = folder.resolve(), threads
         self._task = self._ray.remote(run_in_process)
-        self._running: list[Any] = []
+        self._running: dict[Any, str] = {}
 
     def has_room(self, memory: float) -> bool:
         """Whether it can be queued: always, Ray starts it where cores and memory are free."""
         return True
 
     def submit(self, run: str, memory: float) -> None:
-        """Queue a run."""
+        """Queue a run; one that needs more memory than any node has gets the largest node for itself."""
         task = self._task.options(
-            num_cpus=self._threads, num_gpus=self._gpus, memory=int(memory * GIB), max_retries=0
+            num_cpus=self._threads,
+            num_gpus=self._gpus,
+            memory=min(int(memory * GIB), self._largest),
+            max_retries=0,
         )
-        self._running.append(task.remote(self._folder.resolve(), run, self._threads))
+        self._running[task.remote(self._folder, run, self._threads)] = run
 
     def wait(self) -> list[Outcome]:
         """Wait until a run ends; return those that did."""
-        ended, self._running = self._ray.wait(self._running)
-        return list(self._ray.get(ended))
+        ended, _ = self._ray.wait(list(self._running))
+        return [self._collect(task) for task in ended]
 
     def stop(self) -> None:
-        """Cancel what is queued, interrupt what is running."""
+        """Cancel what is queued, interrupt what is running, and wait until it has written its state."""
         for task in self._running:
             self._ray.cancel(task)
-        self._ray.wait(self._running, num_returns=len(self._running))
-        self._running = []
+        if self._running:
+            self._ray.wait(list(self._running), num_returns=len(self._running))
+        self._running = {}
+
+    def close(self) -> None:
+        """Leave the cluster; end it where it is this process's own."""
+        if self._owned:
+            self._ray.shutdown()
+
+    def _collect(self, task: Any) -> Outcome:
+        run = self._running.pop(task)
+        try:
+            outcome: Outcome = self._ray.get(task)
+        except self._ray.exceptions.RayError as error:  # its node or worker died, which is the run's failure
+            return Outcome(run, "failed", f"the Ray worker was lost: {error}", 0.0, 0.0)
+        return outcome
 
 
 def fits(needed: float, free: float, running: list[tuple[float, float]]) -> bool:
@@ -141,14 +202,29 @@ def fits(needed: float, free: float, running: list[tuple[float, float]]) -> bool
 
 
 def free_memory() -> float:
-    """Return the memory that can be taken without swapping, GiB; what the control group leaves, if less."""
-    with Path("/proc/meminfo").open() as stream:
-        fields = dict(line.split(":", 1) for line in stream)
-    free = int(fields["MemAvailable"].split()[0]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
-        free = min(free, int(text) - int(used.read_text()))
+    """Return the memory that can be taken without swapping, GiB; what the control group leaves, if less.
+
+    Infinite where the system does not tell (no /proc): the number of workers alone is the limit then.
+    """
+    available = _fields(Path("/proc/meminfo")).get("MemAvailable")
+    free = math.inf if available is None else available * 1024
+    for folder, limit, used, cached in _CONTROL_GROUPS:
+        try:
+            allowed, taken = (int((folder / name).read_text()) for name in (limit, used))
+        except (OSError, ValueError):  # no such version of control groups, or no limit ("max")
+            continue
+        # Pages of files that were read count as used, and go when memory is asked for.
+        free = min(free, allowed - taken + _fields(folder / "memory.stat").get(cached, 0))
     return free / GIB
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """Return the numbers of a file of lines `name number` or `name: number unit`; none where it is absent."""
+    try:
+        words = [line.split() for line in path.read_text().splitlines()]
+    except OSError:
+        return {}
+    return {line[0].rstrip(":"): int(line[1]) for line in words if len(line) > 1}
 
 
 def resident_memory(process: int) -> float:
@@ -158,6 +234,12 @@ def resident_memory(process: int) -> float:
     except (OSError, IndexError):
         return 0.0
     return pages * os.sysconf("SC_PAGE_SIZE") / GIB
+
+
+def visible_gpus(count: int) -> tuple[str, ...]:
+    """Return the names that CUDA_VISIBLE_DEVICES knows the GPUs by; a scheduler may have given only some."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return tuple(given.split(",")[:count]) if given else tuple(map(str, range(count)))
 
 
 def local_workers(threads: int, gpus: int) -> int:

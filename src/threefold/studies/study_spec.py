@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -20,8 +21,9 @@ from threefold.validation import did_you_mean, parse_spec, parse_yaml, read_yaml
 _STUDIES = files("threefold") / "studies" / "studies"
 LABELS = "labels"
 """As a claim's baseline: the cohort's own structures instead of a variant's."""
-_Part = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+=-]*$", max_length=80)]
-"""A name that is a part of a path."""
+_PART = r"^[A-Za-z0-9](-?[A-Za-z0-9_.+=])*-?$"
+_Part = Annotated[str, Field(pattern=_PART, max_length=80)]
+"""A name that is a part of a path. Two dashes in a row part names in the names of logs."""
 Scalar = bool | int | float | str
 
 
@@ -123,21 +125,37 @@ class StudySpec(Spec):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
-        expanded = {name for name, _ in expand(self)}
+        expanded = [name for name, _, _ in expand(self)]
+        for what, values in (("variants", expanded), ("seeds", self.seeds), ("splits", self.splits)):
+            _refuse_twice(what, values)
+        for name in expanded:
+            if re.match(_PART, name) is None:
+                raise ValueError(
+                    f"variants.{name}: a value of its key can't be a part of a path. Write a variant of its "
+                    "own, with the value in its overrides"
+                )
         if LABELS in expanded:
             raise ValueError(f"variants.{LABELS}: the name means a cohort's own structures. Choose another.")
         for name, variant in self.variants.items():
             if variant.init_from is not None:
-                _require(variant.init_from, sorted(expanded), f"variants.{name}.init_from")
+                _require(variant.init_from, expanded, f"variants.{name}.init_from")
             for cohort in variant.cohorts or ():
                 _require(cohort, list(self.cohorts), f"variants.{name}.cohorts")
         _refuse_circles(self)
         for number, claim in enumerate(self.claims):
             where = f"claims.{number}"
-            _require(claim.variant, sorted(expanded), f"{where}.variant")
-            _require(claim.baseline, [*sorted(expanded), LABELS], f"{where}.baseline")
+            _require(claim.variant, expanded, f"{where}.variant")
+            _require(claim.baseline, [*expanded, LABELS], f"{where}.baseline")
             for cohort in (*(claim.cohorts or ()), *filter(None, (claim.baseline_cohort,))):
                 _require(cohort, list(self.cohorts), f"{where}.cohorts")
+            tested = claim_cohorts(self, claim)
+            untested = [name for name in claim.cohorts or () if name not in tested]
+            if untested or not tested:
+                raise ValueError(
+                    f"{where}: {claim.variant} against {claim.baseline} can't be tested in "
+                    f"{untested[0] if untested else 'any cohort'}. Expected two different trainings, or two "
+                    "groups; the variants' cohorts say where each is trained"
+                )
         return self
 
 
@@ -173,16 +191,31 @@ def run_id(cohort: str, variant: str, split: int, seed: int) -> str:
     return f"{cohort}/{variant}/split-{split}-seed-{seed}"
 
 
-def expand(study: StudySpec) -> list[tuple[str, tuple[str, ...]]]:
-    """Return each variant's name and overrides; one whose key is varied once for each value."""
+def expand(study: StudySpec) -> list[tuple[str, VariantSpec, tuple[str, ...]]]:
+    """Return each variant's name, spec and overrides; one whose key is varied once for each value."""
     found = []
     for name, variant in study.variants.items():
         common = (*study.overrides, *variant.overrides)
         if variant.key is None:
-            found.append((name, common))
+            found.append((name, variant, common))
         for value in variant.values:
-            found.append((f"{name}={value}", (*common, f"{variant.key}={_yaml(value)}")))
+            found.append((f"{name}={value}", variant, (*common, f"{variant.key}={_yaml(value)}")))
     return found
+
+
+def claim_cohorts(study: StudySpec, claim: ClaimSpec) -> tuple[str, ...]:
+    """Return the cohorts in which a claim is tested: where both were trained and are not the same."""
+    trained = {
+        (cohort, name) for name, variant, _ in expand(study) for cohort in variant.cohorts or study.cohorts
+    }
+    there = trained | {(cohort, LABELS) for cohort in study.cohorts}
+    found = []
+    for cohort in study.cohorts if claim.cohorts is None else claim.cohorts:
+        first, second = (claim.baseline_cohort or cohort, claim.baseline), (cohort, claim.variant)
+        differ = first != second or (claim.baseline_group or claim.group) != claim.group
+        if differ and first in there and second in trained:
+            found.append(cohort)
+    return tuple(dict.fromkeys(found))
 
 
 def plan_runs(study: StudySpec, only: Sequence[str] = ()) -> list[RunPlan]:
@@ -196,8 +229,7 @@ def plan_runs(study: StudySpec, only: Sequence[str] = ()) -> list[RunPlan]:
         ExperimentError: a pattern matches no run.
     """
     plans: dict[str, RunPlan] = {}
-    for variant, overrides in expand(study):
-        spec = study.variants[variant if variant in study.variants else variant.partition("=")[0]]
+    for variant, spec, overrides in expand(study):
         for cohort in spec.cohorts or study.cohorts:
             for split, keys in enumerate(study.splits):
                 for seed in study.seeds:
@@ -294,15 +326,20 @@ def _in_order(plans: Mapping[str, RunPlan], chosen: set[str]) -> list[RunPlan]:
 
 
 def _refuse_circles(study: StudySpec) -> None:
-    for name in study.variants:
+    starts = {name: variant.init_from for name, variant, _ in expand(study)}
+    for name in starts:
         seen = [name]
-        start = study.variants[name].init_from
-        while start is not None:
-            start = start if start in study.variants else start.partition("=")[0]
+        while (start := starts[seen[-1]]) is not None:
             if start in seen:
                 raise ValueError(f"variants.{name}: starts from itself ({' -> '.join([*seen, start])})")
             seen.append(start)
-            start = study.variants[start].init_from
+
+
+def _refuse_twice(what: str, values: Sequence[object]) -> None:
+    """Refuse what is there twice: it would be one run, counted as two."""
+    for number, value in enumerate(values):
+        if value in values[:number]:
+            raise ValueError(f"{what}: {value} is there twice")
 
 
 def _require(name: str, known: Sequence[str], where: str) -> None:

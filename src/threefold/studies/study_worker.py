@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
+import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +21,9 @@ from threefold.studies.study_folder import GIB, Outcome, StudyFolder
 from threefold.studies.study_spec import RunPlan, plan_runs
 
 INTERRUPTED = 130
+_INTERRUPTING = (INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)
+_STDIN = 0
+_GLANCE = 0.1  # seconds
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -25,18 +32,19 @@ def run_in_process(
     run: str,
     threads: int,
     *,
-    gpu: int | None = None,
+    gpu: str | None = None,
     started: Callable[[subprocess.Popen[bytes]], None] | None = None,
 ) -> Outcome:
     """Train and evaluate a run of a study in a new process, and wait for its end.
 
-    A run that is killed for its memory takes nothing else with it. What it says goes into its log.
+    A run that is killed for its memory takes nothing else with it, and a run whose starter is killed stops:
+    both ends hold a pipe. What it says goes into its log.
 
     Args:
         folder: the study's.
         run: its id.
         threads: of the CPU.
-        gpu: the only one that it sees; None: as this process.
+        gpu: name of the only one that it sees; None: as this process.
         started: told of the process.
     """
     study = StudyFolder(folder)
@@ -44,33 +52,48 @@ def run_in_process(
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, **dict.fromkeys(_THREADS, str(threads))}
     if gpu is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
     begin = time.monotonic()
     with log.open("wb") as stream:
         process = subprocess.Popen(
             [sys.executable, "-m", __name__, str(folder), run],
             stdout=stream,
             stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             env=environment,
         )
+        assert process.stdin is not None
         if started is not None:
             started(process)
         try:
-            _, status, usage = os.wait4(process.pid, 0)
+            status, usage = _ended(process.pid)
         except BaseException:  # this process was told to stop: so is the run, which writes its state
             process.terminate()
             process.wait()
             raise
+        finally:
+            process.stdin.close()
     code = process.returncode = os.waitstatus_to_exitcode(status)
     kilobytes = usage.ru_maxrss if sys.platform != "darwin" else usage.ru_maxrss / 1024
     return Outcome(
         run=run,
-        state="finished" if code == 0 else "interrupted" if code in (INTERRUPTED, -2, -15) else "failed",
+        state="finished" if code == 0 else "interrupted" if code in _INTERRUPTING else "failed",
         message="" if code == 0 else _why(log, code),
         seconds=time.monotonic() - begin,
         memory=kilobytes * 1024 / GIB,
     )
+
+
+def _ended(process: int) -> tuple[int, resource.struct_rusage]:
+    """Wait for the end of a process; return its status and what it used.
+
+    By glances, since Ray cancels a task between two instructions of Python and not inside a system call.
+    """
+    while True:
+        found, status, usage = os.wait4(process, os.WNOHANG)
+        if found:
+            return status, usage
+        time.sleep(_GLANCE)
 
 
 def experiment_of(study: StudyFolder, plan: RunPlan) -> Experiment:
@@ -128,10 +151,24 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _end_with_the_starter() -> None:
+    """Interrupt this process when the one that started it is gone: its end of the pipe on stdin closes."""
+
+    def watch() -> None:
+        while os.read(_STDIN, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if stat.S_ISFIFO(os.fstat(_STDIN).st_mode):
+        threading.Thread(target=watch, daemon=True).start()
+
+
 def _why(log: Path, code: int) -> str:
     """Return what a process died of: its error, else its last line."""
-    if code < 0 and -code == 9:
+    if code == -signal.SIGKILL:
         return "killed from outside (signal 9): most likely the memory was used up"
+    if code in _INTERRUPTING:
+        return "stopped by a signal"
     lines = log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
     starts = [number for number, line in enumerate(lines) if line.startswith("error: ")]
     if starts:
@@ -140,4 +177,5 @@ def _why(log: Path, code: int) -> str:
 
 
 if __name__ == "__main__":
+    _end_with_the_starter()
     sys.exit(main(sys.argv[1:]))

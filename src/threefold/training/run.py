@@ -70,7 +70,7 @@ def train(
         KeyboardInterrupt: stopped by a signal, after the state was written.
     """
     folder, teller = RunFolder(Path(run)), progress or Silence()
-    experiment = _settled(experiment)
+    experiment = settled(experiment)
     require_settings(experiment)
     if resume and _holds_something(folder):
         check_resumable(folder, experiment, cohort)
@@ -218,7 +218,7 @@ def _holds_something(folder: RunFolder) -> bool:
     return folder.path.is_dir() and any(folder.path.iterdir())
 
 
-def _settled(experiment: Experiment) -> Experiment:
+def settled(experiment: Experiment) -> Experiment:
     """Return the experiment as it is written down: weights by their full path, so that a resume from another
     folder finds them; and where a cascade has initial weights, no stage before it."""
     weights = experiment.initial_weights

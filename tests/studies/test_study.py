@@ -1,0 +1,337 @@
+"""Studies really run: resumed after a kill, failures reported, compared, and the same again."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from safetensors.numpy import load_file
+from sklearn.metrics import roc_auc_score
+
+from threefold.errors import CohortError, ExperimentError, RunError, UsageError
+from threefold.studies import study_pools
+from threefold.studies.comparison import compare_study, write_comparison
+from threefold.studies.study import run_study
+from threefold.studies.study_cohorts import pointed_at, prepare_cohort
+from threefold.studies.study_folder import Outcome, StudyFolder
+from threefold.studies.study_pools import LocalPool
+from threefold.studies.study_spec import CohortSource, StudySpec, load_study
+from threefold.studies.study_status import standing_of, status_table
+from threefold.training.folder import is_held
+
+from .tiny import CLS, OVERRIDES, SEG, Heard, run_here, until, write_study
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _in_this_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study_pools, "run_in_process", run_here)
+        patch.setenv("THREEFOLD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def run(study: StudySpec, out: Path, *only: str) -> tuple[list[Outcome], str]:
+    """Run a study with one worker; return how its runs ended, and what was said."""
+    pool, heard = LocalPool(out, 1, 1), Heard()
+    try:
+        return run_study(study, StudyFolder(out), pool, heard, only), heard.text
+    finally:
+        pool.close()
+
+
+CLAIMS = [
+    {"claim": "masks help abroad", "variant": "seg", "baseline": "cls", "group": "external"},
+    {"claim": "masks differ", "variant": "seg", "baseline": "cls", "metric": "dice", "expected": "different"},
+    {"claim": "nowhere", "variant": "seg", "baseline": "cls", "group": "site-99"},
+]
+VARIANTS = {
+    "cls": {"recipe": CLS},
+    "child": {"recipe": SEG, "init_from": "broken"},
+    "broken": {"recipe": CLS, "overrides": ["training.optimiser.learning_rate=1.0e+30"]},
+    "seg": {"recipe": SEG, "init_from": "cls"},
+}
+
+
+@pytest.fixture(scope="module")
+def study(cohort_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> StudySpec:
+    home = tmp_path_factory.mktemp("study")
+    return load_study(
+        str(write_study(home / "tiny.yaml", cohort_folder, variants=VARIANTS, seeds=[0, 1], claims=CLAIMS))
+    )
+
+
+@pytest.fixture(scope="module")
+def ended(
+    study: StudySpec, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[StudyFolder, list[Outcome], str]:
+    out = tmp_path_factory.mktemp("out") / "study"
+    ended, said = run(study, out)
+    return StudyFolder(out), ended, said
+
+
+def test_a_failing_variant_stops_only_what_starts_from_it(
+    ended: tuple[StudyFolder, list[Outcome], str],
+) -> None:
+    folder, outcomes, said = ended
+    states = {outcome.run: outcome.state for outcome in outcomes}
+    assert states == {
+        f"heads/{variant}/split-0-seed-{seed}": "finished" if variant in ("cls", "seg") else "failed"
+        for variant in VARIANTS
+        for seed in (0, 1)
+    }
+    messages = {outcome.run: outcome.message for outcome in outcomes}
+    assert "not finite" in messages["heads/broken/split-0-seed-1"]
+    assert messages["heads/child/split-0-seed-0"] == (
+        "heads/broken/split-0-seed-0, whose weights it starts from, did not finish"
+    )
+    assert said.startswith("8 runs, 0 of them finished before\n")
+    assert "4/8 heads/" in said
+    assert not folder.run("heads/child/split-0-seed-0").path.exists()
+
+
+def test_a_variant_starts_from_the_weights_of_its_seed(
+    ended: tuple[StudyFolder, list[Outcome], str],
+) -> None:
+    folder, _, _ = ended
+    for seed in (0, 1):
+        content = yaml.safe_load(folder.run(f"heads/seg/split-0-seed-{seed}").experiment.read_text())
+        start = folder.run(f"heads/cls/split-0-seed-{seed}").path.resolve()
+        assert content["initial_weights"]["path"] == str(start)
+        assert content["training"]["seed"] == seed
+
+
+def test_the_status_says_each_runs_state(ended: tuple[StudyFolder, list[Outcome], str]) -> None:
+    folder, _, _ = ended
+    runs = list(standing_of(folder))
+    table = status_table(runs)
+    assert table.title == "8 runs: 4 finished, 4 failed"
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["heads/seg/split-0-seed-1"][:2] == ("finished", "2/2")
+    assert rows["heads/broken/split-0-seed-0"][0] == "failed"
+    assert "not finite" in rows["heads/broken/split-0-seed-0"][3]
+
+
+def test_the_comparison_is_of_the_runs_tables(ended: tuple[StudyFolder, list[Outcome], str]) -> None:
+    folder, _, _ = ended
+    comparison = compare_study(folder)
+    assert set(comparison.missing) == {
+        f"heads/{v}/split-0-seed-{s}" for v in ("broken", "child") for s in (0, 1)
+    }
+    auc, dice, nowhere = comparison.claims
+    positive, by_hand = positive_class(folder), {}
+    for variant in ("cls", "seg"):
+        for seed in (0, 1):
+            table = pd.read_csv(folder.run(f"heads/{variant}/split-0-seed-{seed}").predictions)
+            table = table[(table["part"] == "test") & (table["site_group"] == "external")]
+            by_hand[variant, seed] = roc_auc_score(
+                table["label"] == positive, table[f"probability_{positive}"]
+            )
+    expected = sum(by_hand["seg", seed] - by_hand["cls", seed] for seed in (0, 1)) / 2
+    assert auc.effect.value == pytest.approx(expected)
+    assert auc.baseline_mean.value == pytest.approx((by_hand["cls", 0] + by_hand["cls", 1]) / 2)
+    assert (auc.effect.runs, auc.pairs) == (2, 2)
+    assert [(pair.seed, pair.difference.difference) for pair in comparison.pairs] == [
+        (seed, pytest.approx(by_hand["seg", seed] - by_hand["cls", seed])) for seed in (0, 1)
+    ]
+    # The classifier draws no masks, and there is no such site: said, not dropped and not an error.
+    for row in (dice, nowhere):
+        assert row.verdict == "not estimable"
+        assert row.effect.cases == 0
+    assert {row.variant for row in comparison.means} == {"cls", "seg"}
+
+
+def positive_class(folder: StudyFolder) -> str:
+    header = folder.run("heads/cls/split-0-seed-0").predictions.read_text().splitlines()[0].split(",")
+    return [name for name in header if name.startswith("probability_")][-1].removeprefix("probability_")
+
+
+def test_the_comparisons_files_are_the_same_bytes_again(
+    ended: tuple[StudyFolder, list[Outcome], str],
+) -> None:
+    folder, _, _ = ended
+
+    def files() -> dict[str, bytes]:
+        write_comparison(compare_study(folder), folder)
+        return {
+            path.name: path.read_bytes() for at in (folder.tables, folder.figures) for path in at.iterdir()
+        }
+
+    first = files()
+    assert {*first} == {f"{n}.{k}" for n in ("claims", "variants", "pairs") for k in ("md", "csv")} | {
+        "claims.png"
+    }
+    assert files() == first
+    assert "n=" in first["claims.md"].decode()
+    numbers = pd.read_csv(folder.tables / "claims.csv")
+    assert numbers["effect.value"][0] == pytest.approx(compare_study(folder).claims[0].effect.value)
+
+
+def test_a_study_run_again_gives_the_same_numbers_and_does_nothing_twice(
+    study: StudySpec, ended: tuple[StudyFolder, list[Outcome], str], tmp_path: Path
+) -> None:
+    folder, _, _ = ended
+    again, said = run(study, tmp_path / "again", "heads/seg/*-seed-1")
+    assert [outcome.state for outcome in again] == ["finished"] * 2  # it and its start
+    for variant in ("cls", "seg"):
+        name = f"heads/{variant}/split-0-seed-1"
+        mine, other = folder.run(name), StudyFolder(tmp_path / "again").run(name)
+        weights, others = load_file(mine.weights), load_file(other.weights)
+        assert {*weights} == {*others}
+        assert all((weights[key] == others[key]).all() for key in weights)
+        assert mine.predictions.read_bytes() == other.predictions.read_bytes()
+    nothing, said = run(study, tmp_path / "again", "heads/seg/*-seed-1")
+    assert nothing == []
+    assert "2 runs, 2 of them finished before" in said
+
+
+def changed(study: StudySpec, **changes: Any) -> StudySpec:
+    return StudySpec.model_validate({**study.model_dump(), **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"overrides": (*OVERRIDES, "training.epochs=3")}, RunError, "training.epochs: 2 in the run, 3 now"),
+        ({"name": "other"}, RunError, "holds the study 'tiny', not 'other'"),
+        ({"overrides": (*OVERRIDES, "training.devices=2")}, UsageError, "a study gives each run one device"),
+        ({"overrides": (*OVERRIDES, "training.epoch=3")}, ExperimentError, "variant cls: "),
+        ({"cohorts": {"heads": {"folder": "/nowhere"}}}, CohortError, "/nowhere"),
+        ({"overrides": (*OVERRIDES, "data.split.kind=column")}, RunError, "data.split.kind"),
+    ],
+)
+def test_what_cant_go_on_is_refused_before_anything_is_changed(
+    changes: dict[str, Any],
+    error: type[Exception],
+    said: str,
+    study: StudySpec,
+    ended: tuple[StudyFolder, list[Outcome], str],
+) -> None:
+    folder, _, _ = ended
+    before = folder.study.read_bytes()
+    with pytest.raises(error, match=said):
+        run(changed(study, **changes), folder.path, "heads/cls/*")
+    assert folder.study.read_bytes() == before
+
+
+def test_a_run_whose_folder_was_removed_is_trained_anew(study: StudySpec, tmp_path: Path) -> None:
+    name = "heads/cls/split-0-seed-0"
+    out = StudyFolder(tmp_path / "out")
+    out.write(study)
+    out.remember(Outcome(name, "finished", "", 1.0, 0.1))
+    assert {each.plan.id: each.state for each in standing_of(out)}[name] == "waiting"
+    (outcome,), _ = run(study, out.path, name)
+    assert outcome.state == "finished"
+
+
+def test_a_users_cohort_takes_the_place_of_the_studys(
+    cohort_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = load_study("hematoma-sensitivity")
+    mine = tmp_path / "my scans, 2024"
+    mine.symlink_to(cohort_folder)
+    (tmp_path / "real -- name").mkdir()
+    named = pointed_at(shipped, tmp_path / "real -- name")
+    assert [*named.cohorts] == ["real-name"]
+    assert len(named.variants) == len(shipped.variants)
+    # Claims of one cohort against another have no meaning on one.
+    assert all(claim.variant != claim.baseline for claim in named.claims)
+    assert len(named.claims) == len({*named.claims}) == len(shipped.claims) - 3
+
+    propagated = changed(
+        shipped,
+        cohorts={**shipped.model_dump()["cohorts"], "s0.5": {"folder": "x", "propagation": {"epochs": 1}}},
+    )
+    (source,) = pointed_at(propagated, cohort_folder).cohorts.values()
+    assert source.propagation == {"epochs": 1}
+    assert source.folder == str(cohort_folder.resolve())
+
+
+TINY_HEADS = {
+    "patients_per_site": 1,
+    "external_patients_per_site": 1,
+    "slices": [1, 1],
+    "sites": 5,
+    "size": 64,
+}
+
+
+def test_a_phantom_is_made_once_and_never_mistaken_for_another(study: StudySpec, tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path)
+
+    def prepare(**changes: Any) -> tuple[int, str]:
+        source = CohortSource.model_validate({"phantom": "head-ct", "settings": TINY_HEADS, **changes})
+        heard = Heard()
+        return len(prepare_cohort("p", source, study, folder, heard).cases), heard.text
+
+    count, said = prepare()
+    assert count == 5
+    assert "making the phantom cohort" in said
+    assert prepare() == (5, f"{tmp_path / 'cohorts' / 'p'}: already there\n")
+    for changes in ({"seed": 1}, {"settings": {**TINY_HEADS, "shortcut": 0.5}}):
+        with pytest.raises(RunError, match=r"made from other settings than cohorts\.p says now"):
+            prepare(**changes)
+    with pytest.raises(UsageError, match=r"cohorts.p.preset: there is no 'demmo'. Did you mean 'demo'"):
+        prepare(preset="demmo")
+    with pytest.raises(UsageError, match=r"settings:\n  shortcat: unknown key. Did you mean 'shortcut'"):
+        prepare(settings={"shortcat": 1})
+
+
+def test_a_study_stopped_by_a_signal_and_by_a_kill_goes_on_where_it_was(
+    cohort_folder: Path, tmp_path: Path
+) -> None:
+    epochs = [*OVERRIDES[1:], "training.epochs=10"]
+    variants = {"quick": {"recipe": CLS, "overrides": ["training.epochs=1"]}, "slow": {"recipe": CLS}}
+    file = write_study(tmp_path / "s.yaml", cohort_folder, variants=variants, overrides=epochs)
+    study, out = load_study(str(file)), tmp_path / "out"
+    folder = StudyFolder(out)
+    quick, slow = ("heads/quick/split-0-seed-0", "heads/slow/split-0-seed-0")
+    run(study, out, quick)
+    before = {path: path.stat().st_mtime_ns for path in folder.run(quick).path.rglob("*")}
+
+    def trained(epoch: int) -> bool:
+        metrics = folder.run(slow).metrics
+        return metrics.is_file() and len(metrics.read_text().splitlines()) > epoch
+
+    def start() -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "threefold", "study", "run", str(file), "--out", str(out)]
+        return subprocess.Popen(
+            [*command, "--workers", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    with start() as process:
+        until(lambda: trained(1))
+        process.terminate()
+        assert process.wait(30) == 130
+    assert folder.run(slow).read_status()["state"] == "interrupted"
+    states = {each.plan.id: each.state for each in standing_of(folder)}
+    assert states == {quick: "finished", slow: "interrupted"}
+    reached = len(folder.run(slow).metrics.read_text().splitlines()) - 1
+    assert 1 <= reached < 10
+
+    with start() as process:
+        until(lambda: trained(reached + 1))
+        process.send_signal(signal.SIGKILL)
+        process.wait(10)
+        # Its run does not go on alone.
+        until(lambda: not is_held(folder.run(slow)), 20)
+    rows = folder.run(slow).metrics.read_text().splitlines()
+    assert reached + 1 < len(rows) <= 10
+
+    (outcome,), said = run(study, out)
+    assert (outcome.run, outcome.state) == (slow, "finished")
+    assert "2 runs, 1 of them finished before" in said
+    assert {path: path.stat().st_mtime_ns for path in folder.run(quick).path.rglob("*")} == before
+    # Times are among the columns: these epochs were not trained again.
+    assert folder.run(slow).metrics.read_text().splitlines()[: len(rows) - 1] == rows[:-1]
+
+    run(study, tmp_path / "unbroken", slow)
+    whole = load_file(StudyFolder(tmp_path / "unbroken").run(slow).weights)
+    weights = load_file(folder.run(slow).weights)
+    assert all((weights[key] == whole[key]).all() for key in whole)
