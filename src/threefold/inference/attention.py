@@ -9,8 +9,8 @@ How the terms map to the paper:
 | rectified weighted sum               | L^c_Grad-CAM, equation (2)         |
 
 One thing differs: the score is the log-odds of the class against the others, not its logit alone. A number
-that all logits share changes no probability, so that what raises it is no evidence; with two classes the score
-is the difference of the logits.
+that all logits share changes no probability, so that what raises it is no evidence; with two classes the
+score is the difference of the logits.
 """
 
 from __future__ import annotations

@@ -277,6 +277,23 @@ def _cohort_if_there(folder: Path) -> Cohort | None:
         return None
 
 
+def cohort_of_run(run: RunFolder) -> Cohort:
+    """Return the cohort that a run was trained on.
+
+    Raises:
+        RunError: not a run.
+        CohortError: the cohort was moved, or changed since.
+    """
+    _, _, folder = _of_run(run)
+    cohort = read_cohort(folder, allow_outside=True)
+    if fingerprint(cohort) != json.loads(run.cohort.read_text(encoding="utf-8"))["fingerprint"]:
+        raise CohortError(
+            f"{folder}: its cohort.yaml or cases.csv changed since the run {run.path} was trained. Put the "
+            "cohort of then back."
+        )
+    return cohort
+
+
 def _shares_patients(run: RunFolder, trained_on: Cohort | None, cohort: Cohort) -> bool:
     """Whether a patient who trained or validated the run is in the other cohort, by site and patient id.
 
