@@ -29,7 +29,7 @@ from threefold.studies.evaluations import write_label_tables
 from threefold.studies.study_folder import Outcome, StudyFolder, expected_memory
 from threefold.studies.study_pools import Pool
 from threefold.studies.study_spec import LABELS, CohortSource, RunPlan, StudySpec, plan_runs
-from threefold.studies.study_worker import experiment_of
+from threefold.studies.study_worker import experiment_of, lacks_evidence
 from threefold.training.folder import is_held
 from threefold.training.progress import TrainingProgress
 from threefold.training.requirements import require_settings, require_split
@@ -174,7 +174,9 @@ def _run_all(
 ) -> Iterator[Outcome]:
     """Yield each run's end, when it comes."""
     known = {plan.id: outcome for plan in plans if (outcome := folder.outcome(plan.id)) is not None}
-    waiting = [plan for plan in plans if not _is_done(known.get(plan.id))]
+    waiting = [
+        plan for plan in plans if not _is_done(known.get(plan.id)) or lacks_evidence(folder, study, plan)
+    ]
     done, total = len(plans) - len(waiting), len(plans)
     progress.say(f"{total} runs, {done} of them finished before")
     running: set[str] = set()
