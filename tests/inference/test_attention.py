@@ -16,7 +16,9 @@ from threefold.networks.build import build_network
 from threefold.networks.cam import CamLayer
 from threefold.networks.cascade import Cascade
 from threefold.networks.densenet import DenseNet
+from threefold.networks.joint import JointSwin
 from threefold.networks.outputs import Outputs
+from threefold.networks.swin_unet import SwinUnet
 
 SWIN = {"embed_dim": 8, "depths": [1, 1], "heads": [1, 2], "window": 7}
 UNET = {"kind": "attention-unet", "channels": [8, 16, 32], "dropout": 0.0, "initialisation": "default"}
@@ -81,7 +83,9 @@ def _teach(network: nn.Module, size: tuple[int, ...]) -> None:
     """Give the head the direction in which a bright block changes the features at its place."""
     generator = np.random.default_rng(1)
     corners = [tuple(8 * int(generator.integers(0, n // 8)) for n in size) for _ in range(16)]
-    layer = network.cam_layer()
+    # The features that are pooled; a Swin's map is of an earlier layer.
+    swin = isinstance(network, SwinUnet | JointSwin)
+    layer = CamLayer("encoder.norm", "channels last", 8) if swin else network.cam_layer()
     outputs: list[Tensor] = []
     handle = network.get_submodule(layer.module).register_forward_hook(
         lambda _m, _i, out: outputs.append(out)
@@ -89,7 +93,7 @@ def _teach(network: nn.Module, size: tuple[int, ...]) -> None:
     with torch.no_grad():
         network.eval()(torch.from_numpy(np.stack([_planted(size, corner) for corner in corners])))
         handle.remove()
-        features = layer.features(outputs[0])  # (B, C, *G)
+        features = layer.features(outputs[0], size)  # (B, C, *G)
         step = size[0] // features.shape[2]
         inside = torch.zeros(len(corners), *features.shape[2:], dtype=torch.bool)
         for one, corner in zip(inside, corners, strict=True):

@@ -14,6 +14,7 @@ from threefold.cli.check import check
 from threefold.cli.degrade import degrade
 from threefold.cli.demo import demo
 from threefold.cli.evaluate import evaluate
+from threefold.cli.explain import explain
 from threefold.cli.exporting import exporting
 from threefold.cli.importing import importing
 from threefold.cli.phantom import phantom
@@ -61,6 +62,7 @@ app.command()(degrade)
 app.command()(train)
 app.command()(chain)
 app.command()(evaluate)
+app.command()(explain)
 app.command()(predict)
 app.add_typer(study, name="study")
 app.add_typer(recipes, name="recipes")

@@ -20,7 +20,7 @@ class Metric:
         bounds: the values it can take.
         is_share: a share of the cases that it needs, so that 0 of k and k of k have an exact interval.
         of: case: a diagnosis, mask or reconstruction. structure: one structure, or the mean over a case's.
-            topology: which structures touch, and the arch. evidence: where a network looks, and what turns it.
+            topology: which structures touch, and the arch. evidence: what a network goes by.
     """
 
     name: str

@@ -96,10 +96,10 @@ def grad_cam(
         decided = [decide(row) for row in probabilities]
         output = outputs_of_layer[0]
         (gradient,) = torch.autograd.grad(_log_odds(logits, decided).sum(), output)
-    maps = class_activation(layer.features(output.detach()), layer.features(gradient))
+    size = tuple(batch.shape[2:])
+    maps = class_activation(layer.features(output.detach(), size), layer.features(gradient, size))
     grid = tuple(maps.shape[1:])
-    step = _step(grid, batch.shape[2:], layer)
-    spread = normalised(_to_image(maps.float(), step, batch.shape[2:])).cpu().numpy()
+    spread = normalised(_to_image(maps.float(), _step(grid, size, layer), size)).cpu().numpy()
     return [
         Attention(row, chosen, one, grid)
         for row, chosen, one in zip(probabilities, decided, spread, strict=True)

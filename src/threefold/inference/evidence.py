@@ -59,8 +59,8 @@ class Explainer:
         """
         if predictor.experiment.tasks.classification is None:
             raise RunError(
-                f"{predictor.run}: has no classification task, and so no decision to explain. Name a run that "
-                "classifies."
+                f"{predictor.run}: has no classification task, and so no decision to explain. Name a run "
+                "that classifies."
             )
         return cls(predictor, cohort, lesion_files(cohort.folder), head_parameters(cohort.folder))
 

@@ -59,7 +59,7 @@ class JointSwin(nn.Module):
         return self
 
     def cam_layer(self) -> CamLayer:
-        """Return the trained encoder's last norm; what the frozen one contributes is in no map."""
+        """Return the trained encoder's; what the frozen one contributes is in no map."""
         return self.encoder.cam_layer().within("encoder")
 
     def forward(self, image: Tensor) -> Outputs:

@@ -250,8 +250,19 @@ class SwinEncoder(nn.Module):
         return self.spec.patch << (len(self.spec.depths) - 1)
 
     def cam_layer(self) -> CamLayer:
-        """Return the last norm: the tokens whose mean is the pooled features."""
-        return CamLayer("norm", "channels last", self.stride)
+        """Return the norm before the last attention.
+
+        Behind it each token holds what its whole window found, and maps show windows in place of lesions.
+        """
+        stage, spec = len(self.spec.depths) - 1, self.spec
+        block = spec.depths[stage] - 1
+        return CamLayer(
+            f"layers.{stage}.blocks.{block}.norm1",
+            "windows",
+            self.stride,
+            spec.window,
+            shifted=block % 2 == 1,
+        )
 
     def forward(self, image: Tensor) -> EncoderFeatures:
         """(B, C, H, W) image to its features."""

@@ -132,7 +132,7 @@ class SwinUnet(nn.Module):
             initialise(self.classifier, spec.encoder)
 
     def cam_layer(self) -> CamLayer:
-        """Return the encoder's last norm."""
+        """Return the encoder's."""
         return self.encoder.cam_layer().within("encoder")
 
     def forward(self, image: Tensor) -> Outputs:
