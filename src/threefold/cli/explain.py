@@ -13,6 +13,9 @@ from threefold.cli.progress import progress_of
 
 def explain(
     runs: Annotated[list[Path], typer.Argument(help="Finished runs that classify.")],
+    cohort: Annotated[
+        Path | None, typer.Option(help="Where the cohort that they were trained on lies, if it was moved.")
+    ] = None,
     device: Annotated[str, typer.Option(help="Where the network runs: cpu, cuda, ...")] = "cpu",
     batch_size: Annotated[int, typer.Option(min=1, help="Slices a pass; volumes go one at a time.")] = 16,
     as_json: Annotated[bool, typer.Option("--json", help="Print every number as JSON.")] = False,
@@ -23,15 +26,19 @@ def explain(
 
     Example: `threefold explain my-run`
     """
+    from threefold.cohorts.cohort import read_cohort
     from threefold.reporting.table import show
     from threefold.reporting.tables import plain_value
     from threefold.run import RunFolder
     from threefold.studies.evidence import explain_run
 
+    moved = None if cohort is None else read_cohort(cohort, allow_outside=True)
     found = {}
     for run in runs:
         with progress_of("Explaining") as progress:
-            found[run] = explain_run(RunFolder(run), device=device, batch_size=batch_size, progress=progress)
+            found[run] = explain_run(
+                RunFolder(run), moved, device=device, batch_size=batch_size, progress=progress
+            )
     if as_json:
         content = {
             str(run): {table.name: [vars(row) for row in table.rows] for table in each.tables}

@@ -277,19 +277,23 @@ def _cohort_if_there(folder: Path) -> Cohort | None:
         return None
 
 
-def cohort_of_run(run: RunFolder) -> Cohort:
+def cohort_of_run(run: RunFolder, given: Cohort | None = None) -> Cohort:
     """Return the cohort that a run was trained on.
+
+    Args:
+        run: whose cohort.
+        given: it, where it was moved; None: where it was then.
 
     Raises:
         RunError: not a run.
-        CohortError: the cohort was moved, or changed since.
+        CohortError: it is not where it was, or it is another one, or changed since.
     """
     _, _, folder = _of_run(run)
-    cohort = read_cohort(folder, allow_outside=True)
+    cohort = read_cohort(folder, allow_outside=True) if given is None else given
     if fingerprint(cohort) != json.loads(run.cohort.read_text(encoding="utf-8"))["fingerprint"]:
         raise CohortError(
-            f"{folder}: its cohort.yaml or cases.csv changed since the run {run.path} was trained. Put the "
-            "cohort of then back."
+            f"{cohort.folder}: not the cohort that the run {run.path} was trained on: its cohort.yaml or "
+            "cases.csv differ. Put the cohort of then back, or name it with --cohort where it was moved."
         )
     return cohort
 

@@ -20,7 +20,7 @@ from threefold.run import RunFolder, write_atomically
 from threefold.studies.evaluations import cohort_of_run, read_run_predictions
 
 if TYPE_CHECKING:
-    from threefold.cohorts.cohort import Case
+    from threefold.cohorts.cohort import Case, Cohort
     from threefold.inference.evidence import Explainer
 
 Progress = Callable[[int, int], None]
@@ -45,7 +45,12 @@ class Explanation:
 
 
 def explain_run(
-    run: RunFolder, *, device: str = "cpu", batch_size: int = 16, progress: Progress | None = None
+    run: RunFolder,
+    cohort: Cohort | None = None,
+    *,
+    device: str = "cpu",
+    batch_size: int = 16,
+    progress: Progress | None = None,
 ) -> Explanation:
     """Look into the test cases of a finished run that classifies; write RUN/evidence.csv, tables, a figure.
 
@@ -55,7 +60,8 @@ def explain_run(
     images are. evidence.csv is written last: where it is, all is.
 
     Args:
-        run: a finished run; its cohort lies where it lay.
+        run: a finished run.
+        cohort: that it was trained on; None: where it was then.
         device: for the network.
         batch_size: slices a pass; volumes go one at a time.
         progress: told of the cases done.
@@ -69,7 +75,7 @@ def explain_run(
     from threefold.inference.predictor import Predictor
 
     predictions = read_run_predictions(run)
-    explainer = Explainer.of(Predictor.from_run(run.path, device=device), cohort_of_run(run))
+    explainer = Explainer.of(Predictor.from_run(run.path, device=device), cohort_of_run(run, cohort))
     cases = read_split(run.split).cases(explainer.cohort, "test")
     evidence = explain_cases(explainer, cases, batch_size=batch_size, progress=progress)
     tables = evidence_tables(evidence, predictions, explainer.predictor.experiment.evaluation)

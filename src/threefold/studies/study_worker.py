@@ -140,7 +140,7 @@ def execute(folder: Path, run: str) -> None:
     trained = train(experiment_of(study, plan), cohort, path, resume=True, progress=progress)
     evaluate_run(trained)
     if lacks_evidence(study, spec, plan):
-        explain_run(trained, progress=partial(progress.step, "explaining"))
+        explain_run(trained, cohort, progress=partial(progress.step, "explaining"))
 
 
 def lacks_evidence(study: StudyFolder, spec: StudySpec, plan: RunPlan) -> bool:
