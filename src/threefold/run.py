@@ -14,6 +14,7 @@ RUN/
   evidence.csv         one row a test case: where the network looks, what turns its decision
   masks/               predicted masks of the test cases, on each image's own grid
   tables/  figures/    what `evaluate` made
+  report.html          what `report` made of all this
 """
 
 from __future__ import annotations

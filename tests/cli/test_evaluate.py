@@ -54,6 +54,7 @@ def test_a_table_is_printed_plainly_and_written(theirs: Path, capsys: pytest.Cap
     out = theirs.parent / "theirs-evaluation"
     assert f"Tables: {out / 'tables'}" in printed
     assert {path.name for path in (out / "tables").iterdir()} == {
+        "cases.md",
         "metrics.csv",
         "metrics.json",
         "metrics.md",

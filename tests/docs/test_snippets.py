@@ -169,6 +169,17 @@ def test_a_study_runs_as_written(workplace: Path, monkeypatch: pytest.MonkeyPatc
     assert len(Path("my-study/tables/claims.md").read_text().splitlines()) > 5
 
 
+def test_commands_on_reports_run_as_written(workplace: Path) -> None:
+    known = [path for name in ("my-run", "my-trial", "tutorial/run") if (path := workplace / name).is_dir()]
+    if known:
+        (workplace / "shown-run").symlink_to(known[0])
+    else:
+        run(["train", "hematoma/swin-cls", "--cohort", "my-cohort", "--out", "shown-run"])
+    for arguments in commands(ROOT / "docs" / "how-to" / "report.md"):
+        assert run(arguments), f"threefold {' '.join(arguments)} printed nothing"
+    assert (workplace / "shown-run.html").is_file()
+
+
 def test_python_runs_as_written(workplace: Path) -> None:
     (snippet,) = blocks(PAGES[0], "python")
     if not (workplace / "my-run").exists():

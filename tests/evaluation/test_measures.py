@@ -72,6 +72,16 @@ def test_a_class_is_a_group_too(table: Make) -> None:
     assert {*found.cases} == {*rows["case_id"][chosen]}
 
 
+def test_a_further_column_makes_groups(table: Make) -> None:
+    rows = table().assign(hard=lambda all_: (all_.index % 3 == 0).astype(int).astype(str))
+    tables = Tables(validate(rows))
+    found = measured(tables, "accuracy", "hard=1")
+    assert {*found.cases} == {*rows["case_id"][rows["hard"] == "1"]}
+    assert has_group(tables, "hard=0")
+    assert not has_group(tables, "hard=2")
+    assert not has_group(tables, "soft=1")
+
+
 def test_only_test_cases_count(table: Make) -> None:
     both = pd.concat([table(), table(patients=5, part="validation", seed=3)])
     found = measured(Tables(validate(both)), "accuracy", OF_ALL)

@@ -26,7 +26,7 @@ from threefold.images.writing import write_nifti
 from threefold.reporting.figures import confusion_counts, confusion_figure
 from threefold.reporting.run_report import choose_examples, write_report
 from threefold.reporting.surfaces_3d import Surface, draw_structures, surface_of
-from threefold.reporting.volume_examples import DISAGREEMENT, UNLABELLED, choose_volumes
+from threefold.reporting.volume_examples import BEST, DISAGREEMENT, UNLABELLED, WORST, choose_volumes
 from threefold.reporting.volume_figures import COLOURS, PLANES, VolumeExample, crop, cut, volume_figure
 
 CLASSES = ("one", "two", "three")
@@ -311,6 +311,8 @@ def test_the_typical_case_has_the_median_dice_and_the_disagreement_the_surest_di
         "one": "c3: one, mean Dice 0.40",
         "two": "c4: two, mean Dice 0.50",
         "three": "c5: three, mean Dice 0.60",
+        BEST: "c8: three, mean Dice 0.90",
+        WORST: "c0: one, mean Dice 0.10",
         DISAGREEMENT: "c8: three, mean Dice 0.90",
     }
     assert (
@@ -338,6 +340,8 @@ def test_only_test_cases_are_shown(scene: Scene) -> None:
         "one": "c0",  # of two the lower
         "two": "c1",
         "three": "c2",
+        BEST: "c7",
+        WORST: "c0",
     }
 
 
@@ -372,7 +376,9 @@ def test_where_only_the_mask_is_known_it_is_the_truth(scene: Scene) -> None:
 def test_cases_without_a_class(scene: Scene) -> None:
     chosen = scene.choose(table=scene.predictions.table.drop(columns="agrees").assign(label=""))
     assert {name: one.title.split("\n")[0] for name, one in chosen.items()} == {
-        UNLABELLED: "c4: no diagnosis, mean Dice 0.50"
+        UNLABELLED: "c4: no diagnosis, mean Dice 0.50",
+        BEST: "c8: no diagnosis, mean Dice 0.90",
+        WORST: "c0: no diagnosis, mean Dice 0.10",
     }
 
 

@@ -335,3 +335,49 @@ def test_a_study_stopped_by_a_signal_and_by_a_kill_goes_on_where_it_was(
     whole = load_file(StudyFolder(tmp_path / "unbroken").run(slow).weights)
     weights = load_file(folder.run(slow).weights)
     assert all((weights[key] == whole[key]).all() for key in whole)
+
+
+def test_labels_are_a_baseline_and_groups_are_compared(tmp_path: Path) -> None:
+    """Vessels learned from displaced labels, against those labels; hard cases against the rest."""
+    source = {
+        "phantom": "fetal-heart",
+        "preset": "demo",
+        "settings": {
+            "patients": [10, 4, 0],
+            "size": 24,
+            "spacing": 2.1,
+            "deformation": 0.3,
+            "hard_share": 0.5,
+        },
+        "degradation": {"displacement": 3.0},
+    }
+    overrides = [
+        "training.epochs=1",
+        "data.preprocessing.size=[24,24,24]",
+        "network.channels=[4,8]",
+        "evaluation.replicates=20",
+        "data.split.test=0.4",
+    ]
+    dice = {"variant": "seg", "metric": "structure_dice"}
+    claims = [
+        {**dice, "claim": "learned vessels are better than labels", "baseline": "labels"},
+        {**dice, "claim": "hard is worse", "baseline": "seg", "group": "hard=1", "baseline_group": "hard=0"},
+    ]
+    study = write_study(
+        tmp_path / "hearts.yaml",
+        tmp_path,
+        cohorts={"moved": source},
+        variants={"seg": {"recipe": "aortic-arch/demo-seg"}},
+        overrides=overrides,
+        claims=claims,
+    )
+    _, said = run(load_study(str(study)), tmp_path / "out")
+    assert "moved by 3 mm" in said
+    folder = StudyFolder(tmp_path / "out")
+    labels, hard = compare_study(folder).claims
+    judged = pd.read_csv(folder.labels("moved").structures)
+    assert labels.baseline_mean.value < 0.9
+    assert labels.effect.cases == labels.variant_mean.cases == labels.baseline_mean.cases
+    assert labels.effect.cases < judged["case_id"].nunique()  # only the run's test cases count
+    assert hard.baseline_group == "hard=0"
+    assert hard.effect.cases == hard.variant_mean.cases + hard.baseline_mean.cases == labels.effect.cases

@@ -21,6 +21,7 @@ from threefold.cli.phantom import phantom
 from threefold.cli.predict import predict
 from threefold.cli.propagate import propagate
 from threefold.cli.recipes import recipes
+from threefold.cli.report import report
 from threefold.cli.schema import schema
 from threefold.cli.study import study
 from threefold.cli.train import train
@@ -65,6 +66,7 @@ app.command()(evaluate)
 app.command()(explain)
 app.command()(predict)
 app.add_typer(study, name="study")
+app.command()(report)
 app.add_typer(recipes, name="recipes")
 app.add_typer(phantom, name="phantom")
 app.add_typer(importing, name="import")

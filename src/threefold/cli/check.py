@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,7 @@ from threefold.cohorts.splits import Target, required_targets
 from threefold.errors import CohortError, UsageError
 from threefold.experiment import SplitSpec
 from threefold.experiments import load_experiment
+from threefold.reporting.audit_texts import association_line, site_rows, split_line, verdict
 
 if TYPE_CHECKING:
     from threefold.cohorts.audit import Audit
@@ -132,65 +133,18 @@ def _split(cohort: Cohort, kind: SplitKind | None, hold_out: Sequence[str]) -> S
     return SplitSpec(kind=kind.value, hold_out=tuple(hold_out) or None)
 
 
-def _site_rows(result: Audit) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows of the table of sites; columns that are empty everywhere are left out."""
-    classes = list(result.sites[0].labels)
-    grouped = any(site.group for site in result.sites)
-    header = ["site", *(["group"] if grouped else []), "cases", "patients"]
-    header += [*classes, *(["unlabelled"] if classes else []), "masks", "structures"]
-    rows: list[list[str]] = []
-    for site in result.sites:
-        labelled = list(site.labels.values())
-        numbers = [site.cases, site.patients, *labelled]
-        numbers += [*([site.cases - sum(labelled)] if classes else []), site.masks, site.structures]
-        rows.append([site.site, *([site.group or ""] if grouped else []), *map(str, numbers)])
-    keep = [
-        i
-        for i, name in enumerate(header)
-        if name not in ("masks", "structures", "unlabelled") or any(row[i] != "0" for row in rows)
-    ]
-    return [header[i] for i in keep], [[row[i] for i in keep] for row in rows]
-
-
-def _split_line(result: Audit) -> str | None:
-    if result.split is None:
-        return None
-    parts: dict[str, Any] = result.split["parts"]
-    shown = ", ".join(f"{part} {n['cases']} ({n['patients']})" for part, n in parts.items())
-    return f"Split by {result.split['kind']}, cases (patients): {shown}"
-
-
-def _association_line(result: Audit) -> str | None:
-    measured = result.association
-    if measured is None:
-        return None
-    auc = "" if measured.auc is None else f", AUC {measured.auc:.2f}"
-    return (
-        f"What the site alone tells of the label: Cramér's V {measured.cramers_v:.2f}, "
-        f"balanced accuracy {measured.balanced_accuracy:.2f}{auc} ({measured.patients} patients)"
-    )
-
-
-def _verdict(result: Audit) -> str:
-    counts = {word: sum(f.severity == word for f in result.findings) for word in _WORDS}
-    verdict = "Training would be refused" if result.refused else "Training can start"
-    looked = "" if result.voxels_read else " (headers only; voxels were not read)"
-    found = f"{counts['refuse']} to correct, {counts['warn']} to heed, {counts['note']} to note"
-    return f"{verdict}: {found}{looked}"
-
-
 def _print_plain(result: Audit) -> None:
     typer.echo(f"{result.cohort}: {result.cases} cases of {result.patients} patients")
-    header, rows = _site_rows(result)
+    header, rows = site_rows(result)
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     for row in (header, *rows):
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    for text in (_split_line(result), _association_line(result)):
+    for text in (split_line(result), association_line(result)):
         if text is not None:
             typer.echo(text)
     for finding in result.findings:
         typer.echo(f"{_WORDS[finding.severity]} [{finding.check}] {finding.message}")
-    typer.echo(_verdict(result))
+    typer.echo(verdict(result))
 
 
 def _print_rich(result: Audit) -> None:
@@ -199,17 +153,17 @@ def _print_rich(result: Audit) -> None:
     from rich.text import Text
 
     console = Console()
-    header, rows = _site_rows(result)
+    header, rows = site_rows(result)
     table = Table(title=f"{result.cohort}: {result.cases} cases of {result.patients} patients")
     for name in header:
         table.add_column(Text(name), justify="left" if name in ("site", "group") else "right")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)
-    for text in (_split_line(result), _association_line(result)):
+    for text in (split_line(result), association_line(result)):
         if text is not None:
             console.print(Text(text))
     for finding in result.findings:
         mark = (_WORDS[finding.severity], _COLOURS[finding.severity])
         console.print(Text.assemble(mark, f" [{finding.check}] {finding.message}"))
-    console.print(Text(_verdict(result), style="bold red" if result.refused else "bold green"))
+    console.print(Text(verdict(result), style="bold red" if result.refused else "bold green"))

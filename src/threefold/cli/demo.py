@@ -65,6 +65,7 @@ def hematoma(
     show(evaluation_tables(report.evaluation)[0])
     typer.echo(f"Tables: {report.tables[0].parent}\nFigures: {report.figures[0].parent}")
     typer.echo(f"Pictures of the cohort: {out / 'cohort' / 'previews'}")
+    typer.echo(f"All of it as one file: threefold report {report.tables[0].parents[1]}")
 
 
 @demo.command("aortic-arch")
@@ -112,3 +113,5 @@ def aortic_arch(
         progress.stop()
     show_chain(report, as_json=as_json)
     typer.echo(f"Pictures of the cohort: {out / 'cohort' / 'previews'}", err=as_json)
+    last = [*report.stages.values()][-1].tables[0].parents[1]
+    typer.echo(f"All of its last run as one file: threefold report {last}", err=as_json)

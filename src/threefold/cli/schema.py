@@ -27,8 +27,12 @@ def schema(
     Example: `threefold schema experiment > experiment.schema.json`
     """
     from threefold.cohorts.cohort import CohortSpec
-    from threefold.experiment import Experiment
+    from threefold.experiment import Experiment, Spec
     from threefold.studies.study_spec import StudySpec
 
-    models = {Subject.EXPERIMENT: Experiment, Subject.COHORT: CohortSpec, Subject.STUDY: StudySpec}
+    models: dict[Subject, type[Spec]] = {
+        Subject.EXPERIMENT: Experiment,
+        Subject.COHORT: CohortSpec,
+        Subject.STUDY: StudySpec,
+    }
     typer.echo(json.dumps(models[subject].model_json_schema(), indent=2))

@@ -167,3 +167,4 @@ def compare(
     typer.echo(f"Tables: {folder.tables}")
     if comparison.claims:
         typer.echo(f"Figure: {folder.figures / 'claims.png'}")
+    typer.echo(f"All of it as one file: threefold report {out}")

@@ -19,10 +19,12 @@ from threefold.cohorts.targets import read_mask
 from threefold.evaluation.evaluate import Evaluation, evaluate
 from threefold.evaluation.overlap import dice
 from threefold.evaluation.predictions import Predictions, probability_column
+from threefold.evaluation.shift import shifts
 from threefold.experiment import EvaluationSpec, PreprocessingSpec
 from threefold.images.preprocessing import prepare_labels
 from threefold.images.reading import read_label_map
 from threefold.images.writing import label_map_suffix
+from threefold.reporting.case_tables import extreme_tables
 from threefold.reporting.figures import (
     Example,
     calibration_figure,
@@ -33,8 +35,9 @@ from threefold.reporting.figures import (
     save,
     shift_figure,
 )
+from threefold.reporting.shift_tables import shift_table
 from threefold.reporting.structure_tables import disagreement_table
-from threefold.reporting.table import markdown
+from threefold.reporting.table import Table, markdown
 from threefold.reporting.tables import write_tables
 from threefold.reporting.volume_examples import choose_volumes
 from threefold.reporting.volume_figures import VolumeExample, volume_figure
@@ -94,10 +97,21 @@ def write_report(
     if examples is not None:
         figures = (*figures, *_write_volumes(examples, folder.figures))
     tables = write_tables(evaluation, folder.tables)
-    for path, table in _or_removed(folder.tables, ".md", {"disagreements": disagreement_table(predictions)}):
-        write_atomically(path, markdown(table))
+    moved = shifts(predictions, spec, threshold=evaluation.threshold)
+    extremes = extreme_tables(predictions)
+    further = {
+        "shift": _text(shift_table(moved, spec)),
+        "cases": "\n".join(map(markdown, extremes)) or None,
+        "disagreements": _text(disagreement_table(predictions)),
+    }
+    for path, text in _or_removed(folder.tables, ".md", further):
+        write_atomically(path, text)
         tables = (*tables, path)
     return Report(evaluation, predictions, tables, figures)
+
+
+def _text(table: Table | None) -> str | None:
+    return None if table is None else markdown(table)
 
 
 def _or_removed(
@@ -137,8 +151,9 @@ def choose_examples(
 ) -> dict[str, list[Example | VolumeExample]]:
     """Return pictures of test cases, truth beside prediction.
 
-    Slices: by site group, from the best to the worst by Dice; a group without true masks by how wrong the
-    diagnosis was. Volumes: a typical case of each class and a disagreement (`choose_volumes`).
+    Slices: by site group, from the best to the worst by Dice of those with a lesion; a group without true
+    masks by how wrong the diagnosis was. Volumes: a typical case of each class, the best, the worst and a
+    disagreement (`choose_volumes`).
     Cases whose files are gone are left out: a report must not fail because scans were moved.
 
     Args:
@@ -156,7 +171,8 @@ def choose_examples(
     groups = test["site_group"].where(test["site_group"] != "", "all sites")
     examples: dict[str, list[Example | VolumeExample]] = {}
     for name, rows in test.groupby(groups, sort=False):
-        shown = _spread(rows.assign(badness=_badness(rows, predictions)).sort_values("badness"))
+        ranked = rows.assign(badness=_badness(rows, predictions)).sort_values("badness")
+        shown = _spread(ranked[ranked["badness"].notna()] if ranked["badness"].notna().any() else ranked)
         examples[str(name)] = [
             _example(cases[row["case_id"]], row, predictions, cohort.spec, trained, preprocessing, masks)
             for _, row in shown.iterrows()

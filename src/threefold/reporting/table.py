@@ -7,6 +7,7 @@ says that the split leaks patients.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -78,6 +79,39 @@ def markdown(table: Table) -> str:
     lines = [f"## {table.title}", "", _pipes(table.columns), _pipes("---" for _ in table.columns)]
     lines += [_pipes(row) for row in table.rows]
     return "\n".join([*lines, "", *(f"{note}\n" for note in table.notes)])
+
+
+def from_markdown(text: str) -> tuple[Table, ...]:
+    """Return the tables of a Markdown text, as `markdown` writes them; what is no table is kept as notes.
+
+    A heading of any level begins a table; text before the first has none. Cells are as they were but for runs
+    of spaces.
+    """
+    found: list[Table] = []
+    for block in re.split(r"^(?=#{1,6} )", text, flags=re.MULTILINE):
+        if block.strip():
+            found.append(_read_block(block))
+    return tuple(found)
+
+
+def _read_block(block: str) -> Table:
+    title = ""
+    if block.startswith("#"):
+        title, _, block = block.lstrip("#").strip().partition("\n")
+    lines = [line.strip() for line in block.splitlines()]
+    piped = [_cells(line) for line in lines if line.startswith("|") and line.endswith("|")]
+    grid = [row for row in piped if not all(re.fullmatch(r":?-+:?", text) for text in row)]
+    prose = "\n".join("" if line.startswith("|") and line.endswith("|") else line for line in lines)
+    notes = tuple(" ".join(part.split()) for part in re.split(r"\n\s*\n", prose) if part.strip())
+    if not grid:
+        return Table(title.strip(), (), (), notes)
+    width = len(grid[0])
+    rows = tuple((*row, *[""] * (width - len(row)))[:width] for row in grid[1:])
+    return Table(title.strip(), tuple(grid[0]), rows, notes)
+
+
+def _cells(line: str) -> list[str]:
+    return [text.strip().replace("\\|", "|") for text in re.split(r"(?<!\\)\|", line[1:-1])]
 
 
 def plain(table: Table) -> str:

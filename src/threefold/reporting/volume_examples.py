@@ -1,4 +1,5 @@
-"""Which volumes a report shows, and reading them: a typical case of each class, and one to be looked at."""
+"""Which volumes a report shows, and reading them: a typical case of each class, the best, the worst, and one
+to be looked at."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from threefold.images.writing import label_map_suffix
 from threefold.reporting.figures import Example
 from threefold.reporting.volume_figures import Labels, VolumeExample
 
-DISAGREEMENT = "disagreement"
+DISAGREEMENT, BEST, WORST = "disagreement", "best", "worst"
 UNLABELLED = "all"
 _TITLE_WIDTH = 90  # letters
 
@@ -33,11 +34,12 @@ _TITLE_WIDTH = 90  # letters
 def choose_volumes(
     predictions: Predictions, cohort: Cohort, trained: CohortSpec, masks: Path
 ) -> dict[str, list[Example | VolumeExample]]:
-    """Return the test case of median Dice of each class, and one whose topology and classifier disagree.
+    """Return the test case of median Dice of each class, the best, the worst, and a disagreement.
 
     The Dice is the mean over structures where there are any, else the mask's; where a class has none, its
-    first case stands for it. Of the disagreements the one is taken of whose diagnosis the classifier is
-    surest. A case without image, or with neither truth nor prediction, gives way to the next.
+    first case stands for it. The best and the worst are of all classes. Of the cases whose topology and
+    classifier disagree the one is taken of whose diagnosis the classifier is surest. A case without image,
+    or with neither truth nor prediction, gives way to the next.
 
     Args:
         predictions: the table.
@@ -46,7 +48,7 @@ def choose_volumes(
         masks: folder of the predicted masks.
 
     Returns:
-        By class name (UNLABELLED where no case has a class), and DISAGREEMENT.
+        By class name (UNLABELLED where no case has a class), BEST, WORST and DISAGREEMENT.
     """
     cases = {case.case_id: case for case in cohort.cases}
     test = predictions.part("test")
@@ -56,7 +58,8 @@ def choose_volumes(
     if not any(len(rows) for rows in groups.values()):
         groups = {UNLABELLED: test}
     wanted = [(name, _from_median(rows)) for name, rows in groups.items()]
-    wanted.append((DISAGREEMENT, _disagreements(test, predictions)))
+    ranked = test[test["quality"].notna()].sort_values("quality", kind="stable")
+    wanted += [(BEST, ranked.iloc[::-1]), (WORST, ranked), (DISAGREEMENT, _disagreements(test, predictions))]
     examples: dict[str, list[Example | VolumeExample]] = {}
     for name, rows in wanted:
         example = _first(rows, cases, predictions, cohort.spec, trained, masks)

@@ -33,9 +33,9 @@ def evaluate_run(run: RunFolder) -> Report:
         PredictionsError: the predictions were damaged.
     """
     predictions = read_run_predictions(run)
-    experiment, trained, folder = _of_run(run)
+    experiment, trained, folder = of_run(run)
     examples = None
-    cohort = _cohort_if_there(folder)
+    cohort = cohort_if_there(folder)
     if cohort is not None:
         examples = choose_examples(predictions, cohort, trained, experiment.data.preprocessing, run.masks)
     return write_report(
@@ -61,7 +61,7 @@ def read_run_predictions(run: RunFolder) -> Predictions:
             f"{run.path}: has no {run.predictions.name} yet (state: {status.get('state')}). Let its training "
             "finish: `threefold train ... --resume`."
         )
-    experiment, trained, _ = _of_run(run)
+    experiment, trained, _ = of_run(run)
     predictions = read_predictions(
         run.predictions,
         classes=trained.classes if experiment.tasks.classification is not None else None,
@@ -109,7 +109,7 @@ def evaluate_run_on(
         out.predictions,
         classes=trained.classes if experiment.tasks.classification is not None else None,
         positive=_positive(trained, experiment),
-        leaks=_shares_patients(run, _cohort_if_there(_of_run(run)[2]), cohort),
+        leaks=_shares_patients(run, cohort_if_there(of_run(run)[2]), cohort),
     )
     predictions = _with_structures(predictions, out)
     examples = choose_examples(predictions, cohort, trained, experiment.data.preprocessing, out.masks)
@@ -250,7 +250,7 @@ def _claim(out: RunFolder, cohort: Cohort) -> None:
     write_atomically(out.cohort, json.dumps(described, indent=2, ensure_ascii=False) + "\n")
 
 
-def _of_run(run: RunFolder) -> tuple[Experiment, CohortSpec, Path]:
+def of_run(run: RunFolder) -> tuple[Experiment, CohortSpec, Path]:
     """Return a run's experiment, the meaning of its cohort, and where that was."""
     try:
         described: Mapping[str, Any] = json.loads(run.cohort.read_text(encoding="utf-8"))
@@ -269,7 +269,7 @@ def _positive(trained: CohortSpec, experiment: Experiment) -> str | None:
     return None if index is None or experiment.tasks.classification is None else trained.classes[index]
 
 
-def _cohort_if_there(folder: Path) -> Cohort | None:
+def cohort_if_there(folder: Path) -> Cohort | None:
     """Return the cohort, or None where it was moved or changed: numbers do not need it, pictures do."""
     try:
         return read_cohort(folder, allow_outside=True)

@@ -8,6 +8,7 @@ STUDY/
   outcomes/            how each run ended, what it took (JSON)
   logs/                what each run said
   tables/  figures/    what `study compare` made
+  report.html          what `report` made of all this
 """
 
 from __future__ import annotations

@@ -1,0 +1,203 @@
+"""What a run folder's tables and figures are shown under, and in which order.
+
+A section takes every file whose name fits, so that a command that writes further ones needs no change here;
+what fits no section is shown at the end, and nothing is shown twice.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+from threefold.reporting.html import Block, Folded, Notice, Section, Text
+from threefold.reporting.pictures import picture
+from threefold.reporting.table import Table, from_markdown
+
+Need = Literal["two classes", "a diagnosis", "site groups", "masks or structures", "structures"]
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A section of the report and what goes into it.
+
+    Attributes:
+        title: of the section.
+        text: what a reader should know before looking.
+        figures: patterns of the names of figures, without ending.
+        tables: patterns of FILE/TITLE of tables, FILE without ending.
+        folded: patterns of those of them that are shown on demand.
+        verb: of threefold, that makes what goes into it.
+        needs: what a run must have for there to be anything.
+        without: names of figures that a later section shows, though they fit.
+        none: what it means that an evaluated run has nothing of it.
+    """
+
+    title: str
+    text: str
+    figures: tuple[str, ...]
+    tables: tuple[str, ...]
+    verb: str = "evaluate"
+    folded: tuple[str, ...] = ()
+    needs: tuple[Need, ...] = ()
+    without: tuple[str, ...] = ()
+    none: str = ""
+
+
+CHAPTERS = (
+    Chapter(
+        "Results by site",
+        "Every number is of test cases, with its interval and the cases and patients that it is over.",
+        ("confusion*",),
+        ("metrics/Test cases by site*", "metrics/Test cases by *", "metrics/Confusion*"),
+        folded=("metrics/*, per patient",),
+    ),
+    Chapter("ROC", "", ("roc*",), ("roc*",), needs=("two classes",)),
+    Chapter(
+        "Calibration",
+        "Whether a probability of 0.8 is right in 8 of 10 cases.",
+        ("calibration*", "reliability*", "temperature*"),
+        ("calibration*", "reliability*", "temperature*"),
+        needs=("a diagnosis",),
+        none="the curves need two classes, and cases of both; `threefold explain` writes a table.",
+    ),
+    Chapter(
+        "Shift between sites",
+        "What is lost from the sites that were trained on to the others.",
+        ("shift*",),
+        ("shift*",),
+        needs=("site groups",),
+    ),
+    Chapter(
+        "Attention",
+        "Where the classifier looks, held against a random map and a centred blob.",
+        ("attention*", "cam*", "grad*cam*"),
+        ("attention*",),
+        verb="explain",
+        needs=("a diagnosis",),
+    ),
+    Chapter(
+        "Use of the shortcut",
+        "Whether the diagnosis hangs on the site or another by-sign instead of the lesion.",
+        ("shortcut*", "counterfactual*", "probe*"),
+        ("shortcut*", "counterfactual*", "probe*"),
+        verb="explain",
+        needs=("a diagnosis",),
+    ),
+    Chapter(
+        "Segmentation and topology",
+        "The worst cases are shown as well as the best and typical ones.",
+        ("examples*", "volumes-best", "volumes-worst", "volumes-*", "topology*"),
+        ("cases/Best*", "metrics/Structures*", "topology*"),
+        needs=("masks or structures",),
+        without=("volumes-disagreement",),
+    ),
+    Chapter(
+        "Wrong diagnoses",
+        "The test cases to look at first.",
+        (),
+        ("cases/Diagnoses*",),
+        needs=("a diagnosis",),
+    ),
+    Chapter(
+        "Disagreements",
+        "Where the segmented topology and the classifier say different things, one of them is wrong.",
+        ("volumes-disagreement", "disagreement*"),
+        ("disagreement*",),
+        needs=("a diagnosis", "structures"),
+        none="none: topology and classifier agree wherever both say something.",
+    ),
+    Chapter("Training", "", ("losses*",), ("losses*",)),
+)
+
+_CAPTIONS = {
+    "roc": "ROC by site group",
+    "calibration": "Calibration by site group",
+    "shift": "Metrics by site",
+    "losses": "Losses and validation metrics by epoch",
+    "confusion": "Test cases by true and predicted class",
+    "examples": "Test cases by site group, from the best on the left to the worst on the right",
+    "volumes-best": "The best test case by Dice",
+    "volumes-worst": "The worst test case by Dice",
+    "claims": "Each claim's difference with its interval",
+    "volumes-all": "A typical test case",
+    "volumes-disagreement": "A case whose topology and classifier disagree",
+}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Tables and figures of a folder that no section has taken yet.
+
+    Attributes:
+        tables: by FILE/TITLE.
+        figures: by name without ending.
+        damaged: what could not be read.
+    """
+
+    tables: dict[str, Table]
+    figures: dict[str, Path]
+    damaged: tuple[Notice, ...]
+
+    def take(self, chapter: Chapter) -> tuple[Block, ...]:
+        """Return and forget a chapter's figures and tables; empty where there is none."""
+        names = [name for name in _fitting(self.figures, chapter.figures) if name not in chapter.without]
+        blocks: list[Block] = [picture(self.figures.pop(name), caption(name)) for name in names]
+        folded: list[Block] = []
+        for name in _fitting(self.tables, chapter.tables):
+            aside = any(fnmatchcase(name, pattern) for pattern in chapter.folded)
+            (folded if aside else blocks).append(self.tables.pop(name))
+        if folded:
+            blocks.append(Folded("The same counted per patient", tuple(folded)))
+        if blocks and chapter.text:
+            blocks.insert(0, Text(chapter.text))
+        return tuple(blocks)
+
+    def rest(self) -> tuple[Block, ...]:
+        """Return and forget everything that is left."""
+        return (*self.damaged, *self.take(Chapter("", "", ("*",), ("*",))))
+
+
+def read_evidence(tables: Path, figures: Path) -> Evidence:
+    """Return what is in a folder of tables (Markdown) and one of figures (PNG); either may be absent."""
+    found: dict[str, Table] = {}
+    damaged: list[Notice] = []
+    for path in sorted(tables.glob("*.md")):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            damaged.append(Notice("bad", f"{path.name}: can't be read ({error}). Make it again."))
+            continue
+        for table in from_markdown(text):
+            name, number = f"{path.stem}/{table.title}", 2
+            while name in found:
+                name, number = f"{path.stem}/{table.title} ({number})", number + 1
+            found[name] = table
+    return Evidence(found, {path.stem: path for path in sorted(figures.glob("*.png"))}, tuple(damaged))
+
+
+def sections_of(
+    evidence: Evidence, chapters: Sequence[Chapter] = CHAPTERS
+) -> Iterator[tuple[Chapter, Section]]:
+    """Yield each chapter and its section, which is without blocks where there is nothing."""
+    for chapter in chapters:
+        yield chapter, Section(chapter.title, evidence.take(chapter))
+
+
+def caption(name: str) -> str:
+    """Return what a figure shows, by its name."""
+    if name in _CAPTIONS:
+        return _CAPTIONS[name]
+    if name.startswith("volumes-"):
+        return f"A typical test case: {name.removeprefix('volumes-')}"
+    words = re.sub(r"[-_]+", " ", name).strip()
+    return words[:1].upper() + words[1:]
+
+
+def _fitting(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    """Return the names that fit, by pattern and then in their own order."""
+    fitting = [name for pattern in patterns for name in names if fnmatchcase(name, pattern)]
+    return list(dict.fromkeys(fitting))

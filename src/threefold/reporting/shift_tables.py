@@ -1,0 +1,64 @@
+"""The table of what other sites cost: a metric at each of two site groups, and the difference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from threefold.evaluation.metrics import METRICS
+from threefold.evaluation.shift import AtSites, Shift
+from threefold.experiment import EvaluationSpec
+from threefold.reporting.structure_tables import title_of
+from threefold.reporting.table import LEAK_MARK, LEAK_NOTE, Table
+
+
+def shift_table(rows: Sequence[Shift], spec: EvaluationSpec) -> Table | None:
+    """Return metrics at two site groups and their difference, a row each; None without any.
+
+    Args:
+        rows: all against the same first group.
+        spec: replicates and confidence.
+    """
+    if not rows:
+        return None
+    first, others = rows[0].first.group, list(dict.fromkeys(row.other.group for row in rows))
+    several = len(others) > 1
+    last = "other group" if several else others[0]
+    return Table(
+        title=f"Shift: {', '.join(others)} against {first}, per case",
+        columns=("metric", first, last, f"{last} − {first}"),
+        rows=tuple(
+            (
+                title_of(row.metric, ""),
+                _value(row, row.first),
+                (f"{row.other.group}: " if several else "") + _value(row, row.other),
+                _difference(row),
+            )
+            for row in rows
+        ),
+        notes=(
+            f"[low, high]: {spec.confidence:.0%} interval over {spec.replicates} resamples of the patients "
+            "of either group, apart from each other; n: cases/patients.",
+            *((LEAK_NOTE,) if any(row.leaks for row in rows) else ()),
+        ),
+    )
+
+
+def _digits(metric: str) -> int:
+    return 3 if METRICS[metric].bounds[1] <= 2 else 2  # 0.123, but 12.34 mm or dB
+
+
+def _value(row: Shift, at: AtSites) -> str:
+    if not math.isfinite(at.value):
+        return f"not estimable ({at.note})"
+    digits, mark = _digits(row.metric), LEAK_MARK if row.leaks else ""
+    shown = "[no interval]" if at.note else f"[{at.low:.{digits}f}, {at.high:.{digits}f}]"
+    return f"{at.value:.{digits}f}{mark} {shown} n={at.n}/{at.patients}"
+
+
+def _difference(row: Shift) -> str:
+    if not math.isfinite(row.difference):
+        return f"not estimable ({row.note})"
+    digits, mark = _digits(row.metric), LEAK_MARK if row.leaks else ""
+    shown = f"[no interval: {row.note}]" if row.note else f"[{row.low:+.{digits}f}, {row.high:+.{digits}f}]"
+    return f"{row.difference:+.{digits}f}{mark} {shown}"

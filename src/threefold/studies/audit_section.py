@@ -1,0 +1,68 @@
+"""The audit of a report's cohort as a section."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from threefold.cohorts.audit import Audit, audit
+from threefold.cohorts.cohort import Cohort
+from threefold.cohorts.splits import Split, Target
+from threefold.reporting.audit_texts import association_line, site_rows, split_line, verdict
+from threefold.reporting.html import Block, Notice, Section, Text
+from threefold.reporting.table import Table
+
+TITLE = "Data audit"
+_CASES_SHOWN = 6
+
+
+def audit_section(
+    cohort: Cohort | None,
+    home: Path,
+    split: Split,
+    targets: Collection[Target],
+    progress: Callable[[int, int], None] | None = None,
+) -> Section:
+    """Return what an audit of the cohort finds now, its headers read but not its voxels.
+
+    Args:
+        cohort: as trained on; None where it was moved or changed.
+        home: where it was.
+        split: the run's.
+        targets: what the training asked for.
+        progress: told of each case.
+    """
+    if cohort is None:
+        text = (
+            f"The cohort is not in {home} as it was trained on: it was moved or changed. "
+            "`threefold check COHORT` audits it where it is."
+        )
+        return Section(TITLE, (Notice("note", text),))
+    found = audit(cohort, split=split, targets=targets, read_voxels=False, progress=progress)
+    return Section(TITLE, tuple(_blocks(found)))
+
+
+def _blocks(found: Audit) -> list[Block]:
+    header, rows = site_rows(found)
+    blocks: list[Block] = [
+        Notice("bad" if found.refused else "good", f"{verdict(found)}."),
+        Text(f"{found.cohort}: {found.cases} cases of {found.patients} patients, audited for this report."),
+        Table("Sites", tuple(header), tuple(map(tuple, rows))),
+    ]
+    blocks += [Text(f"{line}.") for line in (split_line(found), association_line(found)) if line is not None]
+    if found.findings:
+        blocks.append(
+            Table(
+                "Findings",
+                ("check", "severity", "finding", "cases"),
+                tuple(
+                    (each.check, each.severity, each.message, _some(each.cases)) for each in found.findings
+                ),
+            )
+        )
+    return blocks
+
+
+def _some(cases: tuple[str, ...]) -> str:
+    more = f" and {len(cases) - _CASES_SHOWN} more" if len(cases) > _CASES_SHOWN else ""
+    return ", ".join(cases[:_CASES_SHOWN]) + more

@@ -1,0 +1,65 @@
+"""One file that shows a run or a study."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from threefold import __version__
+from threefold.errors import RunError
+from threefold.reporting.html import render
+from threefold.run import RunFolder, write_atomically
+from threefold.studies.run_page import run_page
+from threefold.studies.study_folder import StudyFolder
+from threefold.studies.study_page import REPORT_NAME, study_page
+
+_NAMED = 5
+
+
+def report(
+    folder: Path, out: Path | None = None, *, progress: Callable[[int, int], None] | None = None
+) -> Path:
+    """Write the report of a run or a study, one HTML file with everything in it; return its path.
+
+    Nothing is computed but the audit of a run's cohort: the report shows what evaluation, explanation and
+    comparison left, and says what is missing.
+
+    Args:
+        folder: of a run or a study.
+        out: the file; None: report.html in the folder. One that is there is replaced.
+        progress: told of the cases that are audited.
+
+    Raises:
+        RunError: the folder is neither, its description is damaged, or the disk refuses.
+    """
+    out = folder / REPORT_NAME if out is None else out
+    is_run, is_study = RunFolder(folder).status.is_file(), StudyFolder(folder).study.is_file()
+    if not (is_run or is_study):
+        raise RunError(_neither(folder))
+    if out.is_dir():
+        raise RunError(f"{out}: is a folder. Name the file to be written, {out / REPORT_NAME} for example.")
+    if not out.resolve().parent.is_dir():
+        raise RunError(f"{out}: there is no folder {out.parent}. Make it, or name another file.")
+    footer = f"Made by threefold {__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC. Not a medical device."
+    if is_run:
+        page = run_page(RunFolder(folder), footer, progress=progress)
+    else:
+        page = study_page(StudyFolder(folder), out, footer)
+    write_atomically(out, render(page))
+    return out
+
+
+def _neither(folder: Path) -> str:
+    if not folder.is_dir():
+        found = "a file" if folder.is_file() else "nothing"
+        return f"{folder}: expected the folder of a run or a study; found {found}."
+    below = sorted({path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/status.json")})
+    said = (
+        f"{folder}: neither a run (no status.json) nor a study (no study.yaml). Expected a folder that "
+        "`threefold train` or `threefold study run` left."
+    )
+    if not below:
+        return said
+    more = f" and {len(below) - _NAMED} more" if len(below) > _NAMED else ""
+    return f"{said} Runs below it: {', '.join(map(str, below[:_NAMED]))}{more}."

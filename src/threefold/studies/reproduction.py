@@ -1,0 +1,75 @@
+"""What a run was trained with, and how to train it again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from threefold.experiment import Experiment
+from threefold.reporting.html import Block, Code, Folded, Heading, Text
+from threefold.run import RunFolder
+
+
+def environment_facts(run: RunFolder) -> Iterator[tuple[str, str]]:
+    """Yield what a run's training ran with: versions and machine."""
+    found = _environment(run)
+    if not found:
+        yield "environment", f"{run.environment.name} is not there or can't be read."
+        return
+    yield "started", str(found.get("started", ""))
+    yield "python", str(found.get("python", ""))
+    for name, version in dict(found.get("packages") or {}).items():
+        if version is not None:
+            yield str(name), str(version)
+    yield "platform", str(found.get("platform", ""))
+    cores, threads = found.get("cores"), found.get("threads")
+    yield "processor", f"{found.get('processor', '')}, {cores} cores, {threads} threads"
+    yield "GPUs", ", ".join(map(str, found.get("gpus") or [])) or "none"
+
+
+def reproduction(run: RunFolder, experiment: Experiment, home: Path) -> Iterator[Block]:
+    """Yield the commands and the experiment that give the same run again.
+
+    Args:
+        run: the folder.
+        experiment: as run.
+        home: where the cohort was.
+    """
+    command = _environment(run).get("command")
+    if command:
+        yield Heading("As it was run")
+        yield Code(typed(command))
+    yield Heading("The same again")
+    again = run.path.with_name(f"{run.path.resolve().name}-again")
+    words = ["threefold", "train", str(run.experiment), "--cohort", str(home), "--out", str(again)]
+    lines = [shlex.join(words)]
+    lines += [shlex.join(["threefold", verb, str(again)]) for verb in ("evaluate", "report")]
+    yield Code("\n".join(lines))
+    yield Text(
+        f"With the versions above, on the cohort with the fingerprint above; the seed "
+        f"{experiment.training.seed} of the training and {experiment.data.split.seed} of the split are in "
+        "the experiment. On the CPU with as many threads, the weights are the same."
+    )
+    try:
+        written = run.experiment.read_text(encoding="utf-8")
+    except OSError:
+        return
+    yield Folded("The experiment as run, every default written out", (Code(written),))
+
+
+def typed(command: object) -> str:
+    """Return what a user typed, from the arguments of the process: not where the program lies."""
+    words = [str(word) for word in command] if isinstance(command, list) else [str(command)]
+    program = Path(words[0]).name if words else ""
+    start = ["python", "-m", "threefold.studies.study_worker"]
+    return shlex.join([*(start if program == "study_worker.py" else ["threefold"]), *words[1:]])
+
+
+def _environment(run: RunFolder) -> dict[str, Any]:
+    try:
+        return dict(json.loads(run.environment.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}

@@ -1,0 +1,298 @@
+"""A run folder as a page: what was trained on what, its numbers and pictures, how to repeat it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from threefold.cohorts.cohort import Cohort, CohortSpec, fingerprint
+from threefold.cohorts.splits import PARTS, Split, read_split, required_targets
+from threefold.errors import RunError
+from threefold.evaluation.groups import natural_order
+from threefold.evaluation.rows import Row
+from threefold.experiment import Experiment, Part
+from threefold.reporting.evidence import Chapter, Need, read_evidence, sections_of
+from threefold.reporting.html import Block, Facts, Heading, Notice, Page, Section, Text
+from threefold.reporting.structure_tables import title_of
+from threefold.reporting.table import LEAK_NOTE, Table, cell
+from threefold.run import RunFolder
+from threefold.studies.audit_section import audit_section
+from threefold.studies.evaluations import cohort_if_there, of_run
+from threefold.studies.reproduction import environment_facts, reproduction
+
+Progress = Callable[[int, int], None]
+
+_HEADLINES = ("auc", "f1", "balanced_accuracy", "dice", "structure_dice", "topology_right", "psnr")
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What a page is made from.
+
+    Attributes:
+        cohort: as it was trained on; None where it was moved or changed.
+        home: where it was.
+        there: a cohort is there, changed or not.
+    """
+
+    run: RunFolder
+    status: Mapping[str, Any]
+    experiment: Experiment
+    trained: CohortSpec
+    split: Split
+    home: Path
+    there: bool
+    cohort: Cohort | None
+    known: str
+
+
+def run_page(run: RunFolder, footer: str, *, progress: Progress | None = None) -> Page:
+    """Return the page of a run, whatever of it is there.
+
+    Nothing is trained, predicted or measured anew; the cohort, where it still is what was trained on, is
+    audited (headers, not voxels).
+
+    Args:
+        run: the folder.
+        footer: who made the page, and when.
+        progress: told of the cases that are audited.
+
+    Raises:
+        RunError: not a run, or its description is damaged.
+    """
+    read = _read(run)
+    opening = tuple(_opening(read))
+    headline = _headline(run)
+    shown, absent = [], []
+    for chapter, section in sections_of(evidence := read_evidence(run.tables, run.figures)):
+        if section.blocks:
+            shown.append(section)
+        else:
+            absent.append((chapter.title, _why_absent(chapter, read)))
+    if rest := evidence.rest():
+        shown.append(Section("Further tables and figures", rest))
+    return Page(
+        title=f"{read.experiment.name}: {run.path.resolve().name}",
+        lead=_lead(read),
+        opening=(*opening, *((headline,) if headline is not None else ())),
+        sections=(
+            Section("What was trained on what", tuple(_training(read))),
+            Section("Split and leaks", tuple(_split(read))),
+            *shown,
+            *_other_cohorts(run),
+            audit_section(
+                read.cohort, read.home, read.split, required_targets(read.experiment.tasks), progress
+            ),
+            *((Section("Not in this report", (Facts(tuple(absent)),)),) if absent else ()),
+            Section("Environment", (Facts(tuple(environment_facts(run))),)),
+            Section("How to reproduce", tuple(reproduction(run, read.experiment, read.home))),
+        ),
+        footer=footer,
+    )
+
+
+def _read(run: RunFolder) -> _Read:
+    status = run.read_status()
+    experiment, trained, home = of_run(run)
+    cohort = cohort_if_there(home)
+    known = str(json.loads(run.cohort.read_text(encoding="utf-8")).get("fingerprint", ""))
+    same = cohort is not None and fingerprint(cohort) == known
+    return _Read(
+        run=run,
+        status=status,
+        experiment=experiment,
+        trained=trained,
+        split=read_split(run.split),
+        home=home,
+        there=cohort is not None,
+        cohort=cohort if same else None,
+        known=known,
+    )
+
+
+def _lead(read: _Read) -> str:
+    tasks = ", ".join(read.experiment.tasks.names)
+    return f"A {read.experiment.network.kind} network trained for {tasks} on the cohort {read.trained.name}."
+
+
+def _opening(read: _Read) -> Iterator[Block]:
+    state, epoch, epochs = (read.status.get(key) for key in ("state", "epoch", "epochs"))
+    if state != "finished":
+        yield Notice(
+            "warning",
+            f"The training has not finished: {state}, {epoch} of {epochs} epochs. Go on with it: "
+            f"`threefold train {read.run.experiment} --cohort {read.home} --out {read.run.path} --resume`.",
+        )
+    elif not (read.run.tables / "metrics.json").is_file():
+        yield Notice(
+            "warning",
+            f"The run has not been evaluated. `threefold evaluate {read.run.path}` makes its tables and "
+            "figures.",
+        )
+    if read.split.leaks:
+        yield Notice("bad", f"Leak: {_leak(read.split)} {LEAK_NOTE}")
+    else:
+        yield Notice("good", f"No leak: split by {read.split.kind}; no patient is in two parts.")
+
+
+def _leak(split: Split) -> str:
+    return f"{len(split.leaking_patients)} patients have cases in more than one part."
+
+
+def _headline(run: RunFolder) -> Table | None:
+    """Return the first numbers that a reader asks for; None where the run has not been evaluated."""
+    path = run.tables / "metrics.json"
+    if not path.is_file():
+        return None
+    try:
+        found = [_row(fields) for fields in json.loads(path.read_text(encoding="utf-8"))["rows"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path}: can't be read ({error}). Make it again: `threefold evaluate`.") from error
+    rows = [row for row in found if row.level == "case" and not row.class_name and row.metric in _HEADLINES]
+    groups = list(dict.fromkeys(row.group for row in rows if row.group_kind in ("all", "site group")))
+    by_place = {(row.metric, row.group): row for row in rows if row.group_kind in ("all", "site group")}
+    metrics = [metric for metric in _HEADLINES if any(row.metric == metric for row in rows)]
+    if not metrics:
+        return None
+    return Table(
+        title="At a glance: test cases",
+        columns=("metric", *groups),
+        rows=tuple(
+            (title_of(metric, ""), *(cell(by_place.get((metric, group))) for group in groups))
+            for metric in metrics
+        ),
+    )
+
+
+def _row(fields: Mapping[str, Any]) -> Row:
+    numbers = {key: float("nan") for key in ("value", "low", "high") if fields[key] is None}
+    return Row(**{**fields, **numbers})
+
+
+def _training(read: _Read) -> Iterator[Block]:
+    experiment, status, trained = read.experiment, read.status, read.trained
+    tasks = (f"{name} (weight {getattr(experiment.tasks, name).weight:g})" for name in experiment.tasks.names)
+    start = "random weights"
+    if experiment.initial_weights is not None:
+        start = f"the weights of {experiment.initial_weights.path}"
+    elif experiment.before is not None:
+        start = f"what {experiment.before} learned first"
+    best = ""
+    if status.get("best_epoch") is not None:
+        best = f"; best is epoch {status['best_epoch']} by validation {status['metric']}"
+    facts = [
+        ("experiment", experiment.name),
+        ("description", " ".join(experiment.description.split())),
+        ("after the paper", " ".join(experiment.paper.split())),
+        ("network", experiment.network.kind),
+        ("tasks", ", ".join(tasks) + f"; balance: {experiment.balancing.method}"),
+        ("starts from", start),
+        ("epochs", f"{status.get('epoch')} of {status.get('epochs')}{best}"),
+        ("seed", str(experiment.training.seed)),
+    ]
+    if status.get("threshold") is not None:
+        rule = experiment.evaluation.threshold
+        facts.append(("threshold", f"{status['threshold']:.4g} ({rule}, on the validation part)"))
+    yield Facts(tuple((term, said) for term, said in facts if said))
+    yield Heading("The cohort")
+    groups = (f"{name}: {', '.join(sites)}" for name, sites in trained.site_groups.items())
+    targets = [
+        ("classes", ", ".join(trained.classes)),
+        ("mask", trained.mask.name if trained.mask is not None else ""),
+        ("structures", ", ".join(trained.structures)),
+    ]
+    facts = [
+        ("name", trained.name),
+        ("images", f"{trained.dimensions}D {trained.modality}"),
+        *targets,
+        ("site groups", "; ".join(groups)),
+        ("folder", f"{read.home}{'' if read.there else ' (no longer there)'}"),
+        ("fingerprint", read.known),
+    ]
+    yield Facts(tuple((term, said) for term, said in facts if said))
+
+
+def _split(read: _Read) -> Iterator[Block]:
+    split = read.split
+    if split.leaks:
+        shown = ", ".join(split.leaking_patients[:10])
+        more = f" and {len(split.leaking_patients) - 10} more" if len(split.leaking_patients) > 10 else ""
+        yield Notice("bad", f"{_leak(split)} They are {shown}{more}.")
+    else:
+        yield Text(f"The split is by {split.kind}. No patient has cases in more than one part.")
+    if read.cohort is None:
+        changed = "is another one now" if read.there else "is no longer there"
+        counts = Counter(split.parts.values())
+        yield Table(
+            title="Cases by part",
+            columns=("part", "cases"),
+            rows=tuple((part, str(counts[part])) for part in PARTS),
+            notes=(f"Sites and patients are not known: the cohort of {read.home} {changed}.",),
+        )
+        return
+    yield _parts_table(read.cohort, split)
+
+
+def _parts_table(cohort: Cohort, split: Split) -> Table:
+    parts = {part: split.cases(cohort, part) for part in PARTS}
+    sites = natural_order({case.site for case in cohort.cases})
+
+    def count(part: Part, site: str | None) -> str:
+        cases = [case for case in parts[part] if site in (None, case.site)]
+        return f"{len(cases)}/{len({case.patient_id for case in cases})}" if cases else ""
+
+    return Table(
+        title="Cases and patients by site and part",
+        columns=("site", "group", *PARTS),
+        rows=(
+            *(
+                (site, cohort.spec.site_group(site) or "", *(count(part, site) for part in PARTS))
+                for site in sites
+            ),
+            ("all", "", *(count(part, None) for part in PARTS)),
+        ),
+        notes=("Cases/patients.",),
+    )
+
+
+def _why_absent(chapter: Chapter, read: _Read) -> str:
+    """Say what a chapter without tables and figures needs, or which command makes them."""
+    lacking = [need for need in chapter.needs if not _has(need, read)]
+    if lacking:
+        return f"needs {' and '.join(lacking)}, which this run does not have."
+    if read.status.get("state") != "finished":
+        return f"the training has to finish first, then `threefold {chapter.verb} {read.run.path}`."
+    if (read.run.tables / "metrics.json").is_file() and chapter.verb == "evaluate":
+        return chapter.none or f"nothing to show: `threefold evaluate {read.run.path}` found none."
+    return f"`threefold {chapter.verb} {read.run.path}` makes it."
+
+
+def _has(need: Need, read: _Read) -> bool:
+    tasks, trained = read.experiment.tasks, read.trained
+    diagnosed = tasks.classification is not None
+    segments = tasks.segmentation is not None or read.run.structures.is_file() or read.run.masks.is_dir()
+    return {
+        "two classes": diagnosed and trained.positive_class is not None,
+        "a diagnosis": diagnosed,
+        "site groups": bool(trained.site_groups),
+        "masks or structures": segments,
+        "structures": segments and bool(trained.structures),
+    }[need]
+
+
+def _other_cohorts(run: RunFolder) -> Iterator[Section]:
+    """Yield a section for each other cohort that the run was evaluated on."""
+    for folder in sorted(path for path in (run.path / "evaluations").glob("*") if path.is_dir()):
+        other = RunFolder(folder)
+        evidence = read_evidence(other.tables, other.figures)
+        blocks: list[Block] = []
+        for chapter, section in sections_of(evidence):
+            if section.blocks:
+                blocks += (Heading(chapter.title), *section.blocks)
+        blocks += evidence.rest()
+        if blocks:
+            yield Section(f"On the cohort {folder.name}", tuple(blocks))

@@ -1,0 +1,220 @@
+"""A study folder as a page: what was asked, what each claim came to, how far its runs are."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from threefold.experiment.spec import Spec
+from threefold.reporting.evidence import Chapter, read_evidence, sections_of
+from threefold.reporting.html import Block, Code, Facts, Folded, Heading, Links, Notice, Page, Section, Text
+from threefold.reporting.table import Table
+from threefold.studies.reproduction import environment_facts
+from threefold.studies.study_folder import StudyFolder
+from threefold.studies.study_spec import CohortSource, StudySpec, VariantSpec
+from threefold.studies.study_status import RunStanding, standing_of, status_table
+
+REPORT_NAME = "report.html"
+
+_CHAPTERS = (
+    Chapter("What each claim came to", "", ("claims*",), ("claims*",)),
+    Chapter("Variants", "", ("variants*",), ("variants*",)),
+    Chapter("Pairs of runs", "", ("pairs*",), ("pairs*",)),
+)
+
+
+def study_page(folder: StudyFolder, out: Path, footer: str) -> Page:
+    """Return the page of a study, whatever of it is there; nothing is trained or compared anew.
+
+    Args:
+        folder: the study's.
+        out: the file that the page goes to, from which the runs are linked.
+        footer: who made the page, and when.
+
+    Raises:
+        RunError: not a study, or an outcome is damaged.
+    """
+    study, runs = folder.read(), tuple(standing_of(folder))
+    evidence = read_evidence(folder.tables, folder.figures)
+    compared = [(chapter, section) for chapter, section in sections_of(evidence, _CHAPTERS) if section.blocks]
+    rest = evidence.rest()
+    return Page(
+        title=f"Study {study.name}",
+        lead=_lead(study, runs),
+        opening=tuple(_opening(folder, study, runs, compared=bool(compared))),
+        sections=(
+            Section("What was asked", tuple(_protocol(study))),
+            *(section for _, section in compared),
+            *((Section("Further tables and figures", rest),) if rest else ()),
+            Section("The runs", tuple(_runs(folder, runs, out))),
+            Section("Environment", tuple(_environments(folder, runs))),
+            Section("How to reproduce", tuple(_reproduction(folder))),
+        ),
+        footer=footer,
+    )
+
+
+def _lead(study: StudySpec, runs: Sequence[RunStanding]) -> str:
+    described = " ".join(study.description.split())
+    counts = (
+        (len(runs), "run"),
+        (len({run.plan.variant for run in runs}), "variant"),
+        (len(study.cohorts), "cohort"),
+        (len(study.splits), "split"),
+        (len(study.seeds), "seed"),
+        (len(study.claims), "claim"),
+    )
+    size = ", ".join(f"{number} {what}{'' if number == 1 else 's'}" for number, what in counts)
+    return f"{described} {size[:1].upper()}{size[1:]}.".strip()
+
+
+def _opening(
+    folder: StudyFolder, study: StudySpec, runs: Sequence[RunStanding], *, compared: bool
+) -> Iterator[Block]:
+    counts = Counter(run.state for run in runs)
+    unfinished = len(runs) - counts["finished"]
+    if unfinished:
+        others = ", ".join(f"{number} {state}" for state, number in counts.items() if state != "finished")
+        yield Notice(
+            "warning",
+            f"{counts['finished']} of {len(runs)} runs have finished ({others}): what is below is of those. "
+            f"`threefold study run {folder.study} --out {folder.path}` goes on.",
+        )
+    if not study.claims:
+        yield Notice("note", "The study makes no claim.")
+    elif not compared:
+        what = "The runs have not been compared" if counts["finished"] else "None of the runs has finished"
+        compare = f"`threefold study compare {folder.path}`"
+        yield Notice("warning", f"{what}: no claim has a verdict yet. {compare} gives it.")
+    elif _is_stale(folder):
+        yield Notice(
+            "warning",
+            "A run has ended since the tables were made. "
+            f"`threefold study compare {folder.path}` makes them anew.",
+        )
+
+
+def _is_stale(folder: StudyFolder) -> bool:
+    made = max((path.stat().st_mtime for path in folder.tables.glob("*.md")), default=0.0)
+    ended = max((path.stat().st_mtime for path in (folder.path / "outcomes").glob("*.json")), default=0.0)
+    return ended > made
+
+
+def _protocol(study: StudySpec) -> Iterator[Block]:
+    splits = "; ".join(_keys(split) or "as the recipe says" for split in study.splits)
+    facts = [
+        ("seeds", ", ".join(map(str, study.seeds))),
+        ("splits", splits),
+        ("confidence", f"{study.confidence:.0%}, over {study.replicates} resamples of patients and seeds"),
+        ("margin", f"differences up to {study.margin:g} count as none" if study.margin else ""),
+    ]
+    yield Facts(tuple((term, said) for term, said in facts if said))
+    if study.overrides:
+        yield Heading("What differs from the recipes in every training")
+        yield Code("\n".join(study.overrides))
+    yield Table(
+        "Cohorts",
+        ("cohort", "from", "further"),
+        tuple((name, *_source(source)) for name, source in study.cohorts.items()),
+    )
+    yield Table(
+        "Variants as asked",
+        ("variant", "recipe", "changes", "further"),
+        tuple((name, *_variant(variant)) for name, variant in study.variants.items()),
+    )
+    if study.claims:
+        shown = ("claim", "variant", "baseline", "metric", "group", "expected")
+        yield Table(
+            "Claims as asked",
+            (*shown, "further"),
+            tuple(
+                (*(str(getattr(claim, key)) for key in shown), _further(claim, *shown))
+                for claim in study.claims
+            ),
+        )
+
+
+def _source(source: CohortSource) -> tuple[str, str]:
+    if source.folder is not None:
+        return source.folder, _further(source, "folder")
+    made = f"phantom {source.phantom}, preset {source.preset}, seed {source.seed}"
+    return made, _further(source, "phantom", "preset", "seed")
+
+
+def _variant(variant: VariantSpec) -> tuple[str, str, str]:
+    changes = list(variant.overrides)
+    if variant.key is not None:
+        changes.append(f"{variant.key} = {', '.join(map(str, variant.values))}")
+    return variant.recipe, "; ".join(changes), _further(variant, "recipe", "overrides", "key", "values")
+
+
+def _further(spec: Spec, *shown: str) -> str:
+    """Return what a part of the study says beside the keys that are shown anyway."""
+    said = spec.model_dump(mode="json", exclude_defaults=True)
+    return _keys({key: value for key, value in said.items() if key not in shown})
+
+
+def _keys(settings: Mapping[str, object]) -> str:
+    return ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in settings.items())
+
+
+def _runs(folder: StudyFolder, runs: Sequence[RunStanding], out: Path) -> Iterator[Block]:
+    table = status_table(runs)
+    yield table
+    for run in runs:
+        if run.message and run.state != "finished":
+            yield Heading(f"{run.plan.id}: {run.state}")
+            yield Code(run.message)
+            yield Text(f"All that it said: `{folder.log(run.plan.id)}`.")
+    links = tuple(_links(folder, runs, out))
+    if links:
+        yield Folded("The run folders", (Links(links),))
+
+
+def _links(folder: StudyFolder, runs: Sequence[RunStanding], out: Path) -> Iterator[tuple[str, str]]:
+    home = out.resolve().parent
+    for run in runs:
+        path = folder.run(run.plan.id).path
+        if path.is_dir():
+            report = path / REPORT_NAME
+            target = report if report.is_file() else path
+            yield run.plan.id, quote(Path(os.path.relpath(target.resolve(), home)).as_posix())
+
+
+def _environments(folder: StudyFolder, runs: Sequence[RunStanding]) -> Iterator[Block]:
+    """Yield each environment that runs were trained in, and how many were."""
+    found: Counter[tuple[tuple[str, str], ...]] = Counter()
+    for run in runs:
+        place = folder.run(run.plan.id)
+        if place.environment.is_file():
+            found[tuple(fact for fact in environment_facts(place) if fact[0] != "started")] += 1
+    if not found:
+        yield Text("No run has begun.")
+    for facts, number in found.most_common():
+        if len(found) > 1:
+            yield Heading(f"{number} of the runs")
+        yield Facts(facts)
+    times = [run.seconds for run in runs if run.state == "finished" and run.seconds is not None]
+    if times:
+        yield Text(f"The finished runs took {sum(times) / 3600:.1f} hours of computing together.")
+
+
+def _reproduction(folder: StudyFolder) -> Iterator[Block]:
+    again = folder.path.with_name(f"{folder.path.resolve().name}-again")
+    lines = [
+        shlex.join(["threefold", "study", "run", str(folder.study), "--out", str(again)]),
+        shlex.join(["threefold", "study", "compare", str(again)]),
+        shlex.join(["threefold", "report", str(again)]),
+    ]
+    yield Code("\n".join(lines))
+    yield Text("One run alone: `--only COHORT/VARIANT/split-K-seed-S`, as the runs above are named.")
+    try:
+        written = folder.study.read_text(encoding="utf-8")
+    except OSError:
+        return
+    yield Folded("The study as it was last run", (Code(written),))

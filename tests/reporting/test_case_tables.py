@@ -1,0 +1,36 @@
+"""The best and the worst cases, and the diagnoses that were most wrong, are named."""
+
+from __future__ import annotations
+
+from threefold.evaluation.predictions import Predictions, validate
+from threefold.reporting.case_tables import extreme_tables
+
+from .conftest import make_predictions
+
+
+def test_best_and_worst_by_dice_and_most_wrong_diagnoses(predictions: Predictions) -> None:
+    by_dice, wrong = extreme_tables(predictions)
+    test = predictions.part("test").set_index("case_id")
+    dice = 2 * test["mask_overlap_voxels"] / (test["mask_truth_voxels"] + test["mask_predicted_voxels"])
+    assert by_dice.title == "Best and worst cases by Dice"
+    assert len(by_dice.rows) == 10
+    assert [row[4] for row in by_dice.rows] == [f"{k} of 48" for k in (*range(1, 6), *range(44, 49))]
+    shown = [float(row[3]) for row in by_dice.rows]
+    assert (
+        shown
+        == sorted((round(value, 3) for value in dice), reverse=True)[:5]
+        + sorted((round(value, 3) for value in dice), reverse=True)[-5:]
+    )
+    truth = test["probability_bleed"].where(test["label"] == "bleed", test["probability_clear"])
+    assert [row[0] for row in wrong.rows] == list(truth.sort_values(kind="stable").index[:5])
+    assert [row[3] for row in wrong.rows] == [f"{value:.3f}" for value in sorted(truth)[:5]]
+
+
+def test_what_nobody_knows_has_no_table() -> None:
+    (only,) = extreme_tables(make_predictions(masks=False))
+    assert only.title == "Diagnoses that were most wrong"
+    unlabelled = make_predictions().table.assign(label="")
+    (only,) = extreme_tables(validate(unlabelled))
+    assert only.title == "Best and worst cases by Dice"
+    few = make_predictions().table.head(4)
+    assert len(extreme_tables(validate(few))[0].rows) == 4

@@ -1,0 +1,323 @@
+"""A report shows what a run or a study left, says what is missing, and needs nothing but its file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from threefold.cli.app import main
+from threefold.cohorts.cohort import read_cohort
+from threefold.cohorts.splits import Split, read_split, write_split
+from threefold.errors import RunError
+from threefold.run import RunFolder
+from threefold.studies.evaluations import evaluate_run, evaluate_run_on
+from threefold.studies.reports import report
+from threefold.studies.reproduction import typed
+from threefold.studies.study_folder import Outcome, StudyFolder
+from threefold.studies.study_spec import load_study
+
+from ..reporting.browser import browser
+from ..reporting.test_html import Document
+
+NOTHING_OUTSIDE = ("#", "data:")
+DECODED = "[...document.images].filter(image => image.naturalWidth > 0).length"
+
+
+@pytest.fixture(scope="module")
+def evaluated(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    copy = RunFolder(tmp_path_factory.mktemp("evaluated") / "my-run")
+    shutil.copytree(run.path, copy.path)
+    evaluate_run(copy)
+    return copy
+
+
+@pytest.fixture
+def mine(evaluated: RunFolder, tmp_path: Path) -> RunFolder:
+    """A run to be changed."""
+    copy = RunFolder(tmp_path / "mine")
+    shutil.copytree(evaluated.path, copy.path)
+    return copy
+
+
+def read(path: Path) -> Document:
+    return Document(path.read_text())
+
+
+def contents(document: Document) -> list[str]:
+    return [address.removeprefix("#") for address in document.addresses if address.startswith("#")]
+
+
+def test_every_part_of_an_evaluated_run_is_there(evaluated: RunFolder) -> None:
+    counted: list[tuple[int, int]] = []
+    found = read(report(evaluated.path, progress=lambda done, total: counted.append((done, total))))
+    assert contents(found) == [
+        "what-was-trained-on-what",
+        "split-and-leaks",
+        "results-by-site",
+        "roc",
+        "calibration",
+        "shift-between-sites",
+        "segmentation-and-topology",
+        "wrong-diagnoses",
+        "training",
+        "data-audit",
+        "not-in-this-report",
+        "environment",
+        "how-to-reproduce",
+    ]
+    assert contents(found) == found.ids
+    assert counted[-1][0] == counted[-1][1] > 0
+    for words in (
+        "No leak: split by patient",
+        "Test cases by site, per case",
+        "Shift: external against internal",
+        "Best and worst cases by Dice",
+        f"threefold explain {evaluated.path}",
+        f"threefold train {evaluated.experiment}",
+        json.loads(evaluated.cohort.read_text())["fingerprint"],
+        json.loads(evaluated.environment.read_text())["packages"]["torch"],
+        "needs structures, which this run does not have",
+        "Not a medical device",
+    ):
+        assert words in found.words
+    assert found.tags.count("img") == len(list(evaluated.figures.glob("*.png")))
+    assert all(address.startswith(NOTHING_OUTSIDE) for address in found.addresses)
+
+
+def test_cases_and_patients_are_counted_by_site_and_part(evaluated: RunFolder, cohort_folder: Path) -> None:
+    found = read(report(evaluated.path))
+    cohort, split = read_cohort(cohort_folder), read_split(evaluated.split)
+    for part in ("train", "validation", "test"):
+        cases = split.cases(cohort, part)
+        assert f"{len(cases)}/{len({case.patient_id for case in cases})}" in found.words
+    assert "site-05 external" in found.words
+
+
+def test_what_explain_leaves_is_shown_under_its_headings(mine: RunFolder) -> None:
+    (mine.tables / "attention.md").write_text(
+        "## Attention by site\n\n| site | share |\n| - | - |\n| a | 0.4 |\n"
+    )
+    (mine.tables / "counterfactuals.md").write_text(
+        "## Flips <i>\n\n| what | rate |\n| - | - |\n| a | 0.1 |\n"
+    )
+    (mine.tables / "surprise.md").write_text("## Unheard of\n\nWords.\n")
+    Image.new("RGB", (9, 9)).save(mine.figures / "attention-internal.png")
+    found = read(report(mine.path))
+    shown = contents(found)
+    assert (
+        shown.index("attention")
+        < shown.index("use-of-the-shortcut")
+        < shown.index("further-tables-and-figures")
+    )
+    assert {"Attention by site", "Flips <i>", "Unheard of"} <= set(found.text)
+    assert f"threefold explain {mine.path}" not in found.words
+
+
+def test_a_run_that_was_not_evaluated_says_so(run: RunFolder, tmp_path: Path) -> None:
+    bare = RunFolder(tmp_path / "bare")
+    shutil.copytree(run.path, bare.path, ignore=shutil.ignore_patterns("tables", "figures"))
+    found = read(report(bare.path))
+    assert "The run has not been evaluated." in found.words
+    assert found.tags.count("img") == 0
+    assert f"ROC threefold evaluate {bare.path} makes it." in found.words
+
+
+def test_an_unfinished_run_says_how_to_go_on(mine: RunFolder) -> None:
+    mine.write_status(**{**mine.read_status(), "state": "interrupted", "epoch": 3, "epochs": 9})
+    shutil.rmtree(mine.tables)
+    found = read(report(mine.path))
+    assert "The training has not finished: interrupted, 3 of 9 epochs." in found.words
+    assert "the training has to finish first" in found.words
+
+
+def test_a_leak_is_said_before_all_numbers(mine: RunFolder) -> None:
+    split = read_split(mine.split)
+    write_split(mine.split, Split("slice", split.parts, ("p<1>", "p2")))
+    evaluate_run(mine)
+    found = read(report(mine.path))
+    assert found.words.index("Leak: 2 patients") < found.words.index("At a glance")
+    assert "They are p<1>, p2." in found.words
+    assert "No leak" not in found.words
+
+
+def test_a_cohort_that_was_moved_or_changed_is_not_audited(mine: RunFolder, tmp_path: Path) -> None:
+    described = json.loads(mine.cohort.read_text())
+    mine.cohort.write_text(json.dumps({**described, "folder": str(tmp_path / "gone")}))
+    found = read(report(mine.path))
+    assert "Cases by part" in found.words
+    assert "is no longer there" in found.words
+    mine.cohort.write_text(json.dumps({**described, "fingerprint": "other"}))
+    found = read(report(mine.path))
+    assert "is another one now" in found.words
+    assert "threefold check COHORT" in found.words
+
+
+def test_another_cohorts_evaluation_has_its_own_section(mine: RunFolder, cohort_folder: Path) -> None:
+    evaluate_run_on(mine, read_cohort(cohort_folder))
+    found = read(report(mine.path))
+    assert f"on-the-cohort-{cohort_folder.name}" in found.ids
+
+
+def test_what_is_neither_run_nor_study_is_refused(evaluated: RunFolder, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"neither a run .* nor a study .* Runs below it: .*my-run"):
+        report(evaluated.path.parent)
+    with pytest.raises(RunError, match="found nothing"):
+        report(tmp_path / "nothing")
+    with pytest.raises(RunError, match="is a folder"):
+        report(evaluated.path, tmp_path)
+    with pytest.raises(RunError, match="there is no folder"):
+        report(evaluated.path, tmp_path / "nowhere" / "a.html")
+    (evaluated.path.parent / "damaged").mkdir()
+    damaged = RunFolder(evaluated.path.parent / "damaged")
+    shutil.copytree(evaluated.path, damaged.path, dirs_exist_ok=True)
+    (damaged.tables / "metrics.json").write_text("{}")
+    with pytest.raises(RunError, match=r"metrics\.json: can't be read"):
+        report(damaged.path)
+
+
+def test_the_command_says_where_the_file_is(
+    evaluated: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "mine.html"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["threefold", "report", str(evaluated.path), "--out", str(out)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    assert stop.value.code == 0
+    assert f"Report: {out}" in capsys.readouterr().out
+    assert out.is_file()
+    assert not (evaluated.path / out.name).exists()
+
+
+def test_a_command_is_shown_as_it_was_typed() -> None:
+    assert typed(["/somewhere/bin/threefold", "train", "a b"]) == "threefold train 'a b'"
+    assert typed(["/x/__main__.py", "demo"]) == "threefold demo"
+    assert typed(["/x/studies/study_worker.py", "s", "r"]) == "python -m threefold.studies.study_worker s r"
+
+
+STUDY = {
+    "name": "tiny",
+    "description": "Is it <so>?",
+    "cohorts": {"a": {"phantom": "head-ct", "preset": "demo"}},
+    "variants": {"one": {"recipe": "hematoma/demo"}, "two": {"recipe": "hematoma/demo"}},
+    "seeds": [0, 1],
+    "replicates": 50,
+    "claims": [{"claim": "two & more", "variant": "two", "baseline": "one", "metric": "auc"}],
+}
+
+
+@pytest.fixture
+def study(evaluated: RunFolder, tmp_path: Path) -> StudyFolder:
+    """Two runs have finished, one has failed, one has not begun."""
+    folder = StudyFolder(tmp_path / "my study")
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY))
+    folder.write(load_study(str(tmp_path / "study.yaml")))
+    for variant in ("one", "two"):
+        ignored = shutil.ignore_patterns("report.html")
+        shutil.copytree(evaluated.path, folder.run(f"a/{variant}/split-0-seed-0").path, ignore=ignored)
+        folder.remember(Outcome(f"a/{variant}/split-0-seed-0", "finished", "", 60.0, 1.0))
+    folder.remember(Outcome("a/one/split-0-seed-1", "failed", "first <line>\nsecond line", 6.0, 1.0))
+    return folder
+
+
+def compare(folder: StudyFolder) -> None:
+    from threefold.studies.comparison import compare_study, write_comparison
+
+    write_comparison(compare_study(folder), folder)
+
+
+def test_a_study_before_it_is_compared(study: StudyFolder) -> None:
+    found = read(report(study.path))
+    assert "2 of 4 runs have finished (1 failed, 1 waiting)" in found.words
+    assert (
+        f"The runs have not been compared: no claim has a verdict yet. threefold study compare {study.path}"
+        in (found.words)
+    )
+    assert "first <line> second line" in found.words
+    assert contents(found) == ["what-was-asked", "the-runs", "environment", "how-to-reproduce"]
+
+
+def test_a_compared_study_has_claims_variants_pairs_and_links(study: StudyFolder, tmp_path: Path) -> None:
+    compare(study)
+    (study.tables / "attention.md").write_text("## Attention by variant\n\n| a | b |\n| - | - |\n| 1 | 2 |\n")
+    found = read(report(study.path))
+    assert contents(found) == [
+        "what-was-asked",
+        "what-each-claim-came-to",
+        "variants",
+        "pairs-of-runs",
+        "further-tables-and-figures",
+        "the-runs",
+        "environment",
+        "how-to-reproduce",
+    ]
+    for words in ("Is it <so>?", "two & more", "undecided", "Attention by variant", "AUC of each pair"):
+        assert words in found.words
+    assert found.tags.count("img") == 1
+    links = [address for address in found.addresses if not address.startswith(NOTHING_OUTSIDE)]
+    assert links == ["runs/a/one/split-0-seed-0", "runs/a/two/split-0-seed-0"]
+    # From elsewhere they lead there too, and to a run's own report where it has one.
+    report(study.run("a/one/split-0-seed-0").path)
+    elsewhere = read(report(study.path, tmp_path / "elsewhere.html"))
+    links = [address for address in elsewhere.addresses if not address.startswith(NOTHING_OUTSIDE)]
+    assert links == [
+        "my%20study/runs/a/one/split-0-seed-0/report.html",
+        "my%20study/runs/a/two/split-0-seed-0",
+    ]
+
+
+def test_a_comparison_that_a_later_run_is_not_in_is_called_old(study: StudyFolder) -> None:
+    compare(study)
+    assert "A run has ended since" not in read(report(study.path)).words
+    study.remember(Outcome("a/two/split-0-seed-1", "failed", "", 6.0, 1.0))
+    assert "A run has ended since" in read(report(study.path)).words
+
+
+def test_a_study_of_which_nothing_has_run(study: StudyFolder) -> None:
+    shutil.rmtree(study.path / "runs")
+    shutil.rmtree(study.path / "outcomes")
+    found = read(report(study.path))
+    assert "None of the runs has finished: no claim has a verdict yet." in found.words
+    assert "No run has begun." in found.words
+
+
+def test_a_browser_shows_reports_and_asks_for_nothing(
+    evaluated: RunFolder, study: StudyFolder, tmp_path: Path
+) -> None:
+    compare(study)
+    figures = len(list(evaluated.figures.glob("*.png")))
+    reports = ((report(evaluated.path), figures, "demo: my-run"), (report(study.path), 1, "Study tiny"))
+    with browser(tmp_path / "profile") as page:
+        for path, pictures, title in reports:
+            for width, dark in ((1200, False), (390, False), (390, True)):
+                page.open(path, width=width, height=800, dark=dark)
+                outside = [address for address in page.requests if not address.startswith("data:")]
+                assert outside == [path.resolve().as_uri()]
+                assert page.evaluate("document.title") == title
+                assert (
+                    page.evaluate("[...document.images].filter(i => i.naturalWidth > 0).length") == pictures
+                )
+                assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+                colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+                assert (colour == "rgb(255, 255, 255)") != dark
+            # Nothing is cut off in print: what is folded is open, what is wide is wrapped.
+            page.open(path, width=718, height=1000, media="print")
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            heights = page.evaluate("[...document.querySelectorAll('details')].map(d => d.offsetHeight)")
+            assert min(heights) > 50
+
+
+def test_the_browser_test_would_see_a_request(tmp_path: Path) -> None:
+    leaky = tmp_path / "leaky.html"
+    leaky.write_text("<title>t</title><img src='http://127.0.0.1:9/x.png'><p style='width:2000px'>wide</p>")
+    with browser(tmp_path / "profile") as page:
+        page.open(leaky, width=390, height=800)
+        assert "http://127.0.0.1:9/x.png" in page.requests
+        assert page.evaluate(DECODED) == 0
+        assert not page.evaluate("document.documentElement.scrollWidth <= 390")
