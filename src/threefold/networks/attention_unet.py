@@ -160,6 +160,10 @@ class AttentionUnet(nn.Module):
         """Return the deepest level, whose mean the class is told by."""
         return CamLayer(f"encoder.{len(self.encoder) - 1}", "channels first", self.stride)
 
+    def stage_layers(self) -> dict[str, str]:
+        """Return the submodule of each level of the encoder by the level's name, finest first."""
+        return {f"level {i + 1}": f"encoder.{i}" for i in range(len(self.encoder))}
+
     def forward(self, image: Tensor) -> Outputs:
         """(B, C, *S) image of any size to (B, L, *S) and (B, K) logits.
 

@@ -62,6 +62,14 @@ class Cascade(nn.Module):
         """Return the classifier's."""
         return self.classifier.cam_layer().within("classifier")
 
+    def stage_layers(self) -> dict[str, str]:
+        """Return the submodules of the segmenter's levels, then of the classifier's blocks, by name."""
+        return {
+            name: f"{part}.{module}"
+            for part, network in (("segmenter", self.segmenter), ("classifier", self.classifier))
+            for name, module in network.stage_layers().items()
+        }
+
     def forward(self, image: Tensor) -> Outputs:
         """(B, C, *S) image to (B, L, *S) and (B, K) logits; the features are the classifier's, (B, F)."""
         with torch.no_grad() if self.frozen else nullcontext():

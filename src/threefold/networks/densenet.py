@@ -99,6 +99,10 @@ class DenseNet(nn.Module):
         """Return what is before the pooling."""
         return CamLayer("features", "channels first", self.stride)
 
+    def stage_layers(self) -> dict[str, str]:
+        """Return the submodule of each dense block by the block's name, finest first."""
+        return {f"block {i + 1}": f"features.blocks.{i}" for i in range(len(self.features.blocks))}
+
     def forward(self, image: Tensor) -> Outputs:
         """(B, C, *S) image to (B, K) logits; the features are (B, F)."""
         # Below 8 voxels oneDNN's gradient of the 7x7 convolution writes out of bounds, besides.

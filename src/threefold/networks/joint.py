@@ -62,6 +62,10 @@ class JointSwin(nn.Module):
         """Return the trained encoder's; what the frozen one contributes is in no map."""
         return self.encoder.cam_layer().within("encoder")
 
+    def stage_layers(self) -> dict[str, str]:
+        """Return the submodule of each stage of the trained encoder by the stage's name, finest first."""
+        return {name: f"encoder.{module}" for name, module in self.encoder.stage_layers().items()}
+
     def forward(self, image: Tensor) -> Outputs:
         """(B, C, H, W) image to logits; the features are (B, 2F), the frozen encoder's first."""
         with torch.no_grad():
