@@ -288,7 +288,7 @@ def cohort_of_run(run: RunFolder, given: Cohort | None = None) -> Cohort:
         RunError: not a run.
         CohortError: it is not where it was, or it is another one, or changed since.
     """
-    _, _, folder = _of_run(run)
+    _, _, folder = of_run(run)
     cohort = read_cohort(folder, allow_outside=True) if given is None else given
     if fingerprint(cohort) != json.loads(run.cohort.read_text(encoding="utf-8"))["fingerprint"]:
         raise CohortError(
