@@ -18,11 +18,14 @@ def explain(
     ] = None,
     device: Annotated[str, typer.Option(help="Where the network runs: cpu, cuda, ...")] = "cpu",
     batch_size: Annotated[int, typer.Option(min=1, help="Slices a pass; volumes go one at a time.")] = 16,
-    as_json: Annotated[bool, typer.Option("--json", help="Print every number as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print attention and counterfactuals as JSON.")
+    ] = False,
 ) -> None:
     """Hold a network's attention against the lesion; of phantoms, switch the shortcut and the marker.
 
-    It is of the run's test cases; tables, a figure and evidence.csv go into the run.
+    Also what `threefold probe` asks. It is of the run's test cases; tables, a figure and evidence.csv go into
+    the run.
 
     Example: `threefold explain my-run`
     """
@@ -53,5 +56,9 @@ def explain(
             show(table.table)
         if not each.tables:
             typer.echo("No test case has a known lesion, and the cohort can't be rendered again.")
+        for asked in each.probed.tables:
+            show(asked)
+        for note in each.probed.notes:
+            typer.echo(f"note: {note}")
         for path in each.files:
             typer.echo(str(path))

@@ -292,8 +292,8 @@ def cohort_of_run(run: RunFolder, given: Cohort | None = None) -> Cohort:
     cohort = read_cohort(folder, allow_outside=True) if given is None else given
     if fingerprint(cohort) != json.loads(run.cohort.read_text(encoding="utf-8"))["fingerprint"]:
         raise CohortError(
-            f"{cohort.folder}: not the cohort that the run {run.path} was trained on: its cohort.yaml or "
-            "cases.csv differ. Put the cohort of then back, or name it with --cohort where it was moved."
+            f"{cohort.folder}: its cohort.yaml or cases.csv changed since the run {run.path} was trained, or "
+            "it is another cohort. Put the cohort of then back, or name it with --cohort where it was moved."
         )
     return cohort
 

@@ -18,6 +18,7 @@ from threefold.reporting.evidence_tables import EvidenceTable, evidence_tables, 
 from threefold.reporting.figures import save
 from threefold.run import RunFolder, write_atomically
 from threefold.studies.evaluations import cohort_of_run, read_run_predictions
+from threefold.studies.probing import Probed, probe_run
 
 if TYPE_CHECKING:
     from threefold.cohorts.cohort import Case, Cohort
@@ -36,11 +37,13 @@ class Explanation:
     Attributes:
         evidence: by case id; NaN where a case has none.
         tables: of the numbers.
+        probed: what else was asked of the run.
         files: every file that was written.
     """
 
     evidence: pd.DataFrame
     tables: tuple[EvidenceTable, ...]
+    probed: Probed
     files: tuple[Path, ...]
 
 
@@ -53,6 +56,8 @@ def explain_run(
     progress: Progress | None = None,
 ) -> Explanation:
     """Look into the test cases of a finished run that classifies; write RUN/evidence.csv, tables, a figure.
+
+    What `probe_run` finds (the diagnosis by the shortcut's values, probes, calibration) is written as well.
 
     Attention is held against the lesion that is known of each case: the truth that a phantom keeps apart, of
     all its sites, else the cohort's mask, reference or structures. A head-CT phantom's cases are rendered
@@ -75,7 +80,8 @@ def explain_run(
     from threefold.inference.predictor import Predictor
 
     predictions = read_run_predictions(run)
-    explainer = Explainer.of(Predictor.from_run(run.path, device=device), cohort_of_run(run, cohort))
+    cohort = cohort_of_run(run, cohort)
+    explainer = Explainer.of(Predictor.from_run(run.path, device=device), cohort)
     cases = read_split(run.split).cases(explainer.cohort, "test")
     evidence = explain_cases(explainer, cases, batch_size=batch_size, progress=progress)
     tables = evidence_tables(evidence, predictions, explainer.predictor.experiment.evaluation)
@@ -83,8 +89,9 @@ def explain_run(
     figure = attention_figure(dict(_pictures(explainer, cases, evidence)))
     if figure is not None:
         files.append(save(figure, run.figures / "attention.png"))
+    probed = probe_run(run, cohort=cohort, device=device, batch_size=batch_size)
     write_atomically(run.evidence, evidence.to_csv(lineterminator="\n"))
-    return Explanation(evidence, tables, (*files, run.evidence))
+    return Explanation(evidence, tables, probed, (*files, *probed.files, run.evidence))
 
 
 def read_evidence(run: RunFolder) -> pd.DataFrame:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from threefold.cohorts.cohort import Case, Cohort, fingerprint, read_cohort
-from threefold.errors import CohortError, RunError
+from threefold.cohorts.cohort import Case, Cohort
+from threefold.errors import RunError
 from threefold.evaluation.by_value import by_value, require_column
 from threefold.evaluation.calibration import calibration_changes, temperature_of
 from threefold.evaluation.predictions import Predictions
@@ -28,7 +27,7 @@ from threefold.reporting.probe_tables import (
 )
 from threefold.reporting.table import Table, markdown
 from threefold.run import RunFolder, write_atomically
-from threefold.studies.evaluations import read_run_predictions
+from threefold.studies.evaluations import cohort_of_run, read_run_predictions
 
 Progress = Callable[[int, int], None]
 SHORTCUT = "shortcut"
@@ -79,7 +78,8 @@ def probe_run(
         progress: told of the test cases that were seen.
 
     Raises:
-        RunError: not a finished run, or its cohort is not where it was, or has changed.
+        RunError: not a finished run.
+        CohortError: its cohort is not where it was, or has changed.
         PredictionsError: no such column, or it holds no categories; or the predictions were damaged.
         ImageError: naming the case that can't be read.
     """
@@ -111,36 +111,6 @@ def probe_run(
     probes = [each for name in columns for each in probe_column(predictions, features, name, spec)]
     named["probes"] = (probe_table(probes, spec), probe_records(probes))
     return Probed(tuple(table for table, _ in named.values()), _write(named, run.tables), tuple(notes))
-
-
-def cohort_of_run(run: RunFolder, given: Cohort | None = None) -> Cohort:
-    """Return the cohort that a run was trained on.
-
-    Args:
-        run: whose cohort.
-        given: it, where it was moved.
-
-    Raises:
-        RunError: it is not where it was, or it is another one, or has changed.
-    """
-    try:
-        described = json.loads(run.cohort.read_text(encoding="utf-8"))
-        folder, trained_on = Path(described["folder"]), described["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{run.cohort}: expected the cohort that the run was trained on ({error}).") from error
-    try:
-        found = read_cohort(folder, allow_outside=True) if given is None else given
-    except CohortError as error:
-        raise RunError(
-            f"{run.path}: its cohort can't be read ({error}). Features need its images: name its folder with "
-            "--cohort."
-        ) from error
-    if fingerprint(found) != trained_on:
-        raise RunError(
-            f"{found.folder}: not the cohort that {run.path} was trained on ('{described.get('name')}'): its "
-            "cohort.yaml or cases.csv differ. Name the unchanged cohort with --cohort."
-        )
-    return found
 
 
 def _features(

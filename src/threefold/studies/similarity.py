@@ -12,7 +12,7 @@ import pandas as pd
 
 from threefold.cohorts.cohort import Case, Cohort
 from threefold.cohorts.splits import read_split
-from threefold.errors import RunError, UsageError
+from threefold.errors import CohortError, RunError, UsageError
 from threefold.evaluation.similarity import Similarity, similarity
 from threefold.experiment import EvaluationSpec
 from threefold.experiments import read_experiment
@@ -20,7 +20,7 @@ from threefold.reporting.figures import save
 from threefold.reporting.similarity import POOLED, similarity_figure, similarity_table
 from threefold.reporting.table import Table, markdown
 from threefold.run import RunFolder, write_atomically
-from threefold.studies.probing import cohort_of_run
+from threefold.studies.evaluations import cohort_of_run
 
 if TYPE_CHECKING:
     from threefold.inference.features import Features
@@ -136,7 +136,7 @@ def _shared_cases(runs: Sequence[RunFolder], given: Cohort | None) -> tuple[Coho
     for run in runs[1:]:
         try:
             cohort_of_run(run, where)
-        except RunError as error:
+        except CohortError as error:
             raise RunError(
                 f"{runs[0].path} and {run.path} were trained on other cohorts. Name the one whose cases both "
                 "are shown with --cohort."
