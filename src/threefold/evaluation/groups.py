@@ -28,7 +28,7 @@ from threefold.evaluation.predictions import (
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Level = Literal["case", "patient"]
-GroupKind = Literal["all", "site group", "site", "class", "worst site"]
+GroupKind = Literal["all", "site group", "site", "class", "value", "worst site"]
 
 # Fewer patients than this say too little of a site to call it the worst.
 WORST_SITE_PATIENTS = 5
@@ -39,7 +39,7 @@ class Group:
     """Cases that get numbers of their own.
 
     Attributes:
-        kind: all, site group, site or class.
+        kind: all, site group, site, class, or value (of a further column).
         name: of the group.
         rows: the cases' rows of the table.
     """

@@ -45,6 +45,7 @@ METRICS: dict[str, Metric] = {
         Metric("average_precision", "Average precision", needs="positives"),
         Metric("accuracy", "Accuracy", is_share=True),
         Metric("brier", "Brier", higher_is_better=False, bounds=(0.0, 2.0)),
+        Metric("log_loss", "Log loss", higher_is_better=False, bounds=_ANY),
         Metric("calibration_error", "Calibration error", higher_is_better=False),
         Metric("confusion", "Decided", higher_is_better=None, needs="positives", is_share=True),
         Metric("dice", "Dice"),

@@ -164,6 +164,10 @@ class AttentionUnet(nn.Module):
         if self.head is not None and spec.background_prior is not None:
             prefer_background(self.head, spec.background_prior)
 
+    def stage_layers(self) -> dict[str, str]:
+        """Return the submodule of each level of the encoder by the level's name, finest first."""
+        return {f"level {i + 1}": f"encoder.{i}" for i in range(len(self.encoder))}
+
     def forward(self, image: Tensor) -> Outputs:
         """(B, C, *S) image of any size to (B, L, *S) and (B, K) logits.
 

@@ -63,6 +63,14 @@ class Cascade(nn.Module):
             self.segmenter.eval()
         return self
 
+    def stage_layers(self) -> dict[str, str]:
+        """Return the submodules of the segmenter's levels, then of the classifier's blocks, by their names."""
+        return {
+            name: f"{part}.{module}"
+            for part, network in (("segmenter", self.segmenter), ("classifier", self.classifier))
+            for name, module in network.stage_layers().items()
+        }
+
     def forward(self, image: Tensor) -> Outputs:
         """(B, C, *S) image to (B, L, *S) and (B, K) logits; the features are the classifier's, (B, F)."""
         with torch.no_grad() if self.frozen else nullcontext():

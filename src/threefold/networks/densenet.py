@@ -103,6 +103,10 @@ class DenseNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
         nn.init.zeros_(self.head.bias)
 
+    def stage_layers(self) -> dict[str, str]:
+        """Return the submodule of each dense block by the block's name, finest first."""
+        return {f"block {i + 1}": f"features.blocks.{i}" for i in range(len(self.features.blocks))}
+
     def forward(self, image: Tensor) -> Outputs:
         """(B, C, *S) image to (B, K) logits; the features are (B, F)."""
         # Below 8 voxels oneDNN's gradient of the 7x7 convolution writes out of bounds, besides.

@@ -60,6 +60,10 @@ class JointSwin(nn.Module):
         self.frozen.eval()
         return self
 
+    def stage_layers(self) -> dict[str, str]:
+        """Return the submodule of each stage of the trained encoder by the stage's name, finest first."""
+        return {name: f"encoder.{module}" for name, module in self.encoder.stage_layers().items()}
+
     def forward(self, image: Tensor) -> Outputs:
         """(B, C, H, W) image to logits; the features are (B, 2F), the frozen encoder's first."""
         with torch.no_grad():

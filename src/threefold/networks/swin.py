@@ -245,6 +245,13 @@ class SwinEncoder(nn.Module):
         """Return the stages, finest first."""
         return cast(list[SwinStage], list(self.layers))
 
+    def stage_layers(self) -> dict[str, str]:
+        """Return the submodule of each stage by the stage's name, finest first.
+
+        A stage's output is what the next one starts from, patch merging included.
+        """
+        return {f"stage {i + 1}": f"layers.{i}" for i in range(len(self.layers))}
+
     @property
     def width(self) -> int:
         """Channels F of the output."""

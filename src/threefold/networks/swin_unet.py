@@ -139,6 +139,10 @@ class SwinUnet(nn.Module):
         if self.classifier is not None:
             initialise(self.classifier, spec.encoder)
 
+    def stage_layers(self) -> dict[str, str]:
+        """Return the submodule of each stage of the encoder by the stage's name, finest first."""
+        return {name: f"encoder.{module}" for name, module in self.encoder.stage_layers().items()}
+
     def forward(self, image: Tensor) -> Outputs:
         """(B, C, H, W) image to logits and reconstruction on the image's own grid."""
         height, width = image.shape[-2:]
