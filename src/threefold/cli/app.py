@@ -18,10 +18,12 @@ from threefold.cli.exporting import exporting
 from threefold.cli.importing import importing
 from threefold.cli.phantom import phantom
 from threefold.cli.predict import predict
+from threefold.cli.probe import probe
 from threefold.cli.propagate import propagate
 from threefold.cli.recipes import recipes
 from threefold.cli.report import report
 from threefold.cli.schema import schema
+from threefold.cli.similarity import similarity
 from threefold.cli.study import study
 from threefold.cli.train import train
 from threefold.errors import ThreefoldError
@@ -62,6 +64,8 @@ app.command()(degrade)
 app.command()(train)
 app.command()(chain)
 app.command()(evaluate)
+app.command()(probe)
+app.command()(similarity)
 app.command()(predict)
 app.add_typer(study, name="study")
 app.command()(report)

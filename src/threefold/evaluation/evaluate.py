@@ -189,9 +189,7 @@ def _units(level: Level, group: Group, predictions: Predictions, spec: Evaluatio
     return patient_units(cases, positive=predictions.positive_index, rule=spec.patient_rule)
 
 
-def diagnosis_rows(
-    place: Place, units: Units, predictions: Predictions, threshold: float
-) -> Iterator[Row]:
+def diagnosis_rows(place: Place, units: Units, predictions: Predictions, threshold: float) -> Iterator[Row]:
     """Yield every metric of the diagnosis over the labelled ones of some units.
 
     Args:

@@ -89,6 +89,12 @@ def groups_of(rows: pd.DataFrame) -> tuple[Group, ...]:
     return tuple(groups)
 
 
+def wide_groups(rows: pd.DataFrame) -> tuple[Group, ...]:
+    """Return all cases, then each site group where there are several."""
+    everyone, *others = (group for group in groups_of(rows) if group.kind != "site")
+    return (everyone, *others) if len(others) > 1 else (everyone,)
+
+
 def natural_order(names: set[str]) -> list[str]:
     """Sort names so that 'site 10' follows 'site 9', and 'internal' comes before 'external'."""
 

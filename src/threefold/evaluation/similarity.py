@@ -5,17 +5,17 @@ Centred kernel alignment (Kornblith et al. 2019, arXiv 1905.00414) of features X
     CKA = HSIC(XX', YY') / sqrt(HSIC(XX', XX') HSIC(YY', YY'))
 
 It does not change under rotations and scalings of the features. The plain estimate of HSIC is biased upwards
-where cases are few beside features; the unbiased one, HSIC_1 (Song et al. 2012, JMLR 13, equation 4), is a mean
-over cases that all differ (K and L without their diagonals, sums over i, j, q, r distinct):
+where cases are few beside features; the unbiased one, HSIC_1 (Song et al. 2012, JMLR 13, equation 4), is a
+mean over cases that all differ (K and L without their diagonals, sums over i, j, q, r distinct):
 
     HSIC_1 = mean K_ij L_ij + mean K_ij L_qr - 2 mean K_ij L_iq
 
 Over minibatches each of the three HSIC is the mean of its batches' (Nguyen, Raghu, Kornblith 2021, arXiv
 2010.15327, equation 3), so that no Gram matrix is larger than a batch.
 
-For the bootstrap each case carries a weight, how often its patient was drawn: each mean becomes a weighted one
-over the same distinct cases. So a case drawn twice is never held against itself, which would pass for
-likeness; with all weights one the formulas are the papers'.
+For the bootstrap each case carries a weight, how often its patient was drawn: each mean becomes a weighted
+    one over the same distinct cases. So a case drawn twice is never held against itself, which would pass
+    for likeness; with all weights one the formulas are the papers'.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Similarity:
     """The likeness of two representations.
 
     Attributes:
-        value: unbiased linear CKA: 1 for the same up to rotation and scale, about 0 (a little more or less) for
-            unrelated ones; NaN where it is not estimable.
+        value: unbiased linear CKA: 1 for the same up to rotation and scale, about 0 (a little more or less)
+            for unrelated ones; NaN where it is not estimable.
         low, high: ends of its interval, by resampling patients; NaN where it has none.
         n, patients: cases and their patients.
         note: why it, or its interval, is not estimable; empty where it is.
@@ -57,7 +57,9 @@ class Similarity:
     note: str = ""
 
 
-def similarity(first: ArrayLike, second: ArrayLike, patients: Sequence[str], spec: EvaluationSpec) -> Similarity:
+def similarity(
+    first: ArrayLike, second: ArrayLike, patients: Sequence[str], spec: EvaluationSpec
+) -> Similarity:
     """Return the unbiased linear CKA of two representations of n cases.
 
     Args:
@@ -97,12 +99,12 @@ def linear_cka(first: Floats, second: Floats, weights: Floats, batches: Sequence
     for batch in batches:
         grams = [_gram(features[batch]) for features in (first, second)]
         of_batch = weights[:, batch]
-        for at, (k, l) in enumerate(((0, 1), (0, 0), (1, 1))):
-            sums[at] += hsic(grams[k], grams[l], of_batch)
-    across, one, two = sums
-    exists = (one > 0) & (two > 0)
+        for at, (one, two) in enumerate(((0, 1), (0, 0), (1, 1))):
+            sums[at] += hsic(grams[one], grams[two], of_batch)
+    across, first_alone, second_alone = sums
+    exists = (first_alone > 0) & (second_alone > 0)
     found = np.full(len(weights), np.nan)
-    found[exists] = across[exists] / np.sqrt(one[exists] * two[exists])
+    found[exists] = across[exists] / np.sqrt(first_alone[exists] * second_alone[exists])
     return found
 
 

@@ -64,7 +64,7 @@ class Cascade(nn.Module):
         return self
 
     def stage_layers(self) -> dict[str, str]:
-        """Return the submodules of the segmenter's levels, then of the classifier's blocks, by their names."""
+        """Return the submodules of the segmenter's levels, then of the classifier's blocks, by name."""
         return {
             name: f"{part}.{module}"
             for part, network in (("segmenter", self.segmenter), ("classifier", self.classifier))
