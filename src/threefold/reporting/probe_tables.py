@@ -75,9 +75,9 @@ def probe_table(probes: Sequence[Probe], spec: EvaluationSpec) -> Table:
         (
             interval_legend(spec),
             f"Logistic regression with a ridge of {PENALTY:g} on the frozen features that the classifier "
-            f"reads, fitted and tested on the test cases in {FOLDS} folds of patients; of more than two values the "
-            "AUC is the mean of each against the rest, over pairs of a fold. The intervals take the probes as "
-            f"fitted. Values of fewer than {FEWEST_PATIENTS} patients are left out.",
+            f"reads, fitted and tested on the test cases in {FOLDS} folds of patients; of more than two values "
+            "the AUC is the mean of each against the rest, over pairs of a fold. The intervals take the probes "
+            f"as fitted. Values of fewer than {FEWEST_PATIENTS} patients are left out.",
             "Over all sites a probe may tell a column by what else differs between sites: read it within a "
             "site group. That a probe tells it does not say that the network's own head uses it.",
             *_leaks(probe.accuracy for probe in probes),
@@ -104,8 +104,8 @@ def temperature_table(temperature: Temperature, changes: Sequence[Calibrated], s
             f"Temperature {_temperature(temperature)}, fitted on the validation part (n={temperature.n}/"
             f"{temperature.patients}) to the smallest log loss; above 1 it takes confidence back.",
             interval_legend(spec),
-            "The intervals after take the temperature as given. The calibration error of few cases is above 0 "
-            "by chance alone, and that of a resample more so: read the change.",
+            "The intervals after take the temperature as given. The calibration error of few cases is above "
+            "0 by chance alone, and that of a resample more so: read the change.",
             *_leaks(each.before for each in changes),
         ),
     )
