@@ -118,7 +118,7 @@ def value_records(found: ByValue) -> list[dict[str, Any]]:
         {
             "within": each.within,
             "column": found.column,
-            "value": each.value,
+            "column_value": each.value,
             "label": each.label,
             "worst": _group(each) in of_worst,
             **asdict(each.row),
