@@ -16,7 +16,7 @@ SPEC = EvaluationSpec(replicates=200)
 
 
 def table(strength: float, reliance: float, seed: int = 0, n: int = 400, **more: object) -> Predictions:
-    """Cases whose clip goes with the label in validation; the network looks at the clip as far as it relies."""
+    """Cases whose clip goes with the label in validation, and a network that looks at the clip."""
     rng = np.random.default_rng(seed)
     part = np.where(np.arange(n) < n // 2, "validation", "test")
     positive = rng.random(n) < 0.5

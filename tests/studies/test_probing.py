@@ -1,4 +1,4 @@
-"""A finished run is probed: tables in its folder, from the command line too; runs are compared stage by stage."""
+"""A finished run is probed into its folder, from the command line too; runs are compared by stage."""
 
 from __future__ import annotations
 
