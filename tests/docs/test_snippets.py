@@ -24,6 +24,7 @@ PAGES = (
     ROOT / "README.md",
     ROOT / "docs" / "how-to" / "own-data.md",
     ROOT / "docs" / "how-to" / "explain.md",
+    ROOT / "docs" / "how-to" / "probe.md",
     ROOT / "docs" / "tutorials" / "demo.md",
 )
 # A reader trains for hours; the test asks whether the command works.

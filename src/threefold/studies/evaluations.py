@@ -289,7 +289,13 @@ def cohort_of_run(run: RunFolder, given: Cohort | None = None) -> Cohort:
         CohortError: it is not where it was, or it is another one, or changed since.
     """
     _, _, folder = of_run(run)
-    cohort = read_cohort(folder, allow_outside=True) if given is None else given
+    try:
+        cohort = read_cohort(folder, allow_outside=True) if given is None else given
+    except CohortError as error:
+        raise CohortError(
+            f"{run.path}: the cohort that it was trained on can't be read ({error}). Where it was moved, name "
+            "its folder with --cohort."
+        ) from error
     if fingerprint(cohort) != json.loads(run.cohort.read_text(encoding="utf-8"))["fingerprint"]:
         raise CohortError(
             f"{cohort.folder}: its cohort.yaml or cases.csv changed since the run {run.path} was trained, or "
