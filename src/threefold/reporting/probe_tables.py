@@ -76,8 +76,8 @@ def probe_table(probes: Sequence[Probe], spec: EvaluationSpec) -> Table:
             interval_legend(spec),
             f"Logistic regression with a ridge of {PENALTY:g} on the frozen features that the classifier "
             f"reads, fitted and tested on the test cases in {FOLDS} folds of patients. Of more than two "
-            "values the AUC is the mean of each against the rest, over pairs of a fold. The intervals take the "
-            f"probes as fitted. Values of fewer than {FEWEST_PATIENTS} patients are left out.",
+            "values the AUC is the mean of each against the rest, over pairs of a fold. The intervals take "
+            f"the probes as fitted. Values of fewer than {FEWEST_PATIENTS} patients are left out.",
             "Over all sites a probe may tell a column by what else differs between sites: read it within a "
             "site group. That a probe tells it does not say that the network's own head uses it.",
             *_leaks(probe.accuracy for probe in probes),

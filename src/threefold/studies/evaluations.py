@@ -293,13 +293,13 @@ def cohort_of_run(run: RunFolder, given: Cohort | None = None) -> Cohort:
         cohort = read_cohort(folder, allow_outside=True) if given is None else given
     except CohortError as error:
         raise CohortError(
-            f"{run.path}: the cohort that it was trained on can't be read ({error}). Where it was moved, name "
-            "its folder with --cohort."
+            f"{run.path}: the cohort that it was trained on can't be read ({error}). Where it was moved, "
+            "name its folder with --cohort."
         ) from error
     if fingerprint(cohort) != json.loads(run.cohort.read_text(encoding="utf-8"))["fingerprint"]:
         raise CohortError(
-            f"{cohort.folder}: its cohort.yaml or cases.csv changed since the run {run.path} was trained, or "
-            "it is another cohort. Put the cohort of then back, or name it with --cohort where it was moved."
+            f"{cohort.folder}: not the cohort that {run.path} was trained on, or its cohort.yaml or cases.csv "
+            "changed since. Put the cohort of then back, or name it with --cohort where it was moved."
         )
     return cohort
 

@@ -78,7 +78,8 @@ def probe_run(
         progress: told of the test cases that were seen.
 
     Raises:
-        RunError: not a finished run, or its cohort is not where it was, or has changed.
+        RunError: not a finished run.
+        CohortError: its cohort is not where it was, or has changed.
         PredictionsError: no such column, or it holds no categories; or the predictions were damaged.
         ImageError: naming the case that can't be read.
     """
