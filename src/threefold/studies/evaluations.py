@@ -298,8 +298,8 @@ def cohort_of_run(run: RunFolder, given: Cohort | None = None) -> Cohort:
         ) from error
     if fingerprint(cohort) != json.loads(run.cohort.read_text(encoding="utf-8"))["fingerprint"]:
         raise CohortError(
-            f"{cohort.folder}: not the cohort that {run.path} was trained on, or its cohort.yaml or cases.csv "
-            "changed since. Put the cohort of then back, or name it with --cohort where it was moved."
+            f"{cohort.folder}: not the cohort that {run.path} was trained on, or its cohort.yaml or cases.csv"
+            " changed since. Put the cohort of then back, or name it with --cohort where it was moved."
         )
     return cohort
 
