@@ -144,8 +144,8 @@ def pages() -> dict[Path, str]:
             "Studies",
             "What a file for `threefold study run FILE.yaml` may say; `threefold study list` names the "
             "shipped ones, `threefold schema study` prints the JSON schema. "
-            "[How to write one](../how-to/studies.md), "
-            "and [what its numbers mean](../explanation/study-statistics.md). A training is named "
+            "[How to write one](../how-to/studies.md), and "
+            "[what its numbers mean](../explanation/study-statistics.md). A training is named "
             "COHORT/VARIANT/split-K-seed-S, and its run folder lies under `runs` by that name.",
             StudySpec,
         ),

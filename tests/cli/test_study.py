@@ -148,6 +148,22 @@ def test_a_study_without_a_finished_run_says_how_to_get_one(
     assert "study: none of its 3 runs has finished. Run it: `threefold study run`." in err
 
 
+def test_an_interrupted_study_says_how_to_go_on(
+    workplace: Path, cohort: Cohort, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: study_pools.LocalPool) -> list[Outcome]:
+        raise KeyboardInterrupt
+
+    stopped: list[str] = []
+    monkeypatch.setattr(study_pools.LocalPool, "wait", interrupted)
+    monkeypatch.setattr(study_pools.LocalPool, "stop", lambda self: stopped.append("stopped"))
+    monkeypatch.setattr(study_pools, "run_in_process", lambda *a, **k: Outcome(a[1], "interrupted", "", 0, 0))
+    code, _, err = call(capsys, "run", "tiny.yaml", "--out", "out", "--cohort", str(cohort.folder))
+    assert code == 130
+    assert err.endswith("interrupted. The same command goes on where it was.\n")
+    assert stopped == ["stopped"]
+
+
 def test_a_study_is_started_once_not_once_a_device(
     workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,13 @@ SHORT = (
     "data.preprocessing.size=[56, 56]",
     "evaluation.replicates=50",
 )
+STUDY_SHORT = (
+    "training.epochs=1",
+    "training.selection.metric=loss",
+    'network.encoder={"size": "mini", "embed_dim": 8, "depths": [1, 1], "heads": [1, 2], "window": 4}',
+    "data.preprocessing.size=[32, 32]",
+    "evaluation.replicates=20",
+)
 ARCH_PAGES = (ROOT / "docs" / "how-to" / "propagate.md", ROOT / "docs" / "how-to" / "aortic-arch.md")
 PROPAGATION = (
     "size=[24,24,24]",
@@ -151,7 +158,7 @@ def test_a_study_runs_as_written(workplace: Path, monkeypatch: pytest.MonkeyPatc
     (text,) = blocks(page, "yaml")
     content = yaml.safe_load(text)
     content["seeds"], content["replicates"] = [0], 50
-    content["overrides"] = [*content["overrides"], *SHORT, "training.selection.metric=loss"]
+    content["overrides"] = [*content["overrides"], *STUDY_SHORT]
     Path("my-study.yaml").write_text(yaml.safe_dump(content))
     trained: list[str] = []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,8 +15,10 @@ import yaml
 from safetensors.numpy import load_file
 from sklearn.metrics import roc_auc_score
 
+from threefold.cohorts.cohort import Cohort, read_cohort
+from threefold.cohorts.degradation import DegradationSpec
 from threefold.errors import CohortError, ExperimentError, RunError, UsageError
-from threefold.studies import study_pools
+from threefold.studies import study_cohorts, study_pools
 from threefold.studies.comparison import compare_study, write_comparison
 from threefold.studies.study import run_study
 from threefold.studies.study_cohorts import pointed_at, prepare_cohort
@@ -186,7 +188,9 @@ def test_a_study_run_again_gives_the_same_numbers_and_does_nothing_twice(
         assert {*weights} == {*others}
         assert all((weights[key] == others[key]).all() for key in weights)
         assert mine.predictions.read_bytes() == other.predictions.read_bytes()
-    nothing, said = run(study, tmp_path / "again", "heads/seg/*-seed-1")
+    # Also after the folder was moved, though a run knows the full path of its start.
+    (tmp_path / "again").rename(tmp_path / "moved")
+    nothing, said = run(study, tmp_path / "moved", "heads/seg/*-seed-1")
     assert nothing == []
     assert "2 runs, 2 of them finished before" in said
 
@@ -283,7 +287,32 @@ def test_a_phantom_is_made_once_and_never_mistaken_for_another(study: StudySpec,
         prepare(settings={"shortcat": 1})
 
 
-def test_a_study_stopped_by_a_signal_and_by_a_kill_goes_on_where_it_was(
+def test_references_are_moved_once_and_never_by_another_distance(
+    study: StudySpec, cohort_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path] = []
+
+    def degrade(cohort: Cohort, out: Path, spec: DegradationSpec, *, progress: object) -> Cohort:
+        made.append(out)
+        shutil.copytree(cohort.folder, out)
+        return read_cohort(out)
+
+    monkeypatch.setattr(study_cohorts, "degrade", degrade)
+
+    def prepare(displacement: float) -> Cohort:
+        source = CohortSource(
+            folder=str(cohort_folder), degradation=DegradationSpec(displacement=displacement)
+        )
+        return prepare_cohort("h", source, study, StudyFolder(tmp_path), Heard())
+
+    cases = prepare(2.0).cases
+    assert len(prepare(2.0).cases) == len(cases)
+    assert made == [tmp_path / "cohorts" / "h-degraded"]
+    with pytest.raises(RunError, match=r"made from other settings than cohorts\.h says now"):
+        prepare(3.0)
+
+
+def test_a_study_that_is_killed_takes_its_run_along_and_goes_on_where_it_was(
     cohort_folder: Path, tmp_path: Path
 ) -> None:
     epochs = [*OVERRIDES[1:], "training.epochs=10"]
@@ -294,42 +323,39 @@ def test_a_study_stopped_by_a_signal_and_by_a_kill_goes_on_where_it_was(
     quick, slow = ("heads/quick/split-0-seed-0", "heads/slow/split-0-seed-0")
     run(study, out, quick)
     before = {path: path.stat().st_mtime_ns for path in folder.run(quick).path.rglob("*")}
+    metrics = folder.run(slow).metrics
 
-    def trained(epoch: int) -> bool:
-        metrics = folder.run(slow).metrics
-        return metrics.is_file() and len(metrics.read_text().splitlines()) > epoch
-
-    def start() -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "threefold", "study", "run", str(file), "--out", str(out)]
-        return subprocess.Popen(
-            [*command, "--workers", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-
-    with start() as process:
-        until(lambda: trained(1))
-        process.terminate()
-        assert process.wait(30) == 130
-    assert folder.run(slow).read_status()["state"] == "interrupted"
-    states = {each.plan.id: each.state for each in standing_of(folder)}
-    assert states == {quick: "finished", slow: "interrupted"}
-    reached = len(folder.run(slow).metrics.read_text().splitlines()) - 1
-    assert 1 <= reached < 10
-
-    with start() as process:
-        until(lambda: trained(reached + 1))
-        process.send_signal(signal.SIGKILL)
+    command = [
+        sys.executable,
+        "-m",
+        "threefold",
+        "study",
+        "run",
+        str(file),
+        "--out",
+        str(out),
+        "--workers",
+        "1",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        until(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) > 2)
+        process.kill()
         process.wait(10)
-        # Its run does not go on alone.
-        until(lambda: not is_held(folder.run(slow)), 20)
-    rows = folder.run(slow).metrics.read_text().splitlines()
-    assert reached + 1 < len(rows) <= 10
+        until(lambda: not is_held(folder.run(slow)))  # its run does not go on alone
+    assert folder.run(slow).read_status()["state"] == "interrupted"
+    assert {each.plan.id: each.state for each in standing_of(folder)} == {
+        quick: "finished",
+        slow: "interrupted",
+    }
+    rows = metrics.read_text().splitlines()
+    assert 2 < len(rows) <= 10
 
     (outcome,), said = run(study, out)
     assert (outcome.run, outcome.state) == (slow, "finished")
     assert "2 runs, 1 of them finished before" in said
     assert {path: path.stat().st_mtime_ns for path in folder.run(quick).path.rglob("*")} == before
     # Times are among the columns: these epochs were not trained again.
-    assert folder.run(slow).metrics.read_text().splitlines()[: len(rows) - 1] == rows[:-1]
+    assert metrics.read_text().splitlines()[: len(rows) - 1] == rows[:-1]
 
     run(study, tmp_path / "unbroken", slow)
     whole = load_file(StudyFolder(tmp_path / "unbroken").run(slow).weights)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from threefold.cohorts.cohort import Cohort
 from threefold.errors import RunError, ThreefoldError, UsageError
 from threefold.experiment import Experiment
+from threefold.experiments import read_experiment
+from threefold.run import RunFolder
 from threefold.studies.study_cohorts import judge_labels, prepare_cohort
 from threefold.studies.study_folder import Outcome, StudyFolder, expected_memory
 from threefold.studies.study_pools import Pool
@@ -157,12 +160,23 @@ def _require_same_study(folder: StudyFolder, study: StudySpec) -> None:
         raise RunError(f"{folder.path}: holds the study '{name}', not '{study.name}'. Choose another --out.")
 
 
+def _before_a_move(run: RunFolder, plan: RunPlan, experiment: Experiment) -> Experiment:
+    """Return the experiment with the path of its start as it was before the study's folder was moved."""
+    weights, known = experiment.initial_weights, read_experiment(run.experiment).initial_weights
+    if plan.start is None or weights is None or known is None:
+        return experiment
+    if not Path(known.path).as_posix().endswith(f"/runs/{plan.start}"):
+        return experiment
+    as_it_was = weights.model_copy(update={"path": known.path})
+    return experiment.model_copy(update={"initial_weights": as_it_was})
+
+
 def _require_trainable(folder: StudyFolder, plan: RunPlan, experiment: Experiment, cohort: Cohort) -> None:
     """Refuse what can't be trained, and a run that is there already but was started as something else."""
     run = folder.run(plan.id)
     try:
         if run.status.is_file():
-            check_resumable(run, experiment, cohort)
+            check_resumable(run, _before_a_move(run, plan, experiment), cohort)
         else:
             require_split(experiment, cohort)
     except RunError as error:
