@@ -8,12 +8,12 @@ from threefold.reporting.attention_figures import AttentionPicture, attention_fi
 
 
 def test_the_plane_with_most_of_the_lesion_is_shown() -> None:
-    volume, lesion = np.zeros((4, 5, 6)), np.zeros((4, 5, 6), bool)
-    assert volume[plane_of(volume, None)].shape == (4, 5)
-    assert plane_of(volume, lesion)[-1] == 3
+    volume, lesion = np.arange(120).reshape(4, 5, 6), np.zeros((4, 5, 6), bool)
+    assert plane_of(None, (4, 5, 6))(volume)[0, 0] == volume[3, 4, 3]  # right is left, the front above
+    assert plane_of(lesion, (4, 5, 6))(volume).shape == (5, 4)
     lesion[0, 0, 1] = lesion[:2, 1, 4] = True
-    assert plane_of(volume, lesion)[-1] == 4
-    assert volume[0][plane_of(volume[0], None)].shape == (5, 6)
+    assert plane_of(lesion, (4, 5, 6))(lesion).sum() == 2
+    np.testing.assert_array_equal(plane_of(None, (5, 6))(volume[0]), volume[0])
 
 
 def test_zero_maps_and_absent_lesions_are_drawn() -> None:

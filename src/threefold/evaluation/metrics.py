@@ -74,7 +74,7 @@ METRICS: dict[str, Metric] = {
         Metric("topology_right", "Arch as diagnosed", is_share=True, of="topology"),
         Metric("topology_agrees", "Arch as classified", is_share=True, of="topology"),
         *(
-            Metric(f"{name}{end}", f"{title}{words}", of="evidence")
+            Metric(f"{name}{end}", f"{title}{words}", is_share=name == "pointing", of="evidence")
             for name, title in _ATTENTION.items()
             for end, words in BASELINES.items()
         ),

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from threefold.reporting.volume_figures import PLANES, cut
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_Array = NDArray[Any]
 _LESION = "#56B4E9"
 _STRONGEST = 0.75
 """Opacity where the map is highest; where it is zero the image is seen as it is."""
@@ -35,17 +38,20 @@ class AttentionPicture:
     lesion: NDArray[np.bool_] | None
 
 
-def plane_of(volume: NDArray[np.floating[Any]], lesion: NDArray[np.bool_] | None) -> tuple[slice | int, ...]:
-    """Return the index of the plane to show: the one with most of the lesion, else the middle one.
+def plane_of(lesion: NDArray[np.bool_] | None, shape: tuple[int, ...]) -> Callable[[_Array], _Array]:
+    """Return what takes the plane to show out of an array on the network's grid, (H, W) as drawn.
+
+    A slice is shown whole; of a volume (RAS+) the axial plane with most of the lesion, else the middle one.
 
     Args:
-        volume: (H, W), shown whole, or (I, J, K), of which a plane of the third axis is.
-        lesion: of the same shape, or None.
+        lesion: (*S), or None.
+        shape: S.
     """
-    if volume.ndim == 2:
-        return (slice(None), slice(None))
-    areas = np.zeros(volume.shape[2]) if lesion is None else lesion.sum(axis=(0, 1))
-    return (slice(None), slice(None), int(areas.argmax()) if areas.any() else volume.shape[2] // 2)
+    if len(shape) == 2:
+        return lambda array: array
+    areas = np.zeros(shape[2]) if lesion is None else lesion.sum(axis=(0, 1))
+    level = int(areas.argmax()) if areas.any() else shape[2] // 2
+    return lambda array: cut(array, PLANES[0], level)
 
 
 def attention_figure(rows: Mapping[str, Sequence[AttentionPicture]]) -> Figure | None:

@@ -144,11 +144,11 @@ def _pictures_of(explainer: Explainer, case: Case) -> Iterator[AttentionPicture]
     trained = explainer.predictor.cohort
     label = "no label" if case.label is None else trained.classes[case.label]
     for (words, array), found in zip(variants, explainer.look([a for _, a in variants]), strict=True):
-        shown = plane_of(array[0], lesion)
+        shown = plane_of(lesion, found.map.shape)
         chance = found.probabilities[found.decided]
         yield AttentionPicture(
             f"{case.case_id}{words}\n{label}; p({trained.classes[found.decided]}) {chance:.2f}",
-            array[0][shown],
-            found.map[shown],
-            None if lesion is None else lesion[shown],
+            shown(array[0]),
+            shown(found.map),
+            None if lesion is None else shown(lesion),
         )
