@@ -11,6 +11,7 @@ RUN/
   weights.safetensors  the best epoch's weights, with weights.json beside it
   predictions.csv      one row a case (evaluation.predictions)
   structures.csv       one row a case and structure (evaluation.structures)
+  evidence.csv         one row a test case: where the network looks, what turns its decision
   masks/               predicted masks of the test cases, on each image's own grid
   tables/  figures/    what `evaluate` made
   report.html          what `report` made of all this
@@ -92,6 +93,11 @@ class RunFolder:
     def structures(self) -> Path:
         """One row a case and structure: overlap, distances, topology."""
         return self.path / "structures.csv"
+
+    @property
+    def evidence(self) -> Path:
+        """One row a test case: attention and counterfactuals."""
+        return self.path / "evidence.csv"
 
     @property
     def masks(self) -> Path:

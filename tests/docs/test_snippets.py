@@ -23,6 +23,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = (
     ROOT / "README.md",
     ROOT / "docs" / "how-to" / "own-data.md",
+    ROOT / "docs" / "how-to" / "explain.md",
+    ROOT / "docs" / "how-to" / "probe.md",
     ROOT / "docs" / "tutorials" / "demo.md",
 )
 # A reader trains for hours; the test asks whether the command works.

@@ -150,7 +150,8 @@ def test_dropout_acts_in_training_alone() -> None:
 def test_cam_layer_has_the_declared_layout(dimensions: int) -> None:
     network = _network(classes=2, dimensions=dimensions)
     seen = []
-    network.get_submodule(network.cam_layer).register_forward_hook(lambda _m, _i, out: seen.append(out))
+    layer = network.cam_layer()
+    network.get_submodule(layer.module).register_forward_hook(lambda _m, _i, out: seen.append(out))
     network(_randn(2, 1, *(16, 24, 32)[:dimensions]))
-    assert len(network.cam_layout) == seen[0].ndim
+    assert (layer.layout, layer.stride) == ("channels first", 4)
     assert seen[0].shape == (2, 16, *(4, 6, 8)[:dimensions])

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from threefold.errors import RunError
 from threefold.experiment import SwinSpec
 from threefold.networks.swin import StochasticDepth, SwinEncoder, drop_path_rates
 
@@ -162,10 +163,13 @@ def test_the_seed_gives_the_weights() -> None:
 def test_cam_layer_has_the_declared_layout() -> None:
     encoder = _encoder().eval()
     seen = []
-    encoder.get_submodule(encoder.cam_layer).register_forward_hook(lambda _m, _i, out: seen.append(out))
+    layer = encoder.cam_layer()
+    encoder.get_submodule(layer.module).register_forward_hook(lambda _m, _i, out: seen.append(out))
     encoder(torch.randn(1, 1, 48, 24).double())
-    assert encoder.cam_layout == "BHWC"
-    assert seen[0].shape == (1, 6, 3, 24)
+    assert (layer.module, layer.layout, layer.stride) == ("layers.1.blocks.1.norm1", "windows", 8)
+    assert layer.features(seen[0], (48, 24)).shape == (1, 24, 6, 3)
+    with pytest.raises(RunError, match="expected 32 tokens"):
+        layer.features(seen[0][:, 1:], (48, 24))
 
 
 def test_initial_weights_follow_the_specification() -> None:

@@ -14,14 +14,17 @@ from threefold.cli.check import check
 from threefold.cli.degrade import degrade
 from threefold.cli.demo import demo
 from threefold.cli.evaluate import evaluate
+from threefold.cli.explain import explain
 from threefold.cli.exporting import exporting
 from threefold.cli.importing import importing
 from threefold.cli.phantom import phantom
 from threefold.cli.predict import predict
+from threefold.cli.probe import probe
 from threefold.cli.propagate import propagate
 from threefold.cli.recipes import recipes
 from threefold.cli.report import report
 from threefold.cli.schema import schema
+from threefold.cli.similarity import similarity
 from threefold.cli.study import study
 from threefold.cli.train import train
 from threefold.errors import ThreefoldError
@@ -62,6 +65,9 @@ app.command()(degrade)
 app.command()(train)
 app.command()(chain)
 app.command()(evaluate)
+app.command()(explain)
+app.command()(probe)
+app.command()(similarity)
 app.command()(predict)
 app.add_typer(study, name="study")
 app.command()(report)

@@ -113,7 +113,7 @@ def evaluate(
         raise PredictionsError(
             f"column part: expected cases of part test, found {parts}. Only test cases are evaluated."
         )
-    cut, source, notes = _threshold(predictions, spec, threshold)
+    cut, source, notes = decision_threshold(predictions, spec, threshold)
     rows: list[Row] = []
     levels: tuple[Level, ...] = ("case", "patient")
     for level in levels:
@@ -153,9 +153,19 @@ def evaluate(
     )
 
 
-def _threshold(
-    predictions: Predictions, spec: EvaluationSpec, given: float | None
+def decision_threshold(
+    predictions: Predictions, spec: EvaluationSpec, given: float | None = None
 ) -> tuple[float, ThresholdSource, tuple[str, ...]]:
+    """Return the smallest probability that is decided positive, where it is from, and what to say of it.
+
+    Args:
+        predictions: whose validation part it is chosen on; of any but two classes it has no meaning.
+        spec: the rule.
+        given: by the caller; None: to be chosen.
+
+    Raises:
+        PredictionsError: the one given is not from 0 to 1.
+    """
     if given is not None:
         if not 0 <= given <= 1:
             raise PredictionsError(f"threshold: expected a probability from 0 to 1, found {given:g}.")
@@ -179,6 +189,45 @@ def _units(level: Level, group: Group, predictions: Predictions, spec: Evaluatio
     return patient_units(cases, positive=predictions.positive_index, rule=spec.patient_rule)
 
 
+def diagnosis_rows(place: Place, units: Units, predictions: Predictions, threshold: float) -> Iterator[Row]:
+    """Yield every metric of the diagnosis over the labelled ones of some units.
+
+    Args:
+        place: where the numbers belong.
+        units: cases or patients.
+        predictions: names the classes.
+        threshold: two classes: positive where p >= threshold.
+    """
+    units = units.where(units.labels >= 0)
+    positive = predictions.positive_index
+
+    def metrics(weights: Floats) -> Mapping[tuple[str, int | None], Floats]:
+        return classification_metrics(
+            units.labels, units.probabilities, weights, positive=positive, threshold=threshold
+        )
+
+    counts = np.bincount(units.labels, minlength=len(predictions.classes))
+    points = metrics(np.ones((1, len(units))))
+    intervals = place.bootstrap(metrics, units)
+    for name, index in points:
+        of = positive if index is None else index
+        needs = METRICS[name].needs
+        needed = units.labels >= 0
+        if of is not None and needs != "cases":
+            needed = units.labels == of if needs == "positives" else units.labels != of
+        yield place.row(
+            METRICS[name],
+            float(points[name, index][0]),
+            intervals.get((name, index)),
+            units,
+            needed=needed,
+            is_mean=of is None and needs != "cases",
+            class_name="" if index is None else predictions.classes[index],
+            positives=None if of is None else int(counts[of]),
+            why=_why(METRICS[name], len(units), counts, of, predictions.classes),
+        )
+
+
 @dataclass(frozen=True)
 class _Numbers:
     """The numbers of one group at one level."""
@@ -192,7 +241,7 @@ class _Numbers:
         """Yield the numbers of each target that any case of the whole table has."""
         table = self.predictions.table
         if self.predictions.classes and (table["label"] != "").any():
-            yield from self._diagnosis()
+            yield from diagnosis_rows(self.place, self.units, self.predictions, self.threshold)
             if self.predictions.positive is None:
                 yield from self._confusion()
         if table["mask_truth_voxels"].notna().any():
@@ -202,36 +251,6 @@ class _Numbers:
         for name in ("psnr", "ssim"):
             if table[name].notna().any():
                 yield from self._means(name)
-
-    def _diagnosis(self) -> Iterator[Row]:
-        units = self.units.where(self.units.labels >= 0)
-        positive = self.predictions.positive_index
-
-        def metrics(weights: Floats) -> Mapping[tuple[str, int | None], Floats]:
-            return classification_metrics(
-                units.labels, units.probabilities, weights, positive=positive, threshold=self.threshold
-            )
-
-        counts = np.bincount(units.labels, minlength=len(self.predictions.classes))
-        points = metrics(np.ones((1, len(units))))
-        intervals = self.place.bootstrap(metrics, units)
-        for name, index in points:
-            of = positive if index is None else index
-            needs = METRICS[name].needs
-            needed = units.labels >= 0
-            if of is not None and needs != "cases":
-                needed = units.labels == of if needs == "positives" else units.labels != of
-            yield self.place.row(
-                METRICS[name],
-                float(points[name, index][0]),
-                intervals.get((name, index)),
-                units,
-                needed=needed,
-                is_mean=of is None and needs != "cases",
-                class_name="" if index is None else self.predictions.classes[index],
-                positives=None if of is None else int(counts[of]),
-                why=_why(METRICS[name], len(units), counts, of, self.predictions.classes),
-            )
 
     def _confusion(self) -> Iterator[Row]:
         """Yield, for each pair of classes, which share of the true one was decided to be the other."""

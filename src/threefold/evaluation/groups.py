@@ -28,7 +28,7 @@ from threefold.evaluation.predictions import (
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Level = Literal["case", "patient"]
-GroupKind = Literal["all", "site group", "site", "class", "worst site"]
+GroupKind = Literal["all", "site group", "site", "class", "value", "worst site"]
 
 # Fewer patients than this say too little of a site to call it the worst.
 WORST_SITE_PATIENTS = 5
@@ -39,7 +39,7 @@ class Group:
     """Cases that get numbers of their own.
 
     Attributes:
-        kind: all, site group, site or class.
+        kind: all, site group, site, class, or value (of a further column).
         name: of the group.
         rows: the cases' rows of the table.
     """
@@ -87,6 +87,12 @@ def groups_of(rows: pd.DataFrame) -> tuple[Group, ...]:
         names = natural_order({str(name) for name in rows[column]} - {""})
         groups += [Group(kind, name, rows[rows[column] == name]) for name in names]
     return tuple(groups)
+
+
+def wide_groups(rows: pd.DataFrame) -> tuple[Group, ...]:
+    """Return all cases, then each site group where there are several."""
+    everyone, *others = (group for group in groups_of(rows) if group.kind != "site")
+    return (everyone, *others) if len(others) > 1 else (everyone,)
 
 
 def natural_order(names: set[str]) -> list[str]:

@@ -20,7 +20,7 @@ class Metric:
         bounds: the values it can take.
         is_share: a share of the cases that it needs, so that 0 of k and k of k have an exact interval.
         of: case: a diagnosis, mask or reconstruction. structure: one structure, or the mean over a case's.
-            topology: which structures touch, and the arch.
+            topology: which structures touch, and the arch. evidence: what a network goes by.
     """
 
     name: str
@@ -29,10 +29,17 @@ class Metric:
     needs: Needs = "cases"
     bounds: tuple[float, float] = (0.0, 1.0)
     is_share: bool = False
-    of: Literal["case", "structure", "topology"] = "case"
+    of: Literal["case", "structure", "topology", "evidence"] = "case"
 
 
 _ANY = (0.0, float("inf"))
+_ATTENTION = {
+    "share_inside": "Share inside the lesion",
+    "attention_iou": "IoU with the lesion",
+    "pointing": "Maximum in the lesion",
+}
+BASELINES = {"": "", "_random": " of random maps", "_centred": " of a centred blob"}
+"""Ends of the names of attention's numbers: the network's own, and those of maps that know no image."""
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
@@ -45,6 +52,7 @@ METRICS: dict[str, Metric] = {
         Metric("average_precision", "Average precision", needs="positives"),
         Metric("accuracy", "Accuracy", is_share=True),
         Metric("brier", "Brier", higher_is_better=False, bounds=(0.0, 2.0)),
+        Metric("log_loss", "Log loss", higher_is_better=False, bounds=_ANY),
         Metric("calibration_error", "Calibration error", higher_is_better=False),
         Metric("confusion", "Decided", higher_is_better=None, needs="positives", is_share=True),
         Metric("dice", "Dice"),
@@ -65,5 +73,14 @@ METRICS: dict[str, Metric] = {
         Metric("topology_match", "Graph as the truth's", is_share=True, of="topology"),
         Metric("topology_right", "Arch as diagnosed", is_share=True, of="topology"),
         Metric("topology_agrees", "Arch as classified", is_share=True, of="topology"),
+        *(
+            Metric(f"{name}{end}", f"{title}{words}", is_share=name == "pointing", of="evidence")
+            for name, title in _ATTENTION.items()
+            for end, words in BASELINES.items()
+        ),
+        Metric("shortcut_flip", "Turned by the shortcut", False, is_share=True, of="evidence"),
+        Metric("shortcut_change", "p raised by the shortcut", None, bounds=(-1.0, 1.0), of="evidence"),
+        Metric("marker_flip", "Turned by the marker", is_share=True, of="evidence"),
+        Metric("marker_change", "p raised by the marker", None, bounds=(-1.0, 1.0), of="evidence"),
     )
 }

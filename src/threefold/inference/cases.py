@@ -93,7 +93,7 @@ def predict_cases(
     trained = trained or cohort.spec
     refuse_other_question(trained, cohort.spec)
     chosen = {case.case_id: case for case in cohort.cases if parts is None or _part(case, split) in parts}
-    prepared = _prepared(chosen.values(), cohort.spec, trained, experiment)
+    prepared = prepare_cases(chosen.values(), cohort.spec, trained, experiment)
     rows: list[dict[str, Any]] = []
     structures: list[dict[str, Any]] = []
     waiting: deque[Future[_Measured]] = deque()
@@ -129,9 +129,20 @@ def _part(case: Case, split: Split | None) -> Part:
     return "test" if split is None else split.parts[case.case_id]
 
 
-def _prepared(
+def prepare_cases(
     cases: Iterable[Case], spec: CohortSpec, trained: CohortSpec, experiment: Experiment
 ) -> Iterator[Prepared]:
+    """Yield each case's image on the network's grid.
+
+    Args:
+        cases: to be read, one at a time.
+        spec: of their cohort.
+        trained: of the cohort that the network was trained on.
+        experiment: gives the network's grid.
+
+    Raises:
+        ImageError: naming the case whose image can't be read.
+    """
     preprocessing = experiment.data.preprocessing
     for case in cases:
         source = Source(case.case_id, case.image, case.slice_index, spec)

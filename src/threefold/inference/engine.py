@@ -69,7 +69,7 @@ def run_network(
         RunError: naming the case for which an output is not finite, or that does not fit into memory.
     """
     network.to(device).eval()
-    for batch in _batches(prepared, batch_size):
+    for batch in in_batches(prepared, batch_size):
         images = torch.from_numpy(np.stack([one.array for one in batch]))  # (B, C, *S)
         window, note = batch[0].window, ""
         with torch.inference_mode():
@@ -80,7 +80,7 @@ def run_network(
         yield from zip(batch, _results(outputs, batch, note), strict=True)
 
 
-def _batches(prepared: Iterable[Prepared], batch_size: int) -> Iterator[list[Prepared]]:
+def in_batches(prepared: Iterable[Prepared], batch_size: int) -> Iterator[list[Prepared]]:
     """Yield the images in order: volumes and images larger than the network's one by one."""
     batch: list[Prepared] = []
     for one in prepared:

@@ -15,13 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from threefold.experiment import AttentionUnetSpec
 from threefold.networks import kernels3d
+from threefold.networks.cam import CamLayer
 from threefold.networks.outputs import Outputs
 
 _CONV: dict[int, type[nn.Conv2d | nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -122,13 +122,7 @@ class AttentionUnet(nn.Module):
         labels: segmentation labels L, background included; None: no decoder.
         classes: diagnoses K to tell apart; None: no classification head.
         dimensions: spatial axes, 2 or 3.
-
-    Attributes:
-        cam_layer: name of the submodule whose output a class activation map is taken from.
-        cam_layout: axis order of that output.
     """
-
-    cam_layout: Literal["BCHW", "BCIJK"]
 
     def __init__(
         self,
@@ -157,12 +151,18 @@ class AttentionUnet(nn.Module):
             self.head = _CONV[dimensions](widths[0], labels, 1)
         self.classifier = None if classes is None else nn.Linear(deepest, classes)
         self.stride = 2 ** (len(widths) - 1)
-        self.cam_layer = f"encoder.{len(widths) - 1}"
-        self.cam_layout = "BCHW" if dimensions == 2 else "BCIJK"
         if spec.initialisation == "published":
             initialise_as_published(self)
         if self.head is not None and spec.background_prior is not None:
             prefer_background(self.head, spec.background_prior)
+
+    def cam_layer(self) -> CamLayer:
+        """Return the deepest level, whose mean the class is told by."""
+        return CamLayer(f"encoder.{len(self.encoder) - 1}", "channels first", self.stride)
+
+    def stage_layers(self) -> dict[str, str]:
+        """Return the submodule of each level of the encoder by the level's name, finest first."""
+        return {f"level {i + 1}": f"encoder.{i}" for i in range(len(self.encoder))}
 
     def forward(self, image: Tensor) -> Outputs:
         """(B, C, *S) image of any size to (B, L, *S) and (B, K) logits.

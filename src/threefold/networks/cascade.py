@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from threefold.experiment import CascadeSpec
 from threefold.networks import kernels3d
 from threefold.networks.attention_unet import AttentionUnet
+from threefold.networks.cam import CamLayer
 from threefold.networks.densenet import DenseNet
 from threefold.networks.outputs import Outputs
 
@@ -31,12 +32,7 @@ class Cascade(nn.Module):
     Attributes:
         segmenter: the attention U-Net; its weights are named `segmenter.` + their names in a run of its own.
         classifier: the DenseNet, likewise.
-        cam_layer: name of the submodule whose output a class activation map is taken from.
-        cam_layout: axis order of that output.
     """
-
-    cam_layer = f"classifier.{DenseNet.cam_layer}"
-    cam_layout: Literal["BCHW", "BCIJK"]
 
     def __init__(
         self, spec: CascadeSpec, *, in_channels: int, labels: int, classes: int, dimensions: int = 3
@@ -51,7 +47,6 @@ class Cascade(nn.Module):
         self.classifier = DenseNet(
             spec.classifier, in_channels=channels, classes=classes, dimensions=dimensions
         )
-        self.cam_layout = self.classifier.cam_layout
         self.frozen = spec.freeze_segmenter
         if self.frozen:
             self.segmenter.requires_grad_(False).eval()
@@ -62,6 +57,18 @@ class Cascade(nn.Module):
         if self.frozen:
             self.segmenter.eval()
         return self
+
+    def cam_layer(self) -> CamLayer:
+        """Return the classifier's."""
+        return self.classifier.cam_layer().within("classifier")
+
+    def stage_layers(self) -> dict[str, str]:
+        """Return the submodules of the segmenter's levels, then of the classifier's blocks, by name."""
+        return {
+            name: f"{part}.{module}"
+            for part, network in (("segmenter", self.segmenter), ("classifier", self.classifier))
+            for name, module in network.stage_layers().items()
+        }
 
     def forward(self, image: Tensor) -> Outputs:
         """(B, C, *S) image to (B, L, *S) and (B, K) logits; the features are the classifier's, (B, F)."""

@@ -6,12 +6,11 @@ implementation uses.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor, nn
 
 from threefold.experiment import DenseNetSpec
 from threefold.networks import kernels3d
+from threefold.networks.cam import CamLayer
 from threefold.networks.outputs import Outputs
 
 _CONV: dict[int, type[nn.Conv2d | nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -84,24 +83,25 @@ class DenseNet(nn.Module):
         in_channels: channels C of the image.
         classes: diagnoses K to tell apart.
         dimensions: spatial axes, 2 or 3.
-
-    Attributes:
-        cam_layer: name of the submodule whose output a class activation map is taken from.
-        cam_layout: axis order of that output.
     """
-
-    cam_layer = "features"
-    cam_layout: Literal["BCHW", "BCIJK"]
 
     def __init__(self, spec: DenseNetSpec, *, in_channels: int, classes: int, dimensions: int = 3) -> None:
         super().__init__()
         self.features = DenseFeatures(spec, in_channels, dimensions)
         self.head = nn.Linear(self.features.width, classes)
-        self.cam_layout = "BCHW" if dimensions == 2 else "BCIJK"
+        self.stride = 2 ** (len(spec.blocks) + 1)  # the stem halves twice, each transition once
         for module in self.modules():
             if isinstance(module, _CONV[dimensions]):
                 nn.init.kaiming_normal_(module.weight)
         nn.init.zeros_(self.head.bias)
+
+    def cam_layer(self) -> CamLayer:
+        """Return what is before the pooling."""
+        return CamLayer("features", "channels first", self.stride)
+
+    def stage_layers(self) -> dict[str, str]:
+        """Return the submodule of each dense block by the block's name, finest first."""
+        return {f"block {i + 1}": f"features.blocks.{i}" for i in range(len(self.features.blocks))}
 
     def forward(self, image: Tensor) -> Outputs:
         """(B, C, *S) image to (B, K) logits; the features are (B, F)."""

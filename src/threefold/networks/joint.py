@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from threefold.errors import WeightsError
 from threefold.experiment import JointSwinSpec
+from threefold.networks.cam import CamLayer
 from threefold.networks.outputs import Outputs
 from threefold.networks.swin import SwinEncoder, initialise
 from threefold.networks.swin_unet import SwinUnet
@@ -25,9 +26,6 @@ class JointSwin(nn.Module):
 
     The frozen encoder holds random weights until `adopt` fills it.
     """
-
-    cam_layer = f"encoder.{SwinEncoder.cam_layer}"
-    cam_layout: Literal["BHWC"] = SwinEncoder.cam_layout
 
     def __init__(self, spec: JointSwinSpec, *, in_channels: int, classes: int) -> None:
         super().__init__()
@@ -59,6 +57,14 @@ class JointSwin(nn.Module):
         super().train(mode)
         self.frozen.eval()
         return self
+
+    def cam_layer(self) -> CamLayer:
+        """Return the trained encoder's; what the frozen one contributes is in no map."""
+        return self.encoder.cam_layer().within("encoder")
+
+    def stage_layers(self) -> dict[str, str]:
+        """Return the submodule of each stage of the trained encoder by the stage's name, finest first."""
+        return {name: f"encoder.{module}" for name, module in self.encoder.stage_layers().items()}
 
     def forward(self, image: Tensor) -> Outputs:
         """(B, C, H, W) image to logits; the features are (B, 2F), the frozen encoder's first."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from threefold.experiment import SwinSpec
 from threefold.networks import kernels
+from threefold.networks.cam import CamLayer
 from threefold.networks.windows import (
     Order,
     Tokens,
@@ -219,14 +220,7 @@ class SwinEncoder(nn.Module):
         in_channels: channels of the image.
 
     An image of any size is padded with zeros, below and to the right, to a multiple of `stride`.
-
-    Attributes:
-        cam_layer: name of the submodule whose output a class activation map is taken from.
-        cam_layout: axis order of that output.
     """
-
-    cam_layer = "norm"
-    cam_layout: Literal["BHWC"] = "BHWC"
 
     def __init__(self, spec: SwinSpec, in_channels: int) -> None:
         super().__init__()
@@ -245,6 +239,13 @@ class SwinEncoder(nn.Module):
         """Return the stages, finest first."""
         return cast(list[SwinStage], list(self.layers))
 
+    def stage_layers(self) -> dict[str, str]:
+        """Return the submodule of each stage by the stage's name, finest first.
+
+        A stage's output is what the next one starts from, patch merging included.
+        """
+        return {f"stage {i + 1}": f"layers.{i}" for i in range(len(self.layers))}
+
     @property
     def width(self) -> int:
         """Channels F of the output."""
@@ -254,6 +255,21 @@ class SwinEncoder(nn.Module):
     def stride(self) -> int:
         """Pixels along the side of an output token."""
         return self.spec.patch << (len(self.spec.depths) - 1)
+
+    def cam_layer(self) -> CamLayer:
+        """Return the norm before the last attention.
+
+        Behind it each token holds what its whole window found, and maps show windows in place of lesions.
+        """
+        stage, spec = len(self.spec.depths) - 1, self.spec
+        block = spec.depths[stage] - 1
+        return CamLayer(
+            f"layers.{stage}.blocks.{block}.norm1",
+            "windows",
+            self.stride,
+            spec.window,
+            shifted=block % 2 == 1,
+        )
 
     def forward(self, image: Tensor) -> EncoderFeatures:
         """(B, C, H, W) image to its features."""

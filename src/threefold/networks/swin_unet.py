@@ -5,13 +5,12 @@ The decoder is that of Swin-Unet (Cao et al. 2021, arXiv 2105.05537).
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
 from threefold.experiment import SwinSpec, SwinUnetSpec
 from threefold.networks import kernels
+from threefold.networks.cam import CamLayer
 from threefold.networks.outputs import Outputs
 from threefold.networks.swin import (
     EncoderFeatures,
@@ -113,14 +112,7 @@ class SwinUnet(nn.Module):
         classes: diagnoses K to tell apart; None: no classification head.
         labels: segmentation labels L, background included; None: no segmentation decoder.
         reconstruct: whether there is a reconstruction decoder.
-
-    Attributes:
-        cam_layer: name of the submodule whose output a class activation map is taken from.
-        cam_layout: axis order of that output.
     """
-
-    cam_layer = f"encoder.{SwinEncoder.cam_layer}"
-    cam_layout: Literal["BHWC"] = SwinEncoder.cam_layout
 
     def __init__(
         self,
@@ -138,6 +130,14 @@ class SwinUnet(nn.Module):
         self.reconstruction = SwinDecoder(spec.encoder, in_channels) if reconstruct else None
         if self.classifier is not None:
             initialise(self.classifier, spec.encoder)
+
+    def cam_layer(self) -> CamLayer:
+        """Return the encoder's."""
+        return self.encoder.cam_layer().within("encoder")
+
+    def stage_layers(self) -> dict[str, str]:
+        """Return the submodule of each stage of the encoder by the stage's name, finest first."""
+        return {name: f"encoder.{module}" for name, module in self.encoder.stage_layers().items()}
 
     def forward(self, image: Tensor) -> Outputs:
         """(B, C, H, W) image to logits and reconstruction on the image's own grid."""

@@ -15,6 +15,7 @@ from threefold.evaluation.evaluate import Evaluation
 from threefold.evaluation.groups import Level
 from threefold.evaluation.metrics import METRICS
 from threefold.evaluation.rows import Row
+from threefold.experiment import EvaluationSpec
 
 LEAK_MARK = "†"
 LEAK_NOTE = (
@@ -47,7 +48,8 @@ def cell(row: Row | None) -> str:
     count = f"n={row.n}" if row.level == "patient" else f"n={row.n}/{row.patients}"
     if math.isnan(row.value):
         return f"{row.note} {count}" if row.n else row.note
-    digits = 3 if METRICS[row.metric].bounds[1] <= 2 else 2  # 0.123, but 12.34 mm or dB
+    # 0.123, but 12.34 mm or dB
+    digits = 3 if METRICS[row.metric].bounds[1] <= 2 or row.metric == "log_loss" else 2
     mark = LEAK_MARK if row.leaks else ""
     interval = "[no interval]" if math.isnan(row.low) else f"[{row.low:.{digits}f}, {row.high:.{digits}f}]"
     return f"{row.value:.{digits}f}{mark} {interval} {count}"
@@ -55,10 +57,15 @@ def cell(row: Row | None) -> str:
 
 def legend(evaluation: Evaluation, level: Level) -> tuple[str, ...]:
     """Return what intervals and counts of a table mean, in one sentence."""
+    return (interval_legend(evaluation.spec, level),)
+
+
+def interval_legend(spec: EvaluationSpec, level: Level = "case") -> str:
+    """Return what an interval and a count mean."""
     counted = "patients" if level == "patient" else "cases/patients"
     return (
-        f"[low, high]: {evaluation.spec.confidence:.0%} interval over {evaluation.spec.replicates} resamples "
-        f"of the patients; n: {counted}.",
+        f"[low, high]: {spec.confidence:.0%} interval over {spec.replicates} resamples of the patients; n: "
+        f"{counted}."
     )
 
 

@@ -21,6 +21,7 @@ from threefold.reporting.study_tables import claim_table, pair_table, variant_ta
 from threefold.reporting.table import Table, markdown
 from threefold.run import write_atomically
 from threefold.studies.evaluations import read_label_tables, read_run_predictions
+from threefold.studies.evidence import read_evidence
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import (
     LABELS,
@@ -136,7 +137,7 @@ def read_tables(folder: StudyFolder, name: str) -> Tables:
     if labels == LABELS:
         return Tables(read_label_tables(folder.labels(cohort)))
     run = folder.run(name)
-    return Tables(read_run_predictions(run), run.read_status().get("threshold"))
+    return Tables(read_run_predictions(run), run.read_status().get("threshold"), read_evidence(run))
 
 
 def labels_id(cohort: str) -> str:

@@ -277,6 +277,33 @@ def cohort_if_there(folder: Path) -> Cohort | None:
         return None
 
 
+def cohort_of_run(run: RunFolder, given: Cohort | None = None) -> Cohort:
+    """Return the cohort that a run was trained on.
+
+    Args:
+        run: whose cohort.
+        given: it, where it was moved; None: where it was then.
+
+    Raises:
+        RunError: not a run.
+        CohortError: it is not where it was, or it is another one, or changed since.
+    """
+    _, _, folder = of_run(run)
+    try:
+        cohort = read_cohort(folder, allow_outside=True) if given is None else given
+    except CohortError as error:
+        raise CohortError(
+            f"{run.path}: the cohort that it was trained on can't be read ({error}). Where it was moved, "
+            "name its folder with --cohort."
+        ) from error
+    if fingerprint(cohort) != json.loads(run.cohort.read_text(encoding="utf-8"))["fingerprint"]:
+        raise CohortError(
+            f"{cohort.folder}: not the cohort that {run.path} was trained on, or its cohort.yaml or cases.csv"
+            " changed since. Put the cohort of then back, or name it with --cohort where it was moved."
+        )
+    return cohort
+
+
 def _shares_patients(run: RunFolder, trained_on: Cohort | None, cohort: Cohort) -> bool:
     """Whether a patient who trained or validated the run is in the other cohort, by site and patient id.
 

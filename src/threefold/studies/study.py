@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from threefold.cohorts.cohort import Cohort
@@ -14,7 +15,7 @@ from threefold.studies.study_cohorts import judge_labels, prepare_cohort
 from threefold.studies.study_folder import Outcome, StudyFolder, expected_memory
 from threefold.studies.study_pools import Pool
 from threefold.studies.study_spec import RunPlan, StudySpec, plan_runs
-from threefold.studies.study_worker import experiment_of
+from threefold.studies.study_worker import experiment_of, lacks_evidence
 from threefold.training.folder import check_resumable
 from threefold.training.progress import TrainingProgress
 from threefold.training.requirements import require_settings, require_split
@@ -80,7 +81,8 @@ def _run_all(
     """Yield each run's end, when it comes."""
     known = {plan.id: outcome for plan in plans if (outcome := folder.outcome(plan.id)) is not None}
     finished = {plan.id for plan in plans if folder.is_finished(plan.id)}
-    waiting = [plan for plan in plans if plan.id not in finished]
+    # A run that finished before the study asked for evidence is started again, for that alone.
+    waiting = [plan for plan in plans if plan.id not in finished or lacks_evidence(folder, study, plan)]
     done, total = len(plans) - len(waiting), len(plans)
     progress.say(f"{total} runs, {done} of them finished before")
     running: set[str] = set()
@@ -108,7 +110,7 @@ def _run_all(
             if outcome.state == "finished":
                 finished.add(outcome.run)
                 done += 1
-            yield _note(outcome, known, folder, progress, f"{done}/{total} ")
+            yield _note(_added(outcome, known), known, folder, progress, f"{done}/{total} ")
 
 
 def _note(
@@ -127,6 +129,15 @@ def _note(
         what += f"\n  all that it said: {log}" if log.is_file() else ""
     progress.say(f"{before}{outcome.run}: {what}")
     return outcome
+
+
+def _added(outcome: Outcome, known: Mapping[str, Outcome]) -> Outcome:
+    """Return an outcome with the time and memory of the training, where this attempt added evidence alone."""
+    before = known.get(outcome.run)
+    if before is None or before.state != "finished" or outcome.state != "finished":
+        return outcome
+    seconds, memory = before.seconds + outcome.seconds, max(before.memory, outcome.memory)
+    return replace(outcome, seconds=seconds, memory=memory)
 
 
 def _without_start(plan: RunPlan) -> Outcome:

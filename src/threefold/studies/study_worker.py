@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from threefold.cohorts.cohort import read_cohort
@@ -18,7 +19,7 @@ from threefold.errors import RunError, ThreefoldError
 from threefold.experiment import Experiment
 from threefold.experiments import load_experiment
 from threefold.studies.study_folder import GIB, Outcome, StudyFolder
-from threefold.studies.study_spec import RunPlan, plan_runs
+from threefold.studies.study_spec import RunPlan, StudySpec, plan_runs
 
 INTERRUPTED = 130
 _INTERRUPTING = (INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)
@@ -113,7 +114,7 @@ def experiment_of(study: StudyFolder, plan: RunPlan) -> Experiment:
 
 
 def execute(folder: Path, run: str) -> None:
-    """Train and evaluate a run of a study; what is there already is not done again.
+    """Train, evaluate and look into a run of a study; what is there already is not done again.
 
     Raises:
         RunError: the study has no such run.
@@ -122,6 +123,7 @@ def execute(folder: Path, run: str) -> None:
     import torch
 
     from threefold.studies.evaluations import evaluate_run
+    from threefold.studies.evidence import explain_run
     from threefold.training.progress import Lines
     from threefold.training.run import train
 
@@ -134,8 +136,20 @@ def execute(folder: Path, run: str) -> None:
     cohort = read_cohort(study.cohort(plan.cohort, spec.cohorts[plan.cohort]), allow_outside=True)
     path = study.run(run).path
     path.parent.mkdir(parents=True, exist_ok=True)
-    trained = train(experiment_of(study, plan), cohort, path, resume=True, progress=Lines())
+    progress = Lines()
+    trained = train(experiment_of(study, plan), cohort, path, resume=True, progress=progress)
     evaluate_run(trained)
+    if lacks_evidence(study, spec, plan):
+        explain_run(trained, cohort, progress=partial(progress.step, "explaining"))
+
+
+def lacks_evidence(study: StudyFolder, spec: StudySpec, plan: RunPlan) -> bool:
+    """Whether the study looks into its runs, and this one, which classifies, is still to be looked into."""
+    return (
+        spec.evidence
+        and experiment_of(study, plan).tasks.classification is not None
+        and not study.run(plan.id).evidence.is_file()
+    )
 
 
 def main(arguments: list[str]) -> int:

@@ -1,0 +1,64 @@
+"""`threefold explain`: where a run's network looks, and what turns its decisions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from threefold.cli.progress import progress_of
+
+
+def explain(
+    runs: Annotated[list[Path], typer.Argument(help="Finished runs that classify.")],
+    cohort: Annotated[
+        Path | None, typer.Option(help="Where the cohort that they were trained on lies, if it was moved.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where the network runs: cpu, cuda, ...")] = "cpu",
+    batch_size: Annotated[int, typer.Option(min=1, help="Slices a pass; volumes go one at a time.")] = 16,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print attention and counterfactuals as JSON.")
+    ] = False,
+) -> None:
+    """Hold a network's attention against the lesion; of phantoms, switch the shortcut and the marker.
+
+    Also what `threefold probe` asks. It is of the run's test cases; tables, a figure and evidence.csv go into
+    the run.
+
+    Example: `threefold explain my-run`
+    """
+    from threefold.cohorts.cohort import read_cohort
+    from threefold.reporting.table import show
+    from threefold.reporting.tables import plain_value
+    from threefold.run import RunFolder
+    from threefold.studies.evidence import explain_run
+
+    moved = None if cohort is None else read_cohort(cohort, allow_outside=True)
+    found = {}
+    for run in runs:
+        with progress_of("Explaining") as progress:
+            found[run] = explain_run(
+                RunFolder(run), moved, device=device, batch_size=batch_size, progress=progress
+            )
+    if as_json:
+        content = {
+            str(run): {table.name: [vars(row) for row in table.rows] for table in each.tables}
+            for run, each in found.items()
+        }
+        typer.echo(json.dumps(plain_value(content), indent=2))
+        return
+    for run, each in found.items():
+        if len(found) > 1:
+            typer.echo(f"== {run}")
+        for table in each.tables:
+            show(table.table)
+        if not each.tables:
+            typer.echo("No test case has a known lesion, and the cohort can't be rendered again.")
+        for asked in each.probed.tables:
+            show(asked)
+        for note in each.probed.notes:
+            typer.echo(f"note: {note}")
+        for path in each.files:
+            typer.echo(str(path))

@@ -1,0 +1,54 @@
+"""`threefold similarity`: how alike runs see the same cases, stage by stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from threefold.cli.progress import progress_of
+
+
+def similarity(
+    runs: Annotated[list[Path], typer.Argument(help="Two or more run folders.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for similarity.md, similarity.csv and similarity.png.")
+    ] = None,
+    cohort: Annotated[
+        Path | None,
+        typer.Option(
+            help="Show the networks all cases of this cohort (default: the test cases that the runs share)."
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where the networks run, for example cpu or cuda.")] = "cpu",
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images a pass of a network; volumes go one at a time.")
+    ] = 16,
+    allow_outside: Annotated[
+        bool, typer.Option("--allow-outside", help="Accept paths that leave the cohort's folder.")
+    ] = False,
+) -> None:
+    """Print the linear CKA of each pair of runs, at each stage of the encoder that both have.
+
+    1: the stage tells the cases apart in the same way, up to rotation and scale. About 0: in unrelated ways.
+        The estimate is unbiased, so that few cases do not look alike by themselves.
+
+    Example: `threefold similarity cls cls-seg cls-seg-rec --out similarity`
+    """
+    from threefold.cohorts.cohort import read_cohort
+    from threefold.experiments import read_experiment
+    from threefold.reporting.table import show
+    from threefold.run import RunFolder
+    from threefold.studies.similarity import compare_runs, table_of, write_similarities
+
+    folders = [RunFolder(path) for path in runs]
+    for folder in folders:
+        folder.read_status()
+    shown = None if cohort is None else read_cohort(cohort, allow_outside=allow_outside)
+    with progress_of("Reading features") as progress:
+        found = compare_runs(folders, cohort=shown, device=device, batch_size=batch_size, progress=progress)
+    spec = read_experiment(folders[0].experiment).evaluation
+    show(table_of(found, spec))
+    for path in () if out is None else write_similarities(found, spec, out):
+        typer.echo(f"Similarity: {path}")

@@ -1,0 +1,202 @@
+"""Temperature scaling: one number, fitted on validation cases, that makes probabilities honest on average.
+
+The probabilities become softmax(log p / T) (Guo et al. 2017, arXiv 1706.04599). T is what gives the
+validation cases the smallest log loss. The loss is convex in 1 / T, so there is one answer; where every
+validation case is told right by a margin, it is the smallest T that is looked at. Whatever T, the order of
+the cases by the probability of a class of two stays, and so do AUC and the decisions, with a threshold
+brought along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+
+from threefold.evaluation.classification import brier, calibration_error, weighted_mean
+from threefold.evaluation.groups import Units, case_units, groups_of
+from threefold.evaluation.intervals import Interval, bootstrap
+from threefold.evaluation.metrics import METRICS
+from threefold.evaluation.predictions import Predictions
+from threefold.evaluation.rows import Place, Row
+from threefold.experiment import EvaluationSpec
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+MEASURES = ("calibration_error", "brier", "log_loss")
+RANGE = (0.05, 20.0)
+"""Temperatures that are looked at."""
+_SMALLEST = 1e-12  # probability, whose logarithm is taken
+_HALVINGS = 40
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """A temperature, as fitted.
+
+    Attributes:
+        value: NaN where it can't be fitted.
+        low, high: ends of its interval, by resampling the validation part's patients; NaN without one.
+        n, patients: validation cases that it was fitted on, and their patients.
+        note: why it, or its interval, is not estimable, or that it is at an end of the range.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    patients: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """One measure of one group before and after.
+
+    Attributes:
+        before, after: with the probabilities as predicted, and with the temperature.
+        change: after minus before, over the same cases and resamples.
+    """
+
+    before: Row
+    after: Row
+    change: Row
+
+
+def with_temperature(probabilities: Floats, temperature: Floats | float) -> Floats:
+    """Return softmax(log p / T).
+
+    Args:
+        probabilities: (..., n, K); smaller ones count as 1e-12.
+        temperature: a number, or an array that broadcasts to (..., n, K).
+    """
+    logits = np.log(np.maximum(probabilities, _SMALLEST))
+    scaled: Floats = np.exp(log_softmax(logits / temperature, axis=-1))
+    return scaled
+
+
+def fit_temperatures(labels: Ints, probabilities: Floats, weights: Floats) -> Floats:
+    """Return the temperature of the smallest log loss for R weightings of n cases, (R,), within RANGE.
+
+    Args:
+        labels: (n,) class indices.
+        probabilities: (n, K).
+        weights: (R, n).
+    """
+    logits = np.log(np.maximum(probabilities, _SMALLEST))
+    logits -= logits.max(axis=1, keepdims=True)
+    of_truth = logits[np.arange(len(labels)), labels]
+    low, high = (np.full(len(weights), end) for end in np.log(RANGE))
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        chance = np.exp(logits / np.exp(middle)[:, None, None])  # (R, n, K)
+        expected = (chance * logits).sum(axis=2) / chance.sum(axis=2)
+        # Derivative of the log loss by 1 / T, which rises with 1 / T: above 0, T is too low.
+        too_low = (weights * (expected - of_truth)).sum(axis=1) > 0
+        low, high = np.where(too_low, middle, low), np.where(too_low, high, middle)
+    found: Floats = np.exp((low + high) / 2)
+    return found
+
+
+def temperature_of(predictions: Predictions, spec: EvaluationSpec) -> Temperature:
+    """Fit the temperature on the labelled cases of the validation part.
+
+    Args:
+        predictions: with probabilities.
+        spec: replicates, confidence and seed of the interval.
+    """
+    cases = case_units(predictions.part("validation"), predictions)
+    units = cases.where(cases.labels >= 0)
+    n, patients = len(units), len(np.unique(units.patients))
+    if len(np.unique(units.labels)) < 2:
+        found = "one class only" if n else "no labelled case"
+        why = f"not estimable (the validation part has {found})"
+        return Temperature(np.nan, np.nan, np.nan, n, patients, why)
+
+    def fitted(weights: Floats) -> dict[str, Floats]:
+        return {"temperature": fit_temperatures(units.labels, units.probabilities, weights)}
+
+    value = float(fitted(np.ones((1, n)))["temperature"][0])
+    interval: Interval = bootstrap(
+        fitted, units.patients, replicates=spec.replicates, confidence=spec.confidence, seed=spec.seed
+    )["temperature"]
+    note = f"no interval: {interval.reason}" if interval.reason else ""
+    if not RANGE[0] * 1.001 < value < RANGE[1] / 1.001:
+        note = f"at the end of the range {RANGE[0]:g} to {RANGE[1]:g}; {note}".rstrip("; ")
+    return Temperature(value, interval.low, interval.high, n, patients, note)
+
+
+def calibration_changes(
+    predictions: Predictions, temperature: float, spec: EvaluationSpec
+) -> Iterator[Calibrated]:
+    """Yield each measure of the test part before and after, over all cases, by site group and by site.
+
+    The intervals take the temperature as given: how sure it is itself is said by its own interval.
+
+    Args:
+        predictions: with probabilities.
+        temperature: as fitted.
+        spec: replicates, confidence and seed.
+    """
+    for group in groups_of(predictions.part("test")):
+        cases = case_units(group.rows, predictions)
+        units = cases.where(cases.labels >= 0)
+        place = Place("case", group, spec, predictions.leaks)
+        yield from _changes(place, units, temperature, predictions.positive_index)
+
+
+def _changes(place: Place, units: Units, temperature: float, positive: int | None) -> Iterator[Calibrated]:
+    versions = {
+        "before": units.probabilities,
+        "after": with_temperature(units.probabilities, temperature),
+    }
+
+    def metrics(weights: Floats) -> dict[tuple[str, str], Floats]:
+        found = {
+            (name, when): values
+            for when, probabilities in versions.items()
+            for name, values in _measures(units.labels, probabilities, positive, weights).items()
+        }
+        changes = {(name, "change"): found[name, "after"] - found[name, "before"] for name in MEASURES}
+        return found | changes
+
+    points, intervals = metrics(np.ones((1, len(units)))), place.bootstrap(metrics, units)
+    everyone = np.ones(len(units), np.bool_)
+    for name in MEASURES:
+        before, after, change = (
+            place.row(
+                METRICS[name],
+                float(points[name, when][0]),
+                intervals.get((name, when)),
+                units,
+                needed=everyone,
+                why="there is no temperature" if len(units) else "no labelled case",
+            )
+            for when in ("before", "after", "change")
+        )
+        yield Calibrated(before, after, change)
+
+
+def _measures(
+    labels: Ints, probabilities: Floats, positive: int | None, weights: Floats
+) -> dict[str, Floats]:
+    """Return each measure, (R,): of the positive class of two, else of the decided class (Brier: summed)."""
+    of_truth = probabilities[np.arange(len(labels)), labels]
+    loss = weighted_mean(-np.log(np.maximum(of_truth, _SMALLEST)), weights)
+    if positive is not None:
+        chance, is_positive = probabilities[:, positive], labels == positive
+        return {
+            "calibration_error": calibration_error(is_positive, chance, weights),
+            "brier": brier(is_positive.astype(np.float64), chance, weights),
+            "log_loss": loss,
+        }
+    right = probabilities.argmax(axis=1) == labels
+    return {
+        "calibration_error": calibration_error(right, probabilities.max(axis=1, initial=0), weights),
+        "brier": brier(np.eye(probabilities.shape[1])[labels], probabilities, weights),
+        "log_loss": loss,
+    }

@@ -1,0 +1,203 @@
+"""What a run's network goes by, case by case: attention, and the same case with one thing switched."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from threefold.cohorts.cohort import Case, Cohort
+from threefold.cohorts.targets import read_mask, read_structures
+from threefold.errors import ImageError, RunError
+from threefold.evaluation.attention import attention_columns
+from threefold.evaluation.counterfactuals import changes, flips
+from threefold.images.preprocessing import prepare_image, prepare_labels
+from threefold.inference.attention import Attention, class_probabilities, grad_cam
+from threefold.inference.engine import Prepared
+from threefold.inference.predictor import Predictor
+from threefold.inference.sources import Source, prepare
+from threefold.phantoms.counterfactuals import SWITCHES, head_parameters, lesion_files, render_switched
+from threefold.phantoms.head_parameters import CaseParameters
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Progress = Callable[[int, int], None]
+"""Called with the number of cases that are done and the number of all."""
+
+Row = dict[str, str | float]
+
+
+@dataclass(frozen=True)
+class Explainer:
+    """A run's network beside the cohort that it was trained on.
+
+    Attributes:
+        predictor: the network, its threshold and preprocessing.
+        cohort: the cohort.
+        lesions: file of the true lesion by case id, of cohorts that keep one apart from their masks.
+        parameters: what a phantom's case is rendered from, by case id; empty for other cohorts.
+    """
+
+    predictor: Predictor
+    cohort: Cohort
+    lesions: Mapping[str, Path]
+    parameters: Mapping[str, CaseParameters]
+
+    @classmethod
+    def of(cls, predictor: Predictor, cohort: Cohort) -> Explainer:
+        """Put a run's network beside a cohort.
+
+        Raises:
+            RunError: the network classifies nothing.
+            CohortError: the cohort's parameters or truth are damaged.
+        """
+        if predictor.experiment.tasks.classification is None:
+            raise RunError(
+                f"{predictor.run}: has no classification task, and so no decision to explain. Name a run "
+                "that classifies."
+            )
+        return cls(predictor, cohort, lesion_files(cohort.folder), head_parameters(cohort.folder))
+
+    def prepare(self, case: Case) -> Prepared:
+        """Bring a case's image to the network's grid, as prediction does.
+
+        Raises:
+            ImageError: naming the case.
+        """
+        source = Source(case.case_id, case.image, case.slice_index, self.cohort.spec)
+        try:
+            (one,) = prepare(
+                source, self.predictor.cohort, self.predictor.experiment.data.preprocessing, uneven="refuse"
+            )
+        except ImageError as error:
+            raise ImageError(f"case {case.case_id}: {error}") from error
+        return one
+
+    def look(self, images: Sequence[NDArray[np.float32]]) -> list[Attention]:
+        """Return the attention to (C, *S) images, each to the class that the run decides for."""
+        return grad_cam(self.predictor.network, images, decide=self._decide, device=self.predictor.device)
+
+    def lesion(self, case: Case, one: Prepared) -> NDArray[np.bool_] | None:
+        """Return a case's true lesion on the network's grid, (*S); None where it is not known.
+
+        It is the truth that the cohort keeps apart, else the case's mask, else the foreground of its
+        reference or of its structures.
+
+        Raises:
+            ImageError: naming the case.
+        """
+        mask = self.lesions.get(case.case_id, case.mask)
+        structures = case.reference or case.structures
+        try:
+            if mask is not None:
+                target = read_mask(mask, case.slice_index, one.image, self.cohort.spec)
+            elif structures is not None:
+                target = read_structures(structures, case.slice_index, one.image, self.cohort.spec)
+            else:
+                return None
+            inside: NDArray[np.bool_] = prepare_labels(target, one.placement) > 0
+        except ImageError as error:
+            raise ImageError(f"case {case.case_id}: {error}") from error
+        return inside
+
+    def switched(self, case: Case, one: Prepared, name: str) -> NDArray[np.float32]:
+        """Return a phantom's case with one thing switched, prepared as the run's images are: (C, *S).
+
+        Raises:
+            CohortError: the cohort's image is not what its parameters render.
+        """
+        hu = render_switched(self.parameters[case.case_id], name, one.image.array)
+        trained = self.predictor.cohort
+        array, _ = prepare_image(
+            replace(one.image, array=hu),
+            self.predictor.experiment.data.preprocessing,
+            unit=trained.intensity.unit,
+            window=trained.intensity.window,
+            whole=True,
+        )
+        return array
+
+    def rows(self, cases: Sequence[Case], batch: Sequence[Prepared]) -> list[Row]:
+        """Return the evidence of a batch of cases, a row each; NaN where it does not apply."""
+        attention = self.look([one.array for one in batch])
+        rows = []
+        for case, one, found in zip(cases, batch, attention, strict=True):
+            lesion = self.lesion(case, one)
+            row: Row = {"case_id": case.case_id}
+            if lesion is not None:
+                seed = zlib.crc32(case.case_id.encode())  # whatever the order and the number of cases
+                row |= attention_columns(found.map, found.grid, lesion, seed=seed)
+            rows.append(row)
+        positive = self.predictor.cohort.positive_class
+        if positive is not None and all(case.case_id in self.parameters for case in cases):
+            as_it_is = np.array([found.probabilities[positive] for found in attention])
+            for name in SWITCHES:
+                for row, columns in zip(
+                    rows, self._turned(name, cases, batch, as_it_is, positive), strict=True
+                ):
+                    row |= columns
+        return rows
+
+    def _turned(
+        self,
+        name: str,
+        cases: Sequence[Case],
+        batch: Sequence[Prepared],
+        as_it_is: NDArray[np.float64],
+        positive: int,
+    ) -> Iterator[Row]:
+        images = [self.switched(case, one, name) for case, one in zip(cases, batch, strict=True)]
+        network, device = self.predictor.network, self.predictor.device
+        other = class_probabilities(network, images, device=device)[:, positive]
+        has_it = np.array([SWITCHES[name][1](self.parameters[case.case_id]) for case in cases])
+        with_it, without = np.where(has_it, as_it_is, other), np.where(has_it, other, as_it_is)
+        threshold = 0.5 if self.predictor.threshold is None else self.predictor.threshold
+        columns = (flips(with_it, without, threshold), changes(with_it, without))
+        for flip, change in zip(*columns, strict=True):
+            yield {f"{name}_flip": float(flip), f"{name}_change": float(change)}
+
+    def _decide(self, probabilities: NDArray[np.float64]) -> int:
+        classes = self.predictor.cohort.classes
+        named = dict(zip(classes, probabilities.tolist(), strict=True))
+        return classes.index(self.predictor.decide(named))
+
+
+def explain_cases(
+    explainer: Explainer, cases: Sequence[Case], *, batch_size: int = 16, progress: Progress | None = None
+) -> pd.DataFrame:
+    """Return the evidence of cases, by case id.
+
+    An image larger than the network's grid, which is predicted in parts, has none.
+
+    Args:
+        explainer: network and cohort.
+        cases: of the cohort.
+        batch_size: slices a pass; volumes go one at a time.
+        progress: told after each batch.
+
+    Raises:
+        ImageError, CohortError, RunError: naming the case.
+    """
+    import pandas as pd
+
+    rows: list[Row] = []
+    size = batch_size if explainer.cohort.spec.dimensions == 2 else 1
+    for start in range(0, len(cases), size):
+        chosen = cases[start : start + size]
+        prepared = [(case, explainer.prepare(case)) for case in chosen]
+        fitting = [(case, one) for case, one in prepared if one.window is None]
+        found: dict[str, Row] = {}
+        if fitting:
+            lines = explainer.rows([case for case, _ in fitting], [one for _, one in fitting])
+            found = {str(row["case_id"]): row for row in lines}
+        rows += [found.get(case.case_id, {"case_id": case.case_id}) for case in chosen]
+        if progress is not None:
+            progress(min(start + size, len(cases)), len(cases))
+    columns = ["case_id", *dict.fromkeys(name for row in rows for name in row if name != "case_id")]
+    return pd.DataFrame(rows, columns=columns).set_index("case_id")

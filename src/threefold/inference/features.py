@@ -1,0 +1,157 @@
+"""Pooled features of each stage of a network's encoder, for the cases of a cohort."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from threefold.cohorts.cohort import Case, CohortSpec
+from threefold.errors import RunError
+from threefold.inference.cases import Progress, prepare_cases
+from threefold.inference.engine import in_batches
+from threefold.inference.predictor import Predictor
+from threefold.inference.sliding import predict_large
+from threefold.inference.sources import refuse_other_question
+from threefold.networks.outputs import Outputs
+from threefold.networks.stages import Staged, pooled
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a network's encoder makes of n cases.
+
+    Attributes:
+        cases: (n,) their ids.
+        stages: (n, C) mean over the image of each stage's output, by the stage's name, in order.
+        pooled: (n, F) what the network itself calls its features: what its classifier reads.
+    """
+
+    cases: tuple[str, ...]
+    stages: Mapping[str, Floats]
+    pooled: Floats
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One pass of a network: its features (B, F) and those of its stages, (B, C) by name."""
+
+    features: Tensor
+    stages: Mapping[str, Tensor]
+
+
+def stage_features(
+    predictor: Predictor,
+    cases: Sequence[Case],
+    spec: CohortSpec,
+    *,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> Features:
+    """Return the features of some cases, in their order.
+
+    Of an image larger than the network's the features are of the window that the diagnosis comes from
+    (`threefold.inference.sliding`); of a network without one, of the whole image where it is predicted in one
+    pass, else of its middle.
+
+    Args:
+        predictor: a run's network.
+        cases: of one cohort.
+        spec: of that cohort.
+        batch_size: images a pass; volumes go one at a time.
+        progress: told after each batch.
+
+    Raises:
+        CohortError: the cohort's axes, unit or classes are not those trained on.
+        ImageError: naming the case whose image can't be read.
+        RunError: the network names no stages, or a feature is not finite.
+    """
+    refuse_other_question(predictor.cohort, spec)
+    network, device = predictor.network, predictor.device
+    prepared = prepare_cases(cases, spec, predictor.cohort, predictor.experiment)
+    found: list[_Call] = []
+    done = 0
+    with _listening(network) as calls, torch.inference_mode():
+        for batch in in_batches(prepared, batch_size):
+            images = torch.from_numpy(np.stack([one.array for one in batch]))  # (B, C, *S)
+            calls.clear()
+            if batch[0].window is None:
+                network(images.to(device))
+                call = calls[0]
+            else:
+                outputs, _ = predict_large(
+                    network, images, batch[0].window, device=device, name=batch[0].case_id
+                )
+                call = _call_of(outputs, calls)
+            _refuse_not_finite(call, [one.case_id for one in batch])
+            found.append(call)
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(cases))
+    names = tuple(found[0].stages) if found else ()
+    return Features(
+        cases=tuple(case.case_id for case in cases),
+        stages={name: _rows([call.stages[name] for call in found]) for name in names},
+        pooled=_rows([call.features for call in found]),
+    )
+
+
+@contextmanager
+def _listening(network: nn.Module) -> Iterator[list[_Call]]:
+    """Yield a list that each pass of the network adds what its stages gave to."""
+    if not isinstance(network, Staged):
+        raise RunError(f"{type(network).__name__}: names no stages, so it has no features stage by stage.")
+    calls: list[_Call] = []
+    stages: dict[str, Tensor] = {}
+
+    def keep_stage(name: str) -> nn.Module:
+        module = network.get_submodule(network.stage_layers()[name])
+        hooks.append(
+            module.register_forward_hook(
+                lambda _, __, output: stages.__setitem__(name, pooled(output).float().cpu())
+            )
+        )
+        return module
+
+    def keep_call(_: nn.Module, __: object, outputs: Outputs) -> None:
+        assert outputs.features is not None  # every network has an encoder
+        calls.append(_Call(outputs.features.float().cpu(), dict(stages)))
+        stages.clear()
+
+    hooks = [network.register_forward_hook(keep_call)]
+    for name in network.stage_layers():
+        keep_stage(name)
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _call_of(outputs: Outputs, calls: Sequence[_Call]) -> _Call:
+    """Return the pass that outputs' features are from; of outputs put together of windows, the first."""
+    if outputs.features is None:
+        return calls[0]
+    features = outputs.features.float().cpu()
+    return next(call for call in calls if torch.equal(call.features, features))
+
+
+def _refuse_not_finite(call: _Call, cases: Sequence[str]) -> None:
+    for name, values in {**call.stages, "features": call.features}.items():
+        for case, good in zip(cases, values.isfinite().all(dim=1).tolist(), strict=True):
+            if not good:
+                raise RunError(
+                    f"case {case}: the network's {name} is not finite. Its weights, or the image's "
+                    "intensities, are damaged; `threefold check` says more of the images."
+                )
+
+
+def _rows(parts: Sequence[Tensor]) -> Floats:
+    return torch.cat(list(parts)).numpy() if parts else np.zeros((0, 0), np.float32)

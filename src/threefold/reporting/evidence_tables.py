@@ -1,0 +1,125 @@
+"""Tables of what a run's network goes by: attention beside its baselines, and counterfactuals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from threefold.evaluation.attention import BLOB, DRAWS, QUANTILE
+from threefold.evaluation.evidence import ATTENTION, COUNTERFACTUALS, evidence_rows
+from threefold.evaluation.metrics import BASELINES, METRICS
+from threefold.evaluation.predictions import Predictions
+from threefold.evaluation.rows import Row
+from threefold.experiment import EvaluationSpec
+from threefold.reporting.table import LEAK_NOTE, Table, cell, markdown
+from threefold.run import write_atomically
+
+
+@dataclass(frozen=True)
+class EvidenceTable:
+    """A table to read, and the rows that it shows.
+
+    Attributes:
+        name: of its files.
+        table: as text.
+        rows: as numbers.
+    """
+
+    name: str
+    table: Table
+    rows: tuple[Row, ...]
+
+
+def evidence_tables(
+    evidence: pd.DataFrame, predictions: Predictions, spec: EvaluationSpec
+) -> tuple[EvidenceTable, ...]:
+    """Return the tables `attention` and `counterfactuals`; one that no case has a number for is left out.
+
+    Args:
+        evidence: by case id.
+        predictions: of the same run.
+        spec: replicates, confidence and seed.
+    """
+    notes = (
+        f"[low, high]: {spec.confidence:.0%} interval over {spec.replicates} resamples of the patients; n: "
+        "cases/patients.",
+        *((LEAK_NOTE,) if predictions.leaks else ()),
+    )
+    found = []
+    rows = evidence_rows(evidence, predictions, spec, ATTENTION)
+    if rows:
+        found.append(
+            EvidenceTable("attention", _attention(rows, (*_attention_notes(evidence), *notes)), rows)
+        )
+    rows = evidence_rows(evidence, predictions, spec, COUNTERFACTUALS)
+    if rows:
+        found.append(EvidenceTable("counterfactuals", _counterfactuals(rows, notes), rows))
+    return tuple(found)
+
+
+def write_evidence_tables(tables: Sequence[EvidenceTable], folder: Path) -> tuple[Path, ...]:
+    """Write each table as Markdown to read and as CSV to compute with; return the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for one in tables:
+        text, numbers = folder / f"{one.name}.md", folder / f"{one.name}.csv"
+        write_atomically(text, markdown(one.table))
+        frame = pd.DataFrame([vars(row) for row in one.rows]).drop(columns=["class_name", "positives"])
+        write_atomically(numbers, frame.to_csv(index=False, lineterminator="\n"))
+        paths += [text, numbers]
+    return tuple(paths)
+
+
+def _attention(rows: Sequence[Row], notes: tuple[str, ...]) -> Table:
+    by_group = _by_group(rows)
+    own = [name for name in ATTENTION if not name.endswith(tuple(filter(None, BASELINES)))]
+    return Table(
+        title="Attention and the lesion, test cases",
+        columns=("group", "", "network", "random maps", "centred blob"),
+        rows=tuple(
+            (group, METRICS[name].title, *(cell(found.get(f"{name}{end}")) for end in BASELINES))
+            for group, found in by_group.items()
+            for name in own
+        ),
+        notes=notes,
+    )
+
+
+def _attention_notes(evidence: pd.DataFrame) -> tuple[str, ...]:
+    notes = [
+        "Attention: Grad-CAM of the class decided for, on the network's grid. IoU: of the lesion and the "
+        f"map's highest {1 - QUANTILE:.0%}. Random maps: uniform noise as coarse as the network's map, "
+        f"{DRAWS} a case; centred blob: a Gaussian whose deviation is {BLOB:.2f} of each side."
+    ]
+    absent = int((evidence["share_inside"].isna() & evidence["share_inside_centred"].notna()).sum())
+    if absent:
+        notes.append(f"In {absent} cases with a lesion the map is zero everywhere; they are in no number.")
+    return tuple(notes)
+
+
+def _counterfactuals(rows: Sequence[Row], notes: tuple[str, ...]) -> Table:
+    return Table(
+        title="The same case with one thing switched, test cases",
+        columns=("group", *(METRICS[name].title for name in COUNTERFACTUALS)),
+        rows=tuple(
+            (group, *(cell(found.get(name)) for name in COUNTERFACTUALS))
+            for group, found in _by_group(rows).items()
+        ),
+        notes=(
+            "Turned: share of the cases whose decision at the run's threshold is another one with the "
+            "shortcut (the clip) or the marker (the hypodensities) than without it. p raised: probability of "
+            "the positive class with it, minus without it. All else, the noise included, is the same.",
+            *notes,
+        ),
+    )
+
+
+def _by_group(rows: Sequence[Row]) -> dict[str, Mapping[str, Row]]:
+    """Return the rows by group and metric, groups in their order."""
+    found: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        found.setdefault(row.group, {})[row.metric] = row
+    return dict(found)

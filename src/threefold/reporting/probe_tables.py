@@ -1,0 +1,179 @@
+"""Tables of what a network relies on and knows: by the values of a shortcut, probes, temperature."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from threefold.evaluation.by_value import MEASURES, ByValue, ValueRow
+from threefold.evaluation.calibration import Calibrated, Temperature
+from threefold.evaluation.metrics import METRICS
+from threefold.evaluation.probes import FEWEST_PATIENTS, FOLDS, PENALTY, Probe
+from threefold.evaluation.rows import Row
+from threefold.experiment import EvaluationSpec
+from threefold.reporting.table import LEAK_NOTE, Table, cell, interval_legend
+
+_OF_SEVERAL = ("auc", "balanced_accuracy", "accuracy")
+
+
+def value_table(found: ByValue, spec: EvaluationSpec, *, binary: bool) -> Table:
+    """Return the diagnosis by the values of a column, a row a group of cases.
+
+    Args:
+        found: the numbers.
+        spec: replicates and confidence.
+        binary: there are two classes, so that sensitivity is of one of them.
+    """
+    metrics = MEASURES if binary else _OF_SEVERAL
+    groups = list(dict.fromkeys((each.within, each.value, each.label) for each in found.rows))
+    at = {(each.within, each.value, each.label, each.row.metric): each.row for each in found.rows}
+    body = [
+        (
+            _name(found.column, *group),
+            *("" if (row := at.get((*group, metric))) is None else cell(row) for metric in metrics),
+        )
+        for group in groups
+    ]
+    body += [
+        (f"worst group of {_name(found.column, *_group(each))}", *[""] * (len(metrics) - 1), cell(each.row))
+        for each in found.worst
+    ]
+    return Table(
+        f"Test cases by {found.column}",
+        ("group", *(METRICS[name].title for name in metrics)),
+        tuple(body),
+        (
+            interval_legend(spec),
+            "A group of one label has no AUC: its accuracy is the share that was decided right (of the "
+            "positive class the sensitivity, of the other the specificity)."
+            if binary
+            else "A group of one label has no AUC: its accuracy is the share that was decided right.",
+            *found.notes,
+            *_leaks(each.row for each in found.rows),
+        ),
+    )
+
+
+def probe_table(probes: Sequence[Probe], spec: EvaluationSpec) -> Table:
+    """Return what linear probes of frozen features tell, a row a column and group."""
+    body = tuple(
+        (
+            f"{probe.target}, {probe.auc[0].group}",
+            cell(probe.auc[0]),
+            cell(probe.accuracy),
+            cell(probe.majority),
+            probe.note,
+        )
+        for probe in probes
+    )
+    return Table(
+        "What a linear probe tells from the features",
+        ("column, cases", "AUC", "accuracy", "always the commonest value", "note"),
+        body,
+        (
+            interval_legend(spec),
+            f"Logistic regression with a ridge of {PENALTY:g} on the frozen features that the classifier "
+            f"reads, fitted and tested on the test cases in {FOLDS} folds of patients. Of more than two "
+            "values the AUC is the mean of each against the rest, over pairs of a fold. The intervals take "
+            f"the probes as fitted. Values of fewer than {FEWEST_PATIENTS} patients are left out.",
+            "Over all sites a probe may tell a column by what else differs between sites: read it within a "
+            "site group. That a probe tells it does not say that the network's own head uses it.",
+            *_leaks(probe.accuracy for probe in probes),
+        ),
+    )
+
+
+def temperature_table(temperature: Temperature, changes: Sequence[Calibrated], spec: EvaluationSpec) -> Table:
+    """Return each measure of calibration before and after the temperature, a row a group and measure."""
+    body = tuple(
+        (
+            f"{each.before.group}, {METRICS[each.before.metric].title}",
+            cell(each.before),
+            cell(each.after),
+            _change(each.change),
+        )
+        for each in changes
+    )
+    return Table(
+        "Calibration before and after a temperature",
+        ("test cases, measure", "before", "after", "change"),
+        body,
+        (
+            f"Temperature {_temperature(temperature)}, fitted on the validation part (n={temperature.n}/"
+            f"{temperature.patients}) to the smallest log loss; above 1 it takes confidence back.",
+            interval_legend(spec),
+            "The intervals after take the temperature as given. The calibration error of few cases is above "
+            "0 by chance alone, and that of a resample more so: read the change.",
+            *_leaks(each.before for each in changes),
+        ),
+    )
+
+
+def value_records(found: ByValue) -> list[dict[str, Any]]:
+    """Return the numbers by value as rows of a long table."""
+    of_worst = {_group(each) for each in found.worst}
+    return [
+        {
+            "within": each.within,
+            "column": found.column,
+            "column_value": each.value,
+            "label": each.label,
+            "worst": _group(each) in of_worst,
+            **asdict(each.row),
+        }
+        for each in found.rows
+    ]
+
+
+def probe_records(probes: Sequence[Probe]) -> list[dict[str, Any]]:
+    """Return the probes' numbers as rows of a long table."""
+    return [
+        {"target": probe.target, "of": of, **asdict(row), "left_out": probe.note}
+        for probe in probes
+        for of, row in (
+            *(("probe", row) for row in probe.auc),
+            ("probe", probe.accuracy),
+            ("commonest value", probe.majority),
+        )
+    ]
+
+
+def temperature_records(temperature: Temperature, changes: Sequence[Calibrated]) -> list[dict[str, Any]]:
+    """Return the temperature, then each measure before, after and as a change, as rows of a long table."""
+    fitted = {"when": "fitted", "group": "validation", "metric": "temperature", **asdict(temperature)}
+    return [
+        fitted,
+        *(
+            {"when": when, **asdict(row)}
+            for each in changes
+            for when, row in (("before", each.before), ("after", each.after), ("change", each.change))
+        ),
+    ]
+
+
+def _group(each: ValueRow) -> tuple[str, str, str]:
+    return each.within, each.value, each.label
+
+
+def _name(column: str, within: str, value: str, label: str) -> str:
+    of_value = value if value in ("aligned", "conflicting") else f"{column} {value}"
+    return f"{within}: {of_value}{f', {label}' if label else ''}"
+
+
+def _temperature(found: Temperature) -> str:
+    if math.isnan(found.value):
+        return found.note
+    shown = "[no interval]" if math.isnan(found.low) else f"[{found.low:.3f}, {found.high:.3f}]"
+    return f"{found.value:.3f} {shown}{f' ({found.note})' if found.note else ''}"
+
+
+def _change(row: Row) -> str:
+    if math.isnan(row.value) or math.isnan(row.low):
+        return cell(row)
+    return f"{row.value:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
+
+
+def _leaks(rows: Any) -> tuple[str, ...]:
+    return (LEAK_NOTE,) if any(row.leaks for row in rows) else ()

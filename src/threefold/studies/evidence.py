@@ -1,0 +1,154 @@
+"""What a finished run goes by: where its network looks, and what turns its decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from threefold.cohorts.splits import read_split
+from threefold.errors import PredictionsError
+from threefold.evaluation.groups import natural_order
+from threefold.reporting.attention_figures import AttentionPicture, attention_figure, plane_of
+from threefold.reporting.evidence_tables import EvidenceTable, evidence_tables, write_evidence_tables
+from threefold.reporting.figures import save
+from threefold.run import RunFolder, write_atomically
+from threefold.studies.evaluations import cohort_of_run, read_run_predictions
+from threefold.studies.probing import Probed, probe_run
+
+if TYPE_CHECKING:
+    from threefold.cohorts.cohort import Case, Cohort
+    from threefold.inference.evidence import Explainer
+
+Progress = Callable[[int, int], None]
+
+_PICTURES = 3
+"""Cases of a site group that are drawn."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain_run` found and wrote.
+
+    Attributes:
+        evidence: by case id; NaN where a case has none.
+        tables: of the numbers.
+        probed: what else was asked of the run.
+        files: every file that was written.
+    """
+
+    evidence: pd.DataFrame
+    tables: tuple[EvidenceTable, ...]
+    probed: Probed
+    files: tuple[Path, ...]
+
+
+def explain_run(
+    run: RunFolder,
+    cohort: Cohort | None = None,
+    *,
+    device: str = "cpu",
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> Explanation:
+    """Look into the test cases of a finished run that classifies; write RUN/evidence.csv, tables, a figure.
+
+    What `probe_run` finds (the diagnosis by the shortcut's values, probes, calibration) is written as well.
+
+    Attention is held against the lesion that is known of each case: the truth that a phantom keeps apart, of
+    all its sites, else the cohort's mask, reference or structures. A head-CT phantom's cases are rendered
+    again with the clip switched and with the marker switched, the noise the same, and prepared as the run's
+    images are. evidence.csv is written last: where it is, all is.
+
+    Args:
+        run: a finished run.
+        cohort: that it was trained on; None: where it was then.
+        device: for the network.
+        batch_size: slices a pass; volumes go one at a time.
+        progress: told of the cases done.
+
+    Raises:
+        RunError: not a run, not finished, or without a classification.
+        CohortError: the cohort was moved or changed, or can't be rendered again.
+        ImageError: naming the case that can't be read.
+    """
+    from threefold.inference.evidence import Explainer, explain_cases
+    from threefold.inference.predictor import Predictor
+
+    predictions = read_run_predictions(run)
+    cohort = cohort_of_run(run, cohort)
+    explainer = Explainer.of(Predictor.from_run(run.path, device=device), cohort)
+    cases = read_split(run.split).cases(explainer.cohort, "test")
+    evidence = explain_cases(explainer, cases, batch_size=batch_size, progress=progress)
+    tables = evidence_tables(evidence, predictions, explainer.predictor.experiment.evaluation)
+    files = list(write_evidence_tables(tables, run.tables))
+    figure = attention_figure(dict(_pictures(explainer, cases, evidence)))
+    if figure is not None:
+        files.append(save(figure, run.figures / "attention.png"))
+    probed = probe_run(run, cohort=cohort, device=device, batch_size=batch_size)
+    write_atomically(run.evidence, evidence.to_csv(lineterminator="\n"))
+    return Explanation(evidence, tables, probed, (*files, *probed.files, run.evidence))
+
+
+def read_evidence(run: RunFolder) -> pd.DataFrame:
+    """Return a run's table of evidence by case id; empty where `explain_run` has not been called.
+
+    Raises:
+        PredictionsError: the table is damaged.
+    """
+    if not run.evidence.is_file():
+        return pd.DataFrame()
+    try:
+        table = pd.read_csv(run.evidence, dtype={"case_id": str}, keep_default_na=False, na_values=[""])
+        if table["case_id"].duplicated().any():
+            raise ValueError("a case is there twice")
+        return table.set_index("case_id").astype(np.float64)
+    except (OSError, ValueError, KeyError) as error:
+        raise PredictionsError(
+            f"{run.evidence}: can't be read ({error}). Remove it and run `threefold explain {run.path}`."
+        ) from error
+
+
+def _pictures(
+    explainer: Explainer, cases: Sequence[Case], evidence: pd.DataFrame
+) -> Iterator[tuple[str, list[AttentionPicture]]]:
+    """Yield for each site group cases from the best to the worst attention, each with the clip switched."""
+    if "share_inside" not in evidence:
+        return
+    spec = explainer.cohort.spec
+    groups = {case.case_id: spec.site_group(case.site) or "all sites" for case in cases}
+    by_id = {case.case_id: case for case in cases}
+    for group in natural_order({*groups.values()}):
+        chosen = evidence["share_inside"][[groups[str(name)] == group for name in evidence.index]].dropna()
+        ordered = chosen.sort_values(ascending=False, kind="stable").index
+        places = np.unique(np.linspace(0, max(len(ordered) - 1, 0), _PICTURES).round().astype(int))
+        names = [str(ordered[place]) for place in places if len(ordered)]
+        yield group, [picture for name in names for picture in _pictures_of(explainer, by_id[name])]
+
+
+def _pictures_of(explainer: Explainer, case: Case) -> Iterator[AttentionPicture]:
+    """Yield a case as it is and, of a phantom, with the clip switched."""
+    one = explainer.prepare(case)
+    lesion = explainer.lesion(case, one)
+    variants = [("", one.array)]
+    if case.case_id in explainer.parameters:
+        has_it = explainer.parameters[case.case_id].acquisition.shortcut
+        variants = [
+            (f", {'with' if has_it else 'without'} clip", one.array),
+            (f", {'without' if has_it else 'with'} clip", explainer.switched(case, one, "shortcut")),
+        ]
+    trained = explainer.predictor.cohort
+    label = "no label" if case.label is None else trained.classes[case.label]
+    for (words, array), found in zip(variants, explainer.look([a for _, a in variants]), strict=True):
+        shown = plane_of(lesion, found.map.shape)
+        chance = found.probabilities[found.decided]
+        yield AttentionPicture(
+            f"{case.case_id}{words}\n{label}; p({trained.classes[found.decided]}) {chance:.2f}",
+            shown(array[0]),
+            shown(found.map),
+            None if lesion is None else shown(lesion),
+        )

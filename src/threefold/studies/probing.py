@@ -1,0 +1,159 @@
+"""What a finished run relies on and knows: a shortcut's values, probes of its features, its calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from threefold.cohorts.cohort import Case, Cohort
+from threefold.errors import RunError
+from threefold.evaluation.by_value import by_value, require_column
+from threefold.evaluation.calibration import calibration_changes, temperature_of
+from threefold.evaluation.predictions import Predictions
+from threefold.evaluation.probes import probe_column
+from threefold.experiments import read_experiment
+from threefold.reporting.probe_tables import (
+    probe_records,
+    probe_table,
+    temperature_records,
+    temperature_table,
+    value_records,
+    value_table,
+)
+from threefold.reporting.table import Table, markdown
+from threefold.run import RunFolder, write_atomically
+from threefold.studies.evaluations import cohort_of_run, read_run_predictions
+
+Progress = Callable[[int, int], None]
+SHORTCUT = "shortcut"
+"""The column of a phantom's planted shortcut."""
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What probing a run gave.
+
+    Attributes:
+        tables: for people.
+        files: that were written.
+        notes: what could not be asked of this run, and why, in sentences.
+    """
+
+    tables: tuple[Table, ...]
+    files: tuple[Path, ...]
+    notes: tuple[str, ...]
+
+
+def probe_run(
+    run: RunFolder,
+    *,
+    column: str | None = None,
+    cohort: Cohort | None = None,
+    device: str = "cpu",
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> Probed:
+    """Ask a finished run what it relies on and knows; the tables go into the run folder.
+
+    - shortcut.md, .csv: the diagnosis by the values of a column, the worst group, aligned and conflicting
+      cases;
+    - calibration_temperature.md, .csv: calibration by site before and after a temperature fitted on
+      validation;
+    - probes.md, .csv: what a linear probe of the features tells of label, column and site.
+
+    The first two come from the run's predictions alone; for the last the network sees the test cases once
+    more.
+
+    Args:
+        run: with predictions and weights.
+        column: of the cohort's table; None: `shortcut`, where there is one.
+        cohort: the cohort trained on; None: where it was.
+        device: for the network.
+        batch_size: images a pass of the network.
+        progress: told of the test cases that were seen.
+
+    Raises:
+        RunError: not a finished run.
+        CohortError: its cohort is not where it was, or has changed.
+        PredictionsError: no such column, or it holds no categories; or the predictions were damaged.
+        ImageError: naming the case that can't be read.
+    """
+    predictions = read_run_predictions(run)
+    spec = read_experiment(run.experiment).evaluation
+    if column is not None:
+        require_column(predictions, column)
+    known = cohort_of_run(run, cohort)
+    asked = column or (SHORTCUT if SHORTCUT in predictions.table else None)
+    named: dict[str, tuple[Table, list[dict[str, Any]]]] = {}
+    notes = []
+    if asked is None:
+        notes.append(f"The cohort has no column {SHORTCUT}: name another with --shortcut COLUMN.")
+    if not predictions.classes:
+        notes.append("The run has no diagnosis: only its features are probed.")
+    elif asked is not None:
+        found = by_value(predictions, asked, spec)
+        table = value_table(found, spec, binary=predictions.positive is not None)
+        named["shortcut"] = (table, value_records(found))
+    if predictions.classes:
+        temperature = temperature_of(predictions, spec)
+        changes = list(calibration_changes(predictions, temperature.value, spec))
+        named["calibration_temperature"] = (
+            temperature_table(temperature, changes, spec),
+            temperature_records(temperature, changes),
+        )
+    features = _features(run, known, predictions, device, batch_size, progress)
+    columns = [name for name in ("label", asked, "site") if name is not None]
+    probes = [each for name in columns for each in probe_column(predictions, features, name, spec)]
+    named["probes"] = (probe_table(probes, spec), probe_records(probes))
+    return Probed(tuple(table for table, _ in named.values()), _write(named, run.tables), tuple(notes))
+
+
+def _features(
+    run: RunFolder,
+    cohort: Cohort,
+    predictions: Predictions,
+    device: str,
+    batch_size: int,
+    progress: Progress | None,
+) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return the features of the test cases in the table's order, (n, F)."""
+    from threefold.inference.features import stage_features
+    from threefold.inference.predictor import Predictor
+
+    cases = cases_named(cohort, predictions.part("test")["case_id"].tolist())
+    predictor = Predictor.from_run(run.path, device=device)
+    return stage_features(predictor, cases, cohort.spec, batch_size=batch_size, progress=progress).pooled
+
+
+def cases_named(cohort: Cohort, names: Sequence[str]) -> list[Case]:
+    """Return cases of a cohort by their ids.
+
+    Raises:
+        RunError: it has no such case.
+    """
+    known = {case.case_id: case for case in cohort.cases}
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise RunError(
+            f"case {missing[0]}: not in cohort {cohort.folder}. Name the cohort that the run is of."
+        )
+    return [known[name] for name in names]
+
+
+def _write(named: Mapping[str, tuple[Table, list[dict[str, Any]]]], folder: Path) -> tuple[Path, ...]:
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, (table, records) in named.items():
+        frame = pd.DataFrame(records)
+        if "positives" in frame:
+            frame = frame.astype({"positives": "Int64"})
+        contents = {"md": markdown(table), "csv": frame.to_csv(index=False, lineterminator="\n")}
+        for suffix, content in contents.items():
+            paths.append(folder / f"{name}.{suffix}")
+            write_atomically(paths[-1], content)
+    return tuple(paths)

@@ -1,0 +1,79 @@
+"""A case with one thing switched is the same case in all else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from threefold.errors import CohortError
+from threefold.phantoms.counterfactuals import (
+    SWITCHES,
+    head_parameters,
+    lesion_files,
+    render_switched,
+    switch_marker,
+    switch_shortcut,
+)
+from threefold.phantoms.head_ct import (
+    CaseParameters,
+    HeadCtSpec,
+    case_parameters,
+    make_head_ct_cohort,
+    render_case,
+)
+
+SPEC = HeadCtSpec(patients_per_site=2, external_patients_per_site=1, slices=(1, 1), sites=5, size=96)
+
+
+@pytest.fixture(scope="module")
+def cases() -> tuple[CaseParameters, ...]:
+    return case_parameters(SPEC, 0)
+
+
+def test_the_clip_changes_its_corner_alone(cases: tuple[CaseParameters, ...]) -> None:
+    case = cases[0]
+    original = render_case(case)
+    switched = render_switched(case, "shortcut", original.hu)
+    changed = original.hu != switched
+    assert 0 < changed.sum() < 0.02 * changed.size
+    rows, columns = np.nonzero(changed)
+    assert rows.max() < 26  # the patient's right
+    assert columns.max() < 26  # in front
+    assert switch_shortcut(switch_shortcut(case)) == case
+
+
+def test_the_marker_changes_the_hematoma_alone(cases: tuple[CaseParameters, ...]) -> None:
+    for case in cases[:4]:
+        original = render_case(case)
+        switched = render_switched(case, "marker", original.hu).astype(int)
+        changed = switched != original.hu
+        assert changed.sum() > 0
+        grown = np.pad(original.hematoma.astype(bool), 6)
+        near = np.any([np.roll(grown, (i, j), (0, 1)) for i in range(-4, 5) for j in range(-4, 5)], axis=0)
+        assert not (changed & ~near[6:-6, 6:-6]).any()  # as far as the scanner's blur reaches
+        darker = (switched - original.hu)[changed].mean()
+        assert (darker < 0) == (not case.label)
+        assert switch_marker(switch_marker(case)) == case
+        assert SWITCHES["marker"][1](switch_marker(case)) != case.label
+
+
+def test_a_cohort_made_otherwise_is_refused(cases: tuple[CaseParameters, ...]) -> None:
+    original = render_case(cases[0]).hu
+    with pytest.raises(CohortError, match=r"site-01-p0001-s01: its image is not the one"):
+        render_switched(cases[0], "shortcut", original + 1)
+    with pytest.raises(CohortError, match="Make the cohort again"):
+        render_switched(cases[0], "marker", original[:50])
+
+
+def test_truth_of_all_sites_is_found(tmp_path: Path) -> None:
+    assert head_parameters(tmp_path) == {}
+    assert lesion_files(tmp_path) == {}
+    cohort = make_head_ct_cohort(tmp_path / "c", SPEC, 0)
+    names = {case.case_id for case in cohort.cases}
+    assert {*head_parameters(cohort.folder)} == names == {*lesion_files(cohort.folder)}
+    assert all(path.is_file() for path in lesion_files(cohort.folder).values())
+    (cohort.folder / "parameters.json").write_text('{"cases": [1]}')
+    with pytest.raises(CohortError, match=r"parameters\.json: can't be read"):
+        head_parameters(cohort.folder)

@@ -1,0 +1,231 @@
+"""Runs are looked into: numbers against brute force, files, and studies that ask for it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from threefold.cli.app import main
+from threefold.cohorts.cohort import read_cohort
+from threefold.errors import CohortError, PredictionsError, RunError
+from threefold.experiment import TasksSpec
+from threefold.images.nifti import read_nifti_header
+from threefold.images.writing import write_nifti
+from threefold.inference.evidence import Explainer
+from threefold.inference.predictor import Predictor
+from threefold.phantoms.head_ct import read_parameters, render_case
+from threefold.run import RunFolder
+from threefold.studies.comparison import read_tables
+from threefold.studies.evaluations import cohort_of_run
+from threefold.studies.evidence import Explanation, explain_run, read_evidence
+from threefold.studies.study import run_study
+from threefold.studies.study_folder import Outcome, StudyFolder
+from threefold.studies.study_spec import StudySpec
+from threefold.studies.study_worker import execute
+from threefold.training.progress import Lines
+
+
+@pytest.fixture(scope="module")
+def mine(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = tmp_path_factory.mktemp("evidence") / "run"
+    shutil.copytree(run.path, folder)
+    return RunFolder(folder)
+
+
+@pytest.fixture(scope="module")
+def explained(mine: RunFolder) -> Explanation:
+    return explain_run(mine)
+
+
+def test_every_test_case_of_every_site_is_measured(mine: RunFolder, explained: Explanation) -> None:
+    table = pd.read_csv(mine.predictions)
+    test = table[table["part"] == "test"]
+    assert {*explained.evidence.index} == {*test["case_id"]}
+    assert {*test["site"]} > {"site-05", "site-06"}  # whose masks are in the phantom's truth alone
+    assert (
+        explained.evidence.drop(columns=["share_inside", "attention_iou", "pointing"]).notna().all(axis=None)
+    )
+    assert explained.evidence["share_inside_random"].between(0, 0.2).all()
+    assert all(path.stat().st_size > 0 for path in explained.files)
+    pd.testing.assert_frame_equal(read_evidence(mine), explained.evidence)
+
+
+@pytest.mark.parametrize("thing", ["shortcut", "marker"])
+def test_counterfactuals_are_those_of_files_rendered_again(
+    thing: str, mine: RunFolder, explained: Explanation, cohort_folder: Path, tmp_path: Path
+) -> None:
+    """By hand: render the case, write it, predict the file."""
+    predictor = Predictor.from_run(mine.path)
+    known = {case.case_id: case for case in read_parameters(cohort_folder)}
+    threshold = mine.read_status()["threshold"]
+    for name in [str(name) for name in explained.evidence.index[::5]]:
+        case = known[name]
+        place = read_nifti_header(cohort_folder / "images" / f"{name}.nii.gz").affine
+        found = {}
+        for there in (False, True):
+            if thing == "shortcut":
+                other = replace(case, acquisition=replace(case.acquisition, shortcut=there))
+            else:
+                other = replace(case, hematoma=replace(case.hematoma, marker=there))
+            write_nifti(tmp_path / "x.nii.gz", render_case(other).hu, place)
+            (prediction,) = predictor.predict(tmp_path / "x.nii.gz")
+            found[there] = prediction.probabilities["hypodensity"]
+        row = explained.evidence.loc[name]
+        assert row[f"{thing}_change"] == pytest.approx(found[True] - found[False], abs=1e-5)
+        assert row[f"{thing}_flip"] == ((found[True] >= threshold) != (found[False] >= threshold))
+
+
+def test_tables_hold_the_means_with_their_n(mine: RunFolder, explained: Explanation) -> None:
+    assert [table.name for table in explained.tables] == ["attention", "counterfactuals"]
+    long = pd.concat(pd.read_csv(mine.tables / f"{table.name}.csv") for table in explained.tables)
+    table = pd.read_csv(mine.predictions).set_index("case_id")
+    external = table.index[(table["part"] == "test") & (table["site_group"] == "external")]
+    for metric in ("share_inside_centred", "marker_change"):
+        (row,) = long[(long["metric"] == metric) & (long["group"] == "external")].itertuples()
+        assert row.value == pytest.approx(explained.evidence.loc[external, metric].mean())
+        assert (row.n, row.patients) == (len(external), table.loc[external, "patient_id"].nunique())
+        assert row.low <= row.value <= row.high
+    text = (mine.tables / "attention.md").read_text()
+    assert "random maps" in text
+    assert f"n={len(external)}/" in text
+
+
+def test_masks_and_nothing_rendered_without_the_phantoms_truth(
+    mine: RunFolder, cohort_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cohort"
+    shutil.copytree(cohort_folder, folder)
+    for name in ("truth.csv", "parameters.json"):
+        (folder / name).unlink()
+    shutil.copytree(mine.path, tmp_path / "run")
+    moved = RunFolder(tmp_path / "run")
+    moved.cohort.write_text(
+        json.dumps({**json.loads(moved.cohort.read_text()), "folder": str(folder.resolve())})
+    )
+    evidence = explain_run(moved).evidence
+    assert not [name for name in evidence.columns if "flip" in name]
+    sites = evidence.index.str[:7]
+    measured = evidence["share_inside_centred"].notna()
+    assert measured[sites <= "site-04"].all()
+    assert not measured[sites >= "site-05"].any()
+    pd.testing.assert_series_equal(
+        evidence["share_inside"][measured], read_evidence(mine)["share_inside"][measured]
+    )
+
+
+def test_what_cannot_be_explained_is_refused(mine: RunFolder, cohort_folder: Path, tmp_path: Path) -> None:
+    predictor, cohort = Predictor.from_run(mine.path), read_cohort(cohort_folder)
+    tasks = TasksSpec.model_validate({"segmentation": {}})
+    with pytest.raises(RunError, match="no classification task"):
+        Explainer.of(
+            replace(predictor, experiment=predictor.experiment.model_copy(update={"tasks": tasks})), cohort
+        )
+    shutil.copytree(mine.path, tmp_path / "run")
+    changed = RunFolder(tmp_path / "run")
+    changed.cohort.write_text(changed.cohort.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+    with pytest.raises(CohortError, match="changed since"):
+        cohort_of_run(changed)
+
+
+def test_evidence_that_is_absent_or_damaged(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert read_evidence(run).empty
+    for content in ("case_id,x\na,1\na,2\n", "case_id,x\na,high\n", "x\n1\n"):
+        run.evidence.write_text(content)
+        with pytest.raises(PredictionsError, match="Remove it and run `threefold explain"):
+            read_evidence(run)
+
+
+def test_command(
+    mine: RunFolder,
+    explained: Explanation,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["threefold", "explain", str(mine.path), "--json"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
+    content = json.loads(capsys.readouterr().out)[str(mine.path)]
+    values = {row["metric"]: row["value"] for row in content["attention"] if row["group"] == "all"}
+    assert values["share_inside_random"] == pytest.approx(explained.evidence["share_inside_random"].mean())
+
+
+ENCODER = {"size": "mini", "embed_dim": 8, "depths": [1, 1], "heads": [1, 2], "window": 4}
+
+
+@dataclass
+class HerePool:
+    """Executes runs in this process, one after the other."""
+
+    folder: Path
+    ended: list[Outcome] = field(default_factory=list)
+
+    def has_room(self, memory: float) -> bool:
+        return not self.ended
+
+    def submit(self, run: str, memory: float) -> None:
+        execute(self.folder, run)
+        self.ended.append(Outcome(run, "finished", "", 1.0, 0.1))
+
+    def wait(self) -> list[Outcome]:
+        ended, self.ended = self.ended, []
+        return ended
+
+    def stop(self) -> None:
+        """Nothing runs."""
+
+
+@pytest.fixture
+def study_of(cohort_folder: Path) -> Callable[[bool], StudySpec]:
+    def make(evidence: bool) -> StudySpec:
+        return StudySpec.model_validate(
+            {
+                "name": "tiny",
+                "cohorts": {"c": {"folder": str(cohort_folder)}},
+                "variants": {
+                    "demo": {"recipe": "hematoma/demo"},
+                    "seg": {"recipe": "hematoma/swin-unet-seg"},
+                },
+                "overrides": [
+                    "training.epochs=1",
+                    "training.selection.metric=loss",
+                    f"network.encoder={json.dumps(ENCODER)}",
+                    "data.preprocessing.size=[32, 32]",
+                    "evaluation.replicates=50",
+                ],
+                "seeds": [0],
+                "evidence": evidence,
+            }
+        )
+
+    return make
+
+
+def test_a_study_looks_into_runs_that_classify_and_goes_on_with_those_that_lack_it(
+    study_of: Callable[[bool], StudySpec], tmp_path: Path
+) -> None:
+    folder, pool = StudyFolder(tmp_path / "study"), HerePool(tmp_path / "study")
+    names = {f"c/{variant}/split-0-seed-0" for variant in ("demo", "seg")}
+
+    def go(evidence: bool) -> set[str]:
+        return {each.run for each in run_study(study_of(evidence), folder, pool, Lines())}  # type: ignore[arg-type]
+
+    assert go(False) == names
+    classifier = folder.run("c/demo/split-0-seed-0")
+    weights = classifier.weights.stat().st_mtime_ns
+    assert not classifier.evidence.exists()
+    assert go(True) == {"c/demo/split-0-seed-0"}  # the other one classifies nothing
+    assert go(True) == set()
+    assert classifier.weights.stat().st_mtime_ns == weights
+    evidence = read_tables(folder, "c/demo/split-0-seed-0").evidence
+    assert np.isfinite(evidence["shortcut_flip"]).all()
+    assert read_tables(folder, "c/seg/split-0-seed-0").evidence.empty
