@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from threefold.errors import CohortError
+from threefold.images.reading import read_image, read_label_map
 from threefold.phantoms.counterfactuals import (
     SWITCHES,
-    head_parameters,
     lesion_files,
+    phantom_cases,
     render_switched,
     switch_marker,
     switch_shortcut,
@@ -23,6 +24,7 @@ from threefold.phantoms.head_ct import (
     make_head_ct_cohort,
     render_case,
 )
+from threefold.phantoms.object_background import ObjectBackgroundSpec, make_object_background_cohort
 
 SPEC = HeadCtSpec(patients_per_site=2, external_patients_per_site=1, slices=(1, 1), sites=5, size=96)
 
@@ -68,12 +70,29 @@ def test_a_cohort_made_otherwise_is_refused(cases: tuple[CaseParameters, ...]) -
 
 
 def test_truth_of_all_sites_is_found(tmp_path: Path) -> None:
-    assert head_parameters(tmp_path) == {}
+    assert phantom_cases(tmp_path) == {}
     assert lesion_files(tmp_path) == {}
     cohort = make_head_ct_cohort(tmp_path / "c", SPEC, 0)
     names = {case.case_id for case in cohort.cases}
-    assert {*head_parameters(cohort.folder)} == names == {*lesion_files(cohort.folder)}
+    assert {*phantom_cases(cohort.folder)} == names == {*lesion_files(cohort.folder)}
     assert all(path.is_file() for path in lesion_files(cohort.folder).values())
     (cohort.folder / "parameters.json").write_text('{"cases": [1]}')
     with pytest.raises(CohortError, match=r"parameters\.json: can't be read"):
-        head_parameters(cohort.folder)
+        phantom_cases(cohort.folder)
+
+
+def test_an_object_gets_the_other_background_or_outline(tmp_path: Path) -> None:
+    spec = ObjectBackgroundSpec(patients_per_site=1, external_patients_per_site=1, size=48)
+    cohort = make_object_background_cohort(tmp_path / "c", spec, 0)
+    known = phantom_cases(cohort.folder)
+    assert {*known} == {case.case_id for case in cohort.cases} == {*lesion_files(cohort.folder)}
+    for case in cohort.cases[:3]:
+        image = read_image(case.image, spacing=(1.0, 1.0)).array
+        parameters = known[case.case_id]
+        truth = read_label_map(lesion_files(cohort.folder)[case.case_id], spacing=(1.0, 1.0)).array > 0
+        background = render_switched(parameters, "shortcut", image)
+        assert np.mean(background[~truth] != image[~truth]) > 0.9
+        outline = render_switched(parameters, "marker", image)
+        assert 0 < np.mean(outline != image) < 0.2
+        with pytest.raises(CohortError, match="its image is not the one"):
+            render_switched(parameters, "marker", image[::-1])

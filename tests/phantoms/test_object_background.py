@@ -92,11 +92,10 @@ def test_a_cohort_is_written_and_read_back(tmp_path: Path) -> None:
     parameters = {case.case_id: case for case in read_object_cases(tmp_path / "a")}
     rendering = render_picture(parameters[first.case_id])
     image = read_image(first.image, spacing=(1.0, 1.0)).array
-    assert {image.shape, rendering.grey.shape} == {(48, 48)}
-    assert np.array_equal(np.sort(image.ravel()), np.sort(rendering.grey.ravel()))
+    assert np.array_equal(image, rendering.grey)
     assert first.mask is not None
     mask = read_label_map(first.mask, spacing=(1.0, 1.0)).array
-    assert mask.astype(bool).sum() == rendering.mask.sum()
+    assert np.array_equal(mask > 0, rendering.mask > 0)
     assert {case.site for case in made.cases if case.mask is None} == {"site-05", "site-06", "site-07"}
     assert int(first.extra["shortcut"]) == parameters[first.case_id].shortcut
     with pytest.raises(CohortError, match="not empty"):

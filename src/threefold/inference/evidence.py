@@ -21,8 +21,13 @@ from threefold.inference.attention import Attention, class_probabilities, grad_c
 from threefold.inference.engine import Prepared
 from threefold.inference.predictor import Predictor
 from threefold.inference.sources import Source, prepare
-from threefold.phantoms.counterfactuals import SWITCHES, head_parameters, lesion_files, render_switched
-from threefold.phantoms.head_parameters import CaseParameters
+from threefold.phantoms.counterfactuals import (
+    SWITCHES,
+    PhantomCase,
+    lesion_files,
+    phantom_cases,
+    render_switched,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +52,7 @@ class Explainer:
     predictor: Predictor
     cohort: Cohort
     lesions: Mapping[str, Path]
-    parameters: Mapping[str, CaseParameters]
+    parameters: Mapping[str, PhantomCase]
 
     @classmethod
     def of(cls, predictor: Predictor, cohort: Cohort) -> Explainer:
@@ -62,7 +67,7 @@ class Explainer:
                 f"{predictor.run}: has no classification task, and so no decision to explain. Name a run "
                 "that classifies."
             )
-        return cls(predictor, cohort, lesion_files(cohort.folder), head_parameters(cohort.folder))
+        return cls(predictor, cohort, lesion_files(cohort.folder), phantom_cases(cohort.folder))
 
     def prepare(self, case: Case) -> Prepared:
         """Bring a case's image to the network's grid, as prediction does.

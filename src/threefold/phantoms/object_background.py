@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]
 KINDS = ("three-lobed", "five-lobed")
 INTERNAL_SITES = 4
 _LOBES = (3, 5)
-_STRIPED, _MOTTLED = (1.0, 6.0), (2.4, 2.4)
+_STRIPED, _MOTTLED = (6.0, 1.0), (2.4, 2.4)
 """Standard deviations, in pixels of a picture of 112, of the filters that make the backgrounds."""
 _SHEET = 6
 
@@ -129,7 +129,7 @@ class ObjectRendering:
     """A picture.
 
     Attributes:
-        grey: (I, J) uint8, across and down. mask: (I, J) uint8, 1 in the object.
+        grey: (rows, columns) uint8. mask: (rows, columns) uint8, 1 in the object.
     """
 
     grey: NDArray[np.uint8]
@@ -166,7 +166,7 @@ def render_picture(case: ObjectCase) -> ObjectRendering:
     )
     inside = _inside(case)
     scene = background + inside * (body - background)
-    across, down = _positions(case.size)
+    down, across = _positions(case.size)
     camera = case.camera
     scene = 128 + camera.gain * (gaussian_filter(scene, camera.blur * pixel, mode="nearest") - 128)
     scene *= 1 - camera.vignette * 2 * ((across - 0.5) ** 2 + (down - 0.5) ** 2)
@@ -181,7 +181,7 @@ def make_object_background_cohort(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Cohort:
-    """Write a cohort with known truth: pictures (PNG), masks, parameters.json, truth/ and previews/.
+    """Write a cohort with known truth: pictures and masks (PNG), parameters.json, truth.csv, previews/.
 
     Args:
         out: a new or empty folder.
@@ -257,8 +257,8 @@ def _picture(spec: ObjectBackgroundSpec, key: tuple[int, int, int], kind: int, s
 
 
 def _inside(case: ObjectCase) -> NDArray[np.float64]:
-    """Return (I, J) the share of each pixel that the object covers."""
-    across, down = _positions(case.size)
+    """Return (rows, columns) the share of each pixel that the object covers."""
+    down, across = _positions(case.size)
     x, y = across - case.middle[0], down - case.middle[1]
     angle = np.arctan2(y, x)
     outline = case.radius * (1 + case.depth * np.cos(_LOBES[case.kind] * (angle - case.turn)))
@@ -270,7 +270,7 @@ def _standard(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _positions(size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return (I, 1) and (1, J): the pixels' middles, as shares of the side."""
+    """Return (rows, 1) and (1, columns): the pixels' middles, as shares of the side."""
     middles = (np.arange(size) + 0.5) / size
     return middles[:, None], middles[None]
 
@@ -289,12 +289,12 @@ def _write(folder: Path, spec: ObjectBackgroundSpec, seed: int, progress: Progre
     for done, case in enumerate(cases, start=1):
         rendering = render_picture(case)
         file = f"{case.case_id}.png"
-        write_png(folder / "images" / file, rendering.grey.T)
-        write_png(folder / "truth" / file, rendering.mask.T * np.uint8(255))
+        write_png(folder / "images" / file, rendering.grey)
+        write_png(folder / "truth" / file, rendering.mask * np.uint8(255))
         mask = None
         if case.site in masked:
             mask = f"masks/{file}"
-            write_png(folder / mask, rendering.mask.T * np.uint8(255))
+            write_png(folder / mask, rendering.mask * np.uint8(255))
         rows.append(
             {
                 "case_id": case.case_id,
@@ -306,7 +306,7 @@ def _write(folder: Path, spec: ObjectBackgroundSpec, seed: int, progress: Progre
                 "shortcut": int(case.shortcut),
             }
         )
-        sheets.setdefault(case.site, []).append(rendering.grey.T)
+        sheets.setdefault(case.site, []).append(rendering.grey)
         if progress is not None:
             progress(done, len(cases))
     for site, pictures in sheets.items():
@@ -314,6 +314,8 @@ def _write(folder: Path, spec: ObjectBackgroundSpec, seed: int, progress: Progre
     head = {"spec": spec.model_dump(mode="json"), "seed": seed}
     lines = ",\n".join(json.dumps(asdict(case)) for case in cases)
     (folder / "parameters.json").write_text(json.dumps(head)[:-1] + ', "cases": [\n' + lines + "\n]}\n")
+    truth = "".join(f"{case.case_id},truth/{case.case_id}.png\n" for case in cases)
+    (folder / "truth.csv").write_text(f"case_id,object\n{truth}")
     write_cohort(folder, _cohort_spec(spec, seed), rows)
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 from threefold.cohorts.splits import read_split
 from threefold.errors import PredictionsError
 from threefold.evaluation.groups import natural_order
+from threefold.phantoms.counterfactuals import has_shortcut
 from threefold.reporting.attention_figures import AttentionPicture, attention_figure, plane_of
 from threefold.reporting.evidence_tables import EvidenceTable, evidence_tables, write_evidence_tables
 from threefold.reporting.figures import save
@@ -116,7 +117,7 @@ def read_evidence(run: RunFolder) -> pd.DataFrame:
 def _pictures(
     explainer: Explainer, cases: Sequence[Case], evidence: pd.DataFrame
 ) -> Iterator[tuple[str, list[AttentionPicture]]]:
-    """Yield for each site group cases from the best to the worst attention, each with the clip switched."""
+    """Yield for each site group cases from the best to the worst attention, each with the shortcut switched."""
     if "share_inside" not in evidence:
         return
     spec = explainer.cohort.spec
@@ -131,15 +132,15 @@ def _pictures(
 
 
 def _pictures_of(explainer: Explainer, case: Case) -> Iterator[AttentionPicture]:
-    """Yield a case as it is and, of a phantom, with the clip switched."""
+    """Yield a case as it is and, of a phantom, with the shortcut switched."""
     one = explainer.prepare(case)
     lesion = explainer.lesion(case, one)
     variants = [("", one.array)]
     if case.case_id in explainer.parameters:
-        has_it = explainer.parameters[case.case_id].acquisition.shortcut
+        has_it = has_shortcut(explainer.parameters[case.case_id])
         variants = [
-            (f", {'with' if has_it else 'without'} clip", one.array),
-            (f", {'without' if has_it else 'with'} clip", explainer.switched(case, one, "shortcut")),
+            (f", {'with' if has_it else 'without'} shortcut", one.array),
+            (f", {'without' if has_it else 'with'} shortcut", explainer.switched(case, one, "shortcut")),
         ]
     trained = explainer.predictor.cohort
     label = "no label" if case.label is None else trained.classes[case.label]
