@@ -117,7 +117,7 @@ def read_evidence(run: RunFolder) -> pd.DataFrame:
 def _pictures(
     explainer: Explainer, cases: Sequence[Case], evidence: pd.DataFrame
 ) -> Iterator[tuple[str, list[AttentionPicture]]]:
-    """Yield for each site group cases from the best to the worst attention, each with the shortcut switched."""
+    """Yield of each site group cases from best to worst attention, each with the shortcut switched too."""
     if "share_inside" not in evidence:
         return
     spec = explainer.cohort.spec
