@@ -1,10 +1,9 @@
 """Temperature scaling: one number, fitted on validation cases, that makes probabilities honest on average.
 
 The probabilities become softmax(log p / T) (Guo et al. 2017, arXiv 1706.04599). T is what gives the
-validation cases the smallest log loss. The loss is convex in 1 / T, so there is one answer; where every
-validation case is told right by a margin, it is the smallest T that is looked at. Whatever T, the order of
-the cases by the probability of a class of two stays, and so do AUC and the decisions, with a threshold
-brought along.
+validation cases the smallest log loss, which is convex in 1 / T. Where all validation cases are told right the
+loss falls without end towards T = 0, and there is none. Whatever T, the order of the cases by the probability
+of a class of two stays, and so do AUC and the decisions, with a threshold brought along.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class Temperature:
         value: NaN where it can't be fitted.
         low, high: ends of its interval, by resampling the validation part's patients; NaN without one.
         n, patients: validation cases that it was fitted on, and their patients.
-        note: why it, or its interval, is not estimable, or that it is at an end of the range.
+        note: why it, or its interval, is not estimable; empty where it is.
     """
 
     value: float
@@ -121,12 +120,14 @@ def temperature_of(predictions: Predictions, spec: EvaluationSpec) -> Temperatur
         return {"temperature": fit_temperatures(units.labels, units.probabilities, weights)}
 
     value = float(fitted(np.ones((1, n)))["temperature"][0])
+    if not RANGE[0] * 1.001 < value < RANGE[1] / 1.001:
+        which = "right and by a margin" if value < 1 else "no better than by chance"
+        why = f"the validation cases are told {which}: no T of {RANGE[0]:g} to {RANGE[1]:g} is best"
+        return Temperature(np.nan, np.nan, np.nan, n, patients, f"not estimable ({why})")
     interval: Interval = bootstrap(
         fitted, units.patients, replicates=spec.replicates, confidence=spec.confidence, seed=spec.seed
     )["temperature"]
     note = f"no interval: {interval.reason}" if interval.reason else ""
-    if not RANGE[0] * 1.001 < value < RANGE[1] / 1.001:
-        note = f"at the end of the range {RANGE[0]:g} to {RANGE[1]:g}; {note}".rstrip("; ")
     return Temperature(value, interval.low, interval.high, n, patients, note)
 
 
