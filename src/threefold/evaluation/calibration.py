@@ -1,9 +1,9 @@
 """Temperature scaling: one number, fitted on validation cases, that makes probabilities honest on average.
 
 The probabilities become softmax(log p / T) (Guo et al. 2017, arXiv 1706.04599). T is what gives the
-validation cases the smallest log loss, which is convex in 1 / T. Where all validation cases are told right the
-loss falls without end towards T = 0, and there is none. Whatever T, the order of the cases by the probability
-of a class of two stays, and so do AUC and the decisions, with a threshold brought along.
+validation cases the smallest log loss, which is convex in 1 / T. Where all validation cases are told right
+the loss falls without end towards T = 0, and there is none. Whatever T, the order of the cases by the
+probability of a class of two stays, and so do AUC and the decisions, with a threshold brought along.
 """
 
 from __future__ import annotations
