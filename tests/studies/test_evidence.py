@@ -55,6 +55,13 @@ def test_every_test_case_of_every_site_is_measured(mine: RunFolder, explained: E
     )
     assert explained.evidence["share_inside_random"].between(0, 0.2).all()
     assert all(path.stat().st_size > 0 for path in explained.files)
+    assert {
+        "attention.md",
+        "counterfactuals.md",
+        "shortcut.md",
+        "probes.md",
+        "calibration_temperature.md",
+    } <= {path.name for path in explained.files}
     pd.testing.assert_frame_equal(read_evidence(mine), explained.evidence)
 
 
@@ -108,9 +115,11 @@ def test_masks_and_nothing_rendered_without_the_phantoms_truth(
     shutil.copytree(mine.path, tmp_path / "run")
     moved = RunFolder(tmp_path / "run")
     moved.cohort.write_text(
-        json.dumps({**json.loads(moved.cohort.read_text()), "folder": str(folder.resolve())})
+        json.dumps({**json.loads(moved.cohort.read_text()), "folder": str(tmp_path / "gone")})
     )
-    evidence = explain_run(moved).evidence
+    with pytest.raises(CohortError, match="--cohort"):
+        explain_run(moved)
+    evidence = explain_run(moved, read_cohort(folder)).evidence
     assert not [name for name in evidence.columns if "flip" in name]
     sites = evidence.index.str[:7]
     measured = evidence["share_inside_centred"].notna()
