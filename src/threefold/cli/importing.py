@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from threefold.cohorts.cohort import Cohort
 
 importing = typer.Typer(
-    help="Make a cohort of a table, a Decathlon-style data.json, CT-ICH slices or a DICOM series; merge "
+    help="Make a cohort of a table, a Decathlon-style data.json, a DICOM series or a public data set; merge "
     "cohorts. "
     "Example: `threefold import table scans.csv --meaning cohort.yaml --out my-cohort`",
     no_args_is_help=True,
@@ -120,18 +121,105 @@ def decathlon(
 
 @importing.command("ct-ich")
 def ct_ich(
-    folder: Annotated[Path, typer.Argument(help="Folder with slices.csv, images and masks.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(help="Folder with ct_scans, masks and the diagnoses; or slices.csv and pictures."),
+    ],
     out: Out,
     site: Annotated[str, typer.Option(help="Name of the hospital.")] = "ct-ich",
+    reference: Reference = False,
 ) -> None:
-    """Make a cohort of the CT-ICH slices: pictures in a brain window, taken back to HU.
+    """Make a cohort of CT-ICH: its scans as PhysioNet publishes them, or pictures in a brain window.
 
-    Example: `threefold import ct-ich ct_ich --out ct-ich-cohort`
+    Pictures are taken back to HU, and always written anew.
+
+    Example: `threefold import ct-ich ct-ich-1.3.1 --out ct-ich-cohort`
     """
     from threefold.cohorts.importers import import_ct_ich
+    from threefold.cohorts.public_ct import import_ct_ich_scans
 
     with progress_of("Importing slices") as progress:
-        cohort = import_ct_ich(folder, out, site=site, progress=progress)
+        if (folder / "slices.csv").is_file():
+            cohort = import_ct_ich(folder, out, site=site, progress=progress)
+        else:
+            cohort = import_ct_ich_scans(folder, out, site=site, copy=not reference, progress=progress)
+    _say(cohort)
+
+
+@importing.command("bhsd")
+def bhsd(
+    folder: Annotated[Path, typer.Argument(help="Folder with label_192 (and unlabel_2000).")],
+    out: Out,
+    slices: Annotated[bool, typer.Option("--slices", help="A case is a slice, not a volume.")] = False,
+    reference: Reference = False,
+) -> None:
+    """Make a cohort of BHSD: head-CT volumes in which five kinds of haemorrhage are drawn.
+
+    Example: `threefold import bhsd BHSD --out bhsd-cohort`
+    """
+    from threefold.cohorts.public_ct import import_bhsd
+
+    with progress_of("Importing volumes") as progress:
+        cohort = import_bhsd(
+            folder, out, dimensions=2 if slices else 3, copy=not reference, progress=progress
+        )
+    _say(cohort)
+
+
+@importing.command("cq500")
+def cq500(
+    folder: Annotated[Path, typer.Argument(help="Folder with reads.csv and the scans.")],
+    out: Out,
+    thin: Annotated[bool, typer.Option("--thin", help="Take the series of thin slices.")] = False,
+    reference: Reference = False,
+) -> None:
+    """Make a cohort of CQ500: head-CT scans read by three radiologists.
+
+    Example: `threefold import cq500 cq500 --out cq500-cohort --reference`
+    """
+    from threefold.cohorts.public_dicom import import_cq500
+
+    with progress_of("Importing scans") as progress:
+        cohort = import_cq500(folder, out, thin=thin, copy=not reference, progress=progress)
+    _say(cohort)
+
+
+@importing.command("rsna")
+def rsna(
+    folder: Annotated[Path, typer.Argument(help="Folder with stage_2_train.csv and stage_2_train.")],
+    out: Out,
+    patients: Annotated[
+        int | None, typer.Option(min=1, help="Take so many patients; all by default.")
+    ] = None,
+    reference: Reference = False,
+) -> None:
+    """Make a cohort of the RSNA 2019 haemorrhage challenge: slices with labels, grouped by patient.
+
+    Example: `threefold import rsna rsna-2019 --out rsna-cohort --patients 500 --reference`
+    """
+    from threefold.cohorts.public_dicom import import_rsna
+
+    with progress_of("Reading headers") as progress:
+        cohort = import_rsna(folder, out, patients=patients, copy=not reference, progress=progress)
+    _say(cohort)
+
+
+@importing.command("waterbirds")
+def waterbirds(
+    folder: Annotated[Path, typer.Argument(help="Folder with metadata.csv and the photographs.")],
+    out: Out,
+    segmentations: Annotated[
+        Path | None, typer.Option(help="Folder with the segmentations of CUB-200-2011: masks of the birds.")
+    ] = None,
+) -> None:
+    """Make a cohort of Waterbirds: birds before land and water, in grey, with the published split.
+
+    Example: `threefold import waterbirds waterbird_complete95_forest2water2 --out waterbirds`
+    """
+    from threefold.cohorts.public_photos import import_waterbirds
+
+    with progress_of("Importing photographs") as progress:
+        cohort = import_waterbirds(folder, out, segmentations=segmentations, progress=progress)
     _say(cohort)
 
 
@@ -211,4 +299,7 @@ def _pairs(values: Sequence[str] | None, option: str) -> dict[str, str]:
 def _say(cohort: Cohort) -> None:
     patients = len({case.patient_id for case in cohort.cases})
     typer.echo(f"{cohort.folder}: {len(cohort.cases)} cases of {patients} patients")
+    left_out = json.loads((cohort.folder / "provenance.json").read_text("utf-8")).get("left out", ())
+    if left_out:
+        typer.echo(f"Left out: {len(left_out)}; provenance.json says which and why.")
     typer.echo(f"Next: threefold check {cohort.folder}")
