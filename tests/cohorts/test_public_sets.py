@@ -66,11 +66,11 @@ def test_ct_ich_as_published(ct_ich: Path, tmp_path: Path) -> None:
     assert read_sample(bleeding, cohort.spec, size).mask is not None
 
 
-def test_ct_ich_of_the_first_version(ct_ich: Path, tmp_path: Path) -> None:
+def test_ct_ich_with_a_table_spelt_otherwise(ct_ich: Path, tmp_path: Path) -> None:
     text = (ct_ich / "hemorrhage_diagnosis_raw_ct.csv").read_text()
     spelt = text.replace("PatientNumber", "Patient Number").replace("SliceNumber", "Slice Number")
     (ct_ich / "hemorrhage_diagnosis_raw_ct.csv").unlink()
-    (ct_ich / "hemorrhage_diagnosis.csv").write_text(spelt)
+    (ct_ich / "hemorrhage_diagnosis.csv").write_text(f"{spelt},,,,,,,,\n")
     cohort = import_ct_ich_scans(ct_ich, tmp_path / "out", copy=False)
     assert len(cohort.cases) == 4
     assert cohort.cases[0].image == ct_ich / "ct_scans/049.nii"
@@ -91,6 +91,12 @@ def test_ct_ich_rows_that_are_wrong(ct_ich: Path, tmp_path: Path, line: str, sai
     with pytest.raises(CohortError, match=said):
         import_ct_ich_scans(ct_ich, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_ct_ich_of_an_earlier_release(ct_ich: Path, tmp_path: Path) -> None:
+    (ct_ich / "ct_scans").rename(ct_ich / "Patients_CT")
+    with pytest.raises(CohortError, match=r"has no folder ct_scans.*get version 1\.3\.1"):
+        import_ct_ich_scans(ct_ich, tmp_path / "out")
 
 
 @pytest.fixture
@@ -148,9 +154,9 @@ def cq500(tmp_path: Path) -> Path:
         lines.append(",".join([f"CQ500-CT-{number}", "B1", *"".join(readers)]))
     (folder / "qct01").mkdir(parents=True)
     (folder / "reads.csv").write_text("\n".join(lines) + "\n")
-    even = [(0, 0, 5.0 * k) for k in range(3)]
+    even, thin = ([(0, 0, mm * k) for k in range(3)] for mm in (5.0, 0.625))
     series = {
-        0: {"CT Plain": even, "CT PLAIN THIN": even, "CT POST CONTRAST": even},
+        0: {"CT PRE CONTRAST 5MM STD": even, "CT 0.625mm": thin, "CT POST CONTRAST": even},
         1: {"CT 5mm": even, "CT BONE": even},
         12: {"CT Plain": even},
         3: {"CT Plain": [(0, 0, 0), (0, 0, 5), (0, 0, 13)]},
@@ -169,7 +175,7 @@ def test_cq500(cq500: Path, tmp_path: Path) -> None:
     assert [case.case_id for case in cohort.cases] == ["cq500-CT0", "cq500-CT1", "cq500-CT12"]
     assert [case.label for case in cohort.cases] == [1, 0, 1]
     assert [case.extra["SAH"] for case in cohort.cases] == ["0", "0", "1"]
-    assert [case.image.name for case in cohort.cases] == ["CT Plain", "CT 5mm", "CT Plain"]
+    assert [case.image.name for case in cohort.cases] == ["CT PRE CONTRAST 5MM STD", "CT 5mm", "CT Plain"]
     assert read_image(cohort.cases[0].image).array.shape == (6, 8, 3)
     left_out = json.loads((tmp_path / "out/provenance.json").read_text())["left out"]
     assert {*left_out} == {"cq500-CT3", "cq500-CT4"}
@@ -207,7 +213,9 @@ def rsna(tmp_path: Path) -> Path:
 
 
 def test_rsna(rsna: Path, tmp_path: Path) -> None:
-    (rsna / "stage_2_train/ID_3.dcm").write_bytes(b"cut off")
+    write_dicom(rsna / "stage_2_train/ID_3.dcm", np.zeros((64, 64)), (0, 0, 0), PatientID="P2")
+    whole = (rsna / "stage_2_train/ID_3.dcm").read_bytes()
+    (rsna / "stage_2_train/ID_3.dcm").write_bytes(whole[:-7000])
     cohort = import_rsna(rsna, tmp_path / "out")
     assert [(case.case_id, case.patient_id, case.label) for case in cohort.cases] == [
         ("ID_1", "P1", 0),
@@ -218,6 +226,7 @@ def test_rsna(rsna: Path, tmp_path: Path) -> None:
     left_out = json.loads((tmp_path / "out/provenance.json").read_text())["left out"]
     assert {*left_out} == {"ID_3", "ID_4"}
     assert "has no PatientID" in left_out["ID_4"]
+    assert "its pixels alone are 8192" in left_out["ID_3"]
 
 
 def test_some_patients_of_rsna_are_whole_and_the_same_each_time(rsna: Path, tmp_path: Path) -> None:

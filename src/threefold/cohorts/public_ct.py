@@ -26,13 +26,13 @@ _BHSD_PARTS = ("label_192", "unlabel_2000")
 def import_ct_ich_scans(
     folder: Path, out: Path, *, site: str = "ct-ich", copy: bool = True, progress: Progress | None = None
 ) -> Cohort:
-    """Make a cohort of PhysioNet CT-ICH as it is downloaded (Hssayeni et al. 2020, versions 1.0.0 to 1.3.1).
+    """Make a cohort of PhysioNet CT-ICH 1.3.1 as it is downloaded (Hssayeni et al. 2020).
 
     A case is a slice of a scan; the label is whether the table says that it shows a haemorrhage.
 
     Args:
-        folder: holds ct_scans/NNN.nii, masks/NNN.nii (0 and 255) and hemorrhage_diagnosis_raw_ct.csv
-            (hemorrhage_diagnosis.csv in the first version).
+        folder: holds ct_scans/NNN.nii, masks/NNN.nii (0 and 255) and hemorrhage_diagnosis_raw_ct.csv (or
+            hemorrhage_diagnosis.csv).
         out: the new folder.
         site: name of the hospital.
         copy: copy the scans; else the table refers to them where they are.
@@ -49,7 +49,13 @@ def import_ct_ich_scans(
             f"{folder}: neither {' nor '.join(_CT_ICH_TABLES)} is there. Name the folder that holds it, "
             "ct_scans and masks."
         )
-    header, records = split_table(read_text(table), table)
+    if not (folder / "ct_scans").is_dir():
+        raise CohortError(
+            f"{folder}: has no folder ct_scans. Earlier releases hold Patients_CT, with pictures; get "
+            "version 1.3.1, which holds the scans."
+        )
+    header, lines = split_table(read_text(table), table)
+    records = [(number, cells) for number, cells in lines if any(value.strip() for value in cells.values())]
     names = {_plain(name): name for name in header}
     for needed in ("patientnumber", "slicenumber", "nohemorrhage", *_CT_ICH_KINDS):
         if needed not in names:
@@ -75,7 +81,11 @@ def import_ct_ich_scans(
             intensity=BRAIN,
             columns={"scan": "number of the scan", "subtypes": "kinds of haemorrhage on the slice"},
         )
-        provenance = {"made by": "import ct-ich", "source": "PhysioNet ct-ich, CC BY 4.0", "copied": copy}
+        provenance = {
+            "made by": "import ct-ich",
+            "source": "PhysioNet ct-ich, Hssayeni et al. 2020",
+            "copied": copy,
+        }
         stage.finish(spec, rows, provenance, allow_outside=not copy)
     return finished(out, allow_outside=not copy)
 

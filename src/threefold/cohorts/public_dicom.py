@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from threefold.cohorts.cohort import Cohort, CohortSpec
 from threefold.cohorts.importers import HEAD_CT_CLASSES
@@ -16,10 +16,16 @@ from threefold.cohorts.staging import finished, staging
 from threefold.cohorts.table import read_text, split_table
 from threefold.errors import CohortError, ImageError
 
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
 Progress = Callable[[int, int], None]
 
 _READERS = ("R1", "R2", "R3")
 _CQ500_KINDS = ("IPH", "IVH", "SDH", "EDH", "SAH")
+THIN_BELOW = 2.0
+"""mm between slices below which a series of CQ500 is thin."""
+_UNWANTED = re.compile(r"bone|post|(?<!pre )(?<!pre_)(?<!pre-)contrast", re.IGNORECASE)
 _RSNA_KINDS = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
 _RSNA_TABLE, _RSNA_FOLDER = "stage_2_train.csv", "stage_2_train"
 
@@ -43,7 +49,7 @@ def import_cq500(
     Args:
         folder: holds reads.csv, and at any depth CQ500CTn CQ500CTn/Unknown Study/SERIES/*.dcm.
         out: the new folder.
-        thin: take the series of thin slices; else that of thick ones, or the only one.
+        thin: take the series whose slices are less than 2 mm apart; else the other, or the only one.
         site: name of the hospital.
         copy: copy the series; else the table refers to them where they are.
         progress: called with the number of scans done and of all.
@@ -179,19 +185,25 @@ def _scan(name: str) -> str | None:
 
 
 def _series(scan: Path | None, *, thin: bool) -> Path:
-    """Return the folder of the scan's series to take."""
+    """Return the folder of the scan's series to take, by the distance of its slices.
+
+    Names say the distance now and then only, and "pre contrast" of a plain series.
+    """
+    from threefold.images.dicom import open_series
+
     if scan is None:
         raise CohortError("its folder is not there")
-    folders = sorted({path.parent for path in scan.rglob("*.dcm")})
-    plain = [path for path in folders if not re.search("bone|contrast|post", path.name, re.IGNORECASE)]
-    wanted = [path for path in plain if ("thin" in path.name.lower()) == thin]
+    spacings: dict[Path, float] = {}
+    for folder in sorted({path.parent for path in scan.rglob("*.dcm")}):
+        if _UNWANTED.search(folder.name) is None:
+            spacings[folder] = open_series(folder).spacing
+    wanted = [folder for folder, mm in spacings.items() if (mm < THIN_BELOW) == thin]
     if not thin and not wanted:
-        wanted = plain
+        wanted = [*spacings]
     if len(wanted) != 1:
-        names = ", ".join(path.name for path in folders) or "none"
-        raise CohortError(
-            f"expected one {'thin' if thin else 'plain'} series, found {len(wanted)} of: {names}"
-        )
+        names = ", ".join(f"{folder.name} ({mm:g} mm)" for folder, mm in spacings.items()) or "none"
+        kind = "thin" if thin else "plain"
+        raise CohortError(f"expected one {kind} series, found {len(wanted)} of: {names}")
     return wanted[0]
 
 
@@ -247,15 +259,23 @@ def _rsna_patients(
         path = folder / f"{name}.dcm"
         try:
             dataset, _ = parsed(path, pixels=False)
-            patient = str(dataset.get("PatientID") or "").strip()
-            if not patient:
-                raise ImageError(f"{path}: has no PatientID")
-            found[name] = patient
+            found[name] = _patient(path, dataset)
         except ImageError as problem:
             left_out[name] = str(problem)
         if progress is not None:
             progress(done, len(names))
     return found, left_out
+
+
+def _patient(path: Path, dataset: Dataset) -> str:
+    """Return whose slice it is; a file that is too short for its pixels is refused without reading them."""
+    patient = str(dataset.get("PatientID") or "").strip()
+    if not patient:
+        raise ImageError(f"{path}: has no PatientID")
+    needed = int(dataset.Rows) * int(dataset.Columns) * int(dataset.BitsAllocated) // 8
+    if not dataset.file_meta.TransferSyntaxUID.is_compressed and path.stat().st_size < needed:
+        raise ImageError(f"{path}: is {path.stat().st_size} bytes, its pixels alone are {needed}")
+    return patient
 
 
 def _draw(patient: str) -> bytes:
