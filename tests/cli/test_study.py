@@ -79,7 +79,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
 def test_shipped_studies_are_listed_with_their_size(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "list")
     assert code == 0
-    assert "hematoma-claims: 45 runs, 14 claims. The claims of arXiv 2505.06185" in out
+    assert "hematoma-claims: 45 runs, 16 claims. The claims of arXiv 2505.06185" in out
 
 
 def test_a_users_cohort_is_run_and_compared(

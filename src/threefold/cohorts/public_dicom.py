@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from threefold.cohorts.cohort import Cohort, CohortSpec
 from threefold.cohorts.importers import HEAD_CT_CLASSES
@@ -15,9 +15,6 @@ from threefold.cohorts.public_ct import BRAIN
 from threefold.cohorts.staging import finished, staging
 from threefold.cohorts.table import read_text, split_table
 from threefold.errors import CohortError, ImageError
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
 
 Progress = Callable[[int, int], None]
 
@@ -251,31 +248,19 @@ def _rsna_patients(
     folder: Path, names: Sequence[str], progress: Progress | None
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return the patient of each slice that can be read, and why the others can't."""
-    from threefold.images.dicom_slice import parsed
+    from threefold.images.dicom import patient_of
 
     found: dict[str, str] = {}
     left_out: dict[str, str] = {}
     for done, name in enumerate(names, start=1):
         path = folder / f"{name}.dcm"
         try:
-            dataset, _ = parsed(path, pixels=False)
-            found[name] = _patient(path, dataset)
+            found[name] = patient_of(path)
         except ImageError as problem:
             left_out[name] = str(problem)
         if progress is not None:
             progress(done, len(names))
     return found, left_out
-
-
-def _patient(path: Path, dataset: Dataset) -> str:
-    """Return whose slice it is; a file that is too short for its pixels is refused without reading them."""
-    patient = str(dataset.get("PatientID") or "").strip()
-    if not patient:
-        raise ImageError(f"{path}: has no PatientID")
-    needed = int(dataset.Rows) * int(dataset.Columns) * int(dataset.BitsAllocated) // 8
-    if not dataset.file_meta.TransferSyntaxUID.is_compressed and path.stat().st_size < needed:
-        raise ImageError(f"{path}: is {path.stat().st_size} bytes, its pixels alone are {needed}")
-    return patient
 
 
 def _draw(patient: str) -> bytes:

@@ -100,6 +100,22 @@ def read_file(path: Path) -> Image:
     return Image(array, slice_grid(path, dataset).affine, path, (*notes, *more))
 
 
+def patient_of(path: Path) -> str:
+    """Return the PatientID of one file, without reading its pixels.
+
+    Raises:
+        ImageError: it is damaged, names no patient, or is too short for its pixels.
+    """
+    dataset, _ = parsed(path, pixels=False)
+    patient = str(dataset.get("PatientID") or "").strip()
+    if not patient:
+        raise ImageError(f"{path}: has no PatientID")
+    needed = int(dataset.Rows) * int(dataset.Columns) * int(dataset.BitsAllocated) // 8
+    if not dataset.file_meta.TransferSyntaxUID.is_compressed and path.stat().st_size < needed:
+        raise ImageError(f"{path}: is {path.stat().st_size} bytes, its pixels alone are {needed}")
+    return patient
+
+
 def file_grid(path: Path) -> tuple[tuple[int, int], Affine]:
     """Return shape and affine of one file, without its pixels."""
     grid = slice_grid(path, parsed(path, pixels=False)[0])

@@ -67,7 +67,7 @@ def run_in_process(
         if started is not None:
             started(process)
         try:
-            status, usage = _ended(process.pid)
+            status, memory = _ended(process.pid)
         except BaseException:  # this process was told to stop: so is the run, which writes its state
             process.terminate()
             process.wait()
@@ -75,26 +75,44 @@ def run_in_process(
         finally:
             process.stdin.close()
     code = process.returncode = os.waitstatus_to_exitcode(status)
-    kilobytes = usage.ru_maxrss if sys.platform != "darwin" else usage.ru_maxrss / 1024
     return Outcome(
         run=run,
         state="finished" if code == 0 else "interrupted" if code in _INTERRUPTING else "failed",
         message="" if code == 0 else _why(log, code),
         seconds=time.monotonic() - begin,
-        memory=kilobytes * 1024 / GIB,
+        memory=memory,
     )
 
 
-def _ended(process: int) -> tuple[int, resource.struct_rusage]:
-    """Wait for the end of a process; return its status and what it used.
+def _ended(process: int) -> tuple[int, float]:
+    """Wait for the end of a process; return its status and its largest resident memory, GiB.
 
     By glances, since Ray cancels a task between two instructions of Python and not inside a system call.
     """
+    peak = 0.0
     while True:
         found, status, usage = os.wait4(process, os.WNOHANG)
         if found:
-            return status, usage
+            return status, peak or _largest(usage)
+        peak = max(peak, _peak_memory(process))
         time.sleep(_GLANCE)
+
+
+def _peak_memory(process: int) -> float:
+    """Return the largest resident memory of a process so far, GiB; 0 where the system does not tell.
+
+    What `wait4` reports counts the starter's memory as well, of which a new process is a copy at first.
+    """
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    kilobytes = next((line.split()[1] for line in lines if line.startswith("VmHWM")), "0")
+    return int(kilobytes) * 1024 / GIB
+
+
+def _largest(usage: resource.struct_rusage) -> float:
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / GIB
 
 
 def experiment_of(study: StudyFolder, plan: RunPlan) -> Experiment:
