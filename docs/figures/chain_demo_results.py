@@ -85,8 +85,8 @@ def never_found(folders: list[Path]) -> str:
     if not found:
         return "Every vessel is found on every seed."
     return (
-        f"Never found: {'; '.join(found)}. That is pushed to zero in the first epochs, as in the last section, "
-        "and counts as Dice 0 in the mean."
+        f"Never found: {'; '.join(found)}. That is pushed to zero in the first epochs, as in the last "
+        "section, and counts as Dice 0 in the mean."
     )
 
 
