@@ -208,7 +208,7 @@ def rsna(tmp_path: Path) -> Path:
         lines.append(f"{name}_any,{int(number == 1)}")
         pixels = np.full((4, 4), 1024 + number)
         write_dicom(folder / "stage_2_train" / f"{name}.dcm", pixels, (0, 0, number), PatientID=patient)
-    (folder / "stage_2_train.csv").write_text("\n".join([*lines, lines[-1]]) + "\n")
+    (folder / "stage_2_train.csv").write_text("\n".join([*lines, "", lines[-1]]) + "\n")
     return folder
 
 
@@ -240,8 +240,8 @@ def test_some_patients_of_rsna_are_whole_and_the_same_each_time(rsna: Path, tmp_
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("ID_1_any,1", "row 26: 'ID_1_any' has another label in an earlier row"),
-        ("ID_1_some,1", "row 26: expected ID_xxx_KIND,0 or 1, found 'ID_1_some,1'"),
+        ("ID_1_any,1", "row 27: 'ID_1_any' has another label in an earlier row"),
+        ("ID_1_some,1", "row 27: expected ID_xxx_KIND,0 or 1, found 'ID_1_some,1'"),
         ("ID_9_any,0", "ID_9 has no row for epidural"),
     ],
 )

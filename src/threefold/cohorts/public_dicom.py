@@ -239,7 +239,8 @@ def _rsna_rows(table: Path) -> Iterator[tuple[int, str, str]]:
             if header[:2] != ["ID", "Label"]:
                 raise CohortError(f"{table}: expected the columns ID,Label, found {','.join(header)}.")
             for number, row in enumerate(reader, start=1):
-                yield number, row[0], row[1].strip() if len(row) > 1 else ""
+                if row:
+                    yield number, row[0], row[1].strip() if len(row) > 1 else ""
     except (OSError, UnicodeDecodeError) as error:
         raise CohortError(f"{table}: can't be read ({error}). Name the folder that holds it.") from error
 
