@@ -172,11 +172,16 @@ def whole_folder(path: Path, error: type[ThreefoldError]) -> Iterator[Path]:
         A folder beside it, to be filled; renamed at the end, removed where anything fails.
 
     Raises:
-        error: `path` is the current folder, or the disk refuses.
+        error: there is something at `path`, it is the current folder, or the disk refuses.
     """
     refuse_current_folder(path, error)
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise error(
+                f"{path}: exists and is not empty. Nothing was overwritten: name a new or empty folder, or "
+                "remove it."
+            )
         beside.mkdir(parents=True)
         yield beside
         beside.replace(path)

@@ -105,7 +105,7 @@ def test_a_name_can_not_climb_out_of_the_folder(scans: Path, tmp_path: Path, spe
 def test_nothing_is_overwritten(scans: Path, tmp_path: Path, spec: CohortSpec) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
-    with pytest.raises(CohortError, match=r"exists already. Nothing was overwritten"):
+    with pytest.raises(CohortError, match=r"is not empty. Nothing was overwritten"):
         import_table(scans / "scans.csv", tmp_path / "out", spec, **OPTIONS)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
     (tmp_path / "empty").mkdir()

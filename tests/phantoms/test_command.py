@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from threefold.cli.phantom import phantom
 from threefold.cohorts.cohort import read_cohort
 from threefold.errors import CohortError, UsageError
-from threefold.phantoms.head_ct import read_parameters
+from threefold.phantoms.head_parameters import CaseParameters
+from threefold.phantoms.parameters_file import read_parameters
 
 SMALL = ["--patients", "1", "--external-patients-per-site", "1", "--slices", "1", "2", "size=96"]
 
@@ -29,7 +30,7 @@ def test_it_makes_a_cohort_and_names_the_next_command(tmp_path: Path) -> None:
     assert len(cohort.sites) == 11
     assert f"{len(cohort.cases)} slices of 11 patients from 11 sites" in text
     assert f"threefold check {out}" in text
-    assert read_parameters(out)[0].acquisition.size == 96
+    assert read_parameters(out, CaseParameters)[0].acquisition.size == 96
 
 
 def test_json_tells_the_whole_specification(tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ def test_the_command(tmp_path: Path) -> None:
     command += ["spacing=1.6"]
     result = CliRunner().invoke(phantom, command, catch_exceptions=False)
     assert result.exit_code == 0
-    assert "3 volumes from" in result.stdout
+    assert "3 volumes of 3 patients from 1 sites" in result.stdout
     assert "1 CoA, 1 RAA, 1 DAA" in result.stdout
     assert "threefold propagate" in result.stdout
     with pytest.raises(CohortError, match="is not empty"):

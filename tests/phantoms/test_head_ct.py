@@ -24,11 +24,11 @@ from threefold.phantoms.head_ct import (
     HeadCtSpec,
     case_parameters,
     make_head_ct_cohort,
-    read_parameters,
     render_case,
     render_object,
 )
 from threefold.phantoms.head_protocol import SCANNERS
+from threefold.phantoms.parameters_file import read_parameters
 
 SMALL = HeadCtSpec(patients_per_site=2, external_patients_per_site=2, slices=(1, 2), shortcut=0.9)
 
@@ -88,7 +88,7 @@ def test_patients_belong_to_one_site_and_have_one_label_and_one_acquisition() ->
 
 
 def test_what_is_written_is_what_the_parameters_render(made: Cohort) -> None:
-    cases = read_parameters(made.folder)
+    cases = read_parameters(made.folder, CaseParameters)
     assert cases == case_parameters(SMALL, 5)
     with (made.folder / "truth.csv").open() as stream:
         truth = {row["case_id"]: row for row in csv.DictReader(stream)}
@@ -298,7 +298,7 @@ def test_a_folder_with_content_is_refused_and_a_failure_leaves_nothing(
     with pytest.raises(CohortError, match="can't be made"):
         make_head_ct_cohort(tmp_path / "file" / "out", SMALL, seed=6)
     with pytest.raises(CohortError, match=r"parameters\.json: not found"):
-        read_parameters(tmp_path)
+        read_parameters(tmp_path, CaseParameters)
 
 
 @pytest.mark.parametrize(

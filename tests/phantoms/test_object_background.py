@@ -6,22 +6,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.ndimage import binary_erosion
 from sklearn.metrics import roc_auc_score
 
+from threefold.cohorts.splits import read_split
 from threefold.errors import CohortError
 from threefold.experiments import load_experiment
 from threefold.images.reading import read_image, read_label_map
 from threefold.phantoms.object_background import (
     INTERNAL_SITES,
+    KINDS,
     ObjectBackgroundSpec,
     ObjectCase,
     make_object_background_cohort,
     object_cases,
-    read_object_cases,
     render_picture,
 )
+from threefold.phantoms.parameters_file import read_parameters
 from threefold.training.run import train
 
 SMALL = ObjectBackgroundSpec(patients_per_site=8, external_patients_per_site=4, size=48)
@@ -89,7 +92,7 @@ def test_a_cohort_is_written_and_read_back(tmp_path: Path) -> None:
     again = make_object_background_cohort(tmp_path / "b", SMALL, 5)
     first = made.cases[0]
     assert first.image.read_bytes() == again.cases[0].image.read_bytes()
-    parameters = {case.case_id: case for case in read_object_cases(tmp_path / "a")}
+    parameters = {case.case_id: case for case in read_parameters(tmp_path / "a", ObjectCase)}
     rendering = render_picture(parameters[first.case_id])
     image = read_image(first.image, spacing=(1.0, 1.0)).array
     assert np.array_equal(image, rendering.grey)
@@ -113,4 +116,14 @@ def test_the_recipes_of_head_ct_train_on_it(tmp_path: Path) -> None:
         ],
     )
     run = train(experiment, cohort, tmp_path / "run")
-    assert run.predictions.is_file()
+    table, split = pd.read_csv(run.predictions), read_split(run.split)
+    held_out = {case.case_id for part in ("validation", "test") for case in split.cases(cohort, part)}
+    assert {*table["case_id"]} == held_out
+    external = table["site"].isin(["site-05", "site-06", "site-07"])
+    assert external.sum() == 12
+    assert (table.loc[external, "part"] == "test").all()
+    probabilities = table[[f"probability_{kind}" for kind in KINDS]]
+    assert np.allclose(probabilities.sum(axis=1), 1)
+    assert probabilities.nunique().min() > len(table) / 2  # it tells the pictures apart
+    with_mask = table["site"].isin(["site-01", "site-02", "site-03", "site-04"])
+    assert table.loc[with_mask, "mask_truth_voxels"].gt(0).all()

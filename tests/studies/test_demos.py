@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from threefold.cli.app import main
-from threefold.phantoms import head_ct
+from threefold.phantoms import fetal_heart, head_ct
 from threefold.studies import demos
 from threefold.training import progress
 
@@ -48,7 +49,7 @@ def test_demo_from_nothing_and_again(
     small = head_ct.PRESETS["demo"].model_copy(
         update={"patients_per_site": 4, "external_patients_per_site": 2, "sites": 6, "size": 96}
     )
-    monkeypatch.setitem(demos.HEAD_CT_PRESETS, "demo", small)
+    monkeypatch.setitem(head_ct.PRESETS, "demo", small)
     out = tmp_path / "demo"
     _call("demo", "hematoma", "--out", str(out), "--seed", "2", *SMALL)
     printed = capsys.readouterr().out
@@ -69,9 +70,7 @@ def test_the_demo_of_the_aortic_arch_from_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny = {"patients": (5, 5, 5), "size": 24, "spacing": 2.1, "deformation": 0.3}
-    monkeypatch.setitem(
-        demos.FETAL_HEART_PRESETS, "demo", demos.FETAL_HEART_PRESETS["demo"].model_copy(update=tiny)
-    )
+    monkeypatch.setitem(fetal_heart.PRESETS, "demo", fetal_heart.PRESETS["demo"].model_copy(update=tiny))
     out = tmp_path / "demo"
     _call("demo", "aortic-arch", "--out", str(out), "--seed", "1", *TINY)
     printed = capsys.readouterr().out
@@ -98,7 +97,8 @@ def test_an_interrupted_demo_says_that_it_goes_on(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demos, "make_head_ct_cohort", interrupt)
+    interrupted = replace(demos.PHANTOMS["head-ct"], make=interrupt)
+    monkeypatch.setattr(demos, "PHANTOMS", {"head-ct": interrupted})
     monkeypatch.setattr(progress, "terminal_progress", lambda: told)
     _call("demo", "hematoma", "--out", str(tmp_path / "demo"), code=130)
     assert "The same command goes on" in capsys.readouterr().err

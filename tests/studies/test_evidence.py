@@ -21,7 +21,8 @@ from threefold.images.nifti import read_nifti_header
 from threefold.images.writing import write_nifti
 from threefold.inference.evidence import Explainer
 from threefold.inference.predictor import Predictor
-from threefold.phantoms.head_ct import read_parameters, render_case
+from threefold.phantoms.head_ct import CaseParameters, render_case
+from threefold.phantoms.parameters_file import read_parameters
 from threefold.run import RunFolder
 from threefold.studies.comparison import read_tables
 from threefold.studies.evaluations import cohort_of_run
@@ -71,7 +72,7 @@ def test_counterfactuals_are_those_of_files_rendered_again(
 ) -> None:
     """By hand: render the case, write it, predict the file."""
     predictor = Predictor.from_run(mine.path)
-    known = {case.case_id: case for case in read_parameters(cohort_folder)}
+    known = {case.case_id: case for case in read_parameters(cohort_folder, CaseParameters)}
     threshold = mine.read_status()["threshold"]
     for name in [str(name) for name in explained.evidence.index[::5]]:
         case = known[name]

@@ -281,9 +281,9 @@ def test_a_phantom_is_made_once_and_never_mistaken_for_another(study: StudySpec,
     for changes in ({"seed": 1}, {"settings": {**TINY_HEADS, "shortcut": 0.5}}):
         with pytest.raises(RunError, match=r"made from other settings than cohorts\.p says now"):
             prepare(**changes)
-    with pytest.raises(UsageError, match=r"cohorts.p.preset: there is no 'demmo'. Did you mean 'demo'"):
+    with pytest.raises(UsageError, match=r"cohorts.p: head-ct has no preset 'demmo'. Did you mean 'demo'"):
         prepare(preset="demmo")
-    with pytest.raises(UsageError, match=r"settings:\n  shortcat: unknown key. Did you mean 'shortcut'"):
+    with pytest.raises(UsageError, match=r"cohorts.p:\n  shortcat: unknown key. Did you mean 'shortcut'"):
         prepare(settings={"shortcat": 1})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -44,17 +45,24 @@ def _group() -> None:
     """
 
 
+Out = Annotated[Path, typer.Argument(help="The cohort's folder: new, or empty.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Any key of the specification, for example noise=0.5."),
+]
+PresetName = Annotated[
+    Preset, typer.Option(help="study: the studies' protocol. demo: small and easy, learned in minutes.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")]
+
+
 @phantom.command("head-ct")
 def head_ct(
-    out: Annotated[Path, typer.Argument(help="The cohort's folder: new, or empty.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Any key of the specification, for example noise=0.5."),
-    ] = None,
-    preset: Annotated[
-        Preset, typer.Option(help="study: the studies' protocol. demo: small and easy, learned in minutes.")
-    ] = Preset.STUDY,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
+    out: Out,
+    settings: Settings = None,
+    preset: PresetName = Preset.STUDY,
+    seed: Seed = 0,
     patients_per_site: Annotated[
         int | None, typer.Option("--patients-per-site", "--patients", help="At each of sites 1 to 4.")
     ] = None,
@@ -69,13 +77,12 @@ def head_ct(
     external_shortcut: Annotated[
         ExternalShortcut | None, typer.Option(help="The shortcut's feature at sites 5 to 11.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make head-CT slices of hematomas with and without hypodensities, from eleven scanners.
 
     Example: `threefold phantom head-ct cohort --shortcut 0.9 --external-shortcut reversed --seed 1`
     """
-    changes = _changes(settings or [])
     options = {
         "patients_per_site": patients_per_site,
         "external_patients_per_site": external_patients_per_site,
@@ -83,128 +90,85 @@ def head_ct(
         "shortcut": shortcut,
         "external_shortcut": external_shortcut and external_shortcut.value,
     }
-    changes |= {key: value for key, value in options.items() if value is not None}
-
-    from threefold.phantoms.head_protocol import PRESETS, HeadCtSpec
-    from threefold.validation import parse_spec
-
-    spec = parse_spec(
-        HeadCtSpec, {**PRESETS[preset.value].model_dump(), **changes}, where="head-ct", error=UsageError
-    )
-    from threefold.phantoms.head_ct import make_head_ct_cohort
-
-    with progress_of("Making slices") as progress:
-        cohort = make_head_ct_cohort(out, spec, seed, progress)
-    summary = _summary(cohort, seed)
-    if as_json:
-        typer.echo(json.dumps({**summary, "spec": spec.model_dump(mode="json")}, indent=2))
-        return
-    typer.echo(
-        f"{out}: {summary['cases']} slices of {summary['patients']} patients from {summary['sites']} sites, "
-        f"{summary['positives']} slices with hypodensities, {summary['masks']} with a mask (seed {seed})"
-    )
-    typer.echo(f"Pictures: {out / 'previews'}")
-    typer.echo(f"Next: threefold check {out}")
+    if _make("head-ct", out, preset, seed, settings, options, what="slices", as_json=as_json):
+        typer.echo(f"Next: threefold check {out}")
 
 
 @phantom.command("fetal-heart")
 def fetal_heart(
-    out: Annotated[Path, typer.Argument(help="The cohort's folder: new, or empty.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Any key of the specification, for example shift=0.5."),
-    ] = None,
-    preset: Annotated[
-        Preset, typer.Option(help="study: the studies' protocol. demo: small volumes, learned in minutes.")
-    ] = Preset.STUDY,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
+    out: Out,
+    settings: Settings = None,
+    preset: PresetName = Preset.STUDY,
+    seed: Seed = 0,
     patients: Annotated[
         tuple[int, int, int] | None,
         typer.Option(help="Patients with CoA, RAA and DAA.", metavar="COA RAA DAA"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make fetal heart volumes with coarctation, right or double aortic arch, with atlases and known truth.
 
     Example: `threefold phantom fetal-heart cohort --preset demo --seed 1`
     """
-    changes = _changes(settings or [])
-    if patients is not None:
-        changes["patients"] = patients
-
-    from threefold.phantoms.fetal_protocol import PRESETS, FetalHeartSpec
-    from threefold.validation import parse_spec
-
-    content = {**PRESETS[preset.value].model_dump(), **changes}
-    spec = parse_spec(FetalHeartSpec, content, where="fetal-heart", error=UsageError)
-    from threefold.phantoms.fetal_heart import make_fetal_heart_cohort
-
-    with progress_of("Making volumes") as progress:
-        cohort = make_fetal_heart_cohort(out, spec, seed, progress)
-    counts = {
-        name: sum(case.label == index for case in cohort.cases)
-        for index, name in enumerate(cohort.spec.classes)
-    }
-    masks = sum(case.mask is not None for case in cohort.cases)
-    if as_json:
-        summary = {"cohort": str(out), "seed": seed, "cases": len(cohort.cases), "diagnoses": counts}
-        summary |= {"masks": masks, "sites": len(cohort.sites), "spec": spec.model_dump(mode="json")}
-        typer.echo(json.dumps(summary, indent=2))
-        return
-    words = ", ".join(f"{count} {name}" for name, count in counts.items())
-    typer.echo(
-        f"{out}: {len(cohort.cases)} volumes from {len(cohort.sites)} sites ({words}), {masks} with a manual "
-        f"mask, {len(cohort.spec.atlases)} atlases (seed {seed})"
-    )
-    typer.echo(f"Pictures: {out / 'previews'}")
-    typer.echo(f"Next: threefold propagate {out} --out {out}-propagated")
+    options = {"patients": patients}
+    if _make("fetal-heart", out, preset, seed, settings, options, what="volumes", as_json=as_json):
+        typer.echo(f"Next: threefold propagate {out} --out {out}-propagated")
 
 
 @phantom.command("object-background")
 def object_background(
-    out: Annotated[Path, typer.Argument(help="The cohort's folder: new, or empty.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Any key of the specification, for example noise=0.5."),
-    ] = None,
-    preset: Annotated[
-        Preset, typer.Option(help="study: the studies' protocol. demo: small, with plainer objects.")
-    ] = Preset.STUDY,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
+    out: Out,
+    settings: Settings = None,
+    preset: PresetName = Preset.STUDY,
+    seed: Seed = 0,
     shortcut: Annotated[
         float | None, typer.Option(help="Strength 0..1 with which the background goes with the object.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make pictures of objects before backgrounds that go with them in training and not elsewhere.
 
     Example: `threefold phantom object-background cohort --shortcut 0.9 external_shortcut=random`
     """
-    changes = _changes(settings or [])
-    if shortcut is not None:
-        changes["shortcut"] = shortcut
+    options = {"shortcut": shortcut}
+    if _make("object-background", out, preset, seed, settings, options, what="pictures", as_json=as_json):
+        typer.echo(f"Next: threefold train hematoma/mtl-cls-seg --cohort {out} --out RUN")
 
-    from threefold.phantoms.object_background import (
-        PRESETS,
-        ObjectBackgroundSpec,
-        make_object_background_cohort,
-    )
-    from threefold.validation import parse_spec
 
-    content = {**PRESETS[preset.value].model_dump(), **changes}
-    spec = parse_spec(ObjectBackgroundSpec, content, where="object-background", error=UsageError)
-    with progress_of("Making pictures") as progress:
-        cohort = make_object_background_cohort(out, spec, seed, progress)
+def _make(
+    name: str,
+    out: Path,
+    preset: Preset,
+    seed: int,
+    settings: list[str] | None,
+    options: Mapping[str, Any],
+    *,
+    what: str,
+    as_json: bool,
+) -> bool:
+    """Make a phantom's cohort and say what was made; return whether in words.
+
+    An option that was not given is None.
+    """
+    changes = _changes(settings or []) | {key: value for key, value in options.items() if value is not None}
+
+    from threefold.phantoms.registry import PHANTOMS
+
+    spec = PHANTOMS[name].spec(preset.value, changes, where=name)
+    with progress_of(f"Making {what}") as progress:
+        cohort = PHANTOMS[name].make(out, spec, seed, progress)
     summary = _summary(cohort, seed)
     if as_json:
         typer.echo(json.dumps({**summary, "spec": spec.model_dump(mode="json")}, indent=2))
-        return
+        return False
+    labels = ", ".join(f"{count} {label}" for label, count in summary["labels"].items())
+    atlases = f", {summary['atlases']} atlases" if summary["atlases"] else ""
     typer.echo(
-        f"{out}: {summary['cases']} pictures from {summary['sites']} sites, {summary['positives']} "
-        f"{cohort.spec.positive}, {summary['masks']} with a mask (seed {seed})"
+        f"{out}: {summary['cases']} {what} of {summary['patients']} patients from {summary['sites']} sites "
+        f"({labels}), {summary['masks']} with a mask{atlases} (seed {seed})"
     )
     typer.echo(f"Pictures: {out / 'previews'}")
-    typer.echo(f"Next: threefold train hematoma/mtl-cls-seg --cohort {out} --out RUN")
+    return True
 
 
 def _changes(settings: list[str]) -> dict[str, Any]:
@@ -231,6 +195,10 @@ def _summary(cohort: Cohort, seed: int) -> dict[str, Any]:
         "cases": len(cohort.cases),
         "patients": len({case.patient_id for case in cohort.cases}),
         "sites": len(cohort.sites),
-        "positives": sum(case.label == cohort.spec.positive_class for case in cohort.cases),
+        "labels": {
+            name: sum(case.label == index for case in cohort.cases)
+            for index, name in enumerate(cohort.spec.classes)
+        },
         "masks": sum(case.mask is not None for case in cohort.cases),
+        "atlases": len(cohort.spec.atlases),
     }

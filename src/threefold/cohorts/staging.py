@@ -129,8 +129,6 @@ def staging(out: Path) -> Iterator[Staging]:
         CohortError: if `out` exists and is not an empty folder, is the current folder, or can't be made.
     """
     out = Path(out)
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise CohortError(f"{out}: exists already. Nothing was overwritten: name another folder.")
     with whole_folder(out, CohortError) as folder:
         yield Staging(folder, out)
 

@@ -21,13 +21,7 @@ from threefold.inference.attention import Attention, class_probabilities, grad_c
 from threefold.inference.engine import Prepared
 from threefold.inference.predictor import Predictor
 from threefold.inference.sources import Source, prepare
-from threefold.phantoms.counterfactuals import (
-    SWITCHES,
-    PhantomCase,
-    lesion_files,
-    phantom_cases,
-    render_switched,
-)
+from threefold.phantoms.counterfactuals import PhantomCase, lesion_files, phantom_cases
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,13 +40,13 @@ class Explainer:
         predictor: the network, its threshold and preprocessing.
         cohort: the cohort.
         lesions: file of the true lesion by case id, of cohorts that keep one apart from their masks.
-        parameters: what a phantom's case is rendered from, by case id; empty for other cohorts.
+        phantoms: the cases that can be rendered again, by case id; empty where the cohort is no phantom.
     """
 
     predictor: Predictor
     cohort: Cohort
     lesions: Mapping[str, Path]
-    parameters: Mapping[str, PhantomCase]
+    phantoms: Mapping[str, PhantomCase]
 
     @classmethod
     def of(cls, predictor: Predictor, cohort: Cohort) -> Explainer:
@@ -112,15 +106,10 @@ class Explainer:
         return inside
 
     def switched(self, case: Case, one: Prepared, name: str) -> NDArray[np.float32]:
-        """Return a phantom's case with one thing switched, prepared as the run's images are: (C, *S).
-
-        Raises:
-            CohortError: the cohort's image is not what its parameters render.
-        """
-        hu = render_switched(self.parameters[case.case_id], name, one.image.array)
+        """Return a phantom's case with one thing switched, prepared as the run's images are: (C, *S)."""
         trained = self.predictor.cohort
         array, _ = prepare_image(
-            replace(one.image, array=hu),
+            replace(one.image, array=self.phantoms[case.case_id].render_switched(name)),
             self.predictor.experiment.data.preprocessing,
             unit=trained.intensity.unit,
             window=trained.intensity.window,
@@ -129,7 +118,12 @@ class Explainer:
         return array
 
     def rows(self, cases: Sequence[Case], batch: Sequence[Prepared]) -> list[Row]:
-        """Return the evidence of a batch of cases, a row each; NaN where it does not apply."""
+        """Return the evidence of a batch of cases, a row each; NaN where it does not apply.
+
+        Raises:
+            ImageError: a case's lesion can't be read.
+            CohortError: a phantom's image is not what its parameters render.
+        """
         attention = self.look([one.array for one in batch])
         rows = []
         for case, one, found in zip(cases, batch, attention, strict=True):
@@ -140,9 +134,11 @@ class Explainer:
                 row |= attention_columns(found.map, found.grid, lesion, seed=seed)
             rows.append(row)
         positive = self.predictor.cohort.positive_class
-        if positive is not None and all(case.case_id in self.parameters for case in cases):
+        if positive is not None and all(case.case_id in self.phantoms for case in cases):
+            for case, one in zip(cases, batch, strict=True):
+                self.phantoms[case.case_id].verify(one.image.array)
             as_it_is = np.array([found.probabilities[positive] for found in attention])
-            for name in SWITCHES:
+            for name in self.phantoms[cases[0].case_id].switches:
                 for row, columns in zip(
                     rows, self._turned(name, cases, batch, as_it_is, positive), strict=True
                 ):
@@ -160,7 +156,7 @@ class Explainer:
         images = [self.switched(case, one, name) for case, one in zip(cases, batch, strict=True)]
         network, device = self.predictor.network, self.predictor.device
         other = class_probabilities(network, images, device=device)[:, positive]
-        has_it = np.array([SWITCHES[name][1](self.parameters[case.case_id]) for case in cases])
+        has_it = np.array([self.phantoms[case.case_id].has(name) for case in cases])
         with_it, without = np.where(has_it, as_it_is, other), np.where(has_it, other, as_it_is)
         threshold = 0.5 if self.predictor.threshold is None else self.predictor.threshold
         columns = (flips(with_it, without, threshold), changes(with_it, without))

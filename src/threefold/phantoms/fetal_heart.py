@@ -6,9 +6,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +26,23 @@ from threefold.phantoms.fetal_protocol import (
     STRUCTURES,
     SURROUNDINGS,
     FetalHeartSpec,
-    site_name,
 )
 from threefold.phantoms.fetal_topology import violations
 from threefold.phantoms.mri_scanner import acquire, affine, as_stored
+from threefold.phantoms.parameters_file import write_parameters
+from threefold.phantoms.phantom import Phantom, Progress
+from threefold.phantoms.sites import site_groups
 from threefold.phantoms.tube_rendering import FAR, Grid, Volume, cover, distances, inside
 from threefold.run import whole_folder
 
-__all__ = ["PRESETS", "FetalHeartSpec", "FetalRendering", "make_fetal_heart_cohort", "render_case"]
-
-Progress = Callable[[int, int], None]
-"""Called with the number of cases done and of all cases."""
+__all__ = [
+    "FETAL_HEART",
+    "PRESETS",
+    "FetalHeartSpec",
+    "FetalRendering",
+    "make_fetal_heart_cohort",
+    "render_case",
+]
 
 _MOST_REDRAWS = 40
 # Signal of tissues in T2w black-blood MRI, where fluid is 1.
@@ -189,11 +194,6 @@ def make_fetal_heart_cohort(
         CohortError: if `folder` exists and is not empty, is the current one, or can't be written; if no
             draw of a case has its diagnosis's topology.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CohortError(
-            f"{folder}: exists and is not empty. Expected a new or empty folder for the cohort; "
-            "name another one, or remove it."
-        )
     with whole_folder(folder, CohortError) as staged:
         _write(staged, spec, seed, progress)
     return read_cohort(folder)
@@ -235,9 +235,7 @@ def _write(folder: Path, spec: FetalHeartSpec, seed: int, progress: Progress | N
             progress(done, len(cases))
     for site, pictures in sheets.items():
         write_png(folder / "previews" / f"{site}.png", np.concatenate(pictures, axis=0))
-    head = {"spec": spec.model_dump(mode="json"), "seed": seed, "surroundings": SURROUNDINGS}
-    content = {**head, "cases": [asdict(case) for case in drawn]}
-    (folder / "parameters.json").write_text(json.dumps(content) + "\n")
+    write_parameters(folder, spec, seed, drawn, {"surroundings": SURROUNDINGS})
     write_cohort(folder, _cohort_spec(spec, seed), rows)
 
 
@@ -259,8 +257,6 @@ def preview(rendering: FetalRendering, case: FetalCase) -> NDArray[np.uint8]:
 
 
 def _cohort_spec(spec: FetalHeartSpec, seed: int) -> CohortSpec:
-    internal = tuple(site_name(n) for n in range(1, spec.internal_sites + 1))
-    external = tuple(site_name(spec.internal_sites + n) for n in range(1, spec.external_sites + 1))
     return CohortSpec(
         name=f"fetal-heart-phantom-seed{seed}",
         modality="mri",
@@ -277,6 +273,11 @@ def _cohort_spec(spec: FetalHeartSpec, seed: int) -> CohortSpec:
             )
             for diagnosis in DIAGNOSES
         ),
-        site_groups={"internal": internal, **({"external": external} if external else {})},
+        site_groups=site_groups(spec.internal_sites + spec.external_sites, spec.internal_sites),
         columns={"hard": "1 where the narrowing is near-complete or one of two arches is thin, else 0"},
     )
+
+
+FETAL_HEART: Phantom[FetalHeartSpec, FetalCase] = Phantom(
+    name="fetal-heart", presets=PRESETS, make=make_fetal_heart_cohort
+)

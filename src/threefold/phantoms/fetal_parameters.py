@@ -16,8 +16,8 @@ from threefold.phantoms.fetal_protocol import (
     Diagnosis,
     FetalHeartSpec,
     Scanner,
-    site_name,
 )
+from threefold.phantoms.sites import site_name
 
 Vector = tuple[float, float, float]
 

@@ -121,8 +121,3 @@ SCANNERS: tuple[Scanner, ...] = (
     Scanner(0.70, 0.060, 0.45, 0.18, 1.20, 0.55, 0.09, 2.6, (False, True, False), 10.0),
 )
 INTERNAL_SCANNERS = 4
-
-
-def site_name(number: int) -> str:
-    """Return the name that cases.csv uses for a site (from 1)."""
-    return f"site-{number:02d}"

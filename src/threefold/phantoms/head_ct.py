@@ -8,10 +8,8 @@ and `make_head_ct_cohort` writes a cohort. A case can be rendered again with one
 from __future__ import annotations
 
 import csv
-import json
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -24,25 +22,25 @@ from threefold.images.writing import encode_nifti, write_png
 from threefold.phantoms.ct_scanner import add_surroundings, affine, pixel_positions, scan
 from threefold.phantoms.head_anatomy import draw_brain, draw_outside, petrous_band
 from threefold.phantoms.head_parameters import CaseParameters, case_parameters
-from threefold.phantoms.head_protocol import INTERNAL_SITES, PRESETS, HeadCtSpec, site_name
+from threefold.phantoms.head_protocol import INTERNAL_SITES, PRESETS, HeadCtSpec
 from threefold.phantoms.head_section import Section, find_skull
 from threefold.phantoms.hematoma import draw_hematoma
+from threefold.phantoms.parameters_file import write_parameters
+from threefold.phantoms.phantom import Counterfactuals, Phantom, Progress, Switch
+from threefold.phantoms.sites import site_groups, site_name
 from threefold.run import whole_folder
 
 __all__ = [
+    "HEAD_CT",
     "PRESETS",
     "CaseParameters",
     "HeadCtSpec",
     "Rendering",
     "case_parameters",
     "make_head_ct_cohort",
-    "read_parameters",
     "render_case",
     "render_object",
 ]
-
-Progress = Callable[[int, int], None]
-"""Called with the number of cases done and of all cases."""
 
 _BRAIN_WINDOW = (0.0, 80.0)
 _SHEET_COLUMNS, _SHEET_ROWS = 6, 4
@@ -166,30 +164,10 @@ def make_head_ct_cohort(out: Path, spec: HeadCtSpec, seed: int, progress: Progre
     Raises:
         CohortError: if `out` exists and is not an empty folder, is the current one, or can't be written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CohortError(
-            f"{out}: exists and is not empty. Expected a new or empty folder for the cohort; "
-            "name another one, or remove it."
-        )
     cases = case_parameters(spec, seed)
     with whole_folder(out, CohortError) as folder:
         _write(folder, spec, seed, cases, progress)
     return read_cohort(out)
-
-
-def read_parameters(folder: Path) -> tuple[CaseParameters, ...]:
-    """Read back the parameters of a cohort's cases; rendering them gives the cohort's images.
-
-    Raises:
-        CohortError: if the folder has no parameters.json.
-    """
-    from pydantic import TypeAdapter
-
-    path = folder / "parameters.json"
-    if not path.is_file():
-        raise CohortError(f"{path}: not found. Expected a folder that `threefold phantom head-ct` made.")
-    content = json.loads(path.read_text())
-    return TypeAdapter(tuple[CaseParameters, ...]).validate_python(content["cases"])
 
 
 def _write(
@@ -235,7 +213,7 @@ def _write(
             sheet = []
         if progress is not None:
             progress(done, len(cases))
-    (folder / "parameters.json").write_text(_parameters_text(spec, seed, cases))
+    write_parameters(folder, spec, seed, cases)
     with (folder / "truth.csv").open("w", newline="") as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(("case_id", "hematoma", "marker"))
@@ -247,11 +225,6 @@ _CLASSES = ("homogeneous", "hypodensity")
 
 
 def _cohort_spec(spec: HeadCtSpec, seed: int) -> CohortSpec:
-    names = [site_name(number) for number in range(1, spec.sites + 1)]
-    internal = tuple(names[: len(INTERNAL_SITES)])
-    groups = {"internal": internal}
-    if len(names) > len(internal):
-        groups["external"] = tuple(names[len(internal) :])
     return CohortSpec(
         name=f"head-ct-phantom-seed{seed}",
         modality="ct",
@@ -260,18 +233,12 @@ def _cohort_spec(spec: HeadCtSpec, seed: int) -> CohortSpec:
         positive=_CLASSES[1],
         mask=MaskSpec(name="hematoma"),
         intensity=IntensitySpec(unit="HU", window=_BRAIN_WINDOW),
-        site_groups=groups,
+        site_groups=site_groups(spec.sites, len(INTERNAL_SITES)),
         columns={
             "shortcut": "1 where the planted acquisition feature (a radiopaque clip in the corner of the "
             "field) is in the image, else 0"
         },
     )
-
-
-def _parameters_text(spec: HeadCtSpec, seed: int, cases: Iterable[CaseParameters]) -> str:
-    head = {"spec": spec.model_dump(mode="json"), "seed": seed}
-    lines = ",\n".join(json.dumps(asdict(case)) for case in cases)
-    return json.dumps(head)[:-1] + ', "cases": [\n' + lines + "\n]}\n"
 
 
 def _write_sheet(path: Path, cases: list[tuple[Rendering, CaseParameters]]) -> None:
@@ -290,3 +257,27 @@ def _write_sheet(path: Path, cases: list[tuple[Rendering, CaseParameters]]) -> N
             grey = np.clip((rendering.hu.T - low) / (high - low), 0, 1) * 255
             picture[i * size : (i + 1) * size, j * size : (j + 1) * size] = grey.astype(np.uint8)
     write_png(path, picture)
+
+
+def _switch_clip(case: CaseParameters) -> CaseParameters:
+    return replace(case, acquisition=replace(case.acquisition, shortcut=not case.acquisition.shortcut))
+
+
+def _switch_hypodensities(case: CaseParameters) -> CaseParameters:
+    return replace(case, hematoma=replace(case.hematoma, marker=not case.hematoma.marker))
+
+
+HEAD_CT: Phantom[HeadCtSpec, CaseParameters] = Phantom(
+    name="head-ct",
+    presets=PRESETS,
+    make=make_head_ct_cohort,
+    counterfactuals=Counterfactuals(
+        truth="hematoma",
+        case=CaseParameters,
+        render=lambda case: render_case(case).hu,
+        switches={
+            "shortcut": Switch(lambda case: case.acquisition.shortcut, _switch_clip),
+            "marker": Switch(lambda case: case.hematoma.marker, _switch_hypodensities),
+        },
+    ),
+)

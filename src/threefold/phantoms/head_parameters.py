@@ -16,9 +16,9 @@ from threefold.phantoms.head_protocol import (
     HeadCtSpec,
     Holder,
     Scanner,
-    site_name,
 )
 from threefold.phantoms.planted import labels_and_agreement
+from threefold.phantoms.sites import site_name
 
 Confounder = Literal["none", "blended edge", "gradient"]
 

@@ -136,8 +136,3 @@ SCANNERS: tuple[Scanner, ...] = (
     Scanner(232, 10.0, 0.95, 0.2, 5.8, 0.16, 8.0, 20.0, 2.0, -10.0, "table"),
 )
 INTERNAL_SITES = (1, 2, 3, 4)
-
-
-def site_name(number: int) -> str:
-    """Return the name that cases.csv uses for a site (from 1)."""
-    return f"site-{number:02d}"

@@ -7,10 +7,9 @@ what helps against a clip in a CT slice helps against another correlation too.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,11 +21,11 @@ from threefold.cohorts.cohort import Cohort, CohortSpec, IntensitySpec, MaskSpec
 from threefold.errors import CohortError
 from threefold.experiment import Fraction, PositiveInt, Spec
 from threefold.images.writing import write_png
+from threefold.phantoms.parameters_file import write_parameters
+from threefold.phantoms.phantom import Counterfactuals, Phantom, Progress, Switch
 from threefold.phantoms.planted import labels_and_agreement
+from threefold.phantoms.sites import site_groups, site_name
 from threefold.run import whole_folder
-
-Progress = Callable[[int, int], None]
-"""Called with the number of cases done and of all cases."""
 
 KINDS = ("three-lobed", "five-lobed")
 INTERNAL_SITES = 4
@@ -192,32 +191,9 @@ def make_object_background_cohort(
     Raises:
         CohortError: `out` is not empty, or can't be written.
     """
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CohortError(
-            f"{out}: exists and is not empty. Expected a new or empty folder for the cohort; "
-            "name another one, or remove it."
-        )
     with whole_folder(out, CohortError) as folder:
         _write(folder, spec, seed, progress)
     return read_cohort(out)
-
-
-def read_object_cases(folder: Path) -> tuple[ObjectCase, ...]:
-    """Read back the parameters of a cohort's pictures; rendering them gives its images.
-
-    Raises:
-        CohortError: if the folder has no parameters.json.
-    """
-    from pydantic import TypeAdapter
-
-    path = folder / "parameters.json"
-    if not path.is_file():
-        raise CohortError(
-            f"{path}: not found. Expected a folder that `threefold phantom object-background` made."
-        )
-    content = json.loads(path.read_text())
-    return TypeAdapter(tuple[ObjectCase, ...]).validate_python(content["cases"])
 
 
 def _draw(spec: ObjectBackgroundSpec, seed: int) -> Iterator[ObjectCase]:
@@ -240,8 +216,8 @@ def _picture(spec: ObjectBackgroundSpec, key: tuple[int, int, int], kind: int, s
     reach = 1.35 * radius
     bright = generator.random() < 0.5  # than the background, or darker: brightness tells nothing
     return ObjectCase(
-        case_id=f"{_site_name(key[1])}-{key[2] + 1:04d}",
-        site=_site_name(key[1]),
+        case_id=f"{site_name(key[1])}-{key[2] + 1:04d}",
+        site=site_name(key[1]),
         kind=kind,
         shortcut=striped,
         size=spec.size,
@@ -265,24 +241,16 @@ def _inside(case: ObjectCase) -> NDArray[np.float64]:
     return np.clip(0.5 + (outline - np.hypot(x, y)) * case.size, 0, 1)
 
 
-def _standard(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray((values - values.mean()) / values.std())
-
-
 def _positions(size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return (rows, 1) and (1, columns): the pixels' middles, as shares of the side."""
     middles = (np.arange(size) + 0.5) / size
     return middles[:, None], middles[None]
 
 
-def _site_name(number: int) -> str:
-    return f"site-{number:02d}"
-
-
 def _write(folder: Path, spec: ObjectBackgroundSpec, seed: int, progress: Progress | None) -> None:
     for name in ("images", "masks", "previews", "truth"):
         (folder / name).mkdir()
-    masked = {_site_name(number) for number in spec.mask_sites}
+    masked = {site_name(number) for number in spec.mask_sites}
     cases = object_cases(spec, seed)
     rows: list[dict[str, object]] = []
     sheets: dict[str, list[NDArray[np.uint8]]] = {}
@@ -311,19 +279,13 @@ def _write(folder: Path, spec: ObjectBackgroundSpec, seed: int, progress: Progre
             progress(done, len(cases))
     for site, pictures in sheets.items():
         write_png(folder / "previews" / f"{site}.png", np.hstack(pictures[:_SHEET]))
-    head = {"spec": spec.model_dump(mode="json"), "seed": seed}
-    lines = ",\n".join(json.dumps(asdict(case)) for case in cases)
-    (folder / "parameters.json").write_text(json.dumps(head)[:-1] + ', "cases": [\n' + lines + "\n]}\n")
+    write_parameters(folder, spec, seed, cases)
     truth = "".join(f"{case.case_id},truth/{case.case_id}.png\n" for case in cases)
     (folder / "truth.csv").write_text(f"case_id,object\n{truth}")
     write_cohort(folder, _cohort_spec(spec, seed), rows)
 
 
 def _cohort_spec(spec: ObjectBackgroundSpec, seed: int) -> CohortSpec:
-    names = [_site_name(number) for number in range(1, spec.sites + 1)]
-    groups = {"internal": tuple(names[:INTERNAL_SITES])}
-    if len(names) > INTERNAL_SITES:
-        groups["external"] = tuple(names[INTERNAL_SITES:])
     return CohortSpec(
         name=f"object-background-seed{seed}",
         modality="photo",
@@ -333,6 +295,24 @@ def _cohort_spec(spec: ObjectBackgroundSpec, seed: int) -> CohortSpec:
         mask=MaskSpec(name="object", values=(255,)),
         intensity=IntensitySpec(unit="grey", window=(0, 255)),
         spacing=(1.0, 1.0),
-        site_groups=groups,
+        site_groups=site_groups(spec.sites, INTERNAL_SITES),
         columns={"shortcut": "1 where the background is striped, 0 where it is mottled"},
     )
+
+
+OBJECT_BACKGROUND: Phantom[ObjectBackgroundSpec, ObjectCase] = Phantom(
+    name="object-background",
+    presets=PRESETS,
+    make=make_object_background_cohort,
+    counterfactuals=Counterfactuals(
+        truth="object",
+        case=ObjectCase,
+        render=lambda case: render_picture(case).grey,
+        switches={
+            "shortcut": Switch(
+                lambda case: case.shortcut, lambda case: replace(case, shortcut=not case.shortcut)
+            ),
+            "marker": Switch(lambda case: bool(case.kind), lambda case: replace(case, kind=1 - case.kind)),
+        },
+    ),
+)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from threefold.cohorts.cohort import Cohort, read_cohort
 from threefold.experiment import Experiment
-from threefold.phantoms.fetal_heart import PRESETS as FETAL_HEART_PRESETS
-from threefold.phantoms.fetal_heart import make_fetal_heart_cohort
-from threefold.phantoms.head_ct import PRESETS as HEAD_CT_PRESETS
-from threefold.phantoms.head_ct import make_head_ct_cohort
+from threefold.phantoms.registry import PHANTOMS
 from threefold.reporting.run_report import Report
 from threefold.studies.chain import Chain, ChainReport, run_chain
 from threefold.studies.evaluations import evaluate_run
@@ -40,8 +36,7 @@ def hematoma_demo(
         RunError: OUT/run is another experiment's.
         CohortError: OUT/cohort is not a cohort, or can't be written.
     """
-    make = partial(make_head_ct_cohort, spec=HEAD_CT_PRESETS["demo"], seed=seed)
-    cohort = _phantom(make, out, progress)
+    cohort = _phantom("head-ct", seed, out, progress)
     run = train(experiment, cohort, out / "run", resume=True, progress=progress)
     progress.say("evaluating by hospital")
     return evaluate_run(run)
@@ -64,16 +59,16 @@ def aortic_arch_demo(chain: Chain, *, seed: int, progress: TrainingProgress) -> 
         RunError: a stage's folder is another experiment's.
         CohortError: OUT/cohort is not a cohort, or can't be written.
     """
-    make = partial(make_fetal_heart_cohort, spec=FETAL_HEART_PRESETS["demo"], seed=seed)
-    return run_chain(chain, _phantom(make, chain.out, progress), progress)
+    return run_chain(chain, _phantom("fetal-heart", seed, chain.out, progress), progress)
 
 
-def _phantom(make: Callable[..., Cohort], out: Path, progress: TrainingProgress) -> Cohort:
-    """Return the cohort OUT/cohort, made where it is not there yet."""
+def _phantom(name: str, seed: int, out: Path, progress: TrainingProgress) -> Cohort:
+    """Return the phantom's demo cohort OUT/cohort, made where it is not there yet."""
     folder = out / "cohort"
     if folder.exists():
         progress.say(f"{folder}: already there")
         return read_cohort(folder)
     progress.say(f"making the phantom cohort {folder}")
     out.mkdir(parents=True, exist_ok=True)
-    return make(folder, progress=partial(progress.step, "making images"))
+    phantom = PHANTOMS[name]
+    return phantom.make(folder, phantom.presets["demo"], seed, partial(progress.step, "making images"))

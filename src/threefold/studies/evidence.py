@@ -13,7 +13,6 @@ import pandas as pd
 from threefold.cohorts.splits import read_split
 from threefold.errors import PredictionsError
 from threefold.evaluation.groups import natural_order
-from threefold.phantoms.counterfactuals import has_shortcut
 from threefold.reporting.attention_figures import AttentionPicture, attention_figure, plane_of
 from threefold.reporting.evidence_tables import EvidenceTable, evidence_tables, write_evidence_tables
 from threefold.reporting.figures import save
@@ -136,8 +135,8 @@ def _pictures_of(explainer: Explainer, case: Case) -> Iterator[AttentionPicture]
     one = explainer.prepare(case)
     lesion = explainer.lesion(case, one)
     variants = [("", one.array)]
-    if case.case_id in explainer.parameters:
-        has_it = has_shortcut(explainer.parameters[case.case_id])
+    if case.case_id in explainer.phantoms:
+        has_it = explainer.phantoms[case.case_id].has("shortcut")
         variants = [
             (f", {'with' if has_it else 'without'} shortcut", one.array),
             (f", {'without' if has_it else 'with'} shortcut", explainer.switched(case, one, "shortcut")),

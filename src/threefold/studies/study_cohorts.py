@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from threefold.atlases.propagation import propagate
 from threefold.atlases.spec import PropagationSpec
@@ -15,28 +13,14 @@ from threefold.cohorts.cohort import Cohort, read_cohort
 from threefold.cohorts.degradation import DegradationSpec, degrade
 from threefold.cohorts.splits import make_split
 from threefold.errors import RunError, UsageError
-from threefold.experiment.spec import Spec
-from threefold.phantoms.fetal_heart import make_fetal_heart_cohort
-from threefold.phantoms.fetal_protocol import PRESETS as FETAL_HEART_PRESETS
-from threefold.phantoms.fetal_protocol import FetalHeartSpec
-from threefold.phantoms.head_ct import make_head_ct_cohort
-from threefold.phantoms.head_protocol import PRESETS as HEAD_CT_PRESETS
-from threefold.phantoms.head_protocol import HeadCtSpec
-from threefold.phantoms.object_background import PRESETS as OBJECT_BACKGROUND_PRESETS
-from threefold.phantoms.object_background import ObjectBackgroundSpec, make_object_background_cohort
+from threefold.phantoms.registry import PHANTOMS
 from threefold.run import write_atomically
 from threefold.studies.evaluations import write_label_tables
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import LABELS, CohortSource, StudySpec, claim_cohorts, plan_runs
 from threefold.studies.study_worker import experiment_of
 from threefold.training.progress import TrainingProgress
-from threefold.validation import did_you_mean, parse_spec
-
-_PHANTOMS: Mapping[str, tuple[Mapping[str, Spec], type[Spec], Callable[..., Cohort]]] = {
-    "head-ct": (HEAD_CT_PRESETS, HeadCtSpec, make_head_ct_cohort),
-    "fetal-heart": (FETAL_HEART_PRESETS, FetalHeartSpec, make_fetal_heart_cohort),
-    "object-background": (OBJECT_BACKGROUND_PRESETS, ObjectBackgroundSpec, make_object_background_cohort),
-}
+from threefold.validation import parse_spec
 
 
 def pointed_at(study: StudySpec, cohort: Path) -> StudySpec:
@@ -131,9 +115,10 @@ def _source_cohort(
     if source.folder is not None:
         return read_cohort(Path(source.folder), allow_outside=True)
     out = folder.made_cohort(name)
-    make, spec = _phantom(name, source)
+    phantom = PHANTOMS[source.phantom or ""]
+    spec = phantom.spec(source.preset, source.settings, where=f"cohorts.{name}")
     note = out.with_name(f"{name}.json")
-    made_of = {"phantom": source.phantom, "seed": source.seed, "spec": spec}
+    made_of = {"phantom": phantom.name, "seed": source.seed, "spec": spec.model_dump(mode="json")}
     if out.is_dir():
         known = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
         if known != made_of:
@@ -143,15 +128,4 @@ def _source_cohort(
     progress.say(f"making the phantom cohort {out}")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(note, json.dumps(made_of, indent=2) + "\n")
-    return make(out, progress=partial(progress.step, f"making {name}"))
-
-
-def _phantom(name: str, source: CohortSource) -> tuple[Callable[..., Cohort], dict[str, Any]]:
-    """Return what makes a phantom, and its whole specification."""
-    presets, model, make = _PHANTOMS[source.phantom or ""]
-    if source.preset not in presets:
-        hint = did_you_mean(source.preset, list(presets))
-        raise UsageError(f"cohorts.{name}.preset: there is no '{source.preset}'.{hint}")
-    content = {**presets[source.preset].model_dump(), **source.settings}
-    spec = parse_spec(model, content, where=f"cohorts.{name}.settings", error=UsageError)
-    return partial(make, spec=spec, seed=source.seed), json.loads(spec.model_dump_json())
+    return phantom.make(out, spec, source.seed, partial(progress.step, f"making {name}"))
