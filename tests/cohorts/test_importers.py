@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from threefold.cohorts.cohort import Cohort, CohortSpec, IntensitySpec, MaskSpec, read_cohort, write_cohort
-from threefold.cohorts.importers import import_ct_ich, import_dicom, import_table
+from threefold.cohorts.importers import import_dicom, import_table
 from threefold.cohorts.merging import merge_cohorts
+from threefold.cohorts.public.ct_ich import import_ct_ich
 from threefold.errors import CohortError, ImageError
 from threefold.images.reading import read_image
 from threefold.images.writing import write_nifti, write_png

@@ -10,9 +10,11 @@ import PIL.Image
 import pytest
 
 from threefold.cohorts.cohort import Cohort, read_cohort
-from threefold.cohorts.public_ct import import_bhsd, import_ct_ich_scans
-from threefold.cohorts.public_dicom import import_cq500, import_rsna
-from threefold.cohorts.public_photos import import_waterbirds
+from threefold.cohorts.public.bhsd import import_bhsd
+from threefold.cohorts.public.cq500 import import_cq500
+from threefold.cohorts.public.ct_ich import import_ct_ich
+from threefold.cohorts.public.rsna import import_rsna
+from threefold.cohorts.public.waterbirds import import_waterbirds
 from threefold.cohorts.samples import read_sample
 from threefold.cohorts.targets import read_mask, read_structures
 from threefold.errors import CohortError
@@ -49,7 +51,7 @@ def ct_ich(tmp_path: Path) -> Path:
 
 
 def test_ct_ich_as_published(ct_ich: Path, tmp_path: Path) -> None:
-    cohort = import_ct_ich_scans(ct_ich, tmp_path / "out")
+    cohort = import_ct_ich(ct_ich, tmp_path / "out")
     assert read_cohort(tmp_path / "out") == cohort
     assert [case.case_id for case in cohort.cases][:2] == ["ct-ich-049-000", "ct-ich-049-001"]
     assert [case.patient_id for case in cohort.cases] == ["ct-ich-049"] * 3 + ["ct-ich-050"]
@@ -71,7 +73,7 @@ def test_ct_ich_with_a_table_spelt_otherwise(ct_ich: Path, tmp_path: Path) -> No
     spelt = text.replace("PatientNumber", "Patient Number").replace("SliceNumber", "Slice Number")
     (ct_ich / "hemorrhage_diagnosis_raw_ct.csv").unlink()
     (ct_ich / "hemorrhage_diagnosis.csv").write_text(f"{spelt},,,,,,,,\n")
-    cohort = import_ct_ich_scans(ct_ich, tmp_path / "out", copy=False)
+    cohort = import_ct_ich(ct_ich, tmp_path / "out", copy=False)
     assert len(cohort.cases) == 4
     assert cohort.cases[0].image == ct_ich / "ct_scans/049.nii"
 
@@ -89,14 +91,14 @@ def test_ct_ich_rows_that_are_wrong(ct_ich: Path, tmp_path: Path, line: str, sai
     with (ct_ich / "hemorrhage_diagnosis_raw_ct.csv").open("a") as stream:
         stream.write(f"{line}\n")
     with pytest.raises(CohortError, match=said):
-        import_ct_ich_scans(ct_ich, tmp_path / "out")
+        import_ct_ich(ct_ich, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_ct_ich_of_an_earlier_release(ct_ich: Path, tmp_path: Path) -> None:
     (ct_ich / "ct_scans").rename(ct_ich / "Patients_CT")
     with pytest.raises(CohortError, match=r"has no folder ct_scans.*get version 1\.3\.1"):
-        import_ct_ich_scans(ct_ich, tmp_path / "out")
+        import_ct_ich(ct_ich, tmp_path / "out")
 
 
 @pytest.fixture

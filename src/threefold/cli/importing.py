@@ -135,14 +135,10 @@ def ct_ich(
 
     Example: `threefold import ct-ich ct-ich-1.3.1 --out ct-ich-cohort`
     """
-    from threefold.cohorts.importers import import_ct_ich
-    from threefold.cohorts.public_ct import import_ct_ich_scans
+    from threefold.cohorts.public.ct_ich import import_ct_ich
 
     with progress_of("Importing slices") as progress:
-        if (folder / "slices.csv").is_file():
-            cohort = import_ct_ich(folder, out, site=site, progress=progress)
-        else:
-            cohort = import_ct_ich_scans(folder, out, site=site, copy=not reference, progress=progress)
+        cohort = import_ct_ich(folder, out, site=site, copy=not reference, progress=progress)
     _say(cohort)
 
 
@@ -157,7 +153,7 @@ def bhsd(
 
     Example: `threefold import bhsd BHSD --out bhsd-cohort`
     """
-    from threefold.cohorts.public_ct import import_bhsd
+    from threefold.cohorts.public.bhsd import import_bhsd
 
     with progress_of("Importing volumes") as progress:
         cohort = import_bhsd(
@@ -177,7 +173,7 @@ def cq500(
 
     Example: `threefold import cq500 cq500 --out cq500-cohort --reference`
     """
-    from threefold.cohorts.public_dicom import import_cq500
+    from threefold.cohorts.public.cq500 import import_cq500
 
     with progress_of("Importing scans") as progress:
         cohort = import_cq500(folder, out, thin=thin, copy=not reference, progress=progress)
@@ -197,7 +193,7 @@ def rsna(
 
     Example: `threefold import rsna rsna-2019 --out rsna-cohort --patients 500 --reference`
     """
-    from threefold.cohorts.public_dicom import import_rsna
+    from threefold.cohorts.public.rsna import import_rsna
 
     with progress_of("Reading headers") as progress:
         cohort = import_rsna(folder, out, patients=patients, copy=not reference, progress=progress)
@@ -216,7 +212,7 @@ def waterbirds(
 
     Example: `threefold import waterbirds waterbird_complete95_forest2water2 --out waterbirds`
     """
-    from threefold.cohorts.public_photos import import_waterbirds
+    from threefold.cohorts.public.waterbirds import import_waterbirds
 
     with progress_of("Importing photographs") as progress:
         cohort = import_waterbirds(folder, out, segmentations=segmentations, progress=progress)

@@ -1,0 +1,134 @@
+"""CQ500: head-CT scans read by three radiologists."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from threefold.cohorts.cohort import Cohort
+from threefold.cohorts.public.haemorrhage import CLASSES, haemorrhage_spec
+from threefold.cohorts.staging import finished, staging
+from threefold.cohorts.table import read_text, split_table
+from threefold.errors import CohortError, ImageError
+
+Progress = Callable[[int, int], None]
+
+THIN_BELOW = 2.0
+"""mm between slices below which a series is thin."""
+_READERS = ("R1", "R2", "R3")
+_KINDS = ("IPH", "IVH", "SDH", "EDH", "SAH")
+_UNWANTED = re.compile(r"bone|post|(?<!pre )(?<!pre_)(?<!pre-)contrast", re.IGNORECASE)
+
+
+def import_cq500(
+    folder: Path,
+    out: Path,
+    *,
+    thin: bool = False,
+    site: str = "cq500",
+    copy: bool = True,
+    progress: Progress | None = None,
+) -> Cohort:
+    """Make a cohort of CQ500 (Chilamkurthy et al. 2018): a volume for each scan, read by three radiologists.
+
+    The label is what most readers say of an intracranial haemorrhage; the columns of its kinds hold 1 where
+    most readers see that kind. Of a scan's series the one without contrast and not in a bone kernel is
+    taken. A scan without such a series, with several, or with uneven or missing slices is left out;
+    provenance.json says which and why.
+
+    Args:
+        folder: holds reads.csv, and at any depth CQ500CTn CQ500CTn/Unknown Study/SERIES/*.dcm.
+        out: the new folder.
+        thin: take the series whose slices are less than 2 mm apart; else the other, or the only one.
+        site: name of the hospital.
+        copy: copy the series; else the table refers to them where they are.
+        progress: called with the number of scans done and of all.
+
+    Raises:
+        CohortError: naming file, row and column, if the folder is not laid out so, or no scan is left.
+    """
+    from threefold.images.dicom import series_grid
+
+    folder = Path(folder)
+    table = folder / "reads.csv"
+    header, records = split_table(read_text(table), table)
+    for name in ("name", *(f"{reader}:{kind}" for reader in _READERS for kind in ("ICH", *_KINDS))):
+        if name not in header:
+            raise CohortError(f"{table}: no column '{name}'; found {', '.join(header[:12])}. Is it CQ500's?")
+    scans = {scan: path for path in sorted(folder.rglob("CQ500CT*")) if (scan := _scan(path.name))}
+    rows: list[dict[str, Any]] = []
+    left_out: dict[str, str] = {}
+    with staging(out) as stage:
+        for done, (number, cells) in enumerate(records, start=1):
+            case_id = f"{site}-{_scan(cells['name']) or cells['name']}"
+            try:
+                series = _series(scans.get(_scan(cells["name"]) or ""), thin=thin)
+                series_grid(series)
+            except (CohortError, ImageError) as problem:
+                left_out[case_id] = str(problem)
+            else:
+                row: dict[str, Any] = {
+                    "case_id": case_id,
+                    "patient_id": case_id,
+                    "site": site,
+                    "image": stage.place(series, "image", case_id, copy=copy),
+                    "label": CLASSES[_majority(cells, "ICH", table, number)],
+                }
+                rows.append(row | {kind: _majority(cells, kind, table, number) for kind in _KINDS})
+            if progress is not None:
+                progress(done, len(records))
+        if not rows:
+            first = next(iter(left_out.items()), ("reads.csv", "has no rows"))
+            raise CohortError(f"{folder}: no scan can be taken; {first[0]}: {first[1]}")
+        columns = {kind: f"1 where most readers see {kind}" for kind in _KINDS}
+        spec = haemorrhage_spec("cq500", dimensions=3, columns=columns)
+        provenance = {
+            "made by": "import cq500",
+            "source": "CQ500, Chilamkurthy et al. 2018, CC BY-NC-SA 4.0",
+            "series": "thin" if thin else "thick",
+            "left out": left_out,
+            "copied": copy,
+        }
+        stage.finish(spec, rows, provenance, allow_outside=not copy)
+    return finished(out, allow_outside=not copy)
+
+
+def _scan(name: str) -> str | None:
+    """Return the scan that a name of CQ500 is about: CT12 of CQ500-CT-12 or of CQ500CT12 CQ500CT12."""
+    found = re.match(r"CQ500-?CT-?(\d+)\b", name)
+    return None if found is None else f"CT{int(found[1])}"
+
+
+def _series(scan: Path | None, *, thin: bool) -> Path:
+    """Return the folder of the scan's series to take, by the distance of its slices.
+
+    Names say the distance now and then only, and "pre contrast" of a plain series.
+    """
+    from threefold.images.dicom import open_series
+
+    if scan is None:
+        raise CohortError("its folder is not there")
+    spacings: dict[Path, float] = {}
+    for folder in sorted({path.parent for path in scan.rglob("*.dcm")}):
+        if _UNWANTED.search(folder.name) is None:
+            spacings[folder] = open_series(folder).spacing
+    wanted = [folder for folder, mm in spacings.items() if (mm < THIN_BELOW) == thin]
+    if not thin and not wanted:
+        wanted = [*spacings]
+    if len(wanted) != 1:
+        names = ", ".join(f"{folder.name} ({mm:g} mm)" for folder, mm in spacings.items()) or "none"
+        kind = "thin" if thin else "plain"
+        raise CohortError(f"expected one {kind} series, found {len(wanted)} of: {names}")
+    return wanted[0]
+
+
+def _majority(cells: Mapping[str, str], kind: str, table: Path, number: int) -> int:
+    votes = [cells[f"{reader}:{kind}"].strip() for reader in _READERS]
+    others = [vote for vote in votes if vote not in ("0", "1")]
+    if others:
+        raise CohortError(
+            f"{table}: row {number}, {kind}: expected 0 or 1 of each reader, found '{others[0]}'."
+        )
+    return int(sum(map(int, votes)) >= 2)
