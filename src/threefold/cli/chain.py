@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from threefold.cli.options import AllowOutside
 from threefold.cli.reports import show_chain
 from threefold.cohorts.cohort import read_cohort
 
@@ -25,9 +26,7 @@ def chain(
             help="Changes: STAGE.key.path=value, propagation.key=value, or key.path=value of every training."
         ),
     ] = None,
-    allow_outside: Annotated[
-        bool, typer.Option("--allow-outside", help="Accept paths that leave the cohort's folder.")
-    ] = False,
+    allow_outside: AllowOutside = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the numbers as JSON: stages, gains.")
     ] = False,

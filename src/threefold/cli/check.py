@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from threefold.cli.options import AllowOutside
 from threefold.cli.progress import progress_of
 from threefold.cohorts.splits import Target, required_targets
 from threefold.errors import CohortError, UsageError
@@ -49,9 +50,7 @@ def check(
         list[str] | None, typer.Argument(help="Changes of the recipe in --recipe: key.path=value ...")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the audit as JSON.")] = False,
-    allow_outside: Annotated[
-        bool, typer.Option("--allow-outside", help="Accept paths that leave the folder (../, absolute).")
-    ] = False,
+    allow_outside: AllowOutside = False,
     split: Annotated[
         SplitKind | None,
         typer.Option(help="The split to check. [default: column where the table fills it, else patient]"),

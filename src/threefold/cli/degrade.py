@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from threefold.cli.options import AllowOutside
 from threefold.cli.progress import progress_of
 
 
@@ -18,9 +19,7 @@ def degrade(
     ],
     scale: Annotated[float, typer.Option(help="Over how many mm the movement changes.")] = 8.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the movements.")] = 0,
-    allow_outside: Annotated[
-        bool, typer.Option("--allow-outside", help="Accept paths that leave the cohort's folder.")
-    ] = False,
+    allow_outside: AllowOutside = False,
 ) -> None:
     """Make a cohort whose structures are its references moved by smooth random fields.
 

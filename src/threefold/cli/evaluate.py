@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from threefold.cli.options import AllowOutside
 from threefold.cli.progress import progress_of
 from threefold.errors import UsageError
 from threefold.studies.chain_spec import PROPAGATION
@@ -57,9 +58,7 @@ def evaluate(
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="Where to predict another cohort: cpu, cuda, ...")] = "cpu",
-    allow_outside: Annotated[
-        bool, typer.Option("--allow-outside", help="Accept paths that leave the cohort's folder.")
-    ] = False,
+    allow_outside: AllowOutside = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print every number as JSON.")] = False,
 ) -> None:
     """Print every metric by hospital with its n and interval; write tables and figures into the run.

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from threefold.cli.options import AllowOutside, BatchSize, Device
 from threefold.cli.progress import progress_of
 
 
@@ -16,8 +17,9 @@ def explain(
     cohort: Annotated[
         Path | None, typer.Option(help="Where the cohort that they were trained on lies, if it was moved.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Where the network runs: cpu, cuda, ...")] = "cpu",
-    batch_size: Annotated[int, typer.Option(min=1, help="Slices a pass; volumes go one at a time.")] = 16,
+    device: Device = "cpu",
+    batch_size: BatchSize = 16,
+    allow_outside: AllowOutside = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print attention and counterfactuals as JSON.")
     ] = False,
@@ -35,7 +37,7 @@ def explain(
     from threefold.run import RunFolder
     from threefold.studies.evidence import explain_run
 
-    moved = None if cohort is None else read_cohort(cohort, allow_outside=True)
+    moved = None if cohort is None else read_cohort(cohort, allow_outside=allow_outside)
     found = {}
     for run in runs:
         with progress_of("Explaining") as progress:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from threefold.cli.options import AllowOutside
+
 exporting = typer.Typer(
     help="Write a cohort for another program. "
     "Example: `threefold export decathlon my-cohort --out my-cohort/data.json`",
@@ -43,9 +45,7 @@ def decathlon(
         list[str] | None, typer.Option(help="A site or site group to test on; may be repeated.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of a new split.")] = 0,
-    allow_outside: Annotated[
-        bool, typer.Option("--allow-outside", help="Accept paths that leave the cohort's folder.")
-    ] = False,
+    allow_outside: AllowOutside = False,
 ) -> None:
     """Write a dataset file (Decathlon-style lists) that the published aortic-arch implementation reads.
 

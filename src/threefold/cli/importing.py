@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from threefold.cli.options import AllowOutside
 from threefold.cli.progress import progress_of
 from threefold.errors import UsageError
 
@@ -265,9 +266,7 @@ def merge(
         bool, typer.Option("--prefix", help="Put each cohort's name before its case and patient ids.")
     ] = False,
     reference: Reference = False,
-    allow_outside: Annotated[
-        bool, typer.Option("--allow-outside", help="Accept paths that leave the cohorts' folders.")
-    ] = False,
+    allow_outside: AllowOutside = False,
 ) -> None:
     """Join cohorts, for example one per hospital; sites keep their names.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from threefold.cli.options import AllowOutside, BatchSize, Device
 from threefold.cli.progress import count, progress_of
 
 if TYPE_CHECKING:
@@ -32,19 +33,15 @@ def predict(
         typer.Argument(help="Images, folders of images, DICOM series (a folder each) or cohorts."),
     ],
     out: Annotated[Path, typer.Option(help="New folder for predictions.csv and masks.")],
-    device: Annotated[str, typer.Option(help="Where the network runs, for example cpu or cuda.")] = "cpu",
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Images a pass of the network; volumes go one at a time.")
-    ] = 16,
+    device: Device = "cpu",
+    batch_size: BatchSize = 16,
     uneven: Annotated[
         UnevenSeries,
         typer.Option(
             help="DICOM series that are unevenly spaced or tilted: refuse, or resample and note it."
         ),
     ] = UnevenSeries.REFUSE,
-    allow_outside: Annotated[
-        bool, typer.Option("--allow-outside", help="Accept cohorts whose paths leave their folder.")
-    ] = False,
+    allow_outside: AllowOutside = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print predictions and failures as JSON on standard output.")
     ] = False,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from threefold.cli.options import AllowOutside, BatchSize, Device
 from threefold.cli.progress import progress_of
 
 
@@ -22,13 +23,9 @@ def probe(
     cohort: Annotated[
         Path | None, typer.Option(help="The cohort that the run was trained on, where it was moved.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Where the network runs, for example cpu or cuda.")] = "cpu",
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Images a pass of the network; volumes go one at a time.")
-    ] = 16,
-    allow_outside: Annotated[
-        bool, typer.Option("--allow-outside", help="Accept paths that leave the cohort's folder.")
-    ] = False,
+    device: Device = "cpu",
+    batch_size: BatchSize = 16,
+    allow_outside: AllowOutside = False,
 ) -> None:
     """Ask whether a run uses a shortcut, what its features tell, and what a temperature would change.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from threefold.cli.options import AllowOutside
 from threefold.cli.progress import count, progress_of
 
 if TYPE_CHECKING:
@@ -37,9 +38,7 @@ def propagate(
             help="Refer to the files where they are instead of copying (needs --allow-outside later).",
         ),
     ] = False,
-    allow_outside: Annotated[
-        bool, typer.Option("--allow-outside", help="Accept paths that leave the cohort's folder.")
-    ] = False,
+    allow_outside: AllowOutside = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
 ) -> None:
     """Register atlases to every case and make a new cohort with their labels as structures.

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from threefold.cli.options import AllowOutside, BatchSize, Device
 from threefold.cli.progress import progress_of
 
 
@@ -21,13 +22,9 @@ def similarity(
             help="Show the networks all cases of this cohort (default: the test cases that the runs share)."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="Where the networks run, for example cpu or cuda.")] = "cpu",
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Images a pass of a network; volumes go one at a time.")
-    ] = 16,
-    allow_outside: Annotated[
-        bool, typer.Option("--allow-outside", help="Accept paths that leave the cohort's folder.")
-    ] = False,
+    device: Device = "cpu",
+    batch_size: BatchSize = 16,
+    allow_outside: AllowOutside = False,
 ) -> None:
     """Print the linear CKA of each pair of runs, at each stage of the encoder that both have.
 

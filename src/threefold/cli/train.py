@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from threefold.cli.options import AllowOutside
 from threefold.cli.progress import count
 from threefold.cohorts.cohort import read_cohort
 from threefold.experiments import load_experiment
@@ -34,10 +35,7 @@ def train(
         int | None,
         typer.Option(help="Processes to train with: GPUs, else CPU processes. As training.devices=N.", min=1),
     ] = None,
-    allow_outside: Annotated[
-        bool,
-        typer.Option("--allow-outside", help="Accept paths that leave the cohort's folder."),
-    ] = False,
+    allow_outside: AllowOutside = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the run's status as JSON on standard output at the end.")
     ] = False,

@@ -17,7 +17,7 @@ from scipy.special import log_softmax
 
 from threefold.evaluation.classification import brier, calibration_error, weighted_mean
 from threefold.evaluation.groups import Units, case_units, groups_of
-from threefold.evaluation.intervals import Interval, bootstrap
+from threefold.evaluation.intervals import Estimate, Interval, bootstrap
 from threefold.evaluation.metrics import METRICS
 from threefold.evaluation.predictions import Predictions
 from threefold.evaluation.rows import Place, Row
@@ -31,25 +31,6 @@ RANGE = (0.05, 20.0)
 """Temperatures that are looked at."""
 _SMALLEST = 1e-12  # probability, whose logarithm is taken
 _HALVINGS = 40
-
-
-@dataclass(frozen=True)
-class Temperature:
-    """A temperature, as fitted.
-
-    Attributes:
-        value: NaN where it can't be fitted.
-        low, high: ends of its interval, by resampling the validation part's patients; NaN without one.
-        n, patients: validation cases that it was fitted on, and their patients.
-        note: why it, or its interval, is not estimable; empty where it is.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
-    patients: int
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,7 +82,7 @@ def fit_temperatures(labels: Ints, probabilities: Floats, weights: Floats) -> Fl
     return found
 
 
-def temperature_of(predictions: Predictions, spec: EvaluationSpec) -> Temperature:
+def temperature_of(predictions: Predictions, spec: EvaluationSpec) -> Estimate:
     """Fit the temperature on the labelled cases of the validation part.
 
     Args:
@@ -114,7 +95,7 @@ def temperature_of(predictions: Predictions, spec: EvaluationSpec) -> Temperatur
     if len(np.unique(units.labels)) < 2:
         found = "one class only" if n else "no labelled case"
         why = f"not estimable (the validation part has {found})"
-        return Temperature(np.nan, np.nan, np.nan, n, patients, why)
+        return Estimate(np.nan, np.nan, np.nan, n, patients, why)
 
     def fitted(weights: Floats) -> dict[str, Floats]:
         return {"temperature": fit_temperatures(units.labels, units.probabilities, weights)}
@@ -123,12 +104,12 @@ def temperature_of(predictions: Predictions, spec: EvaluationSpec) -> Temperatur
     if not RANGE[0] * 1.001 < value < RANGE[1] / 1.001:
         which = "right and by a margin" if value < 1 else "no better than by chance"
         why = f"the validation cases are told {which}: no T of {RANGE[0]:g} to {RANGE[1]:g} is best"
-        return Temperature(np.nan, np.nan, np.nan, n, patients, f"not estimable ({why})")
+        return Estimate(np.nan, np.nan, np.nan, n, patients, f"not estimable ({why})")
     interval: Interval = bootstrap(
         fitted, units.patients, replicates=spec.replicates, confidence=spec.confidence, seed=spec.seed
     )["temperature"]
     note = f"no interval: {interval.reason}" if interval.reason else ""
-    return Temperature(value, interval.low, interval.high, n, patients, note)
+    return Estimate(value, interval.low, interval.high, n, patients, note)
 
 
 def calibration_changes(

@@ -48,6 +48,25 @@ class Interval:
     reason: str = ""
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval.
+
+    Attributes:
+        value: NaN where it is not estimable.
+        low, high: ends of its interval, by resampling patients; NaN where it has none.
+        n, patients: cases that it was taken from, and their patients.
+        note: why it, or its interval, is not estimable; empty where it is.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    patients: int
+    note: str = ""
+
+
 def patient_weights(patients: Ints, replicates: int, seed: int) -> Iterator[Floats]:
     """Yield how often each case counts in each replicate, in blocks of replicates (r, n).
 

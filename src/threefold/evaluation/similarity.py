@@ -21,12 +21,11 @@ For the bootstrap each case carries a weight, how often its patient was drawn: e
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from threefold.evaluation.intervals import Interval, bootstrap
+from threefold.evaluation.intervals import Estimate, Interval, bootstrap
 from threefold.experiment import EvaluationSpec
 
 Floats = NDArray[np.float64]
@@ -37,29 +36,9 @@ BATCH = 1024
 _FEWEST = 4  # cases that HSIC_1 needs
 
 
-@dataclass(frozen=True)
-class Similarity:
-    """The likeness of two representations.
-
-    Attributes:
-        value: unbiased linear CKA: 1 for the same up to rotation and scale, about 0 (a little more or less)
-            for unrelated ones; NaN where it is not estimable.
-        low, high: ends of its interval, by resampling patients; NaN where it has none.
-        n, patients: cases and their patients.
-        note: why it, or its interval, is not estimable; empty where it is.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
-    patients: int
-    note: str = ""
-
-
 def similarity(
     first: ArrayLike, second: ArrayLike, patients: Sequence[str], spec: EvaluationSpec
-) -> Similarity:
+) -> Estimate:
     """Return the unbiased linear CKA of two representations of n cases.
 
     Args:
@@ -67,6 +46,9 @@ def similarity(
         second: (n, q) features of the same cases in the same order.
         patients: (n,) patient of each case.
         spec: replicates, confidence and seed; the seed draws the minibatches as well.
+
+    Returns:
+        1 for the same up to rotation and scale, about 0 (a little more or less) for unrelated ones.
     """
     x, y = np.asarray(first, np.float64), np.asarray(second, np.float64)
     names, numbers = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
@@ -74,7 +56,7 @@ def similarity(
     value = float(linear_cka(x, y, np.ones((1, len(x))), batches)[0]) if batches else np.nan
     if np.isnan(value):
         why = f"fewer than {_FEWEST} cases" if not batches else "features that do not vary"
-        return Similarity(np.nan, np.nan, np.nan, len(x), len(names), f"not estimable ({why})")
+        return Estimate(np.nan, np.nan, np.nan, len(x), len(names), f"not estimable ({why})")
     interval: Interval = bootstrap(
         lambda weights: {"cka": linear_cka(x, y, weights, batches)},
         numbers.astype(np.int64),
@@ -83,7 +65,7 @@ def similarity(
         seed=spec.seed,
     )["cka"]
     note = f"no interval: {interval.reason}" if interval.reason else ""
-    return Similarity(value, interval.low, interval.high, len(x), len(names), note)
+    return Estimate(value, interval.low, interval.high, len(x), len(names), note)
 
 
 def linear_cka(first: Floats, second: Floats, weights: Floats, batches: Sequence[Ints]) -> Floats:

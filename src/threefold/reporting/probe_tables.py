@@ -8,7 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from threefold.evaluation.by_value import MEASURES, ByValue, ValueRow
-from threefold.evaluation.calibration import Calibrated, Temperature
+from threefold.evaluation.calibration import Calibrated
+from threefold.evaluation.intervals import Estimate
 from threefold.evaluation.metrics import METRICS
 from threefold.evaluation.probes import FEWEST_PATIENTS, FOLDS, PENALTY, Probe
 from threefold.evaluation.rows import Row
@@ -85,7 +86,7 @@ def probe_table(probes: Sequence[Probe], spec: EvaluationSpec) -> Table:
     )
 
 
-def temperature_table(temperature: Temperature, changes: Sequence[Calibrated], spec: EvaluationSpec) -> Table:
+def temperature_table(temperature: Estimate, changes: Sequence[Calibrated], spec: EvaluationSpec) -> Table:
     """Return each measure of calibration before and after the temperature, a row a group and measure."""
     body = tuple(
         (
@@ -140,7 +141,7 @@ def probe_records(probes: Sequence[Probe]) -> list[dict[str, Any]]:
     ]
 
 
-def temperature_records(temperature: Temperature, changes: Sequence[Calibrated]) -> list[dict[str, Any]]:
+def temperature_records(temperature: Estimate, changes: Sequence[Calibrated]) -> list[dict[str, Any]]:
     """Return the temperature, then each measure before, after and as a change, as rows of a long table."""
     fitted = {"when": "fitted", "group": "validation", "metric": "temperature", **asdict(temperature)}
     return [
@@ -162,7 +163,7 @@ def _name(column: str, within: str, value: str, label: str) -> str:
     return f"{within}: {of_value}{f', {label}' if label else ''}"
 
 
-def _temperature(found: Temperature) -> str:
+def _temperature(found: Estimate) -> str:
     if math.isnan(found.value):
         return found.note
     shown = "[no interval]" if math.isnan(found.low) else f"[{found.low:.3f}, {found.high:.3f}]"

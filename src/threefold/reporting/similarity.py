@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from threefold.evaluation.similarity import Similarity
+from threefold.evaluation.intervals import Estimate
 from threefold.experiment import EvaluationSpec
 from threefold.reporting.table import Table, interval_legend
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Pairs = Mapping[tuple[str, str], Mapping[str, Similarity]]
+Pairs = Mapping[tuple[str, str], Mapping[str, Estimate]]
 """Stages, by pair of runs."""
 POOLED = "features"
 """The name, beside the stages', of what a network's classifier reads."""
@@ -70,7 +70,7 @@ def _stages(pairs: Pairs) -> list[str]:
     return [*(name for name in names if name != POOLED), *(name for name in names if name == POOLED)]
 
 
-def _cell(one: Similarity | None) -> str:
+def _cell(one: Estimate | None) -> str:
     if one is None:
         return "no such stage in both"
     count = f"n={one.n}/{one.patients}"
@@ -80,5 +80,5 @@ def _cell(one: Similarity | None) -> str:
     return f"{one.value:.3f} {shown} {count}"
 
 
-def _short(one: Similarity) -> str:
+def _short(one: Estimate) -> str:
     return f"{one.value:.2f}" if math.isnan(one.low) else f"{one.value:.2f}\n[{one.low:.2f}, {one.high:.2f}]"

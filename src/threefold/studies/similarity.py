@@ -13,7 +13,8 @@ import pandas as pd
 from threefold.cohorts.cohort import Case, Cohort
 from threefold.cohorts.splits import read_split
 from threefold.errors import CohortError, RunError, UsageError
-from threefold.evaluation.similarity import Similarity, similarity
+from threefold.evaluation.intervals import Estimate
+from threefold.evaluation.similarity import similarity
 from threefold.experiment import EvaluationSpec
 from threefold.experiments import read_experiment
 from threefold.reporting.figures import save
@@ -41,7 +42,7 @@ class StageSimilarity:
     first: str
     second: str
     stage: str
-    found: Similarity
+    found: Estimate
 
 
 def compare_runs(
@@ -174,7 +175,7 @@ def _features(
 
 def _stages(
     one: Features, two: Features, patients: Sequence[str], spec: EvaluationSpec
-) -> Iterator[tuple[str, Similarity]]:
+) -> Iterator[tuple[str, Estimate]]:
     for name, values in one.stages.items():
         if name in two.stages:
             yield name, similarity(values, two.stages[name], patients, spec)
