@@ -117,28 +117,22 @@ def _title(metric: str) -> str:
 
 
 def _difference(row: ClaimRow) -> str:
-    effect = row.effect
-    if math.isnan(effect.value):
-        return f"not estimable ({effect.note})"
-    mark = LEAK_MARK if row.leaks else ""
-    shown = f"[no interval: {effect.note}]" if effect.note else f"[{effect.low:+.3f}, {effect.high:+.3f}]"
-    return f"{effect.value:+.3f}{mark} {shown} {_count(effect, row.pairs)}"
+    return _cell(row.effect, asked=row.pairs, leaks=row.leaks, form="+.3f")
 
 
 def _mean(row: VariantRow | None) -> str:
-    if row is None:
-        return "no such value"
-    mean = row.mean
-    if math.isnan(mean.value):
-        return f"not estimable ({mean.note})"
-    mark = LEAK_MARK if row.leaks else ""
-    shown = f"[no interval: {mean.note}]" if mean.note else f"[{mean.low:.3f}, {mean.high:.3f}]"
-    return f"{mean.value:.3f}{mark} {shown} {_count(mean, row.runs)}"
+    return "no such value" if row is None else _cell(row.mean, asked=row.runs, leaks=row.leaks, form=".3f")
 
 
-def _count(effect: Effect, asked: int) -> str:
+def _cell(effect: Effect, *, asked: int, leaks: bool, form: str) -> str:
+    """Return a number with its interval and its n, of `asked` runs or pairs."""
+    if math.isnan(effect.value):
+        return f"not estimable ({effect.note})"
+    mark = LEAK_MARK if leaks else ""
+    ends = f"{effect.low:{form}}, {effect.high:{form}}"
+    shown = f"[no interval: {effect.note}]" if effect.note else f"[{ends}]"
     runs = f"{effect.runs}" if effect.runs == asked else f"{effect.runs} of {asked}"
-    return f"n={effect.cases}/{effect.patients} x{runs}"
+    return f"{effect.value:{form}}{mark} {shown} n={effect.cases}/{effect.patients} x{runs}"
 
 
 def _signed(value: float, low: float, high: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -75,8 +75,8 @@ def compare_study(folder: StudyFolder) -> Comparison:
     def tables(name: str) -> Tables:
         return read_tables(folder, name)
 
-    work = _Work(study, finished | judged, tables)
-    lines = [work.claim(claim, cohort) for claim in study.claims for cohort in claim_cohorts(study, claim)]
+    of = _Measuring(study, finished | judged, tables)
+    lines = [of.claim(claim, cohort) for claim in study.claims for cohort in claim_cohorts(study, claim)]
     adjusted = holm([line.effect.p for line in lines])
     claims = tuple(
         replace(line, adjusted=p, verdict=verdict(line.effect, p, line.expected, study.confidence))
@@ -85,9 +85,9 @@ def compare_study(folder: StudyFolder) -> Comparison:
     return Comparison(
         study=study,
         claims=claims,
-        means=tuple(work.means(plans)),
+        means=tuple(of.means(plans)),
         # Two claims may name the same pair.
-        pairs=tuple(dict.fromkeys(pair for claim in study.claims for pair in work.pair_tests(claim))),
+        pairs=tuple(dict.fromkeys(pair for claim in study.claims for pair in of.pair_tests(claim))),
         missing=tuple(plan.id for plan in plans if plan.id not in finished),
     )
 
@@ -145,10 +145,31 @@ def labels_id(cohort: str) -> str:
     return f"{cohort}/{LABELS}"
 
 
-class _Work:
-    """The comparisons of one study; tables are read once."""
+def finished_pairs(
+    study: StudySpec, claim: ClaimSpec, cohort: str, finished: Set[str]
+) -> Iterator[tuple[str, str, tuple[int, int]]]:
+    """Yield a claim's pairs that have finished: ids of baseline and variant, (split, seed).
 
-    def __init__(self, study: StudySpec, finished: set[str], tables: Callable[[str], Tables]) -> None:
+    Args:
+        study: of the claim.
+        claim: the claim.
+        cohort: of the variant.
+        finished: ids of runs, and `labels_id` of cohorts whose own structures were judged.
+    """
+    other = claim.baseline_cohort or cohort
+    for split in range(len(study.splits)):
+        for seed in study.seeds:
+            labels = claim.baseline == LABELS
+            first = labels_id(other) if labels else run_id(other, claim.baseline, split, seed)
+            second = run_id(cohort, claim.variant, split, seed)
+            if {first, second} <= finished:
+                yield first, second, (split, seed)
+
+
+class _Measuring:
+    """Measures what a study's runs left; tables are read once."""
+
+    def __init__(self, study: StudySpec, finished: Set[str], tables: Callable[[str], Tables]) -> None:
         self.study, self.finished, self.tables = study, finished, tables
         self.mean = partial(mean_of, replicates=study.replicates, confidence=study.confidence)
         self.difference = partial(
@@ -159,7 +180,7 @@ class _Work:
         """Return a claim's line, its p not adjusted yet."""
         pairs = [
             (first, second)
-            for first, second, _ in self._pairs(claim, cohort)
+            for first, second, _ in finished_pairs(self.study, claim, cohort, self.finished)
             if has_group(self.tables(first), claim.baseline_group or claim.group)
             and has_group(self.tables(second), claim.group)
         ]
@@ -228,7 +249,7 @@ class _Work:
         if claim.metric != "auc" or claim.baseline_group is not None:
             return
         for cohort in claim_cohorts(self.study, claim):
-            for first, second, (split, seed) in self._pairs(claim, cohort):
+            for first, second, (split, seed) in finished_pairs(self.study, claim, cohort, self.finished):
                 pair = [self.tables(name) for name in (first, second)]
                 if any(
                     each.predictions.positive is None or not has_group(each, claim.group) for each in pair
@@ -255,15 +276,3 @@ class _Work:
 
     def _leaks(self, names: Sequence[str]) -> bool:
         return any(self.tables(name).predictions.leaks for name in names)
-
-    def _pairs(self, claim: ClaimSpec, cohort: str) -> Iterator[tuple[str, str, tuple[int, int]]]:
-        """Yield the finished pairs of a claim: baseline, variant, split and seed."""
-        for split in range(len(self.study.splits)):
-            for seed in self.study.seeds:
-                other = claim.baseline_cohort or cohort
-                first = run_id(other, claim.baseline, split, seed)
-                if claim.baseline == LABELS:
-                    first = labels_id(other)
-                second = run_id(cohort, claim.variant, split, seed)
-                if {first, second} <= self.finished:
-                    yield first, second, (split, seed)
