@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from threefold.cli.options import AllowOutside
+from threefold.cli.progress import resumable
 from threefold.cli.reports import show_chain
 from threefold.cohorts.cohort import read_cohort
 
@@ -48,12 +49,6 @@ def chain(
     from threefold.training.progress import terminal_progress
 
     progress = terminal_progress()
-    try:
+    with resumable(progress):
         report = run_chain(plan_chain(spec, changes, out), cases, progress)
-    except KeyboardInterrupt:
-        progress.stop()
-        typer.echo("interrupted. The same command goes on where it was.", err=True)
-        raise typer.Exit(130) from None
-    finally:
-        progress.stop()
     show_chain(report, as_json=as_json)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from threefold.cli.progress import resumable
 from threefold.cli.reports import show_chain
 from threefold.experiments import load_experiment
 
@@ -51,14 +52,8 @@ def hematoma(
     from threefold.training.progress import terminal_progress
 
     progress = terminal_progress()
-    try:
+    with resumable(progress):
         report = hematoma_demo(experiment, out, seed=seed, progress=progress)
-    except KeyboardInterrupt:
-        progress.stop()
-        typer.echo("interrupted. The same command goes on where it was.", err=True)
-        raise typer.Exit(130) from None
-    finally:
-        progress.stop()
     if as_json:
         typer.echo(json.dumps(evaluation_json(report.evaluation), indent=2))
         return
@@ -103,14 +98,8 @@ def aortic_arch(
     from threefold.training.progress import terminal_progress
 
     progress = terminal_progress()
-    try:
+    with resumable(progress):
         report = aortic_arch_demo(plan_chain(chain, changes, out), seed=seed, progress=progress)
-    except KeyboardInterrupt:
-        progress.stop()
-        typer.echo("interrupted. The same command goes on where it was.", err=True)
-        raise typer.Exit(130) from None
-    finally:
-        progress.stop()
     show_chain(report, as_json=as_json)
     typer.echo(f"Pictures of the cohort: {out / 'cohort' / 'previews'}", err=as_json)
     last = [*report.stages.values()][-1].tables[0].parents[1]

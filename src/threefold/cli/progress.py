@@ -5,6 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from threefold.training.progress import TrainingProgress
 
 Progress = Callable[[int, int], None]
 """Called with the number of cases that are done and the number of all."""
@@ -29,6 +33,23 @@ def progress_of(what: str) -> Iterator[Progress]:
     with Bar(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def resumable(
+    progress: TrainingProgress, said: str = "interrupted. The same command goes on where it was."
+) -> Iterator[None]:
+    """Give the terminal back at the end; an interruption is answered in words and with exit status 130."""
+    import typer
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        progress.stop()
+        typer.echo(said, err=True)
+        raise typer.Exit(130) from None
+    finally:
+        progress.stop()
 
 
 def count(number: int, what: str) -> str:

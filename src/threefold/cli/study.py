@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from threefold.cli.progress import count
+from threefold.cli.progress import count, resumable
 
 study = typer.Typer(
     help="Compare experiments with statistics. Example: `threefold study run hematoma-claims --out study`",
@@ -90,16 +91,8 @@ def run(
         else LocalPool(out, spec.threads, workers or local_workers(spec.threads, gpus), visible_gpus(gpus))
     )
     progress = terminal_progress()
-    try:
-        with terminating_as_interrupt():
-            ended = run_study(spec, StudyFolder(out), pool, progress, only or ())
-    except KeyboardInterrupt:
-        progress.stop()
-        typer.echo("interrupted. The same command goes on where it was.", err=True)
-        raise typer.Exit(130) from None
-    finally:
-        progress.stop()
-        pool.close()
+    with closing(pool), resumable(progress), terminating_as_interrupt():
+        ended = run_study(spec, StudyFolder(out), pool, progress, only or ())
     failed = [outcome for outcome in ended if outcome.state != "finished"]
     for outcome in failed:
         typer.echo(f"{outcome.run}: {outcome.state}: {outcome.message}", err=True)

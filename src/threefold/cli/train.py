@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from threefold.cli.options import AllowOutside
-from threefold.cli.progress import count
+from threefold.cli.progress import count, resumable
 from threefold.cohorts.cohort import read_cohort
 from threefold.experiments import load_experiment
 
@@ -60,17 +60,9 @@ def train(
     from threefold.training.run import train as train_run
 
     progress = terminal_progress()
-    try:
+    how = f"interrupted. Go on from the last whole epoch: the same command with --resume (run: {out})."
+    with resumable(progress, how):
         run = train_run(experiment, cases, out, resume=resume, progress=progress)
-    except KeyboardInterrupt:
-        progress.stop()
-        typer.echo(
-            f"interrupted. Go on from the last whole epoch: the same command with --resume (run: {out}).",
-            err=True,
-        )
-        raise typer.Exit(130) from None
-    finally:
-        progress.stop()
     status = run.read_status()
     if as_json:
         typer.echo(json.dumps({"run": str(run.path), **status}, indent=2))
