@@ -52,6 +52,7 @@ SEGMENTER = (
     "data.split.kind=column",
     "data.preprocessing.size=[64,64,64]",
     "training.epochs=100",
+    "training.batch_size=2",
 )
 """Of the recipe aortic-arch/demo-seg, fixed before its first run."""
 REMARKS = "What this says, and what not:"

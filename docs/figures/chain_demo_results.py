@@ -84,10 +84,7 @@ def never_found(folders: list[Path]) -> str:
             found.append(f"{', '.join(lost)} (seed {folder.name.rsplit('-', 1)[-1]})")
     if not found:
         return "Every vessel is found on every seed."
-    return (
-        f"Never found: {'; '.join(found)}. That is pushed to zero in the first epochs, as in the last "
-        "section, and counts as Dice 0 in the mean."
-    )
+    return f"Never found: {'; '.join(found)}; it counts as Dice 0 in the mean."
 
 
 def main(folders: list[Path], plain: Path | None) -> None:
