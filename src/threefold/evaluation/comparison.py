@@ -2,30 +2,40 @@
 
 A pair is a baseline and a variant that share cohort, split and seed. The effect is the mean over the pairs
 of the variant's metric minus the baseline's. Its uncertainty has two levels: which patients are tested, and
-which seeds were drawn. Each replicate draws patients with replacement, all cases of a patient together and
-the same ones for every run, and pairs with replacement; the interval is the percentile interval, and p is
-twice the smaller share of replicates on either side of no difference, both of the same resamples.
+which seeds were drawn.
 
-Resamples of a few patients that all differ the same way never lie on the other side. p is therefore never
-below 2^(1 - patients), the least that a two-sided sign test of so many patients can say.
+- Patients: each replicate draws them with replacement, all cases of a patient together and the same ones for
+  every run. Of n patients the resampled mean spreads too little, by a share that n - 1 degrees of freedom
+  leave unknown: each replicate's distance from the effect is multiplied by sqrt(n / chi2(n - 1)), which for a
+  mean of normal values makes a Student's t of it.
+- Pairs, S of them: each replicate adds s / sqrt(S) t(d), where s^2 is the variance of the pairs' effects,
+  known with d degrees of freedom: S - 1, or more where a study's other claims tell of it (`spread`).
+  Resampling three pairs would give 2/3 of their variance and never more than their range.
 
-Three seeds say little of the spread over seeds: the variance of their resamples is 2/3 of what it should be.
+The interval is the percentile interval, and p is twice the smaller share of replicates on either side of no
+difference, both of the same replicates. Patients that all differ by the same amount never lie on the other
+side; p is therefore never below 2^(1 - n), the least that a two-sided sign test of n patients can say. Where
+baseline and variant were tested on other patients, n is the smaller number of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from threefold.evaluation.intervals import SAME_VALUE, percentile_interval
+from threefold.evaluation.spread import Spread, own_spread
 
 Floats = NDArray[np.float64]
 Expected = Literal["higher", "lower", "different"]
 Verdict = Literal["supported", "contradicted", "undecided", "not estimable"]
+Values = Callable[[Floats], Floats]
+"""From how often each patient was drawn (R, P) to the values of the runs (R, S)."""
 _BLOCK = 250
 
 
@@ -67,9 +77,27 @@ class Effect:
     note: str = ""
 
 
+class Patients(NamedTuple):
+    """How many patients were tested.
+
+    Attributes:
+        all: the union over the runs.
+        fewest: of one run of either side.
+    """
+
+    all: int
+    fewest: int
+
+
+Draw = Callable[[Values, Floats, Patients], Floats]
+"""From values, their point (S,) and the number of patients to the mean over runs in each replicate (R,)."""
+
+
 def mean_of(runs: Sequence[Measured], *, replicates: int, confidence: float, seed: int = 0) -> Effect:
     """Return the mean of a metric over runs, resampling patients and runs."""
-    return _effect([(run,) for run in runs], replicates, confidence, seed, margin=None)
+    return _effect(
+        [(run,) for run in runs], partial(_resampled, replicates=replicates, seed=seed), confidence
+    )
 
 
 def difference_of(
@@ -77,10 +105,11 @@ def difference_of(
     *,
     replicates: int,
     confidence: float,
+    spread: Spread | None = None,
     margin: float = 0.0,
     seed: int = 0,
 ) -> Effect:
-    """Return the mean over pairs of the second's metric minus the first's, resampling patients and pairs.
+    """Return the mean over pairs of the second's metric minus the first's.
 
     A patient is drawn for baseline and variant alike, so that tests on the same cases are paired. Tests on
     other cases are not, but for the patients that they share.
@@ -89,10 +118,18 @@ def difference_of(
         pairs: baseline and variant.
         replicates: number of resamples.
         confidence: of the interval, for example 0.95.
+        spread: of the pairs' effects; None: as they show it themselves.
         margin: differences up to it count as none, for p.
         seed: of the resamples.
     """
-    return _effect([(second, first) for first, second in pairs], replicates, confidence, seed, margin=margin)
+    draw = partial(_calibrated, spread=spread, replicates=replicates, seed=seed)
+    return _effect([(second, first) for first, second in pairs], draw, confidence, margin)
+
+
+def effects_of(pairs: Sequence[tuple[Measured, Measured]]) -> Floats:
+    """Return the second's metric minus the first's of each of S pairs, (S,); NaN where there is none."""
+    found = [second.metric(_each_once(second)) - first.metric(_each_once(first)) for first, second in pairs]
+    return np.concatenate([np.empty(0), *found])
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -123,12 +160,7 @@ def verdict(effect: Effect, adjusted: float, expected: Expected, confidence: flo
 
 
 def _effect(
-    runs: Sequence[tuple[Measured, ...]],
-    replicates: int,
-    confidence: float,
-    seed: int,
-    *,
-    margin: float | None,
+    runs: Sequence[tuple[Measured, ...]], draw: Draw, confidence: float, margin: float | None = None
 ) -> Effect:
     """Return the mean over runs of a metric, or of the first of two minus the second."""
     whose = [one.patients for run in runs for one in run]
@@ -140,7 +172,6 @@ def _effect(
     cases = len(np.unique(np.concatenate([one.cases for run in runs for one in run])))
 
     def values(times: Floats) -> Floats:
-        """From how often each patient was drawn (R, P) to the values of the runs (R, runs)."""
         columns = []
         for run in numbered:
             found = [metric(times[:, patients]) for metric, patients in run]
@@ -153,28 +184,59 @@ def _effect(
         note = f"the metric does not exist in {missing} of {len(runs)} runs"
         return Effect(np.nan, np.nan, np.nan, np.nan, len(runs), cases, len(names), note)
     value = float(point.mean())
-    drawn = _resampled(values, len(names), len(runs), replicates, seed)
+    fewest = min(len(np.unique(patients)) for patients in whose)
+    if fewest < 2:
+        return Effect(value, np.nan, np.nan, np.nan, len(runs), cases, len(names), "one patient")
+    drawn = draw(values, point, Patients(len(names), fewest))
     interval = percentile_interval(drawn, confidence)
-    if len(names) < 2 or interval.reason not in ("", SAME_VALUE):
-        note = "one patient" if len(names) < 2 else interval.reason
-        return Effect(value, np.nan, np.nan, np.nan, len(runs), cases, len(names), note)
-    p = np.nan if margin is None else _p_value(drawn[~np.isnan(drawn)], margin, len(names))
+    if interval.reason not in ("", SAME_VALUE):
+        return Effect(value, np.nan, np.nan, np.nan, len(runs), cases, len(names), interval.reason)
+    p = np.nan if margin is None else _p_value(drawn[~np.isnan(drawn)], margin, fewest)
     return Effect(value, interval.low, interval.high, p, len(runs), cases, len(names), interval.reason)
 
 
-def _resampled(
-    values: Callable[[Floats], Floats], patients: int, runs: int, replicates: int, seed: int
-) -> Floats:
-    """Return the mean over runs in each replicate, (R,)."""
+def _resampled(values: Values, point: Floats, patients: Patients, *, replicates: int, seed: int) -> Floats:
+    """Return the mean over runs in each replicate, (R,), runs resampled too."""
     generator = np.random.default_rng(seed)
     means = []
+    for times in _drawn_patients(generator, patients.all, replicates):
+        chosen = generator.integers(0, len(point), (len(times), len(point)))
+        means.append(np.take_along_axis(values(times), chosen, axis=1).mean(axis=1))
+    return np.concatenate(means)
+
+
+def _each_once(measured: Measured) -> Floats:
+    return np.ones((1, len(measured.cases)))
+
+
+def _calibrated(
+    values: Values,
+    point: Floats,
+    patients: Patients,
+    *,
+    spread: Spread | None,
+    replicates: int,
+    seed: int,
+) -> Floats:
+    """Return the mean over runs in each replicate, (R,), with the spread that few patients and runs leave."""
+    generator = np.random.default_rng(seed)
+    means = [values(times).mean(axis=1) for times in _drawn_patients(generator, patients.all, replicates)]
+    effect, runs = point.mean(), len(point)
+    scale = np.sqrt(patients.fewest / generator.chisquare(patients.fewest - 1, replicates))
+    drawn: Floats = effect + (np.concatenate(means) - effect) * scale
+    over_runs = spread or own_spread(point)
+    if over_runs is not None:
+        drawn += np.sqrt(over_runs.variance / runs) * generator.standard_t(over_runs.freedom, replicates)
+    return drawn
+
+
+def _drawn_patients(generator: np.random.Generator, patients: int, replicates: int) -> Iterator[Floats]:
+    """Yield how often each patient was drawn, in blocks of replicates (r, P)."""
     for start in range(0, replicates, _BLOCK):
         rows = min(_BLOCK, replicates - start)
         drawn = generator.integers(0, patients, (rows, patients)) + patients * np.arange(rows)[:, None]
         times = np.bincount(drawn.ravel(), minlength=rows * patients).reshape(rows, patients)  # (r, P)
-        chosen = generator.integers(0, runs, (rows, runs))
-        means.append(np.take_along_axis(values(times.astype(np.float64)), chosen, axis=1).mean(axis=1))
-    return np.concatenate(means)
+        yield times.astype(np.float64)
 
 
 def _p_value(drawn: Floats, margin: float, patients: int) -> float:

@@ -12,9 +12,10 @@ import pandas as pd
 
 from threefold.errors import PredictionsError, RunError
 from threefold.evaluation.claims import ClaimRow, PairRow, VariantRow
-from threefold.evaluation.comparison import Measured, difference_of, holm, mean_of, verdict
+from threefold.evaluation.comparison import Measured, difference_of, effects_of, holm, mean_of, verdict
 from threefold.evaluation.delong import compare_auc
 from threefold.evaluation.measures import OF_ALL, Tables, has_group, measured, measured_pair, scores
+from threefold.evaluation.spread import Spread, moderated
 from threefold.reporting.figures import save
 from threefold.reporting.study_figures import claim_figure
 from threefold.reporting.study_tables import claim_table, pair_table, variant_table
@@ -32,6 +33,9 @@ from threefold.studies.study_spec import (
     plan_runs,
     run_id,
 )
+
+MeasuredPairs = dict[tuple[str, str], tuple[Measured, Measured]]
+"""Baseline and variant by their runs' ids."""
 
 _USUAL = ("auc", "balanced_accuracy", "dice", "structure_dice", "topology_match", "psnr")
 
@@ -76,7 +80,13 @@ def compare_study(folder: StudyFolder) -> Comparison:
         return read_tables(folder, name)
 
     of = _Measuring(study, finished | judged, tables)
-    lines = [of.claim(claim, cohort) for claim in study.claims for cohort in claim_cohorts(study, claim)]
+    asked = [(claim, cohort) for claim in study.claims for cohort in claim_cohorts(study, claim)]
+    pairs = [of.pairs(claim, cohort) for claim, cohort in asked]
+    spreads = _spreads([claim.metric for claim, _ in asked], pairs)
+    lines = [
+        of.claim(claim, cohort, found, spread)
+        for (claim, cohort), found, spread in zip(asked, pairs, spreads, strict=True)
+    ]
     adjusted = holm([line.effect.p for line in lines])
     claims = tuple(
         replace(line, adjusted=p, verdict=verdict(line.effect, p, line.expected, study.confidence))
@@ -140,6 +150,23 @@ def read_tables(folder: StudyFolder, name: str) -> Tables:
     return Tables(read_run_predictions(run), run.read_status().get("threshold"), read_evidence(run))
 
 
+def _spreads(metrics: Sequence[str], pairs: Sequence[MeasuredPairs]) -> list[Spread | None]:
+    """Return how much each line's effect varies over its pairs, learned from all lines of one metric.
+
+    Lines of the same effects (a claim worded twice, or turned round) count once.
+    """
+    effects = [effects_of([*each.values()]) for each in pairs]
+    found: dict[tuple[str, bytes], Spread | None] = {}
+    keys = [
+        (metric, np.abs(each - each.mean()).round(12).tobytes() if len(each) else b"")
+        for metric, each in zip(metrics, effects, strict=True)
+    ]
+    for metric in dict.fromkeys(metrics):
+        distinct = {key: each for key, each in zip(keys, effects, strict=True) if key[0] == metric}
+        found |= dict(zip(distinct, moderated([*distinct.values()]), strict=True))
+    return [found[key] for key in keys]
+
+
 def labels_id(cohort: str) -> str:
     """Return what stands in place of a run's id for a cohort's own structures."""
     return f"{cohort}/{LABELS}"
@@ -176,20 +203,26 @@ class _Measuring:
             difference_of, replicates=study.replicates, confidence=study.confidence, margin=study.margin
         )
 
-    def claim(self, claim: ClaimSpec, cohort: str) -> ClaimRow:
-        """Return a claim's line, its p not adjusted yet."""
-        pairs = [
-            (first, second)
-            for first, second, _ in finished_pairs(self.study, claim, cohort, self.finished)
-            if has_group(self.tables(first), claim.baseline_group or claim.group)
-            and has_group(self.tables(second), claim.group)
-        ]
-        measured_pairs = []
-        for first, second in pairs:
+    def pairs(self, claim: ClaimSpec, cohort: str) -> MeasuredPairs:
+        """Measure a claim's pairs, by their ids.
+
+        Raises:
+            PredictionsError: naming the claim whose metric or group does not exist.
+        """
+        found = {}
+        for first, second, _ in finished_pairs(self.study, claim, cohort, self.finished):
+            if not has_group(self.tables(first), claim.baseline_group or claim.group):
+                continue
+            if not has_group(self.tables(second), claim.group):
+                continue
             try:
-                measured_pairs.append(self._measured(claim, first, second))
+                found[first, second] = self._measured(claim, first, second)
             except PredictionsError as error:
                 raise PredictionsError(f"claim '{claim.claim}', {second}: {error}") from error
+        return found
+
+    def claim(self, claim: ClaimSpec, cohort: str, pairs: MeasuredPairs, spread: Spread | None) -> ClaimRow:
+        """Return a claim's line, its p not adjusted yet."""
         return ClaimRow(
             claim=claim.claim,
             cohort=cohort,
@@ -200,9 +233,9 @@ class _Measuring:
             group=claim.group,
             baseline_group=claim.baseline_group or claim.group,
             expected=claim.expected,
-            baseline_mean=self.mean([first for first, _ in measured_pairs]),
-            variant_mean=self.mean([second for _, second in measured_pairs]),
-            effect=self.difference(measured_pairs),
+            baseline_mean=self.mean([first for first, _ in pairs.values()]),
+            variant_mean=self.mean([second for _, second in pairs.values()]),
+            effect=self.difference([*pairs.values()], spread=spread),
             adjusted=np.nan,
             verdict="not estimable",
             pairs=len(self.study.seeds) * len(self.study.splits),
