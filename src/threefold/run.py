@@ -194,6 +194,21 @@ def whole_folder(path: Path, error: type[ThreefoldError]) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
+def make_folder(path: Path, error: type[ThreefoldError]) -> None:
+    """Make a folder where there is none yet.
+
+    Raises:
+        error: there is a file, or the disk refuses.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise error(
+            f"{path}: can't be made ({problem.strerror or problem}). Expected a new folder, or one that is "
+            "there; name another one."
+        ) from problem
+
+
 def refuse_current_folder(path: Path, error: type[ThreefoldError]) -> None:
     """Refuse to make the folder that the program runs in: a folder is made by renaming one into place.
 

@@ -51,7 +51,6 @@ def run(study: StudySpec, out: Path, *only: str) -> tuple[list[Outcome], str]:
 CLAIMS = [
     {"claim": "masks help abroad", "variant": "seg", "baseline": "cls", "group": "external"},
     {"claim": "masks differ", "variant": "seg", "baseline": "cls", "metric": "dice", "expected": "different"},
-    {"claim": "nowhere", "variant": "seg", "baseline": "cls", "group": "site-99"},
 ]
 VARIANTS = {
     "cls": {"recipe": CLS},
@@ -122,11 +121,14 @@ def test_the_status_says_each_runs_state(ended: tuple[StudyFolder, list[Outcome]
 
 def test_the_comparison_is_of_the_runs_tables(ended: tuple[StudyFolder, list[Outcome], str]) -> None:
     folder, _, _ = ended
+    # A group without a test case can be asked for; nothing is made up for it.
+    nowhere = {"claim": "nowhere", "variant": "seg", "baseline": "cls", "group": "site-99"}
+    folder.write(changed(folder.read(), claims=[*CLAIMS, nowhere]))
     comparison = compare_study(folder)
     assert set(comparison.missing) == {
         f"heads/{v}/split-0-seed-{s}" for v in ("broken", "child") for s in (0, 1)
     }
-    auc, dice, nowhere = comparison.claims
+    auc, dice, absent = comparison.claims
     positive, by_hand = positive_class(folder), {}
     for variant in ("cls", "seg"):
         for seed in (0, 1):
@@ -143,7 +145,7 @@ def test_the_comparison_is_of_the_runs_tables(ended: tuple[StudyFolder, list[Out
         (seed, pytest.approx(by_hand["seg", seed] - by_hand["cls", seed])) for seed in (0, 1)
     ]
     # The classifier draws no masks, and there is no such site: said, not dropped and not an error.
-    for row in (dice, nowhere):
+    for row in (dice, absent):
         assert row.verdict == "not estimable"
         assert row.effect.cases == 0
     assert {row.variant for row in comparison.means} == {"cls", "seg"}
@@ -240,7 +242,7 @@ def test_a_users_cohort_takes_the_place_of_the_studys(
     shipped = load_study("hematoma-sensitivity")
     mine = tmp_path / "my scans, 2024"
     mine.symlink_to(cohort_folder)
-    (tmp_path / "real -- name").mkdir()
+    shutil.copytree(cohort_folder, tmp_path / "real -- name")
     named = pointed_at(shipped, tmp_path / "real -- name")
     assert [*named.cohorts] == ["real-name"]
     assert len(named.variants) == len(shipped.variants)
@@ -276,10 +278,10 @@ def test_a_phantom_is_made_once_and_never_mistaken_for_another(study: StudySpec,
 
     count, said = prepare()
     assert count == 5
-    assert "making the phantom cohort" in said
+    assert "making the phantom" in said
     assert prepare() == (5, f"{tmp_path / 'cohorts' / 'p'}: already there\n")
     for changes in ({"seed": 1}, {"settings": {**TINY_HEADS, "shortcut": 0.5}}):
-        with pytest.raises(RunError, match=r"made from other settings than cohorts\.p says now"):
+        with pytest.raises(RunError, match=r"made from other settings than the study says now"):
             prepare(**changes)
     with pytest.raises(UsageError, match=r"cohorts.p: head-ct has no preset 'demmo'. Did you mean 'demo'"):
         prepare(preset="demmo")
@@ -308,8 +310,43 @@ def test_references_are_moved_once_and_never_by_another_distance(
     cases = prepare(2.0).cases
     assert len(prepare(2.0).cases) == len(cases)
     assert made == [tmp_path / "cohorts" / "h-degraded"]
-    with pytest.raises(RunError, match=r"made from other settings than cohorts\.h says now"):
+    with pytest.raises(RunError, match="made from other settings than the study says now"):
         prepare(3.0)
+    # Nor where its folder was removed, but a run on it is there.
+    shutil.rmtree(made[0])
+    (tmp_path / "runs/h/cls").mkdir(parents=True)
+    with pytest.raises(RunError, match="was trained on it"):
+        prepare(3.0)
+    shutil.rmtree(tmp_path / "runs")
+    prepare(3.0)
+    assert made == [tmp_path / "cohorts" / "h-degraded"] * 2
+    # Another cohort in its place is seen too.
+    shutil.copytree(cohort_folder, tmp_path / "other")
+    table = tmp_path / "other/cases.csv"
+    table.write_text("".join(table.read_text().splitlines(keepends=True)[:-1]))
+    source = CohortSource(folder=str(tmp_path / "other"), degradation=DegradationSpec(displacement=3.0))
+    with pytest.raises(RunError, match="made from other settings than the study says now"):
+        prepare_cohort("h", source, study, StudyFolder(tmp_path), Heard())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metric": "acu"}, "claim 'k': there is no metric 'acu'. Did you mean 'auc'"),
+        ({"metric": "share_inside"}, r"claim 'k': share_inside is measured only .* `evidence: true`"),
+        ({"group": "externl"}, "claim 'k': .* no cases of group 'externl'. Did you mean 'external'"),
+        ({"group": "shortcut=2"}, r"claim 'k': .* no cases of group 'shortcut=2'"),
+        ({"baseline_group": "site-99", "group": "site-01"}, "of group 'site-99'. Did you mean 'site-"),
+    ],
+)
+def test_a_claim_that_cant_be_tested_is_refused_before_anything_is_trained(
+    study: StudySpec, tmp_path: Path, change: dict[str, str], message: str
+) -> None:
+    claim = {"claim": "k", "variant": "seg", "baseline": "cls", **change}
+    wrong = changed(study, claims=[claim])
+    with pytest.raises(UsageError, match=message):
+        run(wrong, tmp_path / "out")
+    assert not (tmp_path / "out/runs").exists()
 
 
 def test_a_study_that_is_killed_takes_its_run_along_and_goes_on_where_it_was(

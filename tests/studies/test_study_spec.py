@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from threefold.errors import ExperimentError, RunError
+from threefold.studies.study_claims import require_metrics
 from threefold.studies.study_folder import Outcome, StudyFolder, expected_memory
 from threefold.studies.study_spec import (
     StudySpec,
@@ -312,3 +313,8 @@ def test_outcomes_are_remembered_and_damaged_ones_told(tmp_path: Path) -> None:
     (tmp_path / "outcomes" / "one--a--split-0-seed-0.json").write_text("{")
     with pytest.raises(RunError, match=r"can't be read.*Remove it"):
         folder.outcome(run)
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_the_shipped_claims_are_on_metrics_that_are_measured(name: str) -> None:
+    require_metrics(load_study(name))

@@ -65,7 +65,7 @@ def run(
     The same command goes on where it was stopped. A run that fails is told and does not stop the others;
     the exit status is then 1.
 
-    Example: `threefold study run hematoma-claims --out study --only 's0/*/split-0-seed-0'`
+    Example: `threefold study run hematoma-claims --out study --only 's0.0/*/split-0-seed-0'`
     """
     from threefold.studies.study_spec import load_study
 
@@ -83,7 +83,12 @@ def run(
 
     require_one_process("a study")
     if cohort is not None:
-        spec = pointed_at(spec, cohort)
+        asked, spec = spec, pointed_at(spec, cohort)
+        words = {claim.claim for claim in asked.claims} - {claim.claim for claim in spec.claims}
+        for claim in sorted(words):
+            typer.echo(
+                f"left out, as {cohort} has no such groups or it is one cohort alone: {claim}", err=True
+            )
     gpus = torch.cuda.device_count()
     pool = (
         RayPool(out, spec.threads, ray)

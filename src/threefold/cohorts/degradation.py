@@ -60,6 +60,9 @@ def degrade(
     rows = []
     with staging(out) as stage:
         atlases = stage.place_atlases(cohort.spec, cohort.folder, copy=False)
+        # In the name, so that no run on one displacement is taken for a run on another.
+        how = f"moved-{spec.displacement:g}mm-over-{spec.scale:g}mm-seed{spec.seed}"
+        atlases = atlases.model_copy(update={"name": f"{cohort.spec.name}-{how}"})
         (stage.folder / FOLDERS["structures"]).mkdir()
         for number, case in enumerate(cohort.cases, start=1):
             row = row_of(case, cohort.spec)

@@ -108,6 +108,9 @@ def temperature_of(predictions: Predictions, spec: EvaluationSpec) -> Estimate:
     interval: Interval = bootstrap(
         fitted, units.patients, replicates=spec.replicates, confidence=spec.confidence, seed=spec.seed
     )["temperature"]
+    if interval.low <= RANGE[0] * 1.001 or interval.high >= RANGE[1] / 1.001:
+        ends = f"resamples reach the end of the temperatures looked at, {RANGE[0]:g} to {RANGE[1]:g}"
+        return Estimate(value, np.nan, np.nan, n, patients, f"no interval: {ends}")
     note = f"no interval: {interval.reason}" if interval.reason else ""
     return Estimate(value, interval.low, interval.high, n, patients, note)
 

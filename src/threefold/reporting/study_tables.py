@@ -19,9 +19,10 @@ _RULE = (
 def claim_table(rows: Sequence[ClaimRow], *, confidence: float, replicates: int, margin: float) -> Table:
     """Return what each claim came to, a row for each cohort in which it was tested."""
     notes = [
-        "Difference: variant minus baseline on the same test cases, mean over pairs of the same split and "
-        f"seed. [low, high]: {confidence:.0%} interval over {replicates} replicates of patients and seeds; p: "
-        "of the same replicates, after Holm's correction over the rows; n: cases/patients, x pairs.",
+        "Difference: variant minus baseline, mean over pairs of the same split and seed; on the same test "
+        f"cases, but for groups set against each other. [low, high]: {confidence:.0%} interval over "
+        f"{replicates} replicates of patients and seeds; p: of the same replicates, after Holm's correction "
+        "over the rows; n: cases/patients, x pairs.",
         _RULE.format(alpha=round(1 - confidence, 9)),
     ]
     if margin:

@@ -14,14 +14,14 @@ from threefold.atlases.propagation import propagate
 from threefold.atlases.spec import PropagationSpec, load_propagation
 from threefold.cohorts.cohort import Cohort
 from threefold.cohorts.splits import Split, make_split
-from threefold.errors import CohortError
+from threefold.errors import CohortError, RunError
 from threefold.evaluation.paired import MEASURES, Gain, registration_gains, variant_gains
 from threefold.experiment import EvaluationSpec, Experiment
 from threefold.reporting.paired_tables import gain_table
 from threefold.reporting.run_report import Report
 from threefold.reporting.table import markdown
 from threefold.reporting.tables import write_comparison
-from threefold.run import write_atomically
+from threefold.run import make_folder, write_atomically
 from threefold.studies.chain_spec import PROPAGATION, ChainSpec, stage_experiments, stage_overrides
 from threefold.studies.evaluations import evaluate_propagated, evaluate_run
 from threefold.training.devices import require_one_process
@@ -120,7 +120,7 @@ def run_chain(chain: Chain, cohort: Cohort, progress: TrainingProgress) -> Chain
     folder = chain.propagated
     there = "already there" if folder.is_dir() else "the atlases' labels are propagated into it"
     progress.say(f"{folder}: {there}")
-    chain.out.mkdir(parents=True, exist_ok=True)
+    make_folder(chain.out, RunError)
     propagated = propagate(
         cohort,
         folder,

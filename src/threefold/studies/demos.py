@@ -6,9 +6,11 @@ from functools import partial
 from pathlib import Path
 
 from threefold.cohorts.cohort import Cohort, read_cohort
+from threefold.errors import RunError
 from threefold.experiment import Experiment
 from threefold.phantoms.registry import PHANTOMS
 from threefold.reporting.run_report import Report
+from threefold.run import make_folder
 from threefold.studies.chain import Chain, ChainReport, run_chain
 from threefold.studies.evaluations import evaluate_run
 from threefold.training.progress import TrainingProgress
@@ -69,6 +71,6 @@ def _phantom(name: str, seed: int, out: Path, progress: TrainingProgress) -> Coh
         progress.say(f"{folder}: already there")
         return read_cohort(folder)
     progress.say(f"making the phantom cohort {folder}")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, RunError)
     phantom = PHANTOMS[name]
     return phantom.make(folder, phantom.presets["demo"], seed, partial(progress.step, "making images"))

@@ -15,7 +15,7 @@ from threefold.evaluation.structures import read_structures_table, with_structur
 from threefold.experiment import EvaluationSpec, Experiment
 from threefold.experiments import read_experiment
 from threefold.reporting.run_report import Report, choose_examples, write_report
-from threefold.run import RunFolder, write_atomically
+from threefold.run import RunFolder, make_folder, write_atomically
 from threefold.studies.chain_spec import PROPAGATION
 from threefold.validation import parse_spec
 
@@ -165,7 +165,7 @@ def write_label_tables(
     from threefold.inference.label_tables import label_tables
 
     tables = label_tables(cohort, split, progress=progress)
-    folder.path.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.path, RunError)
     write_predictions(tables.structures, folder.structures)
     write_predictions(tables.cases, folder.predictions)  # last: where it is, both are
 
@@ -244,7 +244,7 @@ def _claim(out: RunFolder, cohort: Cohort) -> None:
                 f"{known['folder']}; its cohort.yaml or cases.csv differ). Rename that folder to keep it, or "
                 "remove it."
             )
-    out.path.mkdir(parents=True, exist_ok=True)
+    make_folder(out.path, RunError)
     folder = str(cohort.folder.resolve())
     described = {"name": cohort.spec.name, "fingerprint": found, "folder": folder}
     write_atomically(out.cohort, json.dumps(described, indent=2, ensure_ascii=False) + "\n")

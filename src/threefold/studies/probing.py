@@ -26,7 +26,7 @@ from threefold.reporting.probe_tables import (
     value_table,
 )
 from threefold.reporting.table import Table, markdown
-from threefold.run import RunFolder, write_atomically
+from threefold.run import RunFolder, make_folder, write_atomically
 from threefold.studies.evaluations import cohort_of_run, read_run_predictions
 
 Progress = Callable[[int, int], None]
@@ -146,7 +146,7 @@ def cases_named(cohort: Cohort, names: Sequence[str]) -> list[Case]:
 
 
 def _write(named: Mapping[str, tuple[Table, list[dict[str, Any]]]], folder: Path) -> tuple[Path, ...]:
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, RunError)
     paths = []
     for name, (table, records) in named.items():
         frame = pd.DataFrame(records)

@@ -20,7 +20,7 @@ from threefold.experiments import read_experiment
 from threefold.reporting.figures import save
 from threefold.reporting.similarity import POOLED, similarity_figure, similarity_table
 from threefold.reporting.table import Table, markdown
-from threefold.run import RunFolder, write_atomically
+from threefold.run import RunFolder, make_folder, write_atomically
 from threefold.studies.evaluations import cohort_of_run
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def write_similarities(
         spec: the settings of the intervals.
         folder: made where it is not there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, RunError)
     frame = pd.DataFrame(
         {
             "first": each.first,

@@ -11,6 +11,7 @@ from threefold.errors import RunError, ThreefoldError, UsageError
 from threefold.experiment import Experiment
 from threefold.experiments import read_experiment
 from threefold.run import RunFolder
+from threefold.studies.study_claims import require_groups, require_metrics
 from threefold.studies.study_cohorts import judge_labels, prepare_cohort
 from threefold.studies.study_folder import Outcome, StudyFolder, expected_memory
 from threefold.studies.study_pools import Pool
@@ -41,12 +42,14 @@ def run_study(
         How the runs of this call ended.
 
     Raises:
-        ExperimentError, UsageError: a variant is not valid; before anything is done.
+        ExperimentError, UsageError: a variant or a claim's metric is not valid; before anything is done. A
+            cohort has not a claim's group; before any run.
         CohortError: a cohort can't be made or can't serve a variant; before any run.
         RunError: the folder can't be written, or holds another study, or runs of other settings or cases.
         KeyboardInterrupt: after the runs under way have written their state.
     """
     plans = plan_runs(study, only)
+    require_metrics(study)
     experiments = {plan.id: settled(experiment_of(folder, plan)) for plan in plans}
     for plan in plans:
         _require_one_device(plan, experiments[plan.id])
@@ -59,6 +62,7 @@ def run_study(
     for name, source in study.cohorts.items():
         if name in needed:
             cohort = prepare_cohort(name, source, study, folder, progress)
+            require_groups(study, name, cohort)
             for plan in plans:
                 if plan.cohort == name:
                     _require_trainable(folder, plan, experiments[plan.id], cohort)

@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from threefold.atlases.propagation import propagate
 from threefold.atlases.spec import PropagationSpec
-from threefold.cohorts.cohort import Cohort, read_cohort
-from threefold.cohorts.degradation import DegradationSpec, degrade
+from threefold.cohorts.cohort import Cohort, fingerprint, read_cohort
+from threefold.cohorts.degradation import degrade
 from threefold.cohorts.splits import make_split
 from threefold.errors import RunError, UsageError
 from threefold.phantoms.registry import PHANTOMS
 from threefold.run import write_atomically
 from threefold.studies.evaluations import write_label_tables
+from threefold.studies.study_claims import has_cases_of
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import LABELS, CohortSource, StudySpec, claim_cohorts, plan_runs
 from threefold.studies.study_worker import experiment_of
 from threefold.training.progress import TrainingProgress
 from threefold.validation import parse_spec
 
+MadeOf = dict[str, Any]
+"""What a cohort was made of, as JSON."""
+
 
 def pointed_at(study: StudySpec, cohort: Path) -> StudySpec:
     """Return a study of a user's own cohort in place of all of its own.
 
     Where one of the study's cohorts gets propagated structures, the user's does too. Claims that hold one
-    cohort against another have no meaning then, and are left out; what is said of several is said once.
+    cohort against another, and claims on groups that the user's does not have, have no meaning then and are
+    left out; what is said of several is said once.
+
+    Raises:
+        CohortError: the cohort can't be read.
+        UsageError: something else of the study has no meaning on one cohort.
     """
     folder = cohort.resolve()
+    there = read_cohort(folder, allow_outside=True)
     name = re.sub(r"[^A-Za-z0-9_.+=]+", "-", folder.name).strip("-._+=")[:80] or "cohort"
     propagation = next((s.propagation for s in study.cohorts.values() if s.propagation is not None), None)
     source = CohortSource(folder=str(folder), propagation=propagation)
@@ -42,6 +55,7 @@ def pointed_at(study: StudySpec, cohort: Path) -> StudySpec:
         claim.model_copy(update=anywhere)
         for claim in study.claims
         if claim.variant != claim.baseline or (claim.baseline_group or claim.group) != claim.group
+        if all(has_cases_of(there, group) for group in (claim.group, claim.baseline_group or claim.group))
     ]
     content["claims"] = [claim.model_dump() for claim in dict.fromkeys(claims)]
     return parse_spec(StudySpec, content, where=f"{study.name} on {folder}", error=UsageError)
@@ -50,31 +64,36 @@ def pointed_at(study: StudySpec, cohort: Path) -> StudySpec:
 def prepare_cohort(
     name: str, source: CohortSource, study: StudySpec, folder: StudyFolder, progress: TrainingProgress
 ) -> Cohort:
-    """Return a cohort of the study, made where it is not there yet."""
-    cohort = _source_cohort(name, source, folder, progress)
+    """Return a cohort of the study, made where it is not there yet.
+
+    Raises:
+        CohortError, UsageError: it can't be read or made.
+        RunError: one made otherwise is there, or runs of one.
+    """
+    cohort, made_of = _source_cohort(name, source, folder, progress)
     out = folder.cohort(name, source)
     if source.degradation is not None:
-        return _degraded(name, cohort, source.degradation, out, progress)
+        spec = source.degradation
+        return _made_once(
+            out,
+            {"cohort": made_of, "degradation": spec.model_dump(mode="json")},
+            partial(degrade, cohort, out, spec, progress=partial(progress.step, f"degrading {name}")),
+            said=f"its references are moved by {spec.displacement:g} mm",
+            progress=progress,
+            runs=folder.runs(name),
+        )
     if source.propagation is None:
         return cohort
-    spec = parse_spec(
-        PropagationSpec, source.propagation, where=f"cohorts.{name}.propagation", error=UsageError
-    )
-    splits = [
-        make_split(cohort, experiment_of(folder, plan).data.split)
-        for plan in plan_runs(study)
-        if plan.cohort == name
-    ]
-    held_out = {case.case_id for split in splits for case in split.cases(cohort, "test")}
-    progress.say(f"{out}: {'already there' if out.is_dir() else 'propagating the labels of the atlases'}")
-    step = partial(progress.step, f"propagating {name}")
-    return propagate(cohort, out, spec, held_out=held_out, progress=step)
+    return _propagated(name, cohort, made_of, source.propagation, study, folder, progress)
 
 
 def judge_labels(
     name: str, cohort: Cohort, study: StudySpec, folder: StudyFolder, progress: TrainingProgress
 ) -> None:
-    """Hold a cohort's own structures against its references, where a claim asks for it and both are there."""
+    """Hold a cohort's own structures against its references, where a claim asks for it and both are there.
+
+    Done once, and again where the cohort was made anew.
+    """
     against = {
         claim.baseline_cohort or of_variant
         for claim in study.claims
@@ -83,49 +102,98 @@ def judge_labels(
     }
     possible = any(case.structures is not None and case.reference is not None for case in cohort.cases)
     tables = folder.labels(name)
-    if name in against and possible and not tables.predictions.is_file():
-        write_label_tables(cohort, None, tables, progress=partial(progress.step, f"judging {name}"))
+    if name not in against or not possible:
+        return
+    note, judged = tables.path.with_name(f"{name}.json"), json.dumps(_identity(cohort), indent=2) + "\n"
+    if tables.predictions.is_file() and note.is_file() and note.read_text(encoding="utf-8") == judged:
+        return
+    note.unlink(missing_ok=True)
+    write_label_tables(cohort, None, tables, progress=partial(progress.step, f"judging {name}"))
+    write_atomically(note, judged)  # last: where it is, the tables are this cohort's
 
 
-def _degraded(
-    name: str, cohort: Cohort, spec: DegradationSpec, out: Path, progress: TrainingProgress
+def _propagated(
+    name: str,
+    cohort: Cohort,
+    made_of: MadeOf,
+    changes: Mapping[str, Any],
+    study: StudySpec,
+    folder: StudyFolder,
+    progress: TrainingProgress,
 ) -> Cohort:
-    note, made_of = out.with_name(f"{out.name}.json"), json.loads(spec.model_dump_json())
+    """Return the cohort with the structures of its atlases; what is there in part goes on."""
+    spec = parse_spec(PropagationSpec, changes, where=f"cohorts.{name}.propagation", error=UsageError)
+    splits = [
+        make_split(cohort, experiment_of(folder, plan).data.split)
+        for plan in plan_runs(study)
+        if plan.cohort == name
+    ]
+    held_out = {case.case_id for split in splits for case in split.cases(cohort, "test")}
+    out = folder.cohort(name, study.cohorts[name])
+    now = {"cohort": made_of, "propagation": spec.model_dump(mode="json"), "held out": sorted(held_out)}
+    _require_same(out, now, folder.runs(name))
+    progress.say(f"{out}: {'already there' if out.is_dir() else 'propagating the labels of the atlases'}")
+    step = partial(progress.step, f"propagating {name}")
+    return propagate(cohort, out, spec, held_out=held_out, progress=step)
+
+
+def _made_once(
+    out: Path,
+    made_of: MadeOf,
+    make: Callable[[], Cohort],
+    *,
+    said: str,
+    progress: TrainingProgress,
+    runs: Path,
+) -> Cohort:
+    """Return the cohort OUT, made where it is not there; OUT.json says of what."""
+    _require_same(out, made_of, runs)
     if out.is_dir():
-        if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != made_of:
-            raise _made_otherwise(out, name)
         progress.say(f"{out}: already there")
         return read_cohort(out, allow_outside=True)
-    progress.say(f"{out}: its references are moved by {spec.displacement:g} mm")
+    progress.say(f"{out}: {said}")
+    return make()
+
+
+def _require_same(out: Path, made_of: MadeOf, runs: Path) -> None:
+    """Note what a cohort is made of; refuse another one that is there, or that runs were trained on."""
+    note = out.with_name(f"{out.name}.json")
+    known = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
+    trained = known is not None and runs.is_dir() and any(runs.iterdir())
+    if known != made_of and (out.is_dir() or trained):
+        raise RunError(
+            f"{out}: is there already, or {runs} was trained on it, made from other settings than the study "
+            "says now. Give that cohort another name, or choose another --out."
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(note, json.dumps(made_of, indent=2) + "\n")
-    return degrade(cohort, out, spec, progress=partial(progress.step, f"degrading {name}"))
 
 
-def _made_otherwise(out: Path, name: str) -> RunError:
-    return RunError(
-        f"{out}: is there already, made from other settings than cohorts.{name} says now. Give that cohort "
-        "another name, or choose another --out."
-    )
+def _identity(cohort: Cohort) -> MadeOf:
+    """Return what tells a cohort from another: its table's fingerprint, and what it was made of."""
+    provenance = cohort.folder / "provenance.json"
+    text = provenance.read_bytes() if provenance.is_file() else b""
+    return {"fingerprint": fingerprint(cohort), "provenance": hashlib.sha256(text).hexdigest()}
 
 
 def _source_cohort(
     name: str, source: CohortSource, folder: StudyFolder, progress: TrainingProgress
-) -> Cohort:
+) -> tuple[Cohort, MadeOf]:
+    """Return the cohort that a source starts from, and what tells it from another."""
     if source.folder is not None:
-        return read_cohort(Path(source.folder), allow_outside=True)
-    out = folder.made_cohort(name)
+        cohort = read_cohort(Path(source.folder), allow_outside=True)
+        return cohort, _identity(cohort)
     phantom = PHANTOMS[source.phantom or ""]
     spec = phantom.spec(source.preset, source.settings, where=f"cohorts.{name}")
-    note = out.with_name(f"{name}.json")
+    out = folder.made_cohort(name)
     made_of = {"phantom": phantom.name, "seed": source.seed, "spec": spec.model_dump(mode="json")}
-    if out.is_dir():
-        known = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
-        if known != made_of:
-            raise _made_otherwise(out, name)
-        progress.say(f"{out}: already there")
-        return read_cohort(out)
-    progress.say(f"making the phantom cohort {out}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(note, json.dumps(made_of, indent=2) + "\n")
-    return phantom.make(out, spec, source.seed, partial(progress.step, f"making {name}"))
+    step = partial(progress.step, f"making {name}")
+    cohort = _made_once(
+        out,
+        made_of,
+        partial(phantom.make, out, spec, source.seed, step),
+        said="making the phantom",
+        progress=progress,
+        runs=folder.runs(name),
+    )
+    return cohort, made_of

@@ -22,7 +22,7 @@ from typing import Literal
 import yaml
 
 from threefold.errors import RunError
-from threefold.run import RunFolder, write_atomically
+from threefold.run import RunFolder, make_folder, write_atomically
 from threefold.studies.study_spec import CohortSource, StudySpec, load_study
 
 OutcomeState = Literal["finished", "failed", "interrupted"]
@@ -73,6 +73,10 @@ class StudyFolder:
         """Return a run's folder."""
         return RunFolder(self.path / "runs" / run_id)
 
+    def runs(self, cohort: str) -> Path:
+        """Return where the runs on a cohort lie."""
+        return self.path / "runs" / cohort
+
     def log(self, run_id: str) -> Path:
         """Return what a run said."""
         return self.path / "logs" / f"{_flat(run_id)}.log"
@@ -108,7 +112,7 @@ class StudyFolder:
 
     def write(self, study: StudySpec) -> None:
         """Write the study as it is run, making the folder."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path, RunError)
         content = json.loads(study.model_dump_json())
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
         write_atomically(self.study, text)

@@ -1,0 +1,71 @@
+"""Whether a study's claims can be tested, before anything is trained."""
+
+from __future__ import annotations
+
+from threefold.cohorts.cohort import Cohort
+from threefold.errors import UsageError
+from threefold.evaluation.measures import OF_ALL
+from threefold.evaluation.metrics import METRICS
+from threefold.studies.study_spec import StudySpec, claim_cohorts
+from threefold.validation import did_you_mean
+
+
+def require_metrics(study: StudySpec) -> None:
+    """Refuse claims on metrics that there are not, or that need evidence which the study does not collect.
+
+    Raises:
+        UsageError: naming the claim and the nearest metric.
+    """
+    for claim in study.claims:
+        name = claim.metric.partition(":")[0]
+        if name not in METRICS:
+            nearest = did_you_mean(name, sorted(METRICS))
+            raise UsageError(f"claim '{claim.claim}': there is no metric '{name}'.{nearest}")
+        if METRICS[name].of == "evidence" and not study.evidence:
+            raise UsageError(
+                f"claim '{claim.claim}': {name} is measured only where the study says `evidence: true`. Add "
+                "that line."
+            )
+
+
+def require_groups(study: StudySpec, name: str, cohort: Cohort) -> None:
+    """Refuse claims on groups that a cohort does not have.
+
+    Args:
+        study: with the claims.
+        name: of the cohort in the study.
+        cohort: as it was made or read.
+
+    Raises:
+        UsageError: naming the claim and the nearest group.
+    """
+    for claim in study.claims:
+        tested = claim_cohorts(study, claim)
+        if name in tested:
+            _require_group(claim.group, claim.claim, cohort)
+        if name == claim.baseline_cohort or (claim.baseline_cohort is None and name in tested):
+            _require_group(claim.baseline_group or claim.group, claim.claim, cohort)
+
+
+def has_cases_of(cohort: Cohort, group: str) -> bool:
+    """Whether a cohort has cases of a claim's group: all, a site group, a site, a class, COLUMN=VALUE."""
+    return group in _names(cohort) or group in _values(cohort, group.partition("=")[0])
+
+
+def _require_group(group: str, claim: str, cohort: Cohort) -> None:
+    if has_cases_of(cohort, group):
+        return
+    nearest = did_you_mean(group, _values(cohort, group.partition("=")[0]) or _names(cohort))
+    raise UsageError(
+        f"claim '{claim}': cohort {cohort.spec.name} has no cases of group '{group}'.{nearest} Expected "
+        f"{OF_ALL}, a site group, a site, a class, or COLUMN=VALUE of a further column of its table."
+    )
+
+
+def _names(cohort: Cohort) -> list[str]:
+    return sorted({OF_ALL, *cohort.sites, *cohort.spec.site_groups, *cohort.spec.classes})
+
+
+def _values(cohort: Cohort, column: str) -> list[str]:
+    """Return COLUMN=VALUE for each value that a further column has."""
+    return sorted({f"{column}={case.extra[column]}" for case in cohort.cases if column in case.extra})
