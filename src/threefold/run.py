@@ -19,6 +19,7 @@ RUN/
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -194,19 +195,46 @@ def whole_folder(path: Path, error: type[ThreefoldError]) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def make_folder(path: Path, error: type[ThreefoldError]) -> None:
-    """Make a folder where there is none yet.
+@contextmanager
+def alone_in(folder: Path, busy: str) -> Iterator[None]:
+    """Hold a folder's lock, so that two processes never write into it; a killed process holds none.
+
+    Args:
+        folder: is there.
+        busy: what to say where another process holds it.
 
     Raises:
-        error: there is a file, or the disk refuses.
+        RunError: another process holds it, or the folder can't be written.
+    """
+    try:
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise RunError(
+            f"{folder}: can't be written ({error.strerror or error}). Fix the permission, then go on."
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(busy) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are not there yet.
+
+    Raises:
+        RunError: there is a file, or the disk refuses.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise error(
-            f"{path}: can't be made ({problem.strerror or problem}). Expected a new folder, or one that is "
-            "there; name another one."
-        ) from problem
+    except OSError as error:
+        raise RunError(
+            f"{path}: the folder can't be made ({error.strerror or error}). Choose another --out, or fix the "
+            "permission of the folder above it."
+        ) from error
 
 
 def refuse_current_folder(path: Path, error: type[ThreefoldError]) -> None:

@@ -18,6 +18,7 @@ from threefold.cohorts.cohort import read_cohort
 from threefold.errors import CohortError, PredictionsError, RunError
 from threefold.experiment import TasksSpec
 from threefold.images.nifti import read_nifti_header
+from threefold.images.reading import read_label_map
 from threefold.images.writing import write_nifti
 from threefold.inference.evidence import Explainer
 from threefold.inference.predictor import Predictor
@@ -58,12 +59,32 @@ def test_every_test_case_of_every_site_is_measured(mine: RunFolder, explained: E
     assert all(path.stat().st_size > 0 for path in explained.files)
     assert {
         "attention.md",
+        "truth.md",
         "counterfactuals.md",
         "shortcut.md",
         "probes.md",
         "calibration_temperature.md",
     } <= {path.name for path in explained.files}
     pd.testing.assert_frame_equal(read_evidence(mine), explained.evidence)
+
+
+def test_masks_are_held_against_the_truth_at_every_site(
+    mine: RunFolder, explained: Explanation, cohort_folder: Path
+) -> None:
+    """At sites with masks in the cohort the number is the run's own; elsewhere it is there too."""
+    table = pd.read_csv(mine.predictions).set_index("case_id").loc[explained.evidence.index]
+    found = explained.evidence["truth_dice"]
+    assert found.between(0, 1).all()
+    known = table["mask_truth_voxels"].notna()
+    assert 0 < known.sum() < len(table)
+    dice = 2 * table["mask_overlap_voxels"] / (table["mask_truth_voxels"] + table["mask_predicted_voxels"])
+    assert np.allclose(found[known], dice[known])
+    name = str(found.index[~known][0])
+    truth, predicted = (
+        read_label_map(folder / f"{name}.nii.gz").array > 0
+        for folder in (cohort_folder / "truth/hematoma", mine.masks)
+    )
+    assert found[name] == pytest.approx(2 * (truth & predicted).sum() / (truth.sum() + predicted.sum()))
 
 
 @pytest.mark.parametrize("thing", ["shortcut", "marker"])
@@ -92,7 +113,7 @@ def test_counterfactuals_are_those_of_files_rendered_again(
 
 
 def test_tables_hold_the_means_with_their_n(mine: RunFolder, explained: Explanation) -> None:
-    assert [table.name for table in explained.tables] == ["attention", "counterfactuals"]
+    assert [table.name for table in explained.tables] == ["attention", "counterfactuals", "truth"]
     long = pd.concat(pd.read_csv(mine.tables / f"{table.name}.csv") for table in explained.tables)
     table = pd.read_csv(mine.predictions).set_index("case_id")
     external = table.index[(table["part"] == "test") & (table["site_group"] == "external")]
@@ -136,7 +157,9 @@ def test_what_cannot_be_explained_is_refused(mine: RunFolder, cohort_folder: Pat
     tasks = TasksSpec.model_validate({"segmentation": {}})
     with pytest.raises(RunError, match="no classification task"):
         Explainer.of(
-            replace(predictor, experiment=predictor.experiment.model_copy(update={"tasks": tasks})), cohort
+            replace(predictor, experiment=predictor.experiment.model_copy(update={"tasks": tasks})),
+            cohort,
+            mine.masks,
         )
     shutil.copytree(mine.path, tmp_path / "run")
     changed = RunFolder(tmp_path / "run")
@@ -183,8 +206,7 @@ class HerePool:
         return not self.ended
 
     def submit(self, run: str, memory: float) -> None:
-        execute(self.folder, run)
-        self.ended.append(Outcome(run, "finished", "", 1.0, 0.1))
+        self.ended.append(Outcome(run, "finished", execute(self.folder, run), 1.0, 0.1))
 
     def wait(self) -> list[Outcome]:
         ended, self.ended = self.ended, []
@@ -239,3 +261,26 @@ def test_a_study_looks_into_runs_that_classify_and_goes_on_with_those_that_lack_
     evidence = read_tables(folder, "c/demo/split-0-seed-0").evidence
     assert np.isfinite(evidence["shortcut_flip"]).all()
     assert read_tables(folder, "c/seg/split-0-seed-0").evidence.empty
+
+
+def test_a_run_that_cant_be_looked_into_is_finished_all_the_same(
+    study_of: Callable[[bool], StudySpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, pool = StudyFolder(tmp_path / "study"), HerePool(tmp_path / "study")
+    name = "c/demo/split-0-seed-0"
+
+    def go() -> Outcome:
+        (outcome,) = run_study(study_of(True), folder, pool, Lines(), [name])  # type: ignore[arg-type]
+        return outcome
+
+    def refuse(*_: object, **__: object) -> None:
+        raise CohortError("the truth is damaged")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("threefold.studies.evidence.explain_run", refuse)
+        outcome = go()
+    assert (outcome.state, outcome.message) == ("finished", "no evidence: the truth is damaged")
+    assert folder.is_finished(name)
+    assert not read_tables(folder, name).predictions.table.empty
+    # The same command makes up for it.
+    assert (go().message, folder.run(name).evidence.is_file()) == ("", True)

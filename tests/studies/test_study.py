@@ -18,6 +18,7 @@ from sklearn.metrics import roc_auc_score
 from threefold.cohorts.cohort import Cohort, read_cohort
 from threefold.cohorts.degradation import DegradationSpec
 from threefold.errors import CohortError, ExperimentError, RunError, UsageError
+from threefold.run import alone_in
 from threefold.studies import study_cohorts, study_pools
 from threefold.studies.comparison import compare_study, write_comparison
 from threefold.studies.study import run_study
@@ -236,6 +237,33 @@ def test_a_run_whose_folder_was_removed_is_trained_anew(study: StudySpec, tmp_pa
     assert outcome.state == "finished"
 
 
+def test_two_commands_never_work_on_one_study(study: StudySpec, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with alone_in(out, "busy"), pytest.raises(RunError, match="another `threefold study run` is at work"):
+        run(study, out)
+    assert not (out / "runs").exists()
+
+
+def test_a_file_in_the_studys_place_is_named(study: StudySpec, tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(RunError, match=r"out: the folder can't be made \(File exists\)"):
+        run(study, tmp_path / "out")
+
+
+def test_a_claim_has_no_verdict_before_all_of_its_pairs_have_finished(
+    ended: tuple[StudyFolder, list[Outcome], str], tmp_path: Path
+) -> None:
+    whole, _, _ = ended
+    shutil.copytree(whole.path, tmp_path / "study")
+    folder = StudyFolder(tmp_path / "study")
+    folder.write(changed(folder.read(), claims=CLAIMS))
+    assert {line.verdict for line in compare_study(folder).claims} <= {"undecided", "not estimable"}
+    folder.remember(Outcome("heads/seg/split-0-seed-1", "failed", "died", 1.0, 0.1))
+    auc = compare_study(folder).claims[0]
+    assert (auc.verdict, auc.effect.runs, auc.pairs) == ("unfinished", 1, 2)
+
+
 def test_a_users_cohort_takes_the_place_of_the_studys(
     cohort_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -443,4 +471,5 @@ def test_labels_are_a_baseline_and_groups_are_compared(tmp_path: Path) -> None:
     assert labels.effect.cases == labels.variant_mean.cases == labels.baseline_mean.cases
     assert labels.effect.cases < judged["case_id"].nunique()  # only the run's test cases count
     assert hard.baseline_group == "hard=0"
-    assert hard.effect.cases == hard.variant_mean.cases + hard.baseline_mean.cases == labels.effect.cases
+    assert hard.effect.cases == hard.variant_mean.cases + hard.baseline_mean.cases
+    assert hard.effect.cases < labels.effect.cases  # without RAA, which has no hard cases

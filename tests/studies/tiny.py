@@ -54,10 +54,10 @@ def run_here(
     """Do as `run_in_process` does, in this process."""
     begin = time.monotonic()
     try:
-        execute(folder, run)
+        without = execute(folder, run)
     except ThreefoldError as error:
         return Outcome(run, "failed", str(error), time.monotonic() - begin, 0.1)
-    return Outcome(run, "finished", "", time.monotonic() - begin, 0.1)
+    return Outcome(run, "finished", without, time.monotonic() - begin, 0.1)
 
 
 class Heard(Silence):

@@ -34,7 +34,6 @@ def similarity(
     Example: `threefold similarity cls cls-seg cls-seg-rec --out similarity`
     """
     from threefold.cohorts.cohort import read_cohort
-    from threefold.errors import RunError
     from threefold.experiments import read_experiment
     from threefold.reporting.table import show
     from threefold.run import RunFolder, make_folder
@@ -44,7 +43,7 @@ def similarity(
     for folder in folders:
         folder.read_status()
     if out is not None:
-        make_folder(out, RunError)
+        make_folder(out)
     shown = None if cohort is None else read_cohort(cohort, allow_outside=allow_outside)
     with progress_of("Reading features") as progress:
         found = compare_runs(folders, cohort=shown, device=device, batch_size=batch_size, progress=progress)

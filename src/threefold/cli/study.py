@@ -99,11 +99,11 @@ def run(
     with closing(pool), resumable(progress), terminating_as_interrupt():
         ended = run_study(spec, StudyFolder(out), pool, progress, only or ())
     failed = [outcome for outcome in ended if outcome.state != "finished"]
-    for outcome in failed:
+    for outcome in (each for each in ended if each.message):
         typer.echo(f"{outcome.run}: {outcome.state}: {outcome.message}", err=True)
     typer.echo(f"{out}: {count(len(ended) - len(failed), 'run')} finished now, {len(failed)} did not.")
     typer.echo(f"Next: threefold study compare {out}")
-    if failed:
+    if any(outcome.message for outcome in ended):
         raise typer.Exit(1)
 
 

@@ -33,7 +33,7 @@ from threefold.evaluation.spread import Spread, own_spread
 
 Floats = NDArray[np.float64]
 Expected = Literal["higher", "lower", "different"]
-Verdict = Literal["supported", "contradicted", "undecided", "not estimable"]
+Verdict = Literal["supported", "contradicted", "undecided", "not estimable", "unfinished"]
 Values = Callable[[Floats], Floats]
 """From how often each patient was drawn (R, P) to the values of the runs (R, S)."""
 _BLOCK = 250
@@ -143,14 +143,19 @@ def holm(values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def verdict(effect: Effect, adjusted: float, expected: Expected, confidence: float) -> Verdict:
+def verdict(
+    effect: Effect, adjusted: float, expected: Expected, confidence: float, *, finished: bool = True
+) -> Verdict:
     """Say what an effect means for a claim.
 
+    - unfinished: some of its pairs have not finished; which ones do first is not chance alone.
     - supported: it differs as the claim says, and the adjusted p is below 1 - confidence.
     - contradicted: it differs the other way, and the adjusted p is below 1 - confidence. A claim that two
       differ, either way, is never contradicted.
     - undecided: anything else; at this number of patients and seeds either may be true.
     """
+    if not finished:
+        return "unfinished"
     if np.isnan(effect.value) or np.isnan(adjusted):
         return "not estimable"
     if adjusted >= 1 - confidence:

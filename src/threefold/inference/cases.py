@@ -22,9 +22,9 @@ from threefold.evaluation.reconstruction import psnr, ssim
 from threefold.experiment import CascadeSpec, Experiment, Part
 from threefold.images.writing import label_map_suffix, write_label_map
 from threefold.inference.engine import Prepared, Result, run_network
-from threefold.inference.output import make_folder
 from threefold.inference.sources import Source, prepare, refuse_other_question
 from threefold.inference.structures import Truth, measure_structures, read_truth, topology_columns
+from threefold.run import make_folder
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,6 +16,7 @@ from threefold.cohorts.targets import read_mask, read_structures
 from threefold.errors import ImageError, RunError
 from threefold.evaluation.attention import attention_columns
 from threefold.evaluation.counterfactuals import changes, flips
+from threefold.evaluation.overlap import dice
 from threefold.images.preprocessing import prepare_image, prepare_labels
 from threefold.inference.attention import Attention, class_probabilities, grad_cam
 from threefold.inference.engine import Prepared
@@ -40,17 +41,19 @@ class Explainer:
         predictor: the network, its threshold and preprocessing.
         cohort: the cohort.
         lesions: file of the true lesion by case id, of cohorts that keep one apart from their masks.
+        masks: folder of the masks that the run left of its test cases.
         phantoms: the cases that can be rendered again, by case id; empty where the cohort is no phantom.
     """
 
     predictor: Predictor
     cohort: Cohort
     lesions: Mapping[str, Path]
+    masks: Path
     phantoms: Mapping[str, PhantomCase]
 
     @classmethod
-    def of(cls, predictor: Predictor, cohort: Cohort) -> Explainer:
-        """Put a run's network beside a cohort.
+    def of(cls, predictor: Predictor, cohort: Cohort, masks: Path) -> Explainer:
+        """Put a run's network, and the masks that it left, beside a cohort.
 
         Raises:
             RunError: the network classifies nothing.
@@ -61,7 +64,7 @@ class Explainer:
                 f"{predictor.run}: has no classification task, and so no decision to explain. Name a run "
                 "that classifies."
             )
-        return cls(predictor, cohort, lesion_files(cohort.folder), phantom_cases(cohort.folder))
+        return cls(predictor, cohort, lesion_files(cohort.folder), masks, phantom_cases(cohort.folder))
 
     def prepare(self, case: Case) -> Prepared:
         """Bring a case's image to the network's grid, as prediction does.
@@ -105,6 +108,31 @@ class Explainer:
             raise ImageError(f"case {case.case_id}: {error}") from error
         return inside
 
+    def truth_dice(self, case: Case, one: Prepared) -> float | None:
+        """Return the Dice of the mask that the run left of a case with the truth that the cohort keeps apart.
+
+        So masks can be judged at sites whose masks the cohort does not show.
+
+        Returns:
+            None where one of them is not there; NaN where the truth is empty.
+
+        Raises:
+            ImageError: naming the case.
+        """
+        truth = self.lesions.get(case.case_id)
+        places = [self.masks / f"{case.case_id}{end}" for end in (".nii.gz", ".png")]
+        found = [path for path in places if path.is_file()]
+        if truth is None or not found:
+            return None
+        try:
+            true, predicted = (
+                read_mask(path, None, one.image, self.cohort.spec).array.astype(np.bool_)
+                for path in (truth, found[0])
+            )
+        except ImageError as error:
+            raise ImageError(f"case {case.case_id}: {error}") from error
+        return float(dice([true.sum()], [predicted.sum()], [(true & predicted).sum()])[0])
+
     def switched(self, case: Case, one: Prepared, name: str) -> NDArray[np.float32]:
         """Return a phantom's case with one thing switched, prepared as the run's images are: (C, *S)."""
         trained = self.predictor.cohort
@@ -129,6 +157,8 @@ class Explainer:
         for case, one, found in zip(cases, batch, attention, strict=True):
             lesion = self.lesion(case, one)
             row: Row = {"case_id": case.case_id}
+            if (agreement := self.truth_dice(case, one)) is not None:
+                row["truth_dice"] = agreement
             if lesion is not None:
                 seed = zlib.crc32(case.case_id.encode())  # whatever the order and the number of cases
                 row |= attention_columns(found.map, found.grid, lesion, seed=seed)

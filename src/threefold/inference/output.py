@@ -16,6 +16,7 @@ from threefold.errors import RunError
 from threefold.evaluation.predictions import probability_column, write_predictions
 from threefold.images.geometry import Image
 from threefold.images.writing import label_map_suffix, write_label_map
+from threefold.run import make_folder
 
 WRITE_EVERY = 20.0
 """Seconds after which the table is written again while rows are added."""
@@ -158,18 +159,3 @@ class PredictionFolder:
             name, number = f"{stem}_{number}", number + 1
         self._used.add(name.casefold())
         return f"masks/{name}{suffix}"
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder and those above it.
-
-    Raises:
-        RunError: if the disk refuses.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"{path}: the folder can't be made ({error.strerror or error}). Choose another --out, or fix the "
-            "permission of the folder above it."
-        ) from error

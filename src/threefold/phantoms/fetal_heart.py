@@ -226,7 +226,7 @@ def _write(folder: Path, spec: FetalHeartSpec, seed: int, progress: Progress | N
                 "mask": f"masks/{file}" if case.masked else None,
                 "label": case.anatomy.diagnosis,
                 "reference": f"reference/{file}",
-                "hard": int(case.anatomy.hard),
+                "hard": None if case.anatomy.diagnosis == "RAA" else int(case.anatomy.hard),
             }
         )
         if len(sheets.setdefault(case.site, [])) < 6:
@@ -274,7 +274,10 @@ def _cohort_spec(spec: FetalHeartSpec, seed: int) -> CohortSpec:
             for diagnosis in DIAGNOSES
         ),
         site_groups=site_groups(spec.internal_sites + spec.external_sites, spec.internal_sites),
-        columns={"hard": "1 where the narrowing is near-complete or one of two arches is thin, else 0"},
+        columns={
+            "hard": "1 where the narrowing is near-complete (CoA) or one of two arches thin (DAA), else 0; "
+            "empty in RAA"
+        },
     )
 
 

@@ -36,7 +36,7 @@ class EvidenceTable:
 def evidence_tables(
     evidence: pd.DataFrame, predictions: Predictions, spec: EvaluationSpec
 ) -> tuple[EvidenceTable, ...]:
-    """Return the tables `attention` and `counterfactuals`; one that no case has a number for is left out.
+    """Return the tables `attention`, `counterfactuals` and `truth`, each where some case has a number for it.
 
     Args:
         evidence: by case id.
@@ -57,6 +57,9 @@ def evidence_tables(
     rows = evidence_rows(evidence, predictions, spec, COUNTERFACTUALS)
     if rows:
         found.append(EvidenceTable("counterfactuals", _counterfactuals(rows, notes), rows))
+    rows = evidence_rows(evidence, predictions, spec, ("truth_dice",))
+    if rows:
+        found.append(EvidenceTable("truth", _truth(rows, notes), rows))
     return tuple(found)
 
 
@@ -114,6 +117,15 @@ def _counterfactuals(rows: Sequence[Row], notes: tuple[str, ...]) -> Table:
             "the positive class with it, minus without it. All else, the noise included, is the same.",
             *notes,
         ),
+    )
+
+
+def _truth(rows: Sequence[Row], notes: tuple[str, ...]) -> Table:
+    return Table(
+        title="Masks and the truth that the cohort keeps apart, test cases",
+        columns=("group", "Dice"),
+        rows=tuple((row.group, cell(row)) for row in rows),
+        notes=("All sites, also those whose masks the cohort does not show; cases with a lesion.", *notes),
     )
 
 

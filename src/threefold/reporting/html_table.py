@@ -19,6 +19,7 @@ _MARKS = {
     "failed": "bad",
     "refuse": "bad",
     "undecided": "dull",
+    "unfinished": "dull",
     "waiting": "dull",
     "note": "dull",
     "not estimable": "dull",

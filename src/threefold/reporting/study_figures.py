@@ -15,6 +15,7 @@ _COLOURS = {
     "contradicted": "#b2182b",
     "undecided": "#777777",
     "not estimable": "#bbbbbb",
+    "unfinished": "#bbbbbb",
 }
 
 

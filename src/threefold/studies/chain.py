@@ -14,7 +14,7 @@ from threefold.atlases.propagation import propagate
 from threefold.atlases.spec import PropagationSpec, load_propagation
 from threefold.cohorts.cohort import Cohort
 from threefold.cohorts.splits import Split, make_split
-from threefold.errors import CohortError, RunError
+from threefold.errors import CohortError
 from threefold.evaluation.paired import MEASURES, Gain, registration_gains, variant_gains
 from threefold.experiment import EvaluationSpec, Experiment
 from threefold.reporting.paired_tables import gain_table
@@ -120,7 +120,7 @@ def run_chain(chain: Chain, cohort: Cohort, progress: TrainingProgress) -> Chain
     folder = chain.propagated
     there = "already there" if folder.is_dir() else "the atlases' labels are propagated into it"
     progress.say(f"{folder}: {there}")
-    make_folder(chain.out, RunError)
+    make_folder(chain.out)
     propagated = propagate(
         cohort,
         folder,

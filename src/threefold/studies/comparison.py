@@ -89,8 +89,14 @@ def compare_study(folder: StudyFolder) -> Comparison:
     ]
     adjusted = holm([line.effect.p for line in lines])
     claims = tuple(
-        replace(line, adjusted=p, verdict=verdict(line.effect, p, line.expected, study.confidence))
-        for line, p in zip(lines, adjusted, strict=True)
+        replace(
+            line,
+            adjusted=p,
+            verdict=verdict(
+                line.effect, p, line.expected, study.confidence, finished=of.has_finished(claim, cohort)
+            ),
+        )
+        for line, p, (claim, cohort) in zip(lines, adjusted, asked, strict=True)
     )
     return Comparison(
         study=study,
@@ -135,9 +141,11 @@ def write_comparison(comparison: Comparison, folder: StudyFolder) -> tuple[Table
             write_atomically(folder.tables / f"{name}.md", markdown(table))
             numbers = pd.json_normalize([asdict(row) for row in rows[name]])
             write_atomically(folder.tables / f"{name}.csv", numbers.to_csv(index=False, lineterminator="\n"))
+    picture = folder.figures / "claims.png"
+    picture.unlink(missing_ok=True)
     if comparison.claims:
         folder.figures.mkdir(parents=True, exist_ok=True)
-        save(claim_figure(comparison.claims), folder.figures / "claims.png")
+        save(claim_figure(comparison.claims), picture)
     return tuple(table for table in tables.values() if table.rows)
 
 
@@ -202,6 +210,11 @@ class _Measuring:
         self.difference = partial(
             difference_of, replicates=study.replicates, confidence=study.confidence, margin=study.margin
         )
+
+    def has_finished(self, claim: ClaimSpec, cohort: str) -> bool:
+        """Whether all of a claim's pairs have finished."""
+        there = finished_pairs(self.study, claim, cohort, self.finished)
+        return sum(1 for _ in there) == len(self.study.seeds) * len(self.study.splits)
 
     def pairs(self, claim: ClaimSpec, cohort: str) -> MeasuredPairs:
         """Measure a claim's pairs, by their ids.

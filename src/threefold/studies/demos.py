@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 from threefold.cohorts.cohort import Cohort, read_cohort
-from threefold.errors import RunError
 from threefold.experiment import Experiment
 from threefold.phantoms.registry import PHANTOMS
 from threefold.reporting.run_report import Report
@@ -71,6 +70,6 @@ def _phantom(name: str, seed: int, out: Path, progress: TrainingProgress) -> Coh
         progress.say(f"{folder}: already there")
         return read_cohort(folder)
     progress.say(f"making the phantom cohort {folder}")
-    make_folder(out, RunError)
+    make_folder(out)
     phantom = PHANTOMS[name]
     return phantom.make(folder, phantom.presets["demo"], seed, partial(progress.step, "making images"))

@@ -165,7 +165,7 @@ def write_label_tables(
     from threefold.inference.label_tables import label_tables
 
     tables = label_tables(cohort, split, progress=progress)
-    make_folder(folder.path, RunError)
+    make_folder(folder.path)
     write_predictions(tables.structures, folder.structures)
     write_predictions(tables.cases, folder.predictions)  # last: where it is, both are
 
@@ -244,7 +244,7 @@ def _claim(out: RunFolder, cohort: Cohort) -> None:
                 f"{known['folder']}; its cohort.yaml or cases.csv differ). Rename that folder to keep it, or "
                 "remove it."
             )
-    make_folder(out.path, RunError)
+    make_folder(out.path)
     folder = str(cohort.folder.resolve())
     described = {"name": cohort.spec.name, "fingerprint": found, "folder": folder}
     write_atomically(out.cohort, json.dumps(described, indent=2, ensure_ascii=False) + "\n")

@@ -81,7 +81,7 @@ def explain_run(
 
     predictions = read_run_predictions(run)
     cohort = cohort_of_run(run, cohort)
-    explainer = Explainer.of(Predictor.from_run(run.path, device=device), cohort)
+    explainer = Explainer.of(Predictor.from_run(run.path, device=device), cohort, run.masks)
     cases = read_split(run.split).cases(explainer.cohort, "test")
     evidence = explain_cases(explainer, cases, batch_size=batch_size, progress=progress)
     tables = evidence_tables(evidence, predictions, explainer.predictor.experiment.evaluation)

@@ -146,7 +146,7 @@ def cases_named(cohort: Cohort, names: Sequence[str]) -> list[Case]:
 
 
 def _write(named: Mapping[str, tuple[Table, list[dict[str, Any]]]], folder: Path) -> tuple[Path, ...]:
-    make_folder(folder, RunError)
+    make_folder(folder)
     paths = []
     for name, (table, records) in named.items():
         frame = pd.DataFrame(records)

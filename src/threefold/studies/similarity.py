@@ -94,7 +94,7 @@ def write_similarities(
         spec: the settings of the intervals.
         folder: made where it is not there.
     """
-    make_folder(folder, RunError)
+    make_folder(folder)
     frame = pd.DataFrame(
         {
             "first": each.first,

@@ -10,7 +10,7 @@ from threefold.cohorts.cohort import Cohort
 from threefold.errors import RunError, ThreefoldError, UsageError
 from threefold.experiment import Experiment
 from threefold.experiments import read_experiment
-from threefold.run import RunFolder
+from threefold.run import RunFolder, alone_in, make_folder
 from threefold.studies.study_claims import require_groups, require_metrics
 from threefold.studies.study_cohorts import judge_labels, prepare_cohort
 from threefold.studies.study_folder import Outcome, StudyFolder, expected_memory
@@ -45,7 +45,8 @@ def run_study(
         ExperimentError, UsageError: a variant or a claim's metric is not valid; before anything is done. A
             cohort has not a claim's group; before any run.
         CohortError: a cohort can't be made or can't serve a variant; before any run.
-        RunError: the folder can't be written, or holds another study, or runs of other settings or cases.
+        RunError: the folder can't be written, holds another study or runs of other settings or cases, or
+            another process runs a study there.
         KeyboardInterrupt: after the runs under way have written their state.
     """
     plans = plan_runs(study, only)
@@ -54,6 +55,20 @@ def run_study(
     for plan in plans:
         _require_one_device(plan, experiments[plan.id])
         require_settings(experiments[plan.id])
+    make_folder(folder.path)
+    busy = f"{folder.path}: another `threefold study run` is at work there. Wait for it, or stop it first."
+    with alone_in(folder.path, busy):
+        return _run_alone(study, plans, experiments, folder, pool, progress)
+
+
+def _run_alone(
+    study: StudySpec,
+    plans: Sequence[RunPlan],
+    experiments: Mapping[str, Experiment],
+    folder: StudyFolder,
+    pool: Pool,
+    progress: TrainingProgress,
+) -> list[Outcome]:
     if folder.study.is_file():
         _require_same_study(folder, study)
     else:

@@ -36,7 +36,7 @@ class Outcome:
     Attributes:
         run: its id.
         state: finished, failed or interrupted.
-        message: what it died of; empty where it finished.
+        message: what it died of, or why a finished one has no evidence; else empty.
         seconds: wall time of this attempt.
         memory: largest resident memory, GiB.
     """
@@ -112,7 +112,7 @@ class StudyFolder:
 
     def write(self, study: StudySpec) -> None:
         """Write the study as it is run, making the folder."""
-        make_folder(self.path, RunError)
+        make_folder(self.path)
         content = json.loads(study.model_dump_json())
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
         write_atomically(self.study, text)

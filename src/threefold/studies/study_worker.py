@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,11 +19,18 @@ from threefold.cohorts.cohort import read_cohort
 from threefold.errors import RunError, ThreefoldError
 from threefold.experiment import Experiment
 from threefold.experiments import load_experiment
-from threefold.studies.study_folder import GIB, Outcome, StudyFolder
+from threefold.studies.study_folder import GIB, Outcome, OutcomeState, StudyFolder
 from threefold.studies.study_spec import RunPlan, StudySpec, plan_runs
 
 INTERRUPTED = 130
 _INTERRUPTING = (INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)
+_WITHOUT_EVIDENCE = 4
+_STATES: dict[int, OutcomeState] = {
+    0: "finished",
+    _WITHOUT_EVIDENCE: "finished",
+    **dict.fromkeys(_INTERRUPTING, "interrupted"),
+}
+"""What an exit status means; any other: failed."""
 _STDIN = 0
 _GLANCE = 0.1  # seconds
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -77,7 +85,7 @@ def run_in_process(
     code = process.returncode = os.waitstatus_to_exitcode(status)
     return Outcome(
         run=run,
-        state="finished" if code == 0 else "interrupted" if code in _INTERRUPTING else "failed",
+        state=_STATES.get(code, "failed"),
         message="" if code == 0 else _why(log, code),
         seconds=time.monotonic() - begin,
         memory=memory,
@@ -131,8 +139,11 @@ def experiment_of(study: StudyFolder, plan: RunPlan) -> Experiment:
         raise type(error)(f"variant {plan.variant}: {error}") from error
 
 
-def execute(folder: Path, run: str) -> None:
+def execute(folder: Path, run: str) -> str:
     """Train, evaluate and look into a run of a study; what is there already is not done again.
+
+    Returns:
+        Why it could not be looked into, though it was trained and evaluated; else nothing.
 
     Raises:
         RunError: the study has no such run.
@@ -158,7 +169,13 @@ def execute(folder: Path, run: str) -> None:
     trained = train(experiment_of(study, plan), cohort, path, resume=True, progress=progress)
     evaluate_run(trained)
     if lacks_evidence(study, spec, plan):
-        explain_run(trained, cohort, progress=partial(progress.step, "explaining"))
+        try:
+            explain_run(trained, cohort, progress=partial(progress.step, "explaining"))
+        except Exception as error:  # whatever it is: the run itself is whole, and claims on it stand
+            if not isinstance(error, ThreefoldError):
+                traceback.print_exc()
+            return f"no evidence: {error}"
+    return ""
 
 
 def lacks_evidence(study: StudyFolder, spec: StudySpec, plan: RunPlan) -> bool:
@@ -173,13 +190,16 @@ def lacks_evidence(study: StudyFolder, spec: StudySpec, plan: RunPlan) -> bool:
 def main(arguments: list[str]) -> int:
     """Execute one run; return the exit code."""
     try:
-        execute(Path(arguments[0]), arguments[1])
+        without = execute(Path(arguments[0]), arguments[1])
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except ThreefoldError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    if without:
+        print(f"error: {without}", file=sys.stderr)
+        return _WITHOUT_EVIDENCE
     return 0
 
 

@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +19,7 @@ from threefold.cohorts.splits import Split, write_split
 from threefold.errors import RunError
 from threefold.experiment import Experiment
 from threefold.experiments import experiment_yaml, read_experiment
-from threefold.run import RunFolder, refuse_current_folder, whole_folder, write_atomically
+from threefold.run import RunFolder, alone_in, refuse_current_folder, whole_folder, write_atomically
 from threefold.training.history import standing
 
 # How cases reach the network, not which or in what order: a resumed run may differ in these.
@@ -96,27 +96,13 @@ def check_resumable(run: RunFolder, experiment: Experiment, cohort: Cohort) -> N
         )
 
 
-@contextmanager
-def locked(run: RunFolder) -> Iterator[None]:
+def locked(run: RunFolder) -> AbstractContextManager[None]:
     """Hold a run's lock, so that two processes never train into one folder; a killed process holds none.
 
     Raises:
         RunError: if another process holds it.
     """
-    try:
-        lock = (run.path / ".lock").open("w")
-    except OSError as error:
-        raise RunError(
-            f"{run.path}: can't be written ({error.strerror or error}). Fix the permission, then --resume."
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"{run.path}: another process is training this run.") from None
-        except OSError:
-            pass  # a file system without locks
-        yield
+    return alone_in(run.path, f"{run.path}: another process is training this run.")
 
 
 def is_held(run: RunFolder) -> bool:
