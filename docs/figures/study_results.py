@@ -18,7 +18,7 @@ from PIL import Image
 
 from threefold.evaluation.claims import VariantRow
 from threefold.reporting.figures import save
-from threefold.reporting.study_tables import claim_table, pair_table, variant_table
+from threefold.reporting.study_tables import claim_table, pair_table, reliance_table, variant_table
 from threefold.reporting.table import markdown
 from threefold.studies.comparison import Comparison, compare_study, write_comparison
 from threefold.studies.study_folder import StudyFolder
@@ -104,6 +104,8 @@ def made(folder: StudyFolder) -> tuple[str, str]:
         whole.convert("P", palette=Image.Palette.ADAPTIVE).save(pictures / "claims.png", optimize=True)
     parts += [f"![Each claim's difference with its interval]({study.name}/claims.png)", ""]
     parts.append(markdown(variant_table(comparison.means, **settings)))
+    if comparison.reliance:
+        parts.append(markdown(reliance_table(comparison.reliance)))
     if comparison.pairs:
         pairs = RESULTS / f"{study.name}-pairs.md"
         table = markdown(pair_table(comparison.pairs, confidence=study.confidence))

@@ -150,6 +150,7 @@ def compare(
         content = {
             "claims": [asdict(row) for row in comparison.claims],
             "variants": [asdict(row) for row in comparison.means],
+            "reliance": [asdict(row) for row in comparison.reliance],
             "pairs": [asdict(row) for row in comparison.pairs],
             "missing": comparison.missing,
         }

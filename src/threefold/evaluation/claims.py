@@ -66,6 +66,29 @@ class VariantRow:
 
 
 @dataclass(frozen=True)
+class RelianceRow:
+    """What a variant's networks rely on: a number of `explain`, over its runs.
+
+    Attributes:
+        cohort, variant: which.
+        group: of test cases: all, or a site group.
+        what: worst group (accuracy), label, shortcut or site probe (AUC), calibration error (and with
+            temperature).
+        mean, lowest, highest: over the runs.
+        runs: that have it.
+    """
+
+    cohort: str
+    variant: str
+    group: str
+    what: str
+    mean: float
+    lowest: float
+    highest: float
+    runs: int
+
+
+@dataclass(frozen=True)
 class PairRow:
     """The test of one pair of runs on the AUC.
 

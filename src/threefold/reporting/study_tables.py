@@ -1,11 +1,11 @@
-"""The tables of a study: what each claim came to, each variant's means, DeLong's test of each pair."""
+"""The tables of a study: what each claim came to, what each variant did, each pair of runs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from threefold.evaluation.claims import ClaimRow, PairRow, VariantRow
+from threefold.evaluation.claims import ClaimRow, PairRow, RelianceRow, VariantRow
 from threefold.evaluation.comparison import Effect
 from threefold.evaluation.metrics import METRICS
 from threefold.reporting.table import LEAK_MARK, LEAK_NOTE, Table
@@ -69,6 +69,29 @@ def variant_table(rows: Sequence[VariantRow], *, confidence: float, replicates: 
         ),
         tuple(notes),
     )
+
+
+def reliance_table(rows: Sequence[RelianceRow]) -> Table:
+    """Return what the networks rely on, rows by cohort, variant and group."""
+    columns = list(dict.fromkeys(row.what for row in rows))
+    found = {(row.cohort, row.variant, row.group, row.what): row for row in rows}
+    places = list(dict.fromkeys((row.cohort, row.variant, row.group) for row in rows))
+    return Table(
+        "What the networks rely on",
+        ("cohort", "variant", "cases", *columns),
+        tuple((*place, *(_range(found.get((*place, name))) for name in columns)) for place in places),
+        (
+            "Mean over the runs, and [lowest, highest] of them. Worst group: accuracy in that group of one "
+            "label and one value of the shortcut in which it is lowest. Probes: AUC with which a linear "
+            "probe of the frozen features tells label, shortcut or site. Calibration error, and with the "
+            "temperature fitted on the validation part. Each run's own tables have the intervals over "
+            "patients.",
+        ),
+    )
+
+
+def _range(row: RelianceRow | None) -> str:
+    return "" if row is None else f"{row.mean:.3f} [{row.lowest:.3f}, {row.highest:.3f}] x{row.runs}"
 
 
 def pair_table(rows: Sequence[PairRow], *, confidence: float) -> Table:

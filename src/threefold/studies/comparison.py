@@ -11,18 +11,19 @@ import numpy as np
 import pandas as pd
 
 from threefold.errors import PredictionsError, RunError
-from threefold.evaluation.claims import ClaimRow, PairRow, VariantRow
+from threefold.evaluation.claims import ClaimRow, PairRow, RelianceRow, VariantRow
 from threefold.evaluation.comparison import Measured, difference_of, effects_of, holm, mean_of, verdict
 from threefold.evaluation.delong import compare_auc
 from threefold.evaluation.measures import OF_ALL, Tables, has_group, measured, measured_pair, scores
 from threefold.evaluation.spread import Spread, moderated
 from threefold.reporting.figures import save
 from threefold.reporting.study_figures import claim_figure
-from threefold.reporting.study_tables import claim_table, pair_table, variant_table
+from threefold.reporting.study_tables import claim_table, pair_table, reliance_table, variant_table
 from threefold.reporting.table import Table, markdown
 from threefold.run import write_atomically
 from threefold.studies.evaluations import read_label_tables, read_run_predictions
 from threefold.studies.evidence import read_evidence
+from threefold.studies.reliance import reliance_of
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import (
     LABELS,
@@ -49,6 +50,7 @@ class Comparison:
         claims: a line for each claim and cohort, as the study orders them.
         means: each variant's metrics.
         pairs: DeLong's test for each pair of a claim on the AUC.
+        reliance: worst groups, probes and calibration, where the runs were looked into.
         missing: ids of runs that have not finished.
     """
 
@@ -56,6 +58,7 @@ class Comparison:
     claims: tuple[ClaimRow, ...]
     means: tuple[VariantRow, ...]
     pairs: tuple[PairRow, ...]
+    reliance: tuple[RelianceRow, ...]
     missing: tuple[str, ...]
 
 
@@ -104,6 +107,7 @@ def compare_study(folder: StudyFolder) -> Comparison:
         means=tuple(of.means(plans)),
         # Two claims may name the same pair.
         pairs=tuple(dict.fromkeys(pair for claim in study.claims for pair in of.pair_tests(claim))),
+        reliance=tuple(reliance_of(folder, plans, finished)),
         missing=tuple(plan.id for plan in plans if plan.id not in finished),
     )
 
@@ -112,7 +116,7 @@ def write_comparison(comparison: Comparison, folder: StudyFolder) -> tuple[Table
     """Write a comparison's tables (Markdown to read, CSV to compute with) and its figure.
 
     Returns:
-        The tables: claims, variants, pairs; those without a row left out.
+        The tables: claims, variants, reliance, pairs; those without a row left out.
 
     Raises:
         RunError: the disk refuses.
@@ -126,11 +130,13 @@ def write_comparison(comparison: Comparison, folder: StudyFolder) -> tuple[Table
             margin=study.margin,
         ),
         "variants": variant_table(comparison.means, confidence=study.confidence, replicates=study.replicates),
+        "reliance": reliance_table(comparison.reliance),
         "pairs": pair_table(comparison.pairs, confidence=study.confidence),
     }
     rows: dict[str, Sequence[Any]] = {
         "claims": comparison.claims,
         "variants": comparison.means,
+        "reliance": comparison.reliance,
         "pairs": comparison.pairs,
     }
     folder.tables.mkdir(parents=True, exist_ok=True)

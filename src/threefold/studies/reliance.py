@@ -1,0 +1,77 @@
+"""What a study's networks rely on, by variant: worst groups, probes and calibration that `explain` left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from threefold.errors import PredictionsError
+from threefold.evaluation.claims import RelianceRow
+from threefold.run import RunFolder
+from threefold.studies.study_folder import StudyFolder
+from threefold.studies.study_spec import RunPlan
+
+_COLUMNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "worst group": ("shortcut", {"worst": True, "metric": "accuracy"}),
+    "label probe": ("probes", {"target": "label", "of": "probe", "metric": "auc"}),
+    "shortcut probe": ("probes", {"of": "probe", "metric": "auc"}),
+    "site probe": ("probes", {"target": "site", "of": "probe", "metric": "auc"}),
+    "calibration error": ("calibration_temperature", {"when": "before", "metric": "calibration_error"}),
+    "with temperature": ("calibration_temperature", {"when": "after", "metric": "calibration_error"}),
+}
+"""By what is said: which table of a run says it, in which rows."""
+
+
+def reliance_of(folder: StudyFolder, plans: Sequence[RunPlan], finished: set[str]) -> Iterator[RelianceRow]:
+    """Yield each number of each variant, mean and range over its runs; none where `explain` left no tables.
+
+    Args:
+        folder: the study's.
+        plans: its runs.
+        finished: ids of those that have finished.
+
+    Raises:
+        PredictionsError: a table is damaged.
+    """
+    variants: dict[tuple[str, str], list[Mapping[tuple[str, str], float]]] = {}
+    for plan in plans:
+        if plan.id in finished:
+            variants.setdefault((plan.cohort, plan.variant), []).append(dict(_of_run(folder.run(plan.id))))
+    for (cohort, variant), runs in variants.items():
+        for group, what in dict.fromkeys(key for run in runs for key in run):
+            values = [run[group, what] for run in runs if (group, what) in run]
+            yield RelianceRow(
+                cohort, variant, group, what, float(np.mean(values)), min(values), max(values), len(values)
+            )
+
+
+def _of_run(run: RunFolder) -> Iterator[tuple[tuple[str, str], float]]:
+    """Yield what one run's tables say, by group and name."""
+    for what, (name, wanted) in _COLUMNS.items():
+        path = run.tables / f"{name}.csv"
+        if not path.is_file():
+            continue
+        try:
+            rows = _rows(pd.read_csv(path), what, wanted)
+            for group, value in zip(rows["group"], rows["value"], strict=True):
+                if not pd.isna(value):
+                    yield (str(group), what), float(value)
+        except (OSError, ValueError, KeyError) as error:
+            raise PredictionsError(
+                f"{path}: can't be read ({error}). Run `threefold explain {run.path}` again."
+            ) from error
+
+
+def _rows(table: pd.DataFrame, what: str, wanted: Mapping[str, Any]) -> pd.DataFrame:
+    """Return the wanted rows, one for all cases and one for each site group."""
+    for column, value in wanted.items():
+        table = table[table[column] == value]
+    if what == "worst group":
+        return table.assign(group=table["within"])
+    table = table[table["group_kind"].isin(["all", "site group"])]
+    if what == "shortcut probe":
+        return table[~table["target"].isin(["label", "site"])]
+    return table
