@@ -278,6 +278,17 @@ def test_a_users_cohort_takes_the_place_of_the_studys(
     assert all(claim.variant != claim.baseline for claim in named.claims)
     assert len(named.claims) == len({*named.claims}) == len(shipped.claims) - 3
 
+    # Except where they are one cohort, made worse by several distances.
+    moved = pointed_at(load_study("aortic-arch-degradation"), cohort_folder)
+    assert [source.degradation.displacement for source in moved.cohorts.values() if source.degradation] == [
+        0.0,
+        1.0,
+        2.0,
+        4.0,
+    ]
+    assert {source.folder for source in moved.cohorts.values()} == {str(cohort_folder.resolve())}
+    assert moved.claims == load_study("aortic-arch-degradation").claims
+
     propagated = changed(
         shipped,
         cohorts={**shipped.model_dump()["cohorts"], "s0.5": {"folder": "x", "propagation": {"epochs": 1}}},

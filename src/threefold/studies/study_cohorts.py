@@ -33,9 +33,10 @@ MadeOf = dict[str, Any]
 def pointed_at(study: StudySpec, cohort: Path) -> StudySpec:
     """Return a study of a user's own cohort in place of all of its own.
 
-    Where one of the study's cohorts gets propagated structures, the user's does too. Claims that hold one
-    cohort against another, and claims on groups that the user's does not have, have no meaning then and are
-    left out; what is said of several is said once.
+    Where one of the study's cohorts gets propagated structures, the user's does too. Where they are one cohort
+    with its references moved by several distances, they are the user's. Else claims that hold one cohort
+    against another have no meaning, and are left out, as are those on groups that the user's does not have;
+    what is said of several is said once.
 
     Raises:
         CohortError: the cohort can't be read.
@@ -43,21 +44,29 @@ def pointed_at(study: StudySpec, cohort: Path) -> StudySpec:
     """
     folder = cohort.resolve()
     there = read_cohort(folder, allow_outside=True)
-    name = re.sub(r"[^A-Za-z0-9_.+=]+", "-", folder.name).strip("-._+=")[:80] or "cohort"
-    propagation = next((s.propagation for s in study.cohorts.values() if s.propagation is not None), None)
-    source = CohortSource(folder=str(folder), propagation=propagation)
     content = study.model_dump()
-    content["cohorts"] = {name: source.model_dump()}
-    for variant in content["variants"].values():
-        variant["cohorts"] = None
-    anywhere = {"cohorts": None, "baseline_cohort": None}
-    claims = [
-        claim.model_copy(update=anywhere)
-        for claim in study.claims
-        if claim.variant != claim.baseline or (claim.baseline_group or claim.group) != claim.group
-        if all(has_cases_of(there, group) for group in (claim.group, claim.baseline_group or claim.group))
+    claims = list(study.claims)
+    if any(source.degradation is not None for source in study.cohorts.values()):
+        content["cohorts"] = {
+            name: {"folder": str(folder), "degradation": source.degradation}
+            for name, source in study.cohorts.items()
+        }
+    else:
+        name = re.sub(r"[^A-Za-z0-9_.+=]+", "-", folder.name).strip("-._+=")[:80] or "cohort"
+        ways = [source.propagation for source in study.cohorts.values() if source.propagation is not None]
+        content["cohorts"] = {name: {"folder": str(folder), "propagation": next(iter(ways), None)}}
+        for variant in content["variants"].values():
+            variant["cohorts"] = None
+        claims = [
+            claim.model_copy(update={"cohorts": None, "baseline_cohort": None})
+            for claim in claims
+            if claim.variant != claim.baseline or (claim.baseline_group or claim.group) != claim.group
+        ]
+    content["claims"] = [
+        claim.model_dump()
+        for claim in dict.fromkeys(claims)
+        if has_cases_of(there, claim.group) and has_cases_of(there, claim.baseline_group or claim.group)
     ]
-    content["claims"] = [claim.model_dump() for claim in dict.fromkeys(claims)]
     return parse_spec(StudySpec, content, where=f"{study.name} on {folder}", error=UsageError)
 
 

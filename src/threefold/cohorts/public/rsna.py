@@ -64,7 +64,10 @@ def import_rsna(
             }
             rows.append(row | {kind: kinds[kind] for kind in _KINDS})
         if not rows:
-            raise CohortError(f"{folder / _FOLDER}: none of the {len(labels)} slices of the table is there.")
+            why = f" The first: {next(iter(left_out.values()))}" if left_out else ""
+            raise CohortError(
+                f"{folder / _FOLDER}: none of the {len(labels)} slices of the table can be read.{why}"
+            )
         columns = {kind: f"1 where a reader saw {kind} haemorrhage" for kind in _KINDS}
         spec = haemorrhage_spec("rsna-2019", dimensions=2, columns=columns)
         provenance = {

@@ -49,6 +49,8 @@ def import_waterbirds(
     for name in ("img_filename", "y", "split", "place"):
         if name not in header:
             raise CohortError(f"{table}: no column '{name}'; found {', '.join(header)}. Is it Waterbirds'?")
+    if not records:
+        raise CohortError(f"{table}: has no rows. Get the data set again.")
     rows: list[dict[str, Any]] = []
     with staging(out) as stage:
         for name in ("images", "masks") if segmentations is not None else ("images",):
