@@ -33,10 +33,10 @@ MadeOf = dict[str, Any]
 def pointed_at(study: StudySpec, cohort: Path) -> StudySpec:
     """Return a study of a user's own cohort in place of all of its own.
 
-    Where one of the study's cohorts gets propagated structures, the user's does too. Where they are one cohort
-    with its references moved by several distances, they are the user's. Else claims that hold one cohort
-    against another have no meaning, and are left out, as are those on groups that the user's does not have;
-    what is said of several is said once.
+    Where one of the study's cohorts gets propagated structures, the user's does too. Where they are one
+    cohort with its references moved by several distances, they are the user's. Else claims that hold one
+    cohort against another have no meaning, and are left out, as are those on groups that the user's does not
+    have; what is said of several is said once.
 
     Raises:
         CohortError: the cohort can't be read.
