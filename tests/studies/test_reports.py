@@ -240,7 +240,9 @@ def test_a_study_before_it_is_compared(study: StudyFolder) -> None:
         in (found.words)
     )
     assert "first <line> second line" in found.words
-    assert contents(found) == ["what-was-asked", "the-runs", "environment", "how-to-reproduce"]
+    first = "the-first-run-of-each-variant"
+    assert contents(found) == ["what-was-asked", first, "the-runs", "environment", "how-to-reproduce"]
+    assert "a/one, seed 0" in found.words
 
 
 def test_a_compared_study_has_claims_variants_pairs_and_links(study: StudyFolder, tmp_path: Path) -> None:
@@ -253,13 +255,14 @@ def test_a_compared_study_has_claims_variants_pairs_and_links(study: StudyFolder
         "variants",
         "pairs-of-runs",
         "further-tables-and-figures",
+        "the-first-run-of-each-variant",
         "the-runs",
         "environment",
         "how-to-reproduce",
     ]
     for words in ("Is it <so>?", "two & more", "undecided", "Attention by variant", "AUC of each pair"):
         assert words in found.words
-    assert found.tags.count("img") == 1
+    assert found.tags.count("img") == 3  # the claims, and the ROC of each of two variants
     links = [address for address in found.addresses if not address.startswith(NOTHING_OUTSIDE)]
     assert links == ["runs/a/one/split-0-seed-0", "runs/a/two/split-0-seed-0"]
     # From elsewhere they lead there too, and to a run's own report where it has one.

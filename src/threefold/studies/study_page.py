@@ -24,8 +24,11 @@ REPORT_NAME = "report.html"
 _CHAPTERS = (
     Chapter("What each claim came to", "", ("claims*",), ("claims*",)),
     Chapter("Variants", "", ("variants*",), ("variants*",)),
+    Chapter("What the networks rely on", "", ("reliance*",), ("reliance*",)),
     Chapter("Pairs of runs", "", ("pairs*",), ("pairs*",)),
 )
+_OF_A_RUN = Chapter("", "", ("roc", "attention*", "volumes-worst"), ())
+"""Of a run's figures those that the study's page shows; the run's own report has the rest."""
 
 
 def study_page(folder: StudyFolder, out: Path, footer: str) -> Page:
@@ -51,6 +54,7 @@ def study_page(folder: StudyFolder, out: Path, footer: str) -> Page:
             Section("What was asked", tuple(_protocol(study))),
             *(section for _, section in compared),
             *((Section("Further tables and figures", rest),) if rest else ()),
+            *_first_runs(folder, runs),
             Section("The runs", tuple(_runs(folder, runs, out))),
             Section("Environment", tuple(_environments(folder, runs))),
             Section("How to reproduce", tuple(_reproduction(folder))),
@@ -174,6 +178,23 @@ def _runs(folder: StudyFolder, runs: Sequence[RunStanding], out: Path) -> Iterat
     links = tuple(_links(folder, runs, out))
     if links:
         yield Folded("The run folders", (Links(links),))
+
+
+def _first_runs(folder: StudyFolder, runs: Sequence[RunStanding]) -> Iterator[Section]:
+    """Yield what the first finished run of each variant shows."""
+    first: dict[str, RunStanding] = {}
+    for run in runs:
+        if run.state == "finished":
+            first.setdefault(f"{run.plan.cohort}/{run.plan.variant}", run)
+    shown: list[Block] = []
+    for name, run in first.items():
+        place = folder.run(run.plan.id)
+        blocks = read_evidence(place.tables, place.figures).take(_OF_A_RUN)
+        if blocks:
+            shown.append(Folded(f"{name}, seed {run.plan.seed}", blocks))
+    if shown:
+        words = "ROC, where the network looks, the worst case. `threefold report RUN` shows all of a run."
+        yield Section("The first run of each variant", (Text(words), *shown))
 
 
 def _links(folder: StudyFolder, runs: Sequence[RunStanding], out: Path) -> Iterator[tuple[str, str]]:
