@@ -295,7 +295,7 @@ def test_a_browser_shows_reports_and_asks_for_nothing(
 ) -> None:
     compare(study)
     figures = len(list(evaluated.figures.glob("*.png")))
-    reports = ((report(evaluated.path), figures, "demo: my-run"), (report(study.path), 1, "Study tiny"))
+    reports = ((report(evaluated.path), figures, "demo: my-run"), (report(study.path), 3, "Study tiny"))
     with browser(tmp_path / "profile") as page:
         for path, pictures, title in reports:
             for width, dark in ((1200, False), (390, False), (390, True)):
