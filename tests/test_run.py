@@ -53,12 +53,15 @@ def test_a_folder_appears_when_it_is_whole_or_not_at_all(tmp_path: Path) -> None
     assert [path.name for path in target.iterdir()] == ["file"]
     with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "other", RunError) as folder:
         (folder / str(1 // 0)).touch()
+    with pytest.raises(CohortError, match="exists and is not empty"), whole_folder(target, CohortError):
+        pass
     with (
         pytest.raises(CohortError, match=r"can't be made .*; nothing was left"),
-        whole_folder(target, CohortError),
+        whole_folder(target / "file" / "below-a-file", CohortError),
     ):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    assert [path.name for path in target.iterdir()] == ["file"]
     assert [path.name for path in target.parent.iterdir()] == ["folder"]
 
 
