@@ -219,7 +219,7 @@ def test_a_site_without_masks_trains_and_is_said(
     arguments = ["--cohort", str(cohort), "--out", str(run), *SMALL, "data.split.kind=column"]
     assert call("train", "hematoma/demo", *arguments) == 0
     assert call("evaluate", str(run)) == 0
-    assert "not estimable (no case with a lesion)" in capsys.readouterr().out
+    assert "not estimable (no true mask with a lesion)" in capsys.readouterr().out
     # A run folder that exists is refused, and nothing in it changes.
     before = (run / "weights.safetensors").read_bytes()
     assert call("train", "hematoma/demo", *arguments) == 1

@@ -90,6 +90,7 @@ def test_runs_tested_on_other_patients_are_resampled_together() -> None:
     found = mean_of([first, second], replicates=500, confidence=0.95)
     assert found.value == pytest.approx((2 + 5) / 2)
     assert (found.cases, found.patients, found.runs) == (5, 4, 2)
+    assert (found.fewest_cases, found.fewest_patients) == (2, 2)
     assert math.isnan(found.p)
 
 
@@ -172,12 +173,12 @@ def test_what_cant_be_estimated_says_why() -> None:
         found = mean_of(runs, replicates=50, confidence=0.95)
         assert (found.cases, found.patients) == (0, 0)
         assert math.isnan(found.value)
-        assert found.note == "no run was tested on such a case"
+        assert found.note == "no finished run was tested on it"
 
     one = mean_of([mean_measure(np.array([1.0, 2.0]), [0, 0])], replicates=50, confidence=0.95)
     assert one.value == 1.5
     assert math.isnan(one.low)
-    assert one.note == "one patient"
+    assert one.note == "fewer than 5 patients"
 
     def absent(weights: Floats) -> Floats:
         return np.full(len(weights), np.nan)
@@ -194,10 +195,11 @@ def test_what_cant_be_estimated_says_why() -> None:
     def rare(weights: Floats) -> Floats:
         return np.where(weights[:, 0] > 0, 1.0, np.nan)
 
-    patchy = mean_of([Measured(names, names, rare)], replicates=400, confidence=0.95)
+    five = np.array(list("abcde"))
+    patchy = mean_of([Measured(five, five, rare)], replicates=400, confidence=0.95)
     assert patchy.value == 1.0
     assert math.isnan(patchy.low)
-    assert patchy.note.startswith("absent in 2")  # the first of two patients is not drawn: 1 of 4 resamples
+    assert patchy.note.startswith("absent in 3")  # the first of five is not drawn in 0.8^5 of the resamples
 
 
 def test_tests_on_other_cases_are_compared_unpaired() -> None:
@@ -206,11 +208,21 @@ def test_tests_on_other_cases_are_compared_unpaired() -> None:
     first = mean_measure(here, np.arange(40))
     second = mean_measure(there, np.arange(40, 100), first=40)
     found = difference_of([(first, second)], replicates=4000, confidence=0.95)
-    assert (found.cases, found.patients) == (100, 100)
+    assert (found.cases, found.patients, found.fewest_cases) == (100, 100, 40)
     assert found.value == pytest.approx(there.mean() - here.mean())
     # Welch's interval: the patients of either group are drawn for themselves.
     welch = stats.ttest_ind(there, here, equal_var=False).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((welch.low, welch.high), abs=0.06)
+
+
+def test_a_difference_stays_within_what_the_metric_allows() -> None:
+    pairs = pairs_of([np.array([0.9, 0.8]), np.array([-0.9, 0.1])], np.arange(2))
+    wide, cut = (
+        difference_of(pairs, replicates=500, confidence=0.95, largest=largest) for largest in (np.inf, 1.0)
+    )
+    assert wide.low < -1
+    assert wide.high > 1
+    assert (cut.low, cut.high, cut.value, cut.p) == (-1.0, 1.0, wide.value, wide.p)
 
 
 @pytest.mark.parametrize(("patients", "spread"), [(60, 0.0), (60, 5.0), (8, 1.0)])
@@ -268,7 +280,7 @@ def test_holms_correction_rejects_what_the_step_down_procedure_rejects(seed: int
         assert {k for k, p in enumerate(adjusted) if p <= level} == rejected
 
 
-EFFECT = Effect(0.1, 0.05, 0.15, 0.001, 3, 60, 20)
+EFFECT = Effect(0.1, 0.05, 0.15, 0.001, 3, 60, 20, 60, 20)
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,8 @@ def test_auc_coverage_is_near_nominal() -> None:
 
 
 def test_no_interval_is_given_with_its_reason() -> None:
-    assert interval_of(np.array([0.1, 0.2]), np.array([0, 0])).reason == "one patient"
+    for patients, reason in ((1, "fewer than 5 patients"), (4, "fewer than 5 patients"), (5, "")):
+        assert interval_of(np.arange(patients) / 10, np.arange(patients)).reason == reason
     same = interval_of(np.full(10, 0.3), PATIENTS)
     assert same.reason == "every resample gives the same value"
     assert np.isnan(same.low)

@@ -8,7 +8,7 @@ import pytest
 from sklearn import metrics as sk
 
 from threefold.errors import PredictionsError
-from threefold.evaluation.comparison import Measured
+from threefold.evaluation.comparison import Measured, difference_of
 from threefold.evaluation.evaluate import evaluate
 from threefold.evaluation.measures import (
     DIAGNOSIS,
@@ -47,6 +47,27 @@ def test_each_metric_is_the_one_of_the_tables(table: Make, classes: tuple[str, .
         if metric not in ("missed_lesions", "false_alarms"):  # whose table counts what they need
             assert len(found.cases) == row.n, metric
             assert len(np.unique(found.patients)) == row.patients
+
+
+def test_few_positive_patients_prove_little_however_many_are_tested(table: Make) -> None:
+    """Four patients with positive cases change sides: a sign test of four has p = 0.125."""
+    rows = table()
+    patients = list(dict.fromkeys(rows["patient_id"]))
+    rows["label"] = np.where(rows["patient_id"].isin(patients[:4]), "yes", "no")
+    wrong, right = rows.copy(), rows.copy()
+    for each, chance in ((wrong, 0.0), (right, 1.0)):
+        each["probability_yes"] = np.where(each["label"] == "yes", chance, 0.1)
+        each["probability_no"] = 1 - each["probability_yes"]
+    both = (Tables(validate(wrong)), Tables(validate(right)))
+    for metric, few in (("sensitivity", 4), ("auc", 4), ("f1", 4), ("specificity", len(patients) - 4)):
+        pair = measured_pair(*both, metric, OF_ALL)
+        assert [each.fewest_patients for each in pair] == [few, few], metric
+        found = difference_of([pair], replicates=500, confidence=0.95)
+        assert found.p >= 0.125, metric
+        assert (found.patients, found.fewest_patients) == (len(patients), few)
+    three = validate(table(classes=("CoA", "RAA", "DAA")))
+    of_class = three.table.groupby("label")["patient_id"].nunique()
+    assert measured(Tables(three), "balanced_accuracy", OF_ALL).fewest_patients == of_class.min()
 
 
 def test_weights_are_those_of_the_cases(table: Make) -> None:

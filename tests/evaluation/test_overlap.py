@@ -80,7 +80,7 @@ def test_without_lesions_dice_is_not_estimable_and_stays(masks: pd.DataFrame) ->
     for metric in ("dice", "missed_lesions"):
         row = _row(empty, metric)
         assert np.isnan(row.value)
-        assert (row.n, row.note) == (0, "not estimable (no case with a lesion)")
+        assert (row.n, row.note) == (0, "not estimable (no true mask with a lesion)")
     assert _row(empty, "false_alarms").n == 3
 
 
@@ -97,4 +97,4 @@ def test_every_lesion_missed_has_an_exact_interval_over_patients(masks: pd.DataF
     assert (row.value, row.high) == (1, 1)
     assert row.low == pytest.approx(0.025 ** (1 / 3))
     assert row.note == "exact binomial interval over patients"
-    assert _row(masks, "dice").note == "no interval: every resample gives the same value"
+    assert _row(masks, "dice").note == "no interval: fewer than 5 patients"

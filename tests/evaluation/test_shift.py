@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from threefold.evaluation.evaluate import evaluate
 from threefold.evaluation.predictions import Predictions, validate
 from threefold.evaluation.shift import Shift, shifts
 from threefold.experiment import EvaluationSpec
@@ -63,6 +64,22 @@ def test_a_difference_is_that_of_scikit_learns_values_and_its_interval_a_bootstr
     assert (row.low, row.high) == pytest.approx(np.quantile(found, [0.025, 0.975]), abs=0.03)
     assert row.low < row.difference < row.high < 0  # made worse far away
     assert (row.first.n, row.first.patients, row.other.n, row.other.patients) == (60, 30, 60, 30)
+
+
+def test_a_group_s_interval_is_the_one_of_the_tables() -> None:
+    predictions = make()
+    row = of("auc", shifts(predictions, SPEC, threshold=0.5))
+    evaluation = evaluate(predictions, SPEC, threshold=0.5)
+    for at in (row.first, row.other):
+        there = evaluation.find("auc", group_kind="site group", group=at.group)
+        assert there is not None
+        assert (at.value, at.low, at.high) == pytest.approx((there.value, there.low, there.high))
+
+
+def test_fewer_than_five_patients_have_no_interval() -> None:
+    row = of("calibration_error", shifts(make(8), SPEC))
+    assert row.note == row.first.note == row.other.note == "fewer than 5 patients"
+    assert np.isnan([row.low, row.first.low, row.other.high]).all()
 
 
 def test_what_a_group_does_not_have_is_said() -> None:

@@ -116,4 +116,4 @@ def test_what_can_not_be_said_is_said() -> None:
     constant = similarity(x, np.ones((8, 2)), list("abcdefgh"), SPEC)
     assert np.isnan(constant.value)
     assert "do not vary" in constant.note
-    assert "one patient" in similarity(x, x[:, :1], ["a"] * 8, SPEC).note
+    assert "fewer than 5 patients" in similarity(x, x[:, :1], ["a"] * 8, SPEC).note

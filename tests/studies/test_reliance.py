@@ -12,11 +12,12 @@ from threefold.studies.reliance import reliance_of
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import RunPlan
 
-SHORTCUT = """within,label,worst,metric,group_kind,group,value
-all,,False,accuracy,value,shortcut 0,0.9
-all,neg,True,accuracy,value,shortcut 1,{worst}
-all,neg,True,auc,value,shortcut 1,0.1
-external,pos,True,accuracy,value,shortcut 0,
+SHORTCUT = """within,column,label,worst,metric,group_kind,group,value
+all,shortcut,,False,accuracy,value,shortcut 0,0.9
+all,shortcut,neg,True,accuracy,value,shortcut 1,{worst}
+all,shortcut,neg,True,auc,value,shortcut 1,0.1
+external,shortcut,pos,True,accuracy,value,shortcut 0,
+all,scanner,neg,True,accuracy,value,scanner A,0.05
 """
 PROBES = """target,of,group_kind,group,metric,value
 label,probe,all,all,auc,{label}
@@ -24,6 +25,7 @@ label,probe,all,all,accuracy,0.5
 label,majority,all,all,auc,0.4
 shortcut,probe,site group,internal,auc,0.75
 site,probe,site,site-01,auc,0.3
+scanner,probe,all,all,auc,0.99
 """
 CALIBRATION = """when,group_kind,group,metric,value
 fitted,,validation,temperature,1.5
@@ -57,7 +59,7 @@ def test_it_is_the_mean_and_the_range_over_the_runs(folder: StudyFolder) -> None
         ("all", "label probe", 0.8, 0.9, 2),
         ("internal", "shortcut probe", 0.75, 0.75, 2),
         ("all", "calibration error", 0.2, 0.2, 1),
-        ("all", "with temperature", 0.1, 0.1, 1),
+        ("all", "change by temperature", -0.1, -0.1, 1),
     ]
     assert found[0].mean == pytest.approx(0.4)
     table = reliance_table(found)

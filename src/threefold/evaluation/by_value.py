@@ -30,10 +30,14 @@ from threefold.evaluation.groups import (
     wide_groups,
 )
 from threefold.evaluation.intervals import SAME_VALUE, bootstrap
-from threefold.evaluation.predictions import Predictions
+from threefold.evaluation.predictions import (
+    MASK_COLUMNS,
+    RECONSTRUCTION_COLUMNS,
+    Predictions,
+    probability_column,
+)
 from threefold.evaluation.rows import Place, Row
 from threefold.experiment import EvaluationSpec
-from threefold.validation import did_you_mean
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -135,11 +139,16 @@ def require_column(predictions: Predictions, column: str) -> None:
     """Refuse a column that the table lacks.
 
     Raises:
-        PredictionsError: naming the nearest one that there is.
+        PredictionsError: naming those that hold categories.
     """
-    if column not in predictions.table:
-        known = [str(name) for name in predictions.table.columns]
-        raise PredictionsError(f"there is no column '{column}'.{did_you_mean(column, known)}")
+    table = predictions.table
+    if column not in table:
+        numbers = (*MASK_COLUMNS, *RECONSTRUCTION_COLUMNS, *map(probability_column, predictions.classes))
+        known = [str(name) for name in table if name not in numbers and table[name].nunique() <= MOST_VALUES]
+        raise PredictionsError(
+            f"there is no column '{column}' in the predictions, which have those of the cohort's table. With "
+            f"at most {MOST_VALUES} values: {', '.join(known)}."
+        )
 
 
 def _selections(

@@ -72,8 +72,8 @@ class RelianceRow:
     Attributes:
         cohort, variant: which.
         group: of test cases: all, or a site group.
-        what: worst group (accuracy), label, shortcut or site probe (AUC), calibration error (and with
-            temperature).
+        what: worst group (accuracy), label, shortcut or site probe (AUC), calibration error (and its
+            change by the temperature).
         mean, lowest, highest: over the runs.
         runs: that have it.
     """

@@ -12,10 +12,13 @@ which seeds were drawn.
   known with d degrees of freedom: S - 1, or more where a study's other claims tell of it (`spread`).
   Resampling three pairs would give 2/3 of their variance and never more than their range.
 
-The interval is the percentile interval, and p is twice the smaller share of replicates on either side of no
+Where that leads beyond what two values of the metric can differ by, the replicate is put at that end. The
+interval is the percentile interval, and p is twice the smaller share of replicates on either side of no
 difference, both of the same replicates. Patients that all differ by the same amount never lie on the other
-side; p is therefore never below 2^(1 - n), the least that a two-sided sign test of n patients can say. Where
-baseline and variant were tested on other patients, n is the smaller number of them.
+side; p is therefore never below 2^(1 - n), the least that a two-sided sign test of n patients can say.
+
+n is the number of patients that the metric rests on: with positive cases for sensitivity, of the rarer class
+for an AUC; the smaller number where baseline and variant were tested on other patients.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from threefold.evaluation.intervals import SAME_VALUE, percentile_interval
+from threefold.evaluation.intervals import FEWEST_PATIENTS, SAME_VALUE, percentile_interval
 from threefold.evaluation.spread import Spread, own_spread
 
 Floats = NDArray[np.float64]
@@ -47,11 +50,19 @@ class Measured:
         cases: (n,) id of each case.
         patients: (n,) patient of each case.
         metric: from weights of the cases (R, n) to values (R,); NaN where it does not exist.
+        needs: (n,) the cases of each kind that it rests on, such as positives and negatives; none: all.
     """
 
     cases: NDArray[np.str_]
     patients: NDArray[np.str_]
     metric: Callable[[Floats], Floats]
+    needs: tuple[NDArray[np.bool_], ...] = ()
+
+    @property
+    def fewest_patients(self) -> int:
+        """The patients with cases of that kind which the fewest have."""
+        kinds = [self.patients[kind] for kind in self.needs] or [self.patients]
+        return min(len(np.unique(kind)) for kind in kinds)
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,8 @@ class Effect:
         p: two-sided, of no difference beyond the margin; NaN without one to test.
         runs: the number of pairs, or of runs.
         cases, patients: tested, the union over the runs.
+        fewest_cases: of the smallest test, of any run and of either side.
+        fewest_patients: with cases of a kind that the metric rests on, in any such test.
         note: why it, or its interval, is not estimable; empty where both are.
     """
 
@@ -74,6 +87,8 @@ class Effect:
     runs: int
     cases: int
     patients: int
+    fewest_cases: int
+    fewest_patients: int
     note: str = ""
 
 
@@ -82,7 +97,7 @@ class Patients(NamedTuple):
 
     Attributes:
         all: the union over the runs.
-        fewest: of one run of either side.
+        fewest: with cases of a kind that the metric rests on, of one run of either side.
     """
 
     all: int
@@ -95,9 +110,8 @@ Draw = Callable[[Values, Floats, Patients], Floats]
 
 def mean_of(runs: Sequence[Measured], *, replicates: int, confidence: float, seed: int = 0) -> Effect:
     """Return the mean of a metric over runs, resampling patients and runs."""
-    return _effect(
-        [(run,) for run in runs], partial(_resampled, replicates=replicates, seed=seed), confidence
-    )
+    draw = partial(_resampled, replicates=replicates, seed=seed)
+    return _effect([(run,) for run in runs], draw, confidence, needed=FEWEST_PATIENTS)
 
 
 def difference_of(
@@ -107,6 +121,7 @@ def difference_of(
     confidence: float,
     spread: Spread | None = None,
     margin: float = 0.0,
+    largest: float = np.inf,
     seed: int = 0,
 ) -> Effect:
     """Return the mean over pairs of the second's metric minus the first's.
@@ -120,10 +135,11 @@ def difference_of(
         confidence: of the interval, for example 0.95.
         spread: of the pairs' effects; None: as they show it themselves.
         margin: differences up to it count as none, for p.
+        largest: what no difference of the metric exceeds.
         seed: of the resamples.
     """
-    draw = partial(_calibrated, spread=spread, replicates=replicates, seed=seed)
-    return _effect([(second, first) for first, second in pairs], draw, confidence, margin)
+    draw = partial(_calibrated, spread=spread, largest=largest, replicates=replicates, seed=seed)
+    return _effect([(second, first) for first, second in pairs], draw, confidence, needed=2, margin=margin)
 
 
 def effects_of(pairs: Sequence[tuple[Measured, Measured]]) -> Floats:
@@ -165,16 +181,25 @@ def verdict(
 
 
 def _effect(
-    runs: Sequence[tuple[Measured, ...]], draw: Draw, confidence: float, margin: float | None = None
+    runs: Sequence[tuple[Measured, ...]],
+    draw: Draw,
+    confidence: float,
+    *,
+    needed: int,
+    margin: float | None = None,
 ) -> Effect:
     """Return the mean over runs of a metric, or of the first of two minus the second."""
     whose = [one.patients for run in runs for one in run]
     if not any(map(len, whose)):
-        return Effect(np.nan, np.nan, np.nan, np.nan, len(runs), 0, 0, "no run was tested on such a case")
+        return Effect(
+            np.nan, np.nan, np.nan, np.nan, len(runs), 0, 0, 0, 0, "no finished run was tested on it"
+        )
     names, numbers = np.unique(np.concatenate(whose), return_inverse=True)
     parts = iter(np.split(numbers, np.cumsum([len(each) for each in whose])[:-1]))
     numbered = [[(one.metric, next(parts)) for one in run] for run in runs]
-    cases = len(np.unique(np.concatenate([one.cases for run in runs for one in run])))
+    cases = [one.cases for run in runs for one in run]
+    fewest = min(one.fewest_patients for run in runs for one in run)
+    tested = (len(runs), len(np.unique(np.concatenate(cases))), len(names), min(map(len, cases)), fewest)
 
     def values(times: Floats) -> Floats:
         columns = []
@@ -187,17 +212,17 @@ def _effect(
     missing = int(np.isnan(point).sum())
     if missing:
         note = f"the metric does not exist in {missing} of {len(runs)} runs"
-        return Effect(np.nan, np.nan, np.nan, np.nan, len(runs), cases, len(names), note)
+        return Effect(np.nan, np.nan, np.nan, np.nan, *tested, note)
     value = float(point.mean())
-    fewest = min(len(np.unique(patients)) for patients in whose)
-    if fewest < 2:
-        return Effect(value, np.nan, np.nan, np.nan, len(runs), cases, len(names), "one patient")
+    if fewest < needed:
+        note = f"fewer than {needed} patients" if needed > 2 else "one patient"
+        return Effect(value, np.nan, np.nan, np.nan, *tested, note)
     drawn = draw(values, point, Patients(len(names), fewest))
     interval = percentile_interval(drawn, confidence)
     if interval.reason not in ("", SAME_VALUE):
-        return Effect(value, np.nan, np.nan, np.nan, len(runs), cases, len(names), interval.reason)
+        return Effect(value, np.nan, np.nan, np.nan, *tested, interval.reason)
     p = np.nan if margin is None else _p_value(drawn[~np.isnan(drawn)], margin, fewest)
-    return Effect(value, interval.low, interval.high, p, len(runs), cases, len(names), interval.reason)
+    return Effect(value, interval.low, interval.high, p, *tested, interval.reason)
 
 
 def _resampled(values: Values, point: Floats, patients: Patients, *, replicates: int, seed: int) -> Floats:
@@ -220,6 +245,7 @@ def _calibrated(
     patients: Patients,
     *,
     spread: Spread | None,
+    largest: float,
     replicates: int,
     seed: int,
 ) -> Floats:
@@ -232,7 +258,7 @@ def _calibrated(
     over_runs = spread or own_spread(point)
     if over_runs is not None:
         drawn += np.sqrt(over_runs.variance / runs) * generator.standard_t(over_runs.freedom, replicates)
-    return drawn
+    return np.clip(drawn, -largest, largest)
 
 
 def _drawn_patients(generator: np.random.Generator, patients: int, replicates: int) -> Iterator[Floats]:

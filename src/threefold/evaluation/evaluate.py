@@ -310,9 +310,9 @@ def confusion_name(true: str, decided: str) -> str:
 
 
 _WITHOUT_CASES = {
-    "dice": "no case with a lesion",
-    "missed_lesions": "no case with a lesion",
-    "false_alarms": "no case with an empty true mask",
+    "dice": "no true mask with a lesion",
+    "missed_lesions": "no true mask with a lesion",
+    "false_alarms": "no true mask without one",
     "psnr": "no reconstruction",
     "ssim": "no reconstruction",
 }

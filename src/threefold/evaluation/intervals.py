@@ -8,7 +8,8 @@ metric to exist without each single patient, which fails just where patients are
 
 Where every replicate gives the same value the resamples can't see the uncertainty, and a width of zero would
 claim certainty. A share of 0 or 1 then gets the exact binomial interval over its patients (`exact_interval`);
-any other metric is said to have no interval.
+any other metric is said to have no interval. Nor has one what fewer than `FEWEST_PATIENTS` say: resampling
+two or three patients gives their range at most, which holds the truth far less often than promised.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ Key = TypeVar("Key", bound=Hashable)
 
 # Above this share of replicates without the metric, the rest say too little about it.
 MAX_MISSING = 0.1
+
+FEWEST_PATIENTS = 5
 
 SAME_VALUE = "every resample gives the same value"
 
@@ -67,6 +70,10 @@ class Estimate:
     note: str = ""
 
 
+FEW = Interval(np.nan, np.nan, 0, f"fewer than {FEWEST_PATIENTS} patients")
+"""Of what so few patients say."""
+
+
 def patient_weights(patients: Ints, replicates: int, seed: int) -> Iterator[Floats]:
     """Yield how often each case counts in each replicate, in blocks of replicates (r, n).
 
@@ -105,11 +112,9 @@ def bootstrap(
     blocks = [metrics(weights) for weights in patient_weights(patients, replicates, seed)]
     if not blocks:
         return {}
-    single = len(np.unique(patients)) < 2
+    few = len(np.unique(patients)) < FEWEST_PATIENTS
     return {
-        key: Interval(np.nan, np.nan, 0, "one patient")
-        if single
-        else percentile_interval(np.concatenate([block[key] for block in blocks]), confidence)
+        key: FEW if few else percentile_interval(np.concatenate([block[key] for block in blocks]), confidence)
         for key in blocks[0]
     }
 

@@ -75,11 +75,8 @@ def measured_pair(first: Tables, second: Tables, metric: str, group: str) -> tup
         )
     found = [_measure(tables, metric, each) for tables, each in zip((first, second), rows, strict=True)]
     both = found[0][0] & found[1][0]
-    cases = shared.to_numpy(str)[both]
-    return (
-        Measured(cases, whose[0][both], found[0][1](both)),
-        Measured(cases, whose[0][both], found[1][1](both)),
-    )
+    baseline, variant = (make(both) for _, make in found)
+    return baseline, variant
 
 
 def measured(tables: Tables, metric: str, group: str) -> Measured:
@@ -89,9 +86,8 @@ def measured(tables: Tables, metric: str, group: str) -> Measured:
         PredictionsError: there is no such metric or group.
     """
     rows = _tested(tables, group)
-    there, restricted = _measure(tables, metric, rows)
-    chosen = rows[there]
-    return Measured(chosen.index.to_numpy(str), chosen["patient_id"].to_numpy(str), restricted(there))
+    there, make = _measure(tables, metric, rows)
+    return make(there)
 
 
 def scores(tables: Tables, group: str) -> pd.DataFrame:
@@ -138,28 +134,29 @@ def _tested(tables: Tables, group: str) -> pd.DataFrame:
     raise PredictionsError(f"there is no group '{group}' of test cases.{did_you_mean(group, known)}")
 
 
-def _measure(
-    tables: Tables, metric: str, rows: pd.DataFrame
-) -> tuple[Bools, Callable[[Bools], Callable[[Floats], Floats]]]:
-    """Return which of the rows have a metric, and what makes its function for some of the rows."""
+def _measure(tables: Tables, metric: str, rows: pd.DataFrame) -> tuple[Bools, Callable[[Bools], Measured]]:
+    """Return which of the rows have a metric, and what measures it on some of the rows."""
     if metric in DIAGNOSIS and tables.predictions.classes:
         return _diagnosis(tables, metric, rows)
     values = _values(tables, metric, rows)
 
-    def restricted(chosen: Bools) -> Callable[[Floats], Floats]:
-        return lambda weights: weighted_mean(values[chosen], weights)
+    def restricted(chosen: Bools) -> Measured:
+        return Measured(*_who(rows[chosen]), lambda weights: weighted_mean(values[chosen], weights))
 
     return ~np.isnan(values), restricted
 
 
-def _diagnosis(
-    tables: Tables, metric: str, rows: pd.DataFrame
-) -> tuple[Bools, Callable[[Bools], Callable[[Floats], Floats]]]:
+def _who(rows: pd.DataFrame) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
+    """Return id and patient of each case."""
+    return rows.index.to_numpy(str), rows["patient_id"].to_numpy(str)
+
+
+def _diagnosis(tables: Tables, metric: str, rows: pd.DataFrame) -> tuple[Bools, Callable[[Bools], Measured]]:
     predictions = tables.predictions
     units = case_units(rows, predictions)
     threshold = 0.5 if tables.threshold is None else tables.threshold
 
-    def restricted(chosen: Bools) -> Callable[[Floats], Floats]:
+    def restricted(chosen: Bools) -> Measured:
         labels, probabilities = units.labels[chosen], units.probabilities[chosen]
 
         def of(weights: Floats) -> Floats:
@@ -168,9 +165,20 @@ def _diagnosis(
             )
             return found[metric, None]
 
-        return of
+        return Measured(*_who(rows[chosen]), of, _kinds(metric, labels, predictions.positive_index))
 
     return units.labels >= 0, restricted
+
+
+def _kinds(metric: str, labels: NDArray[np.int64], positive: int | None) -> tuple[Bools, ...]:
+    """Return the cases (n,) of each class that a metric of the diagnosis rests on; () where on none."""
+    needs = METRICS[metric].needs
+    if needs == "cases":
+        return ()
+    if positive is None:
+        return tuple(labels == index for index in np.unique(labels))
+    wanted = {"positives": (True,), "negatives": (False,), "both": (True, False)}[needs]
+    return tuple((labels == positive) == is_positive for is_positive in wanted)
 
 
 def _values(tables: Tables, metric: str, rows: pd.DataFrame) -> Floats:

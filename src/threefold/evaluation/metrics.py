@@ -85,3 +85,16 @@ METRICS: dict[str, Metric] = {
         Metric("marker_change", "p raised by the marker", None, bounds=(-1.0, 1.0), of="evidence"),
     )
 }
+
+
+def title(name: str) -> str:
+    """Return the title of a metric, or of METRIC:STRUCTURE; what is no metric, in words."""
+    name, _, structure = name.partition(":")
+    words = METRICS[name].title if name in METRICS else name.replace("_", " ")
+    return f"{words} ({structure})" if structure else words
+
+
+def largest_difference(name: str) -> float:
+    """Return how much two values of a metric, or of METRIC:STRUCTURE, can differ."""
+    metric = METRICS.get(name.partition(":")[0])
+    return float("inf") if metric is None else metric.bounds[1] - metric.bounds[0]

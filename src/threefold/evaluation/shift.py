@@ -12,6 +12,8 @@ from threefold.errors import PredictionsError
 from threefold.evaluation.comparison import Measured
 from threefold.evaluation.groups import groups_of
 from threefold.evaluation.intervals import (
+    FEW,
+    FEWEST_PATIENTS,
     SAME_VALUE,
     Interval,
     exact_interval,
@@ -118,12 +120,15 @@ def _shift(tables: Tables, metric: str, first: str, other: str, spec: Evaluation
         return  # the predictions have no such target
     if not any(len(each.patients) for each in both):
         return
-    draws = [_draws(each, spec, spec.seed + place) for place, each in enumerate(both)]
+    draws = [_draws(each, spec, spec.seed) for each in both]  # as the group's own table draws them
     at = [_at(name, metric, both[k], draws[k], spec) for k, name in enumerate((first, other))]
     difference, interval = at[1].value - at[0].value, Interval(np.nan, np.nan, 0)
     note = ", ".join(f"{each.group} has no value" for each in at if not np.isfinite(each.value))
     if not note:
-        interval = percentile_interval(draws[1] - draws[0], spec.confidence)
+        apart = _draws(both[1], spec, spec.seed + 1)  # from the first group's draws
+        interval = percentile_interval(apart - draws[0], spec.confidence)
+        if min(each.fewest_patients for each in both) < FEWEST_PATIENTS:
+            interval = FEW
         note = interval.reason
     yield Shift(metric, at[0], at[1], difference, interval.low, interval.high, note, tables.predictions.leaks)
 
@@ -133,9 +138,9 @@ def _at(group: str, metric: str, of: Measured, draws: Floats, spec: EvaluationSp
     value = float(of.metric(np.ones((1, n)))[0]) if n else np.nan
     interval = Interval(np.nan, np.nan, 0, "no case has it" if not n else "not estimable")
     if np.isfinite(value):
-        interval = percentile_interval(draws, spec.confidence)
+        interval = percentile_interval(draws, spec.confidence) if patients >= FEWEST_PATIENTS else FEW
         share = METRICS[metric].is_share and METRICS[metric].needs == "cases"
-        if interval.reason == SAME_VALUE and share and value in (0.0, 1.0):
+        if interval.reason in (SAME_VALUE, FEW.reason) and share and value in (0.0, 1.0):
             interval = exact_interval(value, patients, spec.confidence)
     return AtSites(group, value, interval.low, interval.high, n, patients, interval.reason)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from threefold.evaluation.claims import ClaimRow, PairRow, RelianceRow, VariantRow
 from threefold.evaluation.comparison import Effect
-from threefold.evaluation.metrics import METRICS
+from threefold.evaluation.metrics import title
 from threefold.reporting.table import LEAK_MARK, LEAK_NOTE, Table
 
 _RULE = (
@@ -22,7 +22,9 @@ def claim_table(rows: Sequence[ClaimRow], *, confidence: float, replicates: int,
         "Difference: variant minus baseline, mean over pairs of the same split and seed; on the same test "
         f"cases, but for groups set against each other. [low, high]: {confidence:.0%} interval over "
         f"{replicates} replicates of patients and seeds; p: of the same replicates, after Holm's correction "
-        "over the rows; n: cases/patients, x pairs.",
+        "over the rows; n: cases/patients, in brackets those of "
+        "the smallest test where they differ, x pairs. Baseline and "
+        "variant are means over the same cases, which can be fewer than a variant has alone.",
         _RULE.format(alpha=round(1 - confidence, 9)),
     ]
     if margin:
@@ -36,7 +38,7 @@ def claim_table(rows: Sequence[ClaimRow], *, confidence: float, replicates: int,
             (
                 row.claim,
                 _cohorts(row),
-                f"{_title(row.metric)}, {_groups(row)}",
+                f"{title(row.metric)}, {_groups(row)}",
                 f"{row.baseline} {_number(row.baseline_mean.value)}",
                 f"{row.variant} {_number(row.variant_mean.value)}",
                 _difference(row),
@@ -56,13 +58,13 @@ def variant_table(rows: Sequence[VariantRow], *, confidence: float, replicates: 
     names = list(dict.fromkeys((row.cohort, row.variant) for row in rows))
     notes = [
         f"Mean over the runs. [low, high]: {confidence:.0%} interval over {replicates} resamples of patients "
-        "and runs; n: cases/patients, x runs."
+        "and runs; n: cases/patients, in brackets those of the smallest test where they differ, x runs."
     ]
     if any(row.leaks for row in rows):
         notes.append(LEAK_NOTE)
     return Table(
         "Variants",
-        ("cohort", "variant", *(f"{_title(metric)}, {group}" for metric, group in columns)),
+        ("cohort", "variant", *(f"{title(metric)}, {group}" for metric, group in columns)),
         tuple(
             (cohort, variant, *(_mean(found.get((cohort, variant, *column))) for column in columns))
             for cohort, variant in names
@@ -83,9 +85,9 @@ def reliance_table(rows: Sequence[RelianceRow]) -> Table:
         (
             "Mean over the runs, and [lowest, highest] of them. Worst group: accuracy in that group of one "
             "label and one value of the shortcut in which it is lowest. Probes: AUC with which a linear "
-            "probe of the frozen features tells label, shortcut or site. Calibration error, and with the "
-            "temperature fitted on the validation part. Each run's own tables have the intervals over "
-            "patients.",
+            "probe of the frozen features tells label, shortcut or site. Calibration error, and what the "
+            "temperature fitted on the validation part adds to it, in the runs that have one. Each run's own "
+            "tables have the intervals over patients.",
         ),
     )
 
@@ -134,12 +136,6 @@ def _cohorts(row: ClaimRow | PairRow) -> str:
     return row.cohort if row.cohort == row.baseline_cohort else f"{row.cohort} against {row.baseline_cohort}"
 
 
-def _title(metric: str) -> str:
-    name, _, structure = metric.partition(":")
-    title = METRICS[name].title if name in METRICS else name.replace("_", " ")
-    return f"{title} ({structure})" if structure else title
-
-
 def _difference(row: ClaimRow) -> str:
     return _cell(row.effect, asked=row.pairs, leaks=row.leaks, form="+.3f")
 
@@ -156,7 +152,10 @@ def _cell(effect: Effect, *, asked: int, leaks: bool, form: str) -> str:
     ends = f"{effect.low:{form}}, {effect.high:{form}}"
     shown = f"[no interval: {effect.note}]" if effect.note else f"[{ends}]"
     runs = f"{effect.runs}" if effect.runs == asked else f"{effect.runs} of {asked}"
-    return f"{effect.value:{form}}{mark} {shown} n={effect.cases}/{effect.patients} x{runs}"
+    tested = f"n={effect.cases}/{effect.patients}"
+    if effect.fewest_cases < effect.cases:
+        tested += f" ({effect.fewest_cases}/{effect.fewest_patients})"
+    return f"{effect.value:{form}}{mark} {shown} {tested} x{runs}"
 
 
 def _signed(value: float, low: float, high: float) -> str:

@@ -15,6 +15,7 @@ from threefold.evaluation.claims import ClaimRow, PairRow, RelianceRow, VariantR
 from threefold.evaluation.comparison import Measured, difference_of, effects_of, holm, mean_of, verdict
 from threefold.evaluation.delong import compare_auc
 from threefold.evaluation.measures import OF_ALL, Tables, has_group, measured, measured_pair, scores
+from threefold.evaluation.metrics import largest_difference
 from threefold.evaluation.spread import Spread, moderated
 from threefold.reporting.figures import save
 from threefold.reporting.study_figures import claim_figure
@@ -254,7 +255,9 @@ class _Measuring:
             expected=claim.expected,
             baseline_mean=self.mean([first for first, _ in pairs.values()]),
             variant_mean=self.mean([second for _, second in pairs.values()]),
-            effect=self.difference([*pairs.values()], spread=spread),
+            effect=self.difference(
+                [*pairs.values()], spread=spread, largest=largest_difference(claim.metric)
+            ),
             adjusted=np.nan,
             verdict="not estimable",
             pairs=len(self.study.seeds) * len(self.study.splits),

@@ -11,16 +11,17 @@ import pandas as pd
 from threefold.errors import PredictionsError
 from threefold.evaluation.claims import RelianceRow
 from threefold.run import RunFolder
+from threefold.studies.probing import SHORTCUT
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import RunPlan
 
 _COLUMNS: dict[str, tuple[str, dict[str, Any]]] = {
-    "worst group": ("shortcut", {"worst": True, "metric": "accuracy"}),
+    "worst group": ("shortcut", {"column": SHORTCUT, "worst": True, "metric": "accuracy"}),
     "label probe": ("probes", {"target": "label", "of": "probe", "metric": "auc"}),
-    "shortcut probe": ("probes", {"of": "probe", "metric": "auc"}),
+    "shortcut probe": ("probes", {"target": SHORTCUT, "of": "probe", "metric": "auc"}),
     "site probe": ("probes", {"target": "site", "of": "probe", "metric": "auc"}),
     "calibration error": ("calibration_temperature", {"when": "before", "metric": "calibration_error"}),
-    "with temperature": ("calibration_temperature", {"when": "after", "metric": "calibration_error"}),
+    "change by temperature": ("calibration_temperature", {"when": "change", "metric": "calibration_error"}),
 }
 """By what is said: which table of a run says it, in which rows."""
 
@@ -71,7 +72,4 @@ def _rows(table: pd.DataFrame, what: str, wanted: Mapping[str, Any]) -> pd.DataF
         table = table[table[column] == value]
     if what == "worst group":
         return table.assign(group=table["within"])
-    table = table[table["group_kind"].isin(["all", "site group"])]
-    if what == "shortcut probe":
-        return table[~table["target"].isin(["label", "site"])]
-    return table
+    return table[table["group_kind"].isin(["all", "site group"])]
