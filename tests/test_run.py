@@ -45,6 +45,17 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
         RunFolder(tmp_path).read_status()
 
 
+def test_the_runs_below_a_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"train ... --out RUN` left\.$"):
+        RunFolder(tmp_path).read_status()
+    names = [f"runs/c/v/split-0-seed-{seed}" for seed in range(6)]
+    for name in names:
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "status.json").touch()
+    with pytest.raises(RunError, match=r"Runs below it: .*/runs/c/v/split-0-seed-0, .* and 1 more\.$"):
+        RunFolder(tmp_path).read_status()
+
+
 def test_a_folder_appears_when_it_is_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "new" / "folder"
     with whole_folder(target, RunError) as folder:

@@ -32,6 +32,7 @@ from typing import Any, Literal
 from threefold.errors import RunError, ThreefoldError
 
 State = Literal["running", "interrupted", "failed", "finished"]
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class RunFolder:
         if not self.status.is_file():
             raise RunError(
                 f"{self.path}: not a run folder (no {self.status.name}). Expected a folder that "
-                "`threefold train ... --out RUN` left."
+                f"`threefold train ... --out RUN` left.{runs_below(self.path)}"
             )
         try:
             return dict(json.loads(self.status.read_text()))
@@ -220,6 +221,20 @@ def alone_in(folder: Path, busy: str) -> Iterator[None]:
         except OSError:
             pass  # a file system without locks
         yield
+
+
+def runs_below(folder: Path) -> str:
+    """Return ' Runs below it: ...', the first few and how many more; empty where there are none.
+
+    Args:
+        folder: of runs, of runs by name, or of a study.
+    """
+    depths = ("*", "*/*", "*/*/*/*")  # a study's are runs/COHORT/VARIANT/SPLIT
+    below = sorted({path.parent for depth in depths for path in folder.glob(f"{depth}/status.json")})
+    if not below:
+        return ""
+    more = f" and {len(below) - _NAMED} more" if len(below) > _NAMED else ""
+    return f" Runs below it: {', '.join(map(str, below[:_NAMED]))}{more}."
 
 
 def make_folder(path: Path) -> None:

@@ -94,6 +94,8 @@ def _describe(model: type[BaseModel], detail: ErrorDetails) -> str:
     if detail["type"] == "missing":
         return f"{key}: missing, expected a value."
     message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] in ("tuple_type", "list_type"):
+        message = "expected a list"
     found = detail["input"]
     shown = "" if isinstance(found, Mapping | BaseModel) else f", found {found!r}"
     return sentence(f"{key}: {message}{shown}" if key else f"{message}{shown}")

@@ -67,6 +67,10 @@ def test_another_column_is_asked_for_by_name(copied: RunFolder, capsys: pytest.C
     printed = capsys.readouterr().out
     assert "Test cases by site_group" in printed
     assert "site_group internal, " in printed
+    # The tables about the phantom's own shortcut keep their names.
+    assert (copied.tables / "shortcut-site_group.csv").is_file()
+    assert (copied.tables / "probes-site_group.md").is_file()
+    assert not (copied.tables / "shortcut.csv").exists()
     assert f"Tables: {copied.tables}" in printed
     with pytest.raises(PredictionsError, match=r"no column 'shortcud'.*shortcut"):
         probe_run(copied, column="shortcud")

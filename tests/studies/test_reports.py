@@ -277,9 +277,9 @@ def test_a_compared_study_has_claims_variants_pairs_and_links(study: StudyFolder
 
 def test_a_comparison_that_a_later_run_is_not_in_is_called_old(study: StudyFolder) -> None:
     compare(study)
-    assert "A run has ended since" not in read(report(study.path)).words
+    assert "A run has ended, or the study was changed, since" not in read(report(study.path)).words
     study.remember(Outcome("a/two/split-0-seed-1", "failed", "", 6.0, 1.0))
-    assert "A run has ended since" in read(report(study.path)).words
+    assert "A run has ended, or the study was changed, since" in read(report(study.path)).words
 
 
 def test_a_study_of_which_nothing_has_run(study: StudyFolder) -> None:

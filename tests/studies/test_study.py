@@ -51,7 +51,7 @@ def run(study: StudySpec, out: Path, *only: str) -> tuple[list[Outcome], str]:
 
 CLAIMS = [
     {"claim": "masks help abroad", "variant": "seg", "baseline": "cls", "group": "external"},
-    {"claim": "masks differ", "variant": "seg", "baseline": "cls", "metric": "dice", "expected": "different"},
+    {"claim": "they differ", "variant": "seg", "baseline": "cls", "metric": "brier", "expected": "different"},
 ]
 VARIANTS = {
     "cls": {"recipe": CLS},
@@ -124,7 +124,8 @@ def test_the_comparison_is_of_the_runs_tables(ended: tuple[StudyFolder, list[Out
     folder, _, _ = ended
     # A group without a test case can be asked for; nothing is made up for it.
     nowhere = {"claim": "nowhere", "variant": "seg", "baseline": "cls", "group": "site-99"}
-    folder.write(changed(folder.read(), claims=[*CLAIMS, nowhere]))
+    undrawn = {"claim": "masks", "variant": "seg", "baseline": "cls", "metric": "dice"}
+    folder.write(changed(folder.read(), claims=[CLAIMS[0], undrawn, nowhere]))
     comparison = compare_study(folder)
     assert set(comparison.missing) == {
         f"heads/{v}/split-0-seed-{s}" for v in ("broken", "child") for s in (0, 1)
@@ -251,6 +252,14 @@ def test_a_file_in_the_studys_place_is_named(study: StudySpec, tmp_path: Path) -
         run(study, tmp_path / "out")
 
 
+def test_a_folder_that_holds_something_else_is_refused(study: StudySpec, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/cases.csv").touch()
+    with pytest.raises(RunError, match=r"out: is not empty and not a study .* Choose a new --out"):
+        run(study, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["cases.csv"]
+
+
 def test_a_claim_has_no_verdict_before_all_of_its_pairs_have_finished(
     ended: tuple[StudyFolder, list[Outcome], str], tmp_path: Path
 ) -> None:
@@ -375,6 +384,9 @@ def test_references_are_moved_once_and_never_by_another_distance(
         ({"metric": "share_inside"}, r"claim 'k': share_inside is measured only .* `evidence: true`"),
         ({"group": "externl"}, "claim 'k': .* no cases of group 'externl'. Did you mean 'external'"),
         ({"group": "shortcut=2"}, r"claim 'k': .* no cases of group 'shortcut=2'"),
+        ({"metric": "psnr"}, "claim 'k': psnr needs a task reconstruction, which variant seg does not have"),
+        ({"metric": "dice"}, "claim 'k': dice needs a task segmentation, which variant cls does not have"),
+        ({"metric": "structure_dice"}, "structure_dice needs a task segmentation, which variant cls"),
         ({"baseline_group": "site-99", "group": "site-01"}, "of group 'site-99'. Did you mean 'site-"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from threefold.errors import ExperimentError, RunError
-from threefold.studies.study_claims import require_metrics
+from threefold.studies.study_claims import require_metrics, require_tasks
 from threefold.studies.study_folder import Outcome, StudyFolder, expected_memory
 from threefold.studies.study_spec import (
     StudySpec,
@@ -316,5 +316,9 @@ def test_outcomes_are_remembered_and_damaged_ones_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", study_names())
-def test_the_shipped_claims_are_on_metrics_that_are_measured(name: str) -> None:
-    require_metrics(load_study(name))
+def test_the_shipped_claims_are_on_metrics_that_are_measured(name: str, tmp_path: Path) -> None:
+    study = load_study(name)
+    require_metrics(study)
+    folder = StudyFolder(tmp_path)
+    plans = {plan.variant: plan for plan in plan_runs(study)}
+    require_tasks(study, {variant: experiment_of(folder, plan).tasks for variant, plan in plans.items()})

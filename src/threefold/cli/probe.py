@@ -32,7 +32,8 @@ def probe(
     RUN/tables gets shortcut (the diagnosis by the column's values, the worst group, cases in which the column
     agrees with the label and cases in which it does not), probes (what a linear classifier on the frozen
     features tells of label, column and site), and calibration_temperature (calibration by site before and
-    after a temperature fitted on the validation part), each as Markdown and CSV.
+    after a temperature fitted on the validation part), each as Markdown and CSV. Those about another column
+    than `shortcut` are shortcut-COLUMN and probes-COLUMN.
 
     Example: `threefold probe my-run --shortcut scanner`
     """

@@ -84,10 +84,11 @@ def run(
     require_one_process("a study")
     if cohort is not None:
         asked, spec = spec, pointed_at(spec, cohort)
-        words = {claim.claim for claim in asked.claims} - {claim.claim for claim in spec.claims}
-        for claim in sorted(words):
+        kept = {(claim.claim, claim.group) for claim in spec.claims}
+        for claim, group in sorted({(claim.claim, claim.group) for claim in asked.claims} - kept):
             typer.echo(
-                f"left out, as {cohort} has no such groups or it is one cohort alone: {claim}", err=True
+                f"left out, as {cohort} has no such groups or it is one cohort alone: {claim} ({group})",
+                err=True,
             )
     gpus = torch.cuda.device_count()
     pool = (
@@ -163,7 +164,8 @@ def compare(
             f"{count(len(comparison.missing), 'run')} not finished, for example {comparison.missing[0]}: "
             "what is above is of the others."
         )
-    typer.echo(f"Tables: {folder.tables}")
+    further = f" ({', '.join(table.title for table in tables[2:])} as well)" if tables[2:] else ""
+    typer.echo(f"Tables: {folder.tables}{further}")
     if comparison.claims:
         typer.echo(f"Figure: {folder.figures / 'claims.png'}")
     typer.echo(f"All of it as one file: threefold report {out}")

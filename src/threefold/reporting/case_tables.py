@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from threefold.evaluation.predictions import Predictions, probability_column
 from threefold.evaluation.structures import tells_structures
 from threefold.reporting.table import Table
 from threefold.reporting.volume_examples import case_dice
 
+Floats = NDArray[np.float64]
 _SHOWN = 5
 _COLUMNS = ("case", "site", "diagnosis")
 
 
-def extreme_tables(predictions: Predictions) -> tuple[Table, ...]:
+def extreme_tables(predictions: Predictions, threshold: float | None) -> tuple[Table, ...]:
     """Return the best and the worst test cases by Dice, and those whose diagnosis was most wrong.
 
     The Dice is the mean over structures where there are any, else the mask's. Tables without a case are left
     out.
+
+    Args:
+        predictions: the table.
+        threshold: of the positive class of two; None: the most probable class is decided.
     """
-    return tuple(table for table in (_by_dice(predictions), _by_diagnosis(predictions)) if table is not None)
+    tables = (_by_dice(predictions), _by_diagnosis(predictions, threshold))
+    return tuple(table for table in tables if table is not None)
 
 
 def _by_dice(predictions: Predictions) -> Table | None:
@@ -45,28 +52,47 @@ def _by_dice(predictions: Predictions) -> Table | None:
     )
 
 
-def _by_diagnosis(predictions: Predictions) -> Table | None:
+def _by_diagnosis(predictions: Predictions, threshold: float | None) -> Table | None:
     test = predictions.part("test")
     test = test[test["label"] != ""]
     if test.empty or not predictions.classes:
         return None
-    chances = test[[probability_column(name) for name in predictions.classes]].to_numpy(float)
+    chances = test[[probability_column(name) for name in predictions.classes]].to_numpy(np.float64)
     true = np.array([predictions.classes.index(name) for name in test["label"]])
-    of_truth = chances[np.arange(len(test)), true]
-    worst = np.argsort(of_truth, kind="stable")[:_SHOWN]
+    positive = predictions.positive_index
+    if positive is None or threshold is None:
+        decided, support = chances.argmax(axis=1), chances
+        said = "Those whose true class got the lowest probability"
+    else:
+        is_positive = chances[:, positive] >= threshold
+        decided = np.where(is_positive, positive, 1 - positive)
+        support = _from_the_cut(chances[:, positive], threshold, positive)
+        said = (
+            f"Those furthest on the wrong side of the decision, p({predictions.positive}) >= {threshold:.3g}"
+        )
+    worst = np.argsort(support[np.arange(len(test)), true], kind="stable")[:_SHOWN]
     return Table(
         title="Diagnoses that were most wrong",
-        columns=(*_COLUMNS, "its probability", "most probable"),
+        columns=(*_COLUMNS, "its probability", "decided"),
         rows=tuple(
             (
                 *_who(test.iloc[place]),
-                f"{of_truth[place]:.3f}",
-                predictions.classes[int(chances[place].argmax())],
+                f"{chances[place, true[place]]:.3f}",
+                predictions.classes[int(decided[place])],
             )
             for place in worst.tolist()
         ),
-        notes=(f"Of {len(test)} labelled test cases those whose true class got the lowest probability.",),
+        notes=(f"{said}, of {len(test)} labelled test cases.",),
     )
+
+
+def _from_the_cut(chance: Floats, threshold: float, positive: int) -> Floats:
+    """Return how much p (n,) speaks for each of two classes, (n, 2): 0.5 at the threshold, 1 when certain."""
+    below = chance / max(2 * threshold, np.finfo(np.float64).tiny)
+    above = 1 - (1 - chance) / max(2 * (1 - threshold), np.finfo(np.float64).tiny)
+    of_positive = np.where(chance < threshold, below, above)
+    both = (of_positive, 1 - of_positive) if positive == 0 else (1 - of_positive, of_positive)
+    return np.stack(both, axis=1)
 
 
 def _who(row: pd.Series) -> tuple[str, str, str]:

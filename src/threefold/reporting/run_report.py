@@ -98,7 +98,7 @@ def write_report(
         figures = (*figures, *_write_volumes(examples, folder.figures))
     tables = write_tables(evaluation, folder.tables)
     moved = shifts(predictions, spec, threshold=evaluation.threshold)
-    extremes = extreme_tables(predictions)
+    extremes = extreme_tables(predictions, evaluation.threshold)
     further = {
         "shift": _text(shift_table(moved, spec)),
         "cases": "\n".join(map(markdown, extremes)) or None,

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from threefold.evaluation.claims import ClaimRow
+from threefold.evaluation.metrics import title
 
 _COLOURS = {
     "supported": "#1b7837",
@@ -34,16 +35,21 @@ def claim_figure(rows: Sequence[ClaimRow]) -> Figure:
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_yticks(np.arange(len(shown)), [_label(row) for row in shown], fontsize=8)
         axes.set_ylim(len(shown) - 0.4, -0.6)
-        axes.set_xlabel(f"difference in {metric.replace('_', ' ')}", fontsize=9)
+        axes.set_xlabel(f"difference in {title(metric)}", fontsize=9)
         axes.tick_params(axis="x", labelsize=8)
         axes.grid(axis="x", linewidth=0.3)
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
-    handles = [panels[0].plot([], [], "o-", color=colour, label=name)[0] for name, colour in _COLOURS.items()]
-    figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+    verdicts = {row.verdict for row in rows}
+    handles = [
+        panels[0].plot([], [], "o-", color=colour, label=name)[0]
+        for name, colour in _COLOURS.items()
+        if name in verdicts
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=8, frameon=False)
     return figure
 
 
 def _label(row: ClaimRow) -> str:
     words = "\n".join(textwrap.wrap(row.claim, 60))
-    return f"{words}\n{row.cohort}, {row.group}"
+    return f"{words}\n{row.variant} against {row.baseline}; {row.cohort}, {row.group}"

@@ -147,7 +147,7 @@ def _pictures_of(explainer: Explainer, case: Case) -> Iterator[AttentionPicture]
         shown = plane_of(lesion, found.map.shape)
         chance = found.probabilities[found.decided]
         yield AttentionPicture(
-            f"{case.case_id}{words}\n{label}; p({trained.classes[found.decided]}) {chance:.2f}",
+            f"{case.case_id}{words}\nis {label}; p({trained.classes[found.decided]}) = {chance:.2f}",
             shown(array[0]),
             shown(found.map),
             None if lesion is None else shown(lesion),

@@ -32,6 +32,8 @@ from threefold.studies.evaluations import cohort_of_run, read_run_predictions
 Progress = Callable[[int, int], None]
 SHORTCUT = "shortcut"
 """The column of a phantom's planted shortcut."""
+_OF_COLUMN = {"shortcut": "shortcut-{column}", "probes": "probes-{column}"}
+"""What the tables about another column are named."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def probe_run(
     """Ask a finished run what it relies on and knows; the tables go into the run folder.
 
     - shortcut.md, .csv: the diagnosis by the values of a column, the worst group, aligned and conflicting
-      cases;
+      cases (of another column than `shortcut`: shortcut-COLUMN, and probes-COLUMN below);
     - calibration_temperature.md, .csv: calibration by site before and after a temperature fitted on
       validation;
     - probes.md, .csv: what a linear probe of the features tells of label, column and site.
@@ -110,6 +112,8 @@ def probe_run(
     columns = [name for name in ("label", asked, "site") if name is not None]
     probes = [each for name in columns for each in probe_column(predictions, features, name, spec)]
     named["probes"] = (probe_table(probes, spec), probe_records(probes))
+    if asked not in (None, SHORTCUT):  # a phantom's own shortcut keeps its tables
+        named = {_OF_COLUMN.get(name, name).format(column=asked): each for name, each in named.items()}
     return Probed(tuple(table for table, _ in named.values()), _write(named, run.tables), tuple(notes))
 
 

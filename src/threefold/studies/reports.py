@@ -9,12 +9,10 @@ from pathlib import Path
 from threefold import __version__
 from threefold.errors import RunError
 from threefold.reporting.html import render
-from threefold.run import RunFolder, write_atomically
+from threefold.run import RunFolder, runs_below, write_atomically
 from threefold.studies.run_page import run_page
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_page import REPORT_NAME, study_page
-
-_NAMED = 5
 
 
 def report(
@@ -54,12 +52,7 @@ def _neither(folder: Path) -> str:
     if not folder.is_dir():
         found = "a file" if folder.is_file() else "nothing"
         return f"{folder}: expected the folder of a run or a study; found {found}."
-    below = sorted({path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/status.json")})
-    said = (
+    return (
         f"{folder}: neither a run (no status.json) nor a study (no study.yaml). Expected a folder that "
-        "`threefold train` or `threefold study run` left."
+        f"`threefold train` or `threefold study run` left.{runs_below(folder)}"
     )
-    if not below:
-        return said
-    more = f" and {len(below) - _NAMED} more" if len(below) > _NAMED else ""
-    return f"{said} Runs below it: {', '.join(map(str, below[:_NAMED]))}{more}."

@@ -11,7 +11,7 @@ from threefold.errors import RunError, ThreefoldError, UsageError
 from threefold.experiment import Experiment
 from threefold.experiments import read_experiment
 from threefold.run import RunFolder, alone_in, make_folder
-from threefold.studies.study_claims import require_groups, require_metrics
+from threefold.studies.study_claims import require_groups, require_metrics, require_tasks
 from threefold.studies.study_cohorts import judge_labels, prepare_cohort
 from threefold.studies.study_folder import Outcome, StudyFolder, expected_memory
 from threefold.studies.study_pools import Pool
@@ -52,6 +52,8 @@ def run_study(
     plans = plan_runs(study, only)
     require_metrics(study)
     experiments = {plan.id: settled(experiment_of(folder, plan)) for plan in plans}
+    require_tasks(study, {plan.variant: experiments[plan.id].tasks for plan in plans})
+    _require_own_folder(folder)
     for plan in plans:
         _require_one_device(plan, experiments[plan.id])
         require_settings(experiments[plan.id])
@@ -170,6 +172,16 @@ def _require_one_device(plan: RunPlan, experiment: Experiment) -> None:
             f"variant {plan.variant}: training.devices is {training.devices} and training.nodes "
             f"{training.nodes}, but a study gives each run one device and computes several runs at once. "
             "Leave them at 1, or train that experiment alone: `threefold train ... --devices N`."
+        )
+
+
+def _require_own_folder(folder: StudyFolder) -> None:
+    """Refuse a folder that holds something else: a study fills it."""
+    if folder.study.is_file() or not folder.path.is_dir():
+        return
+    if any(not path.name.startswith(".") for path in folder.path.iterdir()):
+        raise RunError(
+            f"{folder.path}: is not empty and not a study (no {folder.study.name}). Choose a new --out."
         )
 
 

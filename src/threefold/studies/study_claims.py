@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from threefold.cohorts.cohort import Cohort
 from threefold.errors import UsageError
 from threefold.evaluation.measures import OF_ALL
 from threefold.evaluation.metrics import METRICS
+from threefold.experiment import TasksSpec
 from threefold.studies.study_spec import StudySpec, claim_cohorts
 from threefold.validation import did_you_mean
+
+_OF_MASKS = ("dice", "missed_lesions", "false_alarms", "truth_dice")
+_OF_RECONSTRUCTION = ("psnr", "ssim")
 
 
 def require_metrics(study: StudySpec) -> None:
@@ -26,6 +32,35 @@ def require_metrics(study: StudySpec) -> None:
                 f"claim '{claim.claim}': {name} is measured only where the study says `evidence: true`. Add "
                 "that line."
             )
+
+
+def require_tasks(study: StudySpec, trained: Mapping[str, TasksSpec]) -> None:
+    """Refuse claims on what a variant does not do.
+
+    Args:
+        study: with the claims.
+        trained: the tasks by variant; claims on others are not looked at.
+
+    Raises:
+        UsageError: naming the claim, the variant and the task that it lacks.
+    """
+    for claim in study.claims:
+        for variant in (claim.variant, claim.baseline):
+            lacking = variant in trained and _lacks(claim.metric.partition(":")[0], trained[variant])
+            if lacking:
+                raise UsageError(
+                    f"claim '{claim.claim}': {claim.metric} needs a task {lacking}, which variant {variant} "
+                    "does not have. Take another metric or variant."
+                )
+
+
+def _lacks(metric: str, tasks: TasksSpec) -> str:
+    """Return the task that a metric needs and an experiment does not have; empty where it has it."""
+    if metric in _OF_RECONSTRUCTION:
+        return "" if tasks.reconstruction else "reconstruction"
+    if metric in _OF_MASKS or METRICS[metric].of in ("structure", "topology"):
+        return "" if tasks.segmentation or tasks.region else "segmentation"
+    return "" if tasks.classification else "classification"
 
 
 def require_groups(study: StudySpec, name: str, cohort: Cohort) -> None:

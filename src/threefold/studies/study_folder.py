@@ -111,11 +111,12 @@ class StudyFolder:
         return load_study(str(self.study))
 
     def write(self, study: StudySpec) -> None:
-        """Write the study as it is run, making the folder."""
+        """Write the study as it is run, making the folder; a file that says the same is left as it is."""
         make_folder(self.path)
         content = json.loads(study.model_dump_json())
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
-        write_atomically(self.study, text)
+        if not self.study.is_file() or self.study.read_text(encoding="utf-8") != text:
+            write_atomically(self.study, text)
 
     def outcome(self, run_id: str) -> Outcome | None:
         """Return how a run ended last; None where it has not."""

@@ -98,15 +98,15 @@ def _opening(
     elif _is_stale(folder):
         yield Notice(
             "warning",
-            "A run has ended since the tables were made. "
+            "A run has ended, or the study was changed, since the tables were made. "
             f"`threefold study compare {folder.path}` makes them anew.",
         )
 
 
 def _is_stale(folder: StudyFolder) -> bool:
     made = max((path.stat().st_mtime for path in folder.tables.glob("*.md")), default=0.0)
-    ended = max((path.stat().st_mtime for path in (folder.path / "outcomes").glob("*.json")), default=0.0)
-    return ended > made
+    since = [folder.study, *(folder.path / "outcomes").glob("*.json")]
+    return any(path.stat().st_mtime > made for path in since)
 
 
 def _protocol(study: StudySpec) -> Iterator[Block]:
@@ -193,7 +193,7 @@ def _first_runs(folder: StudyFolder, runs: Sequence[RunStanding]) -> Iterator[Se
         if blocks:
             shown.append(Folded(f"{name}, seed {run.plan.seed}", blocks))
     if shown:
-        words = "ROC, where the network looks, the worst case. `threefold report RUN` shows all of a run."
+        words = "ROC, where the network looks, worst volumes. `threefold report RUN` shows all of a run."
         yield Section("The first run of each variant", (Text(words), *shown))
 
 
@@ -222,7 +222,9 @@ def _environments(folder: StudyFolder, runs: Sequence[RunStanding]) -> Iterator[
         yield Facts(facts)
     times = [run.seconds for run in runs if run.state == "finished" and run.seconds is not None]
     if times:
-        yield Text(f"The finished runs took {sum(times) / 3600:.1f} hours of computing together.")
+        hours = sum(times) / 3600
+        took = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+        yield Text(f"The finished runs took {took} of computing together.")
 
 
 def _reproduction(folder: StudyFolder) -> Iterator[Block]:

@@ -63,7 +63,8 @@ def run_in_process(
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
     begin = time.monotonic()
-    with log.open("wb") as stream:
+    with log.open("ab") as stream:  # what an attempt before said stays
+        said_before = stream.tell()
         process = subprocess.Popen(
             [sys.executable, "-m", __name__, str(folder), run],
             stdout=stream,
@@ -86,7 +87,7 @@ def run_in_process(
     return Outcome(
         run=run,
         state=_STATES.get(code, "failed"),
-        message="" if code == 0 else _why(log, code),
+        message="" if code == 0 else _why(log, said_before, code),
         seconds=time.monotonic() - begin,
         memory=memory,
     )
@@ -215,13 +216,13 @@ def _end_with_the_starter() -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-def _why(log: Path, code: int) -> str:
-    """Return what a process died of: its error, else its last line."""
+def _why(log: Path, begin: int, code: int) -> str:
+    """Return what a process died of: its error, else its last line, of what it said from byte `begin` on."""
     if code == -signal.SIGKILL:
         return "killed from outside (signal 9): most likely the memory was used up"
     if code in _INTERRUPTING:
         return "stopped by a signal"
-    lines = log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
+    lines = log.read_bytes()[begin:].decode("utf-8", errors="replace").rstrip().splitlines()
     starts = [number for number, line in enumerate(lines) if line.startswith("error: ")]
     if starts:
         return "\n".join(lines[starts[-1] :]).removeprefix("error: ")
