@@ -215,6 +215,14 @@ def test_tests_on_other_cases_are_compared_unpaired() -> None:
     assert (found.low, found.high) == pytest.approx((welch.low, welch.high), abs=0.06)
 
 
+def test_a_share_of_none_has_the_exact_interval_over_patients() -> None:
+    runs = [mean_measure(np.zeros(6), [0, 0, 1, 1, 2, 2]), mean_measure(np.zeros(6), [0, 0, 1, 1, 2, 2])]
+    share = mean_of(runs, replicates=50, confidence=0.95, is_share=True)
+    assert (share.value, share.low, share.note) == (0.0, 0.0, "")
+    assert share.high == pytest.approx(stats.binomtest(0, 3).proportion_ci(0.95, "exact").high)
+    assert math.isnan(mean_of(runs, replicates=50, confidence=0.95).low)
+
+
 def test_a_difference_stays_within_what_the_metric_allows() -> None:
     pairs = pairs_of([np.array([0.9, 0.8]), np.array([-0.9, 0.1])], np.arange(2))
     wide, cut = (

@@ -24,14 +24,19 @@ for an AUC; the smaller number where baseline and variant were tested on other p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from threefold.evaluation.intervals import FEWEST_PATIENTS, SAME_VALUE, percentile_interval
+from threefold.evaluation.intervals import (
+    FEWEST_PATIENTS,
+    SAME_VALUE,
+    exact_interval,
+    percentile_interval,
+)
 from threefold.evaluation.spread import Spread, own_spread
 
 Floats = NDArray[np.float64]
@@ -108,10 +113,29 @@ Draw = Callable[[Values, Floats, Patients], Floats]
 """From values, their point (S,) and the number of patients to the mean over runs in each replicate (R,)."""
 
 
-def mean_of(runs: Sequence[Measured], *, replicates: int, confidence: float, seed: int = 0) -> Effect:
-    """Return the mean of a metric over runs, resampling patients and runs."""
+def mean_of(
+    runs: Sequence[Measured],
+    *,
+    replicates: int,
+    confidence: float,
+    is_share: bool = False,
+    seed: int = 0,
+) -> Effect:
+    """Return the mean of a metric over runs, resampling patients and runs.
+
+    Args:
+        runs: that were measured.
+        replicates: number of resamples.
+        confidence: of the interval, for example 0.95.
+        is_share: a share of cases, which at 0 or 1 has the exact binomial interval over patients.
+        seed: of the resamples.
+    """
     draw = partial(_resampled, replicates=replicates, seed=seed)
-    return _effect([(run,) for run in runs], draw, confidence, needed=FEWEST_PATIENTS)
+    found = _effect([(run,) for run in runs], draw, confidence, needed=FEWEST_PATIENTS)
+    if not (is_share and found.value in (0.0, 1.0)):
+        return found
+    exact = exact_interval(found.value, found.fewest_patients, confidence)
+    return replace(found, low=exact.low, high=exact.high, note="")
 
 
 def difference_of(

@@ -94,6 +94,12 @@ def title(name: str) -> str:
     return f"{words} ({structure})" if structure else words
 
 
+def is_share(name: str) -> bool:
+    """Whether a metric, or METRIC:STRUCTURE, is a share of the cases that it needs."""
+    metric = METRICS.get(name.partition(":")[0])
+    return metric is not None and metric.is_share
+
+
 def largest_difference(name: str) -> float:
     """Return how much two values of a metric, or of METRIC:STRUCTURE, can differ."""
     metric = METRICS.get(name.partition(":")[0])

@@ -15,7 +15,7 @@ from threefold.evaluation.claims import ClaimRow, PairRow, RelianceRow, VariantR
 from threefold.evaluation.comparison import Measured, difference_of, effects_of, holm, mean_of, verdict
 from threefold.evaluation.delong import compare_auc
 from threefold.evaluation.measures import OF_ALL, Tables, has_group, measured, measured_pair, scores
-from threefold.evaluation.metrics import largest_difference
+from threefold.evaluation.metrics import is_share, largest_difference
 from threefold.evaluation.spread import Spread, moderated
 from threefold.reporting.figures import save
 from threefold.reporting.study_figures import claim_figure
@@ -243,6 +243,7 @@ class _Measuring:
 
     def claim(self, claim: ClaimSpec, cohort: str, pairs: MeasuredPairs, spread: Spread | None) -> ClaimRow:
         """Return a claim's line, its p not adjusted yet."""
+        share = is_share(claim.metric)
         return ClaimRow(
             claim=claim.claim,
             cohort=cohort,
@@ -253,8 +254,8 @@ class _Measuring:
             group=claim.group,
             baseline_group=claim.baseline_group or claim.group,
             expected=claim.expected,
-            baseline_mean=self.mean([first for first, _ in pairs.values()]),
-            variant_mean=self.mean([second for _, second in pairs.values()]),
+            baseline_mean=self.mean([first for first, _ in pairs.values()], is_share=share),
+            variant_mean=self.mean([second for _, second in pairs.values()], is_share=share),
             effect=self.difference(
                 [*pairs.values()], spread=spread, largest=largest_difference(claim.metric)
             ),
@@ -295,7 +296,7 @@ class _Measuring:
                     runs = [measured(self.tables(name), metric, group) for name in having]
                 except PredictionsError:
                     continue  # this variant was not looked into in that way
-                mean = self.mean(runs)
+                mean = self.mean(runs, is_share=is_share(metric))
                 if asked or mean.cases:
                     yield VariantRow(cohort, variant, metric, group, mean, len(names), self._leaks(having))
 
