@@ -16,6 +16,7 @@ import pytest
 from threefold.cli.app import main
 from threefold.cohorts.cohort import read_cohort
 from threefold.errors import CohortError, PredictionsError, RunError
+from threefold.evaluation.intervals import FEWEST_PATIENTS
 from threefold.experiment import TasksSpec
 from threefold.images.nifti import read_nifti_header
 from threefold.images.reading import read_label_map
@@ -115,13 +116,19 @@ def test_counterfactuals_are_those_of_files_rendered_again(
 def test_tables_hold_the_means_with_their_n(mine: RunFolder, explained: Explanation) -> None:
     assert [table.name for table in explained.tables] == ["attention", "counterfactuals", "truth"]
     long = pd.concat(pd.read_csv(mine.tables / f"{table.name}.csv") for table in explained.tables)
-    table = pd.read_csv(mine.predictions).set_index("case_id")
-    external = table.index[(table["part"] == "test") & (table["site_group"] == "external")]
-    for metric in ("share_inside_centred", "marker_change"):
-        (row,) = long[(long["metric"] == metric) & (long["group"] == "external")].itertuples()
-        assert row.value == pytest.approx(explained.evidence.loc[external, metric].mean())
-        assert (row.n, row.patients) == (len(external), table.loc[external, "patient_id"].nunique())
-        assert row.low <= row.value <= row.high
+    table = pd.read_csv(mine.predictions).set_index("case_id").query("part == 'test'")
+    external = table.index[table["site_group"] == "external"]
+    for group, cases in (("all", table.index), ("external", external)):
+        patients = table.loc[cases, "patient_id"].nunique()
+        for metric in ("share_inside_centred", "marker_change"):
+            (row,) = long[(long["metric"] == metric) & (long["group"] == group)].itertuples()
+            assert row.value == pytest.approx(explained.evidence.loc[cases, metric].mean())
+            assert (row.n, row.patients) == (len(cases), patients)
+            if patients < FEWEST_PATIENTS:
+                assert np.isnan([row.low, row.high]).all()
+                assert "fewer than" in row.note
+            else:
+                assert row.low <= row.value <= row.high
     text = (mine.tables / "attention.md").read_text()
     assert "random maps" in text
     assert f"n={len(external)}/" in text
