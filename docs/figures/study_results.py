@@ -46,10 +46,10 @@ def machine(folder: StudyFolder, comparison: Comparison) -> str:
 
 
 def curves(rows: Sequence[VariantRow], metric: str, group: str, label: str) -> Figure:
-    """Draw a metric of each variant over the cohorts whose names hold a number, with intervals."""
+    """Draw a metric of each variant over the cohorts: single runs, and the mean with its interval."""
     shown = [row for row in rows if (row.metric, row.group) == (metric, group)]
     cohorts = list(dict.fromkeys(row.cohort for row in shown))
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    figure = Figure(figsize=(7.4, 4), layout="constrained")
     axes = figure.subplots()
     variants = list(dict.fromkeys(row.variant for row in shown))
     for place, variant in enumerate(variants):
@@ -60,11 +60,13 @@ def curves(rows: Sequence[VariantRow], metric: str, group: str, label: str) -> F
             [mean.value - mean.low for mean in found.values()],
             [mean.high - mean.value for mean in found.values()],
         ]
-        axes.errorbar(at, values, ends, marker="o", capsize=2, linewidth=1.2, label=variant)
+        (line, *_) = axes.errorbar(at, values, ends, marker="o", capsize=2, linewidth=1.2, label=variant)
+        for x, mean in zip(at, found.values(), strict=True):
+            axes.plot([x + 0.02] * len(mean.each), mean.each, ".", color=line.get_color(), markersize=4)
     axes.set_xticks(range(len(cohorts)), cohorts)
     axes.set_ylabel(label)
     axes.grid(axis="y", linewidth=0.3)
-    axes.legend(fontsize=8, frameon=False)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return figure
 
 

@@ -89,6 +89,7 @@ def test_runs_tested_on_other_patients_are_resampled_together() -> None:
     )
     found = mean_of([first, second], replicates=500, confidence=0.95)
     assert found.value == pytest.approx((2 + 5) / 2)
+    assert found.each == pytest.approx((2, 5))
     assert (found.cases, found.patients, found.runs) == (5, 4, 2)
     assert (found.fewest_cases, found.fewest_patients) == (2, 2)
     assert math.isnan(found.p)
@@ -288,7 +289,7 @@ def test_holms_correction_rejects_what_the_step_down_procedure_rejects(seed: int
         assert {k for k, p in enumerate(adjusted) if p <= level} == rejected
 
 
-EFFECT = Effect(0.1, 0.05, 0.15, 0.001, 3, 60, 20, 60, 20)
+EFFECT = Effect(0.1, 0.05, 0.15, 0.001, 3, 60, 20, 60, 20, (0.08, 0.1, 0.12))
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,8 @@ def test_the_comparison_is_of_the_runs_tables(ended: tuple[StudyFolder, list[Out
     expected = sum(by_hand["seg", seed] - by_hand["cls", seed] for seed in (0, 1)) / 2
     assert auc.effect.value == pytest.approx(expected)
     assert auc.baseline_mean.value == pytest.approx((by_hand["cls", 0] + by_hand["cls", 1]) / 2)
+    assert auc.effect.each == pytest.approx([by_hand["seg", seed] - by_hand["cls", seed] for seed in (0, 1)])
+    assert auc.variant_mean.each == pytest.approx([by_hand["seg", seed] for seed in (0, 1)])
     assert (auc.effect.runs, auc.pairs) == (2, 2)
     assert [(pair.seed, pair.difference.difference) for pair in comparison.pairs] == [
         (seed, pytest.approx(by_hand["seg", seed] - by_hand["cls", seed])) for seed in (0, 1)
@@ -176,7 +178,10 @@ def test_the_comparisons_files_are_the_same_bytes_again(
     assert files() == first
     assert "n=" in first["claims.md"].decode()
     numbers = pd.read_csv(folder.tables / "claims.csv")
-    assert numbers["effect.value"][0] == pytest.approx(compare_study(folder).claims[0].effect.value)
+    effect = compare_study(folder).claims[0].effect
+    assert numbers["effect.value"][0] == pytest.approx(effect.value)
+    assert [float(one) for one in numbers["effect.each"][0].split()] == pytest.approx(effect.each)
+    assert f"x2: {min(effect.each):+.3f} to {max(effect.each):+.3f}" in first["claims.md"].decode()
 
 
 def test_a_study_run_again_gives_the_same_numbers_and_does_nothing_twice(

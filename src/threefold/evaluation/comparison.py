@@ -82,6 +82,7 @@ class Effect:
         cases, patients: tested, the union over the runs.
         fewest_cases: of the smallest test, of any run and of either side.
         fewest_patients: with cases of a kind that the metric rests on, in any such test.
+        each: the value of each run or pair, in their order; NaN where the metric does not exist.
         note: why it, or its interval, is not estimable; empty where both are.
     """
 
@@ -94,6 +95,7 @@ class Effect:
     patients: int
     fewest_cases: int
     fewest_patients: int
+    each: tuple[float, ...]
     note: str = ""
 
 
@@ -215,15 +217,13 @@ def _effect(
     """Return the mean over runs of a metric, or of the first of two minus the second."""
     whose = [one.patients for run in runs for one in run]
     if not any(map(len, whose)):
-        return Effect(
-            np.nan, np.nan, np.nan, np.nan, len(runs), 0, 0, 0, 0, "no finished run was tested on it"
-        )
+        note = "no finished run was tested on it"
+        return Effect(np.nan, np.nan, np.nan, np.nan, len(runs), 0, 0, 0, 0, (), note)
     names, numbers = np.unique(np.concatenate(whose), return_inverse=True)
     parts = iter(np.split(numbers, np.cumsum([len(each) for each in whose])[:-1]))
     numbered = [[(one.metric, next(parts)) for one in run] for run in runs]
     cases = [one.cases for run in runs for one in run]
     fewest = min(one.fewest_patients for run in runs for one in run)
-    tested = (len(runs), len(np.unique(np.concatenate(cases))), len(names), min(map(len, cases)), fewest)
 
     def values(times: Floats) -> Floats:
         columns = []
@@ -233,6 +233,8 @@ def _effect(
         return np.stack(columns, axis=1)
 
     point = values(np.ones((1, len(names))))[0]
+    all_cases = len(np.unique(np.concatenate(cases)))
+    tested = (len(runs), all_cases, len(names), min(map(len, cases)), fewest, tuple(point.tolist()))
     missing = int(np.isnan(point).sum())
     if missing:
         note = f"the metric does not exist in {missing} of {len(runs)} runs"

@@ -1,4 +1,4 @@
-"""The figure of a study: each claim's difference with its interval, coloured by its verdict."""
+"""The figure of a study: each claim's difference, its interval and its pairs of runs, coloured by verdict."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _COLOURS = {
     "contradicted": "#b2182b",
     "undecided": "#777777",
     "not estimable": "#bbbbbb",
-    "unfinished": "#bbbbbb",
+    "unfinished": "#e08214",
 }
 
 
@@ -24,7 +24,7 @@ def claim_figure(rows: Sequence[ClaimRow]) -> Figure:
     """Draw the differences of the claims, one panel a metric, in the study's order."""
     metrics = list(dict.fromkeys(row.metric for row in rows))
     counts = [sum(row.metric == metric for row in rows) for metric in metrics]
-    figure = Figure(figsize=(10, 1.0 + 0.9 * len(metrics) + 0.42 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(10, 1.0 + 0.9 * len(metrics) + 0.5 * len(rows)), layout="constrained")
     panels = figure.subplots(len(metrics), 1, squeeze=False, height_ratios=[n + 1 for n in counts])[:, 0]
     for axes, metric in zip(panels, metrics, strict=True):
         shown = [row for row in rows if row.metric == metric]
@@ -32,6 +32,7 @@ def claim_figure(rows: Sequence[ClaimRow]) -> Figure:
             effect, colour = row.effect, _COLOURS[row.verdict]
             axes.plot([effect.low, effect.high], [place, place], color=colour, linewidth=2)
             axes.plot(effect.value, place, "o", color=colour, markersize=6)
+            axes.plot(effect.each, np.full(len(effect.each), place), "|", color="black", markersize=7)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_yticks(np.arange(len(shown)), [_label(row) for row in shown], fontsize=8)
         axes.set_ylim(len(shown) - 0.4, -0.6)

@@ -23,7 +23,7 @@ def claim_table(rows: Sequence[ClaimRow], *, confidence: float, replicates: int,
         f"cases, but for groups set against each other. [low, high]: {confidence:.0%} interval over "
         f"{replicates} replicates of patients and seeds; p: of the same replicates, after Holm's correction "
         "over the rows; n: cases/patients, in brackets those of "
-        "the smallest test where they differ, x pairs. Baseline and "
+        "the smallest test where they differ, x pairs: the lowest and the highest of them. Baseline and "
         "variant are means over the same cases, which can be fewer than a variant has alone.",
         _RULE.format(alpha=round(1 - confidence, 9)),
     ]
@@ -58,7 +58,8 @@ def variant_table(rows: Sequence[VariantRow], *, confidence: float, replicates: 
     names = list(dict.fromkeys((row.cohort, row.variant) for row in rows))
     notes = [
         f"Mean over the runs. [low, high]: {confidence:.0%} interval over {replicates} resamples of patients "
-        "and runs; n: cases/patients, in brackets those of the smallest test where they differ, x runs."
+        "and runs; n: cases/patients, in brackets those of the smallest test where they differ, x runs: the "
+        "lowest and the highest of them."
     ]
     if any(row.leaks for row in rows):
         notes.append(LEAK_NOTE)
@@ -155,6 +156,8 @@ def _cell(effect: Effect, *, asked: int, leaks: bool, form: str) -> str:
     tested = f"n={effect.cases}/{effect.patients}"
     if effect.fewest_cases < effect.cases:
         tested += f" ({effect.fewest_cases}/{effect.fewest_patients})"
+    if effect.runs > 1:
+        runs += f": {min(effect.each):{form}} to {max(effect.each):{form}}"
     return f"{effect.value:{form}}{mark} {shown} {tested} x{runs}"
 
 

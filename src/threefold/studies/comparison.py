@@ -146,7 +146,7 @@ def write_comparison(comparison: Comparison, folder: StudyFolder) -> tuple[Table
             old.unlink(missing_ok=True)
         if table.rows:
             write_atomically(folder.tables / f"{name}.md", markdown(table))
-            numbers = pd.json_normalize([asdict(row) for row in rows[name]])
+            numbers = pd.json_normalize([asdict(row) for row in rows[name]]).map(_in_a_field)
             write_atomically(folder.tables / f"{name}.csv", numbers.to_csv(index=False, lineterminator="\n"))
     picture = folder.figures / "claims.png"
     picture.unlink(missing_ok=True)
@@ -154,6 +154,10 @@ def write_comparison(comparison: Comparison, folder: StudyFolder) -> tuple[Table
         folder.figures.mkdir(parents=True, exist_ok=True)
         save(claim_figure(comparison.claims), picture)
     return tuple(table for table in tables.values() if table.rows)
+
+
+def _in_a_field(value: Any) -> Any:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else value
 
 
 def read_tables(folder: StudyFolder, name: str) -> Tables:
