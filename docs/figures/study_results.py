@@ -45,7 +45,7 @@ def machine(folder: StudyFolder, comparison: Comparison) -> str:
     )
 
 
-def curves(rows: Sequence[VariantRow], metric: str, group: str, label: str) -> Figure:
+def curves(rows: Sequence[VariantRow], metric: str, group: str, label: str, across: str) -> Figure:
     """Draw a metric of each variant over the cohorts: single runs, and the mean with its interval."""
     shown = [row for row in rows if (row.metric, row.group) == (metric, group)]
     cohorts = list(dict.fromkeys(row.cohort for row in shown))
@@ -64,6 +64,7 @@ def curves(rows: Sequence[VariantRow], metric: str, group: str, label: str) -> F
         for x, mean in zip(at, found.values(), strict=True):
             axes.plot([x + 0.02] * len(mean.each), mean.each, ".", color=line.get_color(), markersize=4)
     axes.set_xticks(range(len(cohorts)), cohorts)
+    axes.set_xlabel(across)
     axes.set_ylabel(label)
     axes.grid(axis="y", linewidth=0.3)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
@@ -71,8 +72,24 @@ def curves(rows: Sequence[VariantRow], metric: str, group: str, label: str) -> F
 
 
 CURVES = {
-    "hematoma-claims": ("auc", "external", "AUC at unseen hospitals"),
-    "aortic-arch-degradation": ("structure_dice", "all", "Dice of vessels with the truth"),
+    "hematoma-claims": (
+        "auc",
+        "external",
+        "AUC at unseen hospitals",
+        "strength of the clip in training",
+    ),
+    "object-background": (
+        "auc",
+        "external",
+        "AUC at unseen sites",
+        "strength of the background in training",
+    ),
+    "aortic-arch-degradation": (
+        "structure_dice",
+        "all",
+        "Dice of vessels with the truth",
+        "displacement of the training labels",
+    ),
 }
 
 
@@ -96,15 +113,16 @@ def made(folder: StudyFolder) -> tuple[str, str]:
     if comparison.missing:
         parts += [f"Not finished: {', '.join(comparison.missing)}.", ""]
     if study.name in CURVES:
-        metric, group, label = CURVES[study.name]
-        save(curves(comparison.means, metric, group, label), pictures / "curves.png")
+        metric, group, label, across = CURVES[study.name]
+        save(curves(comparison.means, metric, group, label, across), pictures / "curves.png")
         parts += [f"![{label} by cohort and variant]({study.name}/curves.png)", ""]
     settings = {"confidence": study.confidence, "replicates": study.replicates}
     parts.append(markdown(claim_table(comparison.claims, margin=study.margin, **settings)))
     with Image.open(folder.figures / "claims.png") as whole:
         whole.thumbnail((WIDTH, 4 * WIDTH))
         whole.convert("P", palette=Image.Palette.ADAPTIVE).save(pictures / "claims.png", optimize=True)
-    parts += [f"![Each claim's difference with its interval]({study.name}/claims.png)", ""]
+    words = "Each claim's difference with its interval, and the single pairs of runs as ticks"
+    parts += [f"![{words}]({study.name}/claims.png)", ""]
     parts.append(markdown(variant_table(comparison.means, **settings)))
     if comparison.reliance:
         parts.append(markdown(reliance_table(comparison.reliance)))

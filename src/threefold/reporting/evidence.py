@@ -122,7 +122,7 @@ _CAPTIONS = {
     "examples": "Test cases by site group, from the best on the left to the worst on the right",
     "volumes-best": "The best test case by Dice",
     "volumes-worst": "The worst test case by Dice",
-    "claims": "Each claim's difference with its interval",
+    "claims": "Each claim's difference with its interval; ticks: single pairs of runs",
     "volumes-all": "A typical test case",
     "volumes-disagreement": "A case whose topology and classifier disagree",
 }
