@@ -47,6 +47,7 @@ def claim_figure(rows: Sequence[ClaimRow]) -> Figure:
         for name, colour in _COLOURS.items()
         if name in verdicts
     ]
+    handles += panels[0].plot([], [], "|", color="black", markersize=7, label="a pair of runs")
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=8, frameon=False)
     return figure
 
