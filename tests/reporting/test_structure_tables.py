@@ -47,6 +47,15 @@ def mask_numbers(joint: Predictions) -> Evaluation:
     return evaluate(with_structures(validate(joint.table[columns]), union), QUICK)
 
 
+def test_a_mask_alone_is_not_told_twice(mask_numbers: Evaluation) -> None:
+    rows = by_name(evaluation_tables(mask_numbers)[0])
+    assert {"Dice", "Missed lesions", "HD95 (mm)", "b1 error (tunnels)"} <= {*rows}
+    assert not any("union" in name for name in rows)
+    assert not {"Missed", "Extra"} & {*rows}
+    assert rows["Dice"]["all"] == cell(mask_numbers.find("dice"))
+    assert rows["HD95 (mm)"]["all"] == cell(mask_numbers.find("hd95_mm", class_name="union"))
+
+
 def test_structures_come_in_their_order_with_union_and_mean_last(joint_numbers: Evaluation) -> None:
     by_structure, by_class = structure_tables(joint_numbers)
     assert list(by_name(by_structure)) == [*STRUCTURES, "union", "mean over structures"]

@@ -198,7 +198,8 @@ def test_the_command_says_where_the_file_is(
 def test_a_command_is_shown_as_it_was_typed() -> None:
     assert typed(["/somewhere/bin/threefold", "train", "a b"]) == "threefold train 'a b'"
     assert typed(["/x/__main__.py", "demo"]) == "threefold demo"
-    assert typed(["/x/studies/study_worker.py", "s", "r"]) == "python -m threefold.studies.study_worker s r"
+    of_study = typed(["/x/studies/study_worker.py", "s", "c/v/split-0-seed-0"])
+    assert of_study == "threefold study run s/study.yaml --out s --only c/v/split-0-seed-0"
 
 
 STUDY = {

@@ -102,7 +102,8 @@ def run(
     failed = [outcome for outcome in ended if outcome.state != "finished"]
     for outcome in (each for each in ended if each.message):
         typer.echo(f"{outcome.run}: {outcome.state}: {outcome.message}", err=True)
-    typer.echo(f"{out}: {count(len(ended) - len(failed), 'run')} finished now, {len(failed)} did not.")
+    now = f"{count(len(ended) - len(failed), 'run')} finished now, {len(failed)} did not"
+    typer.echo(f"{out}: {now if ended else 'every run asked for had finished before'}.")
     typer.echo(f"Next: threefold study compare {out}")
     if any(outcome.message for outcome in ended):
         raise typer.Exit(1)

@@ -87,28 +87,30 @@ def probe_table(probes: Sequence[Probe], spec: EvaluationSpec) -> Table:
 
 
 def temperature_table(temperature: Estimate, changes: Sequence[Calibrated], spec: EvaluationSpec) -> Table:
-    """Return each measure of calibration before and after the temperature, a row a group and measure."""
-    body = tuple(
-        (
-            f"{each.before.group}, {METRICS[each.before.metric].title}",
-            cell(each.before),
-            cell(each.after),
-            _change(each.change),
-        )
-        for each in changes
-    )
+    """Return each measure of calibration before and after the temperature, a row a group and measure.
+
+    Where no temperature is best, what it would change is left out.
+    """
+    notes = [
+        f"Temperature {_temperature(temperature)}, fitted on the validation part (n={temperature.n}/"
+        f"{temperature.patients}) to the smallest log loss; above 1 it takes confidence back.",
+        interval_legend(spec),
+        "The calibration error of few cases is above 0 by chance alone, and that of a resample more so"
+        + ("." if math.isnan(temperature.value) else ": read the change."),
+        *_leaks(each.before for each in changes),
+    ]
+    names = [f"{each.before.group}, {METRICS[each.before.metric].title}" for each in changes]
+    if math.isnan(temperature.value):
+        rows = tuple((name, cell(each.before)) for name, each in zip(names, changes, strict=True))
+        return Table("Calibration", ("test cases, measure", "as predicted"), rows, tuple(notes))
     return Table(
         "Calibration before and after a temperature",
         ("test cases, measure", "before", "after", "change"),
-        body,
-        (
-            f"Temperature {_temperature(temperature)}, fitted on the validation part (n={temperature.n}/"
-            f"{temperature.patients}) to the smallest log loss; above 1 it takes confidence back.",
-            interval_legend(spec),
-            "The intervals after take the temperature as given. The calibration error of few cases is above "
-            "0 by chance alone, and that of a resample more so: read the change.",
-            *_leaks(each.before for each in changes),
+        tuple(
+            (name, cell(each.before), cell(each.after), _change(each.change))
+            for name, each in zip(names, changes, strict=True)
         ),
+        (*notes, "The intervals after take the temperature as given."),
     )
 
 

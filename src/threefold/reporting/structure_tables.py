@@ -27,9 +27,17 @@ _TOPOLOGY = ("graph_edits", "topology_match", "topology_right", "topology_agrees
 _OVER_STRUCTURES = "mean over structures"
 
 
-def title_of(metric: str, class_name: str) -> str:
-    """Return what a number is called: its metric, and the class or structure that it is about."""
+def title_of(metric: str, class_name: str, *, alone: bool = False) -> str:
+    """Return what a number is called: its metric, and the class or structure that it is about.
+
+    Args:
+        metric: its name.
+        class_name: as in `Row`.
+        alone: a mask is all that was predicted, so that its metrics need no structure's name.
+    """
     title = METRICS[metric].title
+    if alone and class_name == UNION:
+        return title
     if METRICS[metric].of == "structure":
         return f"{title}, {class_name or _OVER_STRUCTURES}"
     return f"{title}, {class_name}" if class_name else title

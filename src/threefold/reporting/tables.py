@@ -16,6 +16,7 @@ from threefold.evaluation.groups import Level
 from threefold.evaluation.metrics import METRICS
 from threefold.evaluation.overlap import POLICY
 from threefold.evaluation.rows import Row
+from threefold.evaluation.structure_measures import UNION
 from threefold.reporting.diagnosis_tables import confusion_table, diagnosis_variants
 from threefold.reporting.structure_tables import WHOLE, structure_tables, title_of, variant_tables
 from threefold.reporting.table import LEAK_NOTE, Table, cell, legend, markdown, variant_legend
@@ -35,6 +36,7 @@ _SITE_METRICS = (
     "hd95_mm",
     "topology_right",
 )
+_AS_OF_A_MASK = ("structure_dice", "missed_structures", "extra_structures")
 _LEVELS: Mapping[Level, str] = {"case": "per case", "patient": "per patient"}
 
 
@@ -160,16 +162,20 @@ def _by_group(evaluation: Evaluation, rows: Sequence[Row], words: str) -> Table:
     if evaluation.positive is not None and any(r.metric == "auc" for r in rows):
         counts = [_positives(found.get((kind, name, "auc", ""))) for kind, name in groups]
         body.append((f"Positive ({evaluation.positive})", *counts, *(("",) if worst else ())))
-    for metric, class_name in dict.fromkeys((r.metric, r.class_name) for r in rows):
+    lines = dict.fromkeys((r.metric, r.class_name) for r in rows)
+    mask_alone = {name for metric, name in lines if METRICS[metric].of == "structure"} == {UNION}
+    for metric, class_name in lines:
         if METRICS[metric].of == "structure" and class_name not in WHOLE:
             continue  # each structure has its line in `structure_tables`
+        if mask_alone and metric in _AS_OF_A_MASK and ("dice", "") in lines:
+            continue  # the mask's own lines say it
         if metric == "confusion":
             continue  # has a table of its own
         cells = [cell(found.get((kind, name, metric, class_name))) for kind, name in groups]
         if worst:
             row = worst.get((metric, class_name))
             cells.append(f"{row.group}: {cell(row)}" if row and row.group else cell(row))
-        body.append((title_of(metric, class_name), *cells))
+        body.append((title_of(metric, class_name, alone=mask_alone), *cells))
     return Table(
         title=f"Test cases by group, {words}",
         columns=("metric", *(name for _, name in groups), *(("worst site",) if worst else ())),

@@ -61,11 +61,13 @@ def reproduction(run: RunFolder, experiment: Experiment, home: Path) -> Iterator
 
 
 def typed(command: object) -> str:
-    """Return what a user typed, from the arguments of the process: not where the program lies."""
+    """Return what a user types for it, from the arguments of the process: not where the program lies."""
     words = [str(word) for word in command] if isinstance(command, list) else [str(command)]
     program = Path(words[0]).name if words else ""
-    start = ["python", "-m", "threefold.studies.study_worker"]
-    return shlex.join([*(start if program == "study_worker.py" else ["threefold"]), *words[1:]])
+    if program == "study_worker.py":
+        study, run = words[1:]
+        words[1:] = ["study", "run", f"{study}/study.yaml", "--out", study, "--only", run]
+    return shlex.join(["threefold", *words[1:]])
 
 
 def _environment(run: RunFolder) -> dict[str, Any]:

@@ -102,7 +102,10 @@ def refuse_non_finite(records: Mapping[str, CaseRecord], weights: Mapping[str, f
     }
     found = [f"{task}: {', '.join(names)}" for task, names in bad.items() if names]
     if found:
-        raise TrainingError(f"the validation loss is not finite ({'; '.join(found)}).")
+        raise TrainingError(
+            f"the validation loss is not finite ({'; '.join(found)}). Look at these cases (`threefold "
+            "check`), or lower training.optimiser.learning_rate; --resume goes on from the last whole epoch."
+        )
 
 
 def _classification(records: Mapping[str, CaseRecord], cohort: CohortSpec) -> dict[str, float]:
