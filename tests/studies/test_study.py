@@ -214,7 +214,7 @@ def changed(study: StudySpec, **changes: Any) -> StudySpec:
         ({"overrides": (*OVERRIDES, "training.epochs=3")}, RunError, "training.epochs: 2 in the run, 3 now"),
         ({"name": "other"}, RunError, "holds the study 'tiny', not 'other'"),
         ({"overrides": (*OVERRIDES, "training.devices=2")}, UsageError, "a study gives each run one device"),
-        ({"overrides": (*OVERRIDES, "training.epoch=3")}, ExperimentError, "variant cls: "),
+        ({"overrides": (*OVERRIDES, "training.epoch=3")}, ExperimentError, "variant cls "),
         ({"cohorts": {"heads": {"folder": "/nowhere"}}}, CohortError, "/nowhere"),
         ({"overrides": (*OVERRIDES, "data.split.kind=column")}, RunError, "data.split.kind"),
     ],

@@ -137,7 +137,8 @@ def experiment_of(study: StudyFolder, plan: RunPlan) -> Experiment:
     try:
         return load_experiment(plan.recipe, overrides)
     except ThreefoldError as error:
-        raise type(error)(f"variant {plan.variant}: {error}") from error
+        changed = " (with the overrides of the study and of the variant)" if plan.overrides else ""
+        raise type(error)(f"variant {plan.variant}{changed}: {error}") from error
 
 
 def execute(folder: Path, run: str) -> str:
