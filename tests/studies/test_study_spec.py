@@ -94,7 +94,8 @@ def test_the_keys_reach_the_experiment(tmp_path: Path) -> None:
 
 def test_a_variants_mistake_is_told_with_its_name(tmp_path: Path) -> None:
     study = load(tmp_path, variants={"v": {"recipe": "hematoma/swin-cls", "overrides": ["training.epoch=3"]}})
-    with pytest.raises(ExperimentError, match=r"variant v \(with the overrides(.|\n)*epoch: unknown key. Did you mean 'epochs'"):
+    said = r"variant v \(with the overrides(.|\n)*epoch: unknown key. Did you mean 'epochs'"
+    with pytest.raises(ExperimentError, match=said):
         experiment_of(StudyFolder(tmp_path), plan_runs(study)[0])
 
 
