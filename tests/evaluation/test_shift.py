@@ -66,14 +66,19 @@ def test_a_difference_is_that_of_scikit_learns_values_and_its_interval_a_bootstr
     assert (row.first.n, row.first.patients, row.other.n, row.other.patients) == (60, 30, 60, 30)
 
 
-def test_a_group_s_interval_is_the_one_of_the_tables() -> None:
+@pytest.mark.parametrize(
+    ("metric", "threshold"),
+    [("auc", 0.5), ("sensitivity", 0.5), ("sensitivity", 0.0), ("specificity", 0.0), ("missed_lesions", 0.5)],
+)
+def test_a_group_s_interval_is_the_one_of_the_tables(metric: str, threshold: float) -> None:
     predictions = make()
-    row = of("auc", shifts(predictions, SPEC, threshold=0.5))
-    evaluation = evaluate(predictions, SPEC, threshold=0.5)
+    row = of(metric, shifts(predictions, SPEC, threshold=threshold))
+    evaluation = evaluate(predictions, SPEC, threshold=threshold)
     for at in (row.first, row.other):
-        there = evaluation.find("auc", group_kind="site group", group=at.group)
+        there = evaluation.find(metric, group_kind="site group", group=at.group)
         assert there is not None
-        assert (at.value, at.low, at.high) == pytest.approx((there.value, there.low, there.high))
+        expected = (there.value, there.low, there.high)
+        assert (at.value, at.low, at.high) == pytest.approx(expected, nan_ok=True)
 
 
 def test_fewer_than_five_patients_have_no_interval() -> None:

@@ -14,7 +14,6 @@ from threefold.evaluation.groups import groups_of
 from threefold.evaluation.intervals import (
     FEW,
     FEWEST_PATIENTS,
-    SAME_VALUE,
     Interval,
     exact_interval,
     patient_weights,
@@ -139,9 +138,9 @@ def _at(group: str, metric: str, of: Measured, draws: Floats, spec: EvaluationSp
     interval = Interval(np.nan, np.nan, 0, "no case has it" if not n else "not estimable")
     if np.isfinite(value):
         interval = percentile_interval(draws, spec.confidence) if patients >= FEWEST_PATIENTS else FEW
-        share = METRICS[metric].is_share and METRICS[metric].needs == "cases"
-        if interval.reason in (SAME_VALUE, FEW.reason) and share and value in (0.0, 1.0):
-            interval = exact_interval(value, patients, spec.confidence)
+        is_mean_over_classes = len(of.needs) > 1
+        if METRICS[metric].is_share and value in (0.0, 1.0) and not is_mean_over_classes:
+            interval = exact_interval(value, of.fewest_patients, spec.confidence)
     return AtSites(group, value, interval.low, interval.high, n, patients, interval.reason)
 
 
