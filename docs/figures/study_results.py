@@ -17,12 +17,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from threefold.evaluation.claims import VariantRow
+from threefold.evaluation.metrics import METRICS
 from threefold.reporting.figures import save
 from threefold.reporting.study_tables import claim_table, pair_table, reliance_table, variant_table
 from threefold.reporting.table import markdown
 from threefold.studies.comparison import Comparison, compare_study, write_comparison
 from threefold.studies.study_folder import StudyFolder
-from threefold.studies.study_spec import plan_runs
+from threefold.studies.study_spec import LABELS, plan_runs
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "studies"
 BEGIN, END = "<!-- made by docs/figures/study_results.py -->", "<!-- end -->"
@@ -71,6 +72,50 @@ def curves(rows: Sequence[VariantRow], metric: str, group: str, label: str, acro
     return figure
 
 
+def dots(comparison: Comparison, cohort: str, metrics: Sequence[tuple[str, str, str]]) -> Figure:
+    """Draw metrics of a cohort's variants, and of its own labels: single runs, the mean and its interval."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, (metric, group, label) in zip(
+        figure.subplots(1, len(metrics), sharey=True), metrics, strict=True
+    ):
+        found = {
+            claim.baseline: claim.baseline_mean
+            for claim in comparison.claims
+            if (claim.baseline, claim.cohort, claim.metric, claim.group) == (LABELS, cohort, metric, group)
+        }
+        found |= {
+            row.variant: row.mean
+            for row in comparison.means
+            if (row.cohort, row.metric, row.group) == (cohort, metric, group)
+        }
+        names = [LABELS, *dict.fromkeys(row.variant for row in comparison.means if row.cohort == cohort)]
+        shown: set[tuple[float, ...]] = set()
+        for place, name in enumerate(names):
+            mean = found.get(name)
+            frozen = mean is not None and METRICS[metric].of != "case" and mean.each in shown
+            if mean is not None and mean.each and not frozen:  # a classifier's frozen segmenter was shown
+                shown.add(mean.each)
+                axes.plot([mean.low, mean.high], [place, place], color="#2166ac", linewidth=2)
+                axes.plot(mean.value, place, "o", color="#2166ac", markersize=5)
+                axes.plot(mean.each, [place] * len(mean.each), "|", color="black", markersize=7)
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_xlabel(label, fontsize=9)
+        axes.tick_params(axis="x", labelsize=8)
+        axes.grid(axis="x", linewidth=0.3)
+    return figure
+
+
+DOTS = {
+    "aortic-arch-claims": (
+        "hearts",
+        (
+            ("structure_dice", "all", "Dice, mean over vessels"),
+            ("graph_edits", "all", "contacts of vessels wrong, a case"),
+            ("balanced_accuracy", "all", "balanced accuracy"),
+        ),
+    )
+}
 CURVES = {
     "hematoma-claims": (
         "auc",
@@ -116,6 +161,11 @@ def made(folder: StudyFolder) -> tuple[str, str]:
         metric, group, label, across = CURVES[study.name]
         save(curves(comparison.means, metric, group, label, across), pictures / "curves.png")
         parts += [f"![{label} by cohort and variant]({study.name}/curves.png)", ""]
+    if study.name in DOTS:
+        cohort, metrics = DOTS[study.name]
+        save(dots(comparison, cohort, metrics), pictures / "variants.png")
+        words = f"Variants on {cohort}: the mean over seeds, its interval, and each seed as a tick"
+        parts += [f"![{words}]({study.name}/variants.png)", ""]
     settings = {"confidence": study.confidence, "replicates": study.replicates}
     parts.append(markdown(claim_table(comparison.claims, margin=study.margin, **settings)))
     with Image.open(folder.figures / "claims.png") as whole:
