@@ -90,8 +90,11 @@ METRICS: dict[str, Metric] = {
 def title(name: str) -> str:
     """Return the title of a metric, or of METRIC:STRUCTURE; what is no metric, in words."""
     name, _, structure = name.partition(":")
-    words = METRICS[name].title if name in METRICS else name.replace("_", " ")
-    return f"{words} ({structure})" if structure else words
+    if name not in METRICS:
+        return name.replace("_", " ")
+    if METRICS[name].of == "structure":
+        return f"{METRICS[name].title} ({structure or 'mean over structures'})"
+    return METRICS[name].title
 
 
 def is_share(name: str) -> bool:

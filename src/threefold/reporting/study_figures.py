@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from threefold.evaluation.claims import ClaimRow
 from threefold.evaluation.metrics import title
+from threefold.reporting.study_tables import cohorts_of, groups_of
 
 _COLOURS = {
     "supported": "#1b7837",
@@ -54,4 +55,4 @@ def claim_figure(rows: Sequence[ClaimRow]) -> Figure:
 
 def _label(row: ClaimRow) -> str:
     words = "\n".join(textwrap.wrap(row.claim, 60))
-    return f"{words}\n{row.variant} against {row.baseline}; {row.cohort}, {row.group}"
+    return f"{words}\n{row.variant} against {row.baseline}; {cohorts_of(row)}, {groups_of(row)}"

@@ -37,8 +37,8 @@ def claim_table(rows: Sequence[ClaimRow], *, confidence: float, replicates: int,
         tuple(
             (
                 row.claim,
-                _cohorts(row),
-                f"{title(row.metric)}, {_groups(row)}",
+                cohorts_of(row),
+                f"{title(row.metric)}, {groups_of(row)}",
                 f"{row.baseline} {_number(row.baseline_mean.value)}",
                 f"{row.variant} {_number(row.variant_mean.value)}",
                 _difference(row),
@@ -114,7 +114,7 @@ def pair_table(rows: Sequence[PairRow], *, confidence: float) -> Table:
         ),
         tuple(
             (
-                _cohorts(row),
+                cohorts_of(row),
                 row.group,
                 f"{row.variant} over {row.baseline}",
                 str(row.split),
@@ -133,7 +133,8 @@ def pair_table(rows: Sequence[PairRow], *, confidence: float) -> Table:
     )
 
 
-def _cohorts(row: ClaimRow | PairRow) -> str:
+def cohorts_of(row: ClaimRow | PairRow) -> str:
+    """Return the variant's cohort, and the baseline's where it is another."""
     return row.cohort if row.cohort == row.baseline_cohort else f"{row.cohort} against {row.baseline_cohort}"
 
 
@@ -176,6 +177,7 @@ def _p(value: float) -> str:
     return "-" if math.isnan(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _groups(row: ClaimRow) -> str:
+def groups_of(row: ClaimRow) -> str:
+    """Return the variant's test cases, and the baseline's where they are others."""
     same = row.baseline_group == row.group
     return row.group if same else f"{row.group} against {row.baseline_group}"
