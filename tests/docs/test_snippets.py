@@ -171,7 +171,7 @@ def test_a_study_runs_as_written(workplace: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(study_pools, "run_in_process", run_here)
     monkeypatch.setattr(study_pools, "local_workers", lambda threads, gpus: 1)
     found = list(commands(page))
-    assert {arguments[1] for arguments in found} == {"run", "status", "compare"}
+    assert {arguments[1] for arguments in found} == {"run", "status", "compare", "pack"}
     for arguments in found:
         assert run(arguments), f"threefold {' '.join(arguments)} printed nothing"
     assert len(trained) == len({*trained}) == 4 + 15

@@ -170,3 +170,25 @@ def compare(
     if comparison.claims:
         typer.echo(f"Figure: {folder.figures / 'claims.png'}")
     typer.echo(f"All of it as one file: threefold report {out}")
+
+
+@study.command()
+def pack(
+    folder: Annotated[Path, typer.Argument(metavar="STUDY", help="The study's folder.")],
+    out: Annotated[Path, typer.Option(help="The new file, .tar.xz.")],
+) -> None:
+    """Write what a study's comparison rests on into one file, to be shared.
+
+    It holds the tables of the finished runs, ids of cases and patients among them, and no image, mask or
+    weights. Unpacked (`tar xf`) it is a study folder: `compare` says the same of it, and `run` goes on with
+    what had not finished.
+
+    Example: `threefold study pack study --out study.tar.xz`
+    """
+    from threefold.studies.archive import pack_study
+    from threefold.studies.study_folder import StudyFolder
+
+    packed = pack_study(StudyFolder(folder), out)
+    total = len(packed.runs) + len(packed.missing)
+    typer.echo(f"{out}: {len(packed.runs)} of {count(total, 'run')}, {packed.bytes / 2**20:.1f} MiB")
+    typer.echo("Ids of cases and patients are in it; images, masks and weights are not.")

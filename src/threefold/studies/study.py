@@ -57,6 +57,7 @@ def run_study(
     for plan in plans:
         _require_one_device(plan, experiments[plan.id])
         require_settings(experiments[plan.id])
+    _require_starts(folder, plans)
     make_folder(folder.path)
     busy = f"{folder.path}: another `threefold study run` is at work there. Wait for it, or stop it first."
     with alone_in(folder.path, busy):
@@ -173,6 +174,19 @@ def _require_one_device(plan: RunPlan, experiment: Experiment) -> None:
             f"{training.nodes}, but a study gives each run one device and computes several runs at once. "
             "Leave them at 1, or train that experiment alone: `threefold train ... --devices N`."
         )
+
+
+def _require_starts(folder: StudyFolder, plans: Sequence[RunPlan]) -> None:
+    """Refuse to start a run from one that finished and whose weights are gone: it came from `study pack`."""
+    for plan in plans:
+        if plan.start is None or folder.is_finished(plan.id) or not folder.is_finished(plan.start):
+            continue
+        start = folder.run(plan.start)
+        if not start.weights.is_file():
+            raise RunError(
+                f"{plan.id}: starts from {plan.start}, which has finished but has no {start.weights.name}: a "
+                f"study that was packed comes without. Remove {start.path} to train it anew."
+            )
 
 
 def _require_own_folder(folder: StudyFolder) -> None:

@@ -120,7 +120,7 @@ class StudyFolder:
 
     def outcome(self, run_id: str) -> Outcome | None:
         """Return how a run ended last; None where it has not."""
-        path = self._outcome(run_id)
+        path = self.outcome_file(run_id)
         if not path.is_file():
             return None
         try:
@@ -137,11 +137,12 @@ class StudyFolder:
 
     def remember(self, outcome: Outcome) -> None:
         """Write down how a run ended."""
-        path = self._outcome(outcome.run)
+        path = self.outcome_file(outcome.run)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(asdict(outcome), indent=2) + "\n")
 
-    def _outcome(self, run_id: str) -> Path:
+    def outcome_file(self, run_id: str) -> Path:
+        """Return where it is written how a run ended."""
         return self.path / "outcomes" / f"{_flat(run_id)}.json"
 
 

@@ -1,0 +1,122 @@
+"""A study as one file: what its comparison rests on, without images, masks and weights."""
+
+from __future__ import annotations
+
+import io
+import json
+import lzma
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from threefold.errors import RunError
+from threefold.run import write_atomically
+from threefold.studies.study_folder import StudyFolder
+from threefold.studies.study_spec import plan_runs
+
+_OF_STUDY = ("study.yaml", "cohorts/*.json", "labels/*.json", "labels/*/*.csv")
+_OF_RUN = (
+    "experiment.yaml",
+    "cohort.json",
+    "split.csv",
+    "environment.json",
+    "status.json",
+    "metrics.csv",
+    "predictions.csv",
+    "structures.csv",
+    "evidence.csv",
+    # What only the network can say; the other tables are made of the above.
+    "tables/shortcut.csv",
+    "tables/probes.csv",
+    "tables/calibration_temperature.csv",
+)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What `pack_study` wrote.
+
+    Attributes:
+        runs: ids of the runs in the file.
+        missing: ids of those that have not finished, and are not in it.
+        bytes: size of the file.
+    """
+
+    runs: tuple[str, ...]
+    missing: tuple[str, ...]
+    bytes: int
+
+
+def pack_study(folder: StudyFolder, out: Path) -> Packed:
+    """Write what a study's comparison rests on into one file.
+
+    Unpacked (`tar xf`), it is a study folder again: `compare_study` says the same of it, and `run_study` goes
+    on with the runs that had not finished. The same study gives the same bytes. Paths of the machine are cut:
+    those in the study to what follows its parent folder, others to their last part. Ids of cases and patients
+    are kept.
+
+    Args:
+        folder: the study's.
+        out: the new file, .tar.xz.
+
+    Raises:
+        RunError: not a study, none of its runs has finished, the file exists, or the disk refuses.
+    """
+    plans = [plan.id for plan in plan_runs(folder.read())]
+    runs = tuple(name for name in plans if folder.is_finished(name))
+    if not runs:
+        raise RunError(
+            f"{folder.path}: none of its {len(plans)} runs has finished. Run it: `threefold study run`."
+        )
+    if out.exists():
+        raise RunError(f"{out}: exists already. Nothing was overwritten: name another file.")
+    if out.suffixes[-2:] != [".tar", ".xz"]:
+        raise RunError(f"{out}: expected a name that ends in .tar.xz, which is what is written.")
+    home = folder.path.resolve()
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for path in _files(folder, runs):
+            content = _portable(path, home)
+            about = tarfile.TarInfo(f"{home.name}/{path.relative_to(folder.path).as_posix()}")
+            about.size = len(content)
+            archive.addfile(about, io.BytesIO(content))
+    data = lzma.compress(stream.getvalue(), preset=9 | lzma.PRESET_EXTREME)
+    write_atomically(out, data)
+    return Packed(runs, tuple(name for name in plans if name not in runs), len(data))
+
+
+def _files(folder: StudyFolder, runs: tuple[str, ...]) -> Iterator[Path]:
+    for pattern in _OF_STUDY:
+        yield from sorted(folder.path.glob(pattern))
+    yield from sorted(map(folder.outcome_file, runs))
+    for name in _OF_RUN:  # alike beside alike: what repeats takes no room
+        for run in runs:
+            path = folder.run(run).path / name
+            if path.is_file():
+                yield path
+
+
+def _portable(path: Path, home: Path) -> bytes:
+    """Return a file's content, its paths of this machine cut."""
+    if path.suffix == ".json":
+        content = _cut(json.loads(path.read_text(encoding="utf-8")), home)
+        return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    if path.suffix == ".yaml":
+        content = _cut(yaml.safe_load(path.read_text(encoding="utf-8")), home)
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100).encode()
+    return path.read_bytes()
+
+
+def _cut(content: Any, home: Path) -> Any:
+    if isinstance(content, dict):
+        return {key: _cut(value, home) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_cut(value, home) for value in content]
+    if not isinstance(content, str) or not Path(content).is_absolute():
+        return content
+    path = Path(content)
+    return path.relative_to(home.parent).as_posix() if path.is_relative_to(home) else path.name
