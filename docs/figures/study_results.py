@@ -1,4 +1,4 @@
-"""Write the tables and figures of a study into docs/results/studies/NAME.md.
+"""Write the tables and figures of a study into docs/results/studies/NAME.md, and pack it beside them.
 
 threefold study run NAME --out studies/NAME
 python docs/figures/study_results.py studies/NAME...
@@ -21,6 +21,7 @@ from threefold.evaluation.metrics import METRICS
 from threefold.reporting.figures import save
 from threefold.reporting.study_tables import claim_table, pair_table, reliance_table, variant_table
 from threefold.reporting.table import markdown
+from threefold.studies.archive import pack_study
 from threefold.studies.comparison import Comparison, compare_study, write_comparison
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import LABELS, plan_runs
@@ -88,7 +89,10 @@ def dots(comparison: Comparison, cohort: str, metrics: Sequence[tuple[str, str, 
             for row in comparison.means
             if (row.cohort, row.metric, row.group) == (cohort, metric, group)
         }
-        names = [LABELS, *dict.fromkeys(row.variant for row in comparison.means if row.cohort == cohort)]
+        names = [row.variant for row in comparison.means if row.cohort == cohort]
+        names = list(
+            dict.fromkeys([*(LABELS for line in comparison.claims if line.baseline == LABELS), *names])
+        )
         shown: set[tuple[float, ...]] = set()
         for place, name in enumerate(names):
             mean = found.get(name)
@@ -114,7 +118,15 @@ DOTS = {
             ("graph_edits", "all", "contacts of vessels wrong, a case"),
             ("balanced_accuracy", "all", "balanced accuracy"),
         ),
-    )
+    ),
+    "hematoma-sensitivity": (
+        "s0.5",
+        (
+            ("auc", "internal", "AUC at known hospitals"),
+            ("auc", "external", "AUC at unseen hospitals"),
+            ("truth_dice", "internal", "Dice with the truth"),
+        ),
+    ),
 }
 CURVES = {
     "hematoma-claims": (
@@ -166,6 +178,14 @@ def made(folder: StudyFolder) -> tuple[str, str]:
         save(dots(comparison, cohort, metrics), pictures / "variants.png")
         words = f"Variants on {cohort}: the mean over seeds, its interval, and each seed as a tick"
         parts += [f"![{words}]({study.name}/variants.png)", ""]
+    archive = pictures / f"{study.name}.tar.xz"
+    archive.unlink(missing_ok=True)
+    pack_study(folder, archive)
+    parts += [
+        f"The tables of its runs are packed in [{archive.name}]({study.name}/{archive.name}): `tar xf`, then "
+        "`threefold study compare` computes all of this from them.",
+        "",
+    ]
     settings = {"confidence": study.confidence, "replicates": study.replicates}
     parts.append(markdown(claim_table(comparison.claims, margin=study.margin, **settings)))
     with Image.open(folder.figures / "claims.png") as whole:
