@@ -1,4 +1,4 @@
-"""The committed results of studies: each table again, from the runs' tables that are packed beside the page."""
+"""The committed results of studies: each table again, from the tables of runs that are packed beside it."""
 
 from __future__ import annotations
 
