@@ -260,6 +260,8 @@ class SwinEncoder(nn.Module):
         """Return the norm before the last attention.
 
         Behind it each token holds what its whole window found, and maps show windows in place of lesions.
+        What bypasses the attention is not in the map: the tokens themselves are far from one another in size,
+        and maps of them found lesions less often (docs/how-to/explain.md).
         """
         stage, spec = len(self.spec.depths) - 1, self.spec
         block = spec.depths[stage] - 1
