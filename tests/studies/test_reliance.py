@@ -19,13 +19,16 @@ all,shortcut,neg,True,auc,value,shortcut 1,0.1
 external,shortcut,pos,True,accuracy,value,shortcut 0,
 all,scanner,neg,True,accuracy,value,scanner A,0.05
 """
-PROBES = """target,of,group_kind,group,metric,value
-label,probe,all,all,auc,{label}
-label,probe,all,all,accuracy,0.5
-label,majority,all,all,auc,0.4
-shortcut,probe,site group,internal,auc,0.75
-site,probe,site,site-01,auc,0.3
-scanner,probe,all,all,auc,0.99
+PROBES = """target,of,group_kind,group,metric,class_name,value
+label,probe,all,all,auc,,{label}
+label,probe,all,all,accuracy,,0.5
+label,majority,all,all,auc,,0.4
+shortcut,probe,site group,internal,auc,1,0.75
+site,probe,all,all,auc,,0.6
+site,probe,all,all,auc,site-01,0.3
+site,probe,all,all,auc,site-02,0.9
+site,probe,site,site-01,auc,,0.3
+scanner,probe,all,all,auc,,0.99
 """
 CALIBRATION = """when,group_kind,group,metric,value
 fitted,,validation,temperature,1.5
@@ -58,6 +61,7 @@ def test_it_is_the_mean_and_the_range_over_the_runs(folder: StudyFolder) -> None
         ("all", "worst group", 0.2, 0.6, 2),
         ("all", "label probe", 0.8, 0.9, 2),
         ("internal", "shortcut probe", 0.75, 0.75, 2),
+        ("all", "site probe", 0.6, 0.6, 2),
         ("all", "calibration error", 0.2, 0.2, 1),
         ("all", "change by temperature", -0.1, -0.1, 1),
     ]

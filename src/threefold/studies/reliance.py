@@ -72,4 +72,5 @@ def _rows(table: pd.DataFrame, what: str, wanted: Mapping[str, Any]) -> pd.DataF
         table = table[table[column] == value]
     if what == "worst group":
         return table.assign(group=table["within"])
-    return table[table["group_kind"].isin(["all", "site group"])]
+    # Of a column with several values the mean comes first, then each value against the rest.
+    return table[table["group_kind"].isin(["all", "site group"])].drop_duplicates("group")
