@@ -17,6 +17,7 @@ from threefold.evaluation.comparison import (
     Measured,
     Verdict,
     difference_of,
+    effects_of,
     holm,
     mean_of,
     verdict,
@@ -170,11 +171,16 @@ def test_where_every_resample_is_alike_there_is_no_interval_of_no_width(shift: f
 
 def test_what_cant_be_estimated_says_why() -> None:
     empty = Measured(np.array([], str), np.array([], str), lambda weights: np.full(len(weights), np.nan))
-    for runs in ([], [empty]):
-        found = mean_of(runs, replicates=50, confidence=0.95)
-        assert (found.cases, found.patients) == (0, 0)
+    for found, note in (
+        (mean_of([], replicates=50, confidence=0.95), "no finished run was tested on it"),
+        (mean_of([empty], replicates=50, confidence=0.95), "no test case has it"),
+        (
+            difference_of([(empty, empty)], replicates=50, confidence=0.95),
+            "baseline and variant share no test case that has it",
+        ),
+    ):
+        assert (found.cases, found.patients, found.note) == (0, 0, note)
         assert math.isnan(found.value)
-        assert found.note == "no finished run was tested on it"
 
     one = mean_of([mean_measure(np.array([1.0, 2.0]), [0, 0])], replicates=50, confidence=0.95)
     assert one.value == 1.5
@@ -257,6 +263,38 @@ def test_a_few_patients_against_many_prove_little(fewest: int) -> None:
         many = mean_measure((rng.random(30) < 0.7) * 1.0, np.arange(100, 130), first=100)
         small += difference_of([(many, few)], replicates=300, confidence=0.95, seed=trial).p < 0.05
     assert stats.binom.sf(small, 200, 0.05) > 0.001
+
+
+@pytest.mark.parametrize(("splits", "seeds"), [(3, 3), (2, 5)])
+def test_pairs_of_one_split_are_not_independent(splits: int, seeds: int) -> None:
+    """Without an effect, with training cases that matter as much as seeds do."""
+    rng = np.random.default_rng(splits)
+    patients, scale = 60, 5 / np.sqrt(60)
+    number = np.repeat(np.arange(splits), seeds).tolist()
+    small = as_if_independent = 0
+    for trial in range(200):
+        common = rng.normal(0, 0.5, patients)
+        shifts = np.repeat(rng.normal(0, scale, splits), seeds) + rng.normal(0, scale, splits * seeds)
+        pairs = pairs_of([common + rng.normal(0, 1, patients) + s for s in shifts], np.arange(patients))
+        settings = {"replicates": 300, "confidence": 0.95, "seed": trial}
+        small += difference_of(pairs, splits=number, **settings).p < 0.05
+        as_if_independent += difference_of(pairs, **settings).p < 0.05
+        means = effects_of(pairs).reshape(splits, seeds).mean(axis=1)
+        assert effects_of(pairs, number) == pytest.approx(means)
+    assert stats.binom.sf(small, 200, 0.05) > 0.001
+    assert stats.binom.sf(as_if_independent, 200, 0.05) < 0.001
+    assert effects_of(pairs, [0] * len(pairs)) == pytest.approx(effects_of(pairs))
+
+
+def test_a_mean_of_several_shares_has_no_binomial_interval() -> None:
+    names = np.arange(8).astype(str)
+    classes = tuple(np.arange(8) % 3 == k for k in range(3))
+    ones = Measured(names, names, lambda weights: np.ones(len(weights)), classes)
+    assert math.isnan(mean_of([ones], replicates=50, confidence=0.95, is_share=True).low)
+    of_one = Measured(names, names, ones.metric, classes[:1])
+    assert mean_of([of_one], replicates=50, confidence=0.95, is_share=True).low == pytest.approx(
+        stats.binomtest(3, 3).proportion_ci(0.95, "exact").low
+    )
 
 
 def test_the_same_seed_gives_the_same_numbers() -> None:

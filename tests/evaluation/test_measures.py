@@ -131,6 +131,7 @@ def test_a_pair_is_of_the_cases_that_both_have_in_the_order_of_the_first(table: 
 
 def test_a_pair_of_a_value_needs_it_in_both(table: Make) -> None:
     rows, other = table(), table(seed=5)
+    other["label"] = rows["label"]
     first, second = measured_pair(Tables(validate(rows)), Tables(validate(other)), "dice", OF_ALL)
     assert first.cases.tolist() == second.cases.tolist()
     with_mask = [frame["mask_truth_voxels"].gt(0).to_numpy() for frame in (rows, other)]
@@ -141,7 +142,21 @@ def test_a_case_of_another_patient_is_refused_by_name(table: Make) -> None:
     rows, other = table(), table()
     other.loc[4, "patient_id"] = "someone"
     with pytest.raises(
-        PredictionsError, match=r"case 'test-4': of patient 'test-p1' in one run and of 'someone'"
+        PredictionsError, match=r"case 'test-4': of patient 'test-p1' in one run and of patient 'someone'"
+    ):
+        measured_pair(Tables(validate(rows)), Tables(validate(other)), "auc", OF_ALL)
+
+
+def test_a_case_of_another_label_is_refused_and_a_missing_label_is_not(table: Make) -> None:
+    rows, other = table(), table()
+    labels = [["", "yes", "no"], ["yes", "", "yes"]]
+    for frame, three in zip((rows, other), labels, strict=True):
+        frame.loc[[3, 4], "label"] = three[:2]
+    measured_pair(Tables(validate(rows)), Tables(validate(other)), "auc", OF_ALL)
+    for frame, three in zip((rows, other), labels, strict=True):
+        frame.loc[5, "label"] = three[2]
+    with pytest.raises(
+        PredictionsError, match=r"case '.*': with label 'no' in one run and with label 'yes' in"
     ):
         measured_pair(Tables(validate(rows)), Tables(validate(other)), "auc", OF_ALL)
 

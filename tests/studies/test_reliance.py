@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -54,9 +55,23 @@ def plans() -> list[RunPlan]:
     return [RunPlan("c", "v", 0, seed, "r", ()) for seed in (0, 1)]
 
 
+def no_leaks(names: Sequence[str]) -> bool:
+    return False
+
+
+def test_runs_whose_split_shares_patients_are_marked(folder: StudyFolder) -> None:
+    second = plans()[1].id
+    for finished, marked in (({plans()[0].id}, False), ({plans()[0].id, second}, True)):
+        rows = [*reliance_of(folder, plans(), finished, lambda names: second in names)]
+        assert {row.leaks for row in rows} == {marked}
+        table = reliance_table(rows)
+        assert all(("†" in cell) == marked for row in table.rows for cell in row[3:] if cell)
+        assert any("shares patients" in note for note in table.notes) == marked
+
+
 def test_it_is_the_mean_and_the_range_over_the_runs(folder: StudyFolder) -> None:
     finished = {plan.id for plan in plans()}
-    found = [*reliance_of(folder, plans(), finished)]
+    found = [*reliance_of(folder, plans(), finished, no_leaks)]
     assert [(row.group, row.what, row.lowest, row.highest, row.runs) for row in found] == [
         ("all", "worst group", 0.2, 0.6, 2),
         ("all", "label probe", 0.8, 0.9, 2),
@@ -69,9 +84,9 @@ def test_it_is_the_mean_and_the_range_over_the_runs(folder: StudyFolder) -> None
     table = reliance_table(found)
     assert table.rows[0][:5] == ("c", "v", "all", "0.400 [0.200, 0.600] x2", "0.850 [0.800, 0.900] x2")
     assert table.rows[1][3:6] == ("", "", "0.750 [0.750, 0.750] x2")
-    (first,) = {row.runs for row in reliance_of(folder, plans(), {plans()[0].id})}
+    (first,) = {row.runs for row in reliance_of(folder, plans(), {plans()[0].id}, no_leaks)}
     assert first == 1
-    assert [*reliance_of(folder, plans(), set())] == []
+    assert [*reliance_of(folder, plans(), set(), no_leaks)] == []
 
 
 def test_a_damaged_table_says_how_to_make_it_again(folder: StudyFolder) -> None:
@@ -79,4 +94,4 @@ def test_a_damaged_table_says_how_to_make_it_again(folder: StudyFolder) -> None:
     (run.tables / "probes.csv").write_text("target\n1\n")
     how = rf"probes\.csv: can.t be read .*threefold explain {run.path}"
     with pytest.raises(PredictionsError, match=how):
-        [*reliance_of(folder, plans(), {plans()[0].id})]
+        [*reliance_of(folder, plans(), {plans()[0].id}, no_leaks)]

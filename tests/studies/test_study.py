@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +279,127 @@ def test_a_claim_has_no_verdict_before_all_of_its_pairs_have_finished(
     assert (auc.verdict, auc.effect.runs, auc.pairs) == ("unfinished", 1, 2)
 
 
+def copy_of(folder: StudyFolder, out: Path, **changes: Any) -> StudyFolder:
+    """Return a copy of a study's folder whose study says something else."""
+    shutil.copytree(folder.path, out)
+    copy = StudyFolder(out)
+    copy.write(changed(copy.read(), **changes))
+    return copy
+
+
+def test_the_correction_counts_what_has_not_finished(
+    ended: tuple[StudyFolder, list[Outcome], str], tmp_path: Path
+) -> None:
+    whole, _, _ = ended
+    waiting = {"claim": "waits", "variant": "broken", "baseline": "cls", "metric": "brier"}
+    folder = copy_of(whole, tmp_path / "study", claims=CLAIMS[1:])
+    for seed in (0, 1):  # seg is nearly sure, and right
+        file = folder.run(f"heads/seg/split-0-seed-{seed}").predictions
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+        for name in (name for name in table if name.startswith("probability_")):
+            right = table["label"] == name.removeprefix("probability_")
+            table[name] = right.map({True: "0.9", False: "0.1"})
+        table.to_csv(file, index=False)
+    (alone,) = compare_study(folder).claims
+    folder.write(changed(folder.read(), claims=[CLAIMS[1], waiting]))
+    first, second = compare_study(folder).claims
+    assert first.effect.p == alone.effect.p == alone.adjusted < 0.1
+    assert first.adjusted == pytest.approx(2 * alone.adjusted)
+    assert second.verdict == "unfinished"
+    assert pd.isna(second.adjusted)
+
+
+def test_a_group_that_a_split_did_not_test_leaves_a_claim_without_an_estimate(
+    ended: tuple[StudyFolder, list[Outcome], str], tmp_path: Path
+) -> None:
+    whole, _, _ = ended
+    claim = {**CLAIMS[1], "group": "external"}
+    folder = copy_of(whole, tmp_path / "study", splits=[{}, {"seed": 1}], claims=[claim])
+    for variant in ("cls", "seg"):
+        for seed in (0, 1):
+            old, new = (f"heads/{variant}/split-{split}-seed-{seed}" for split in (0, 1))
+            shutil.copytree(folder.run(old).path, folder.run(new).path)
+            folder.remember(Outcome(new, "finished", "", 1.0, 0.1))
+    tested = compare_study(folder).claims[0]
+    assert (tested.verdict, tested.effect.runs) == ("undecided", 4)
+    for variant in ("cls", "seg"):
+        table = folder.run(f"heads/{variant}/split-1-seed-0").predictions
+        table.write_text(table.read_text().replace("external", "elsewhere"))
+    untested = compare_study(folder).claims[0]
+    assert (untested.verdict, untested.effect.runs) == ("not estimable", 4)
+    assert untested.effect.note == "the metric does not exist in 1 of 4 runs"
+
+
+def test_a_claim_on_labels_that_cant_be_judged_does_not_wait_for_them(
+    ended: tuple[StudyFolder, list[Outcome], str], tmp_path: Path
+) -> None:
+    whole, _, _ = ended
+    claim = {"claim": "k", "variant": "seg", "baseline": "labels", "metric": "structure_dice"}
+    (line,) = compare_study(copy_of(whole, tmp_path / "study", claims=[claim])).claims
+    assert (line.verdict, line.effect.note) == ("not estimable", "no finished run was tested on it")
+
+
+class _Ending:
+    """A pool in which every run ends in the same way, at once."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome, self.submitted, self.returned = outcome, list[str](), 0
+
+    def has_room(self, memory: float) -> bool:
+        return True
+
+    def submit(self, run: str, memory: float) -> None:
+        self.submitted.append(run)
+
+    def wait(self) -> list[Outcome]:
+        ended = self.submitted[self.returned :]
+        self.returned = len(self.submitted)
+        return [replace(self.outcome, run=name) for name in ended]
+
+    def stop(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_run_that_is_killed_while_it_is_looked_into_stays_finished(
+    study: StudySpec, ended: tuple[StudyFolder, list[Outcome], str], tmp_path: Path
+) -> None:
+    whole, _, _ = ended
+    name = "heads/seg/split-0-seed-0"
+    folder = copy_of(whole, tmp_path / "study", evidence=True, claims=[])
+    took = folder.outcome(name)
+    assert took is not None
+    pool = _Ending(Outcome("", "failed", "killed from outside", 60.0, 9.0))
+    outcomes = run_study(folder.read(), folder, pool, Heard(), ["heads/seg/*-seed-0"])
+    assert pool.submitted == ["heads/cls/split-0-seed-0", name]
+    assert {(each.state, each.message) for each in outcomes} == {
+        ("finished", "no evidence: killed from outside")
+    }
+    now = folder.outcome(name)
+    assert now is not None
+    assert (now.seconds, now.memory) == (took.seconds + 60, 9.0)
+    assert folder.is_finished(name)
+    # Where there is nothing to compare, it failed.
+    (folder.run(name).tables / "metrics.json").unlink()
+    pool = _Ending(Outcome("", "failed", "killed from outside", 60.0, 9.0))
+    run_study(folder.read(), folder, pool, Heard(), [name])
+    assert not folder.is_finished(name)
+
+
+def test_runs_that_are_not_asked_for_must_be_the_studys_too(
+    study: StudySpec, ended: tuple[StudyFolder, list[Outcome], str]
+) -> None:
+    folder, _, _ = ended
+    before = folder.study.read_bytes()
+    variants = {**study.model_dump()["variants"], "cls": {"recipe": CLS, "overrides": ["training.epochs=3"]}}
+    said = r"training.epochs: 2 in the run, 3 now[\s\S]*remove .*cls/split-0-seed-0 first"
+    with pytest.raises(RunError, match=said):
+        run(changed(study, variants=variants), folder.path, "heads/broken/*")
+    assert folder.study.read_bytes() == before
+
+
 def test_a_users_cohort_takes_the_place_of_the_studys(
     cohort_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,6 +413,16 @@ def test_a_users_cohort_takes_the_place_of_the_studys(
     # Claims of one cohort against another have no meaning on one.
     assert all(claim.variant != claim.baseline for claim in named.claims)
     assert len(named.claims) == len({*named.claims}) == len(shipped.claims) - 3
+
+    # Whatever the variants.
+    across = {
+        "claim": "k",
+        "variant": "larger",
+        "baseline": "cls-seg-rec",
+        "baseline_cohort": "s0.5-masks-50",
+    }
+    crossing = changed(shipped, claims=[across, shipped.claims[0].model_dump()])
+    assert [claim.claim for claim in pointed_at(crossing, cohort_folder).claims] == [shipped.claims[0].claim]
 
     # Except where they are one cohort, made worse by several distances.
     moved = pointed_at(load_study("aortic-arch-degradation"), cohort_folder)
@@ -385,7 +517,10 @@ def test_references_are_moved_once_and_never_by_another_distance(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"metric": "acu"}, "claim 'k': there is no metric 'acu'. Did you mean 'auc'"),
+        ({"metric": "acu"}, "claim 'k': there is no metric 'acu' to compare. Did you mean 'auc'"),
+        ({"metric": "log_loss"}, "claim 'k': there is no metric 'log_loss' to compare"),
+        ({"metric": "dice:AO"}, "claim 'k': dice is not of one structure. Expected dice without ':AO'"),
+        ({"baseline": "labels"}, "claim 'k': a cohort's own structures have no auc. Take a metric of str"),
         ({"metric": "share_inside"}, r"claim 'k': share_inside is measured only .* `evidence: true`"),
         ({"group": "externl"}, "claim 'k': .* no cases of group 'externl'. Did you mean 'external'"),
         ({"group": "shortcut=2"}, r"claim 'k': .* no cases of group 'shortcut=2'"),

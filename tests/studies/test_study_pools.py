@@ -300,3 +300,18 @@ def test_without_ray_or_its_cluster_it_says_what_to_do(
     monkeypatch.setattr(study_pools, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'threefold\[ray\]'"):
         RayPool(tmp_path, 1, "local")
+
+
+def test_a_run_that_the_system_does_not_start_is_that_runs_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*arguments: object, **options: object) -> Outcome:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(study_pools, "run_in_process", no_memory)
+    pool = LocalPool(tmp_path, 1, 1)
+    pool.submit("one/a/split-0-seed-0", 0.1)
+    (outcome,) = pool.wait()
+    pool.close()
+    assert (outcome.run, outcome.state) == ("one/a/split-0-seed-0", "failed")
+    assert "could not be started: [Errno 12] Cannot allocate memory" in outcome.message

@@ -296,9 +296,13 @@ def test_a_run_is_taken_to_need_what_its_kind_needed() -> None:
         )
     }
     assert expected_memory("two/a/split-0-seed-0", known, 4.0) == 1.5
-    assert expected_memory("one/b/split-0-seed-1", known, 4.0) == 4.0
-    assert expected_memory("one/b/split-0-seed-1", known, 1.0) == 1.5
-    assert expected_memory("one/b/split-0-seed-1", {}, 4.0) == 4.0
+    assert expected_memory("one/c/split-0-seed-1", known, 4.0) == 4.0
+    assert expected_memory("one/c/split-0-seed-1", known, 1.0) == 1.5
+    assert expected_memory("one/c/split-0-seed-1", {}, 4.0) == 4.0
+    # One that was killed held less than it needed.
+    assert expected_memory("one/b/split-0-seed-1", known, 4.0) == 9.0
+    known["one/b/split-1-seed-0"] = outcome("one/b/split-1-seed-0", 2.0)
+    assert expected_memory("one/b/split-0-seed-1", known, 4.0) == 9.0
 
 
 def test_outcomes_are_remembered_and_damaged_ones_told(tmp_path: Path) -> None:

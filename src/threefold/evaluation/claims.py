@@ -76,6 +76,7 @@ class RelianceRow:
             change by the temperature).
         mean, lowest, highest: over the runs.
         runs: that have it.
+        leaks: the split of one of them shares patients between training and test.
     """
 
     cohort: str
@@ -86,6 +87,7 @@ class RelianceRow:
     lowest: float
     highest: float
     runs: int
+    leaks: bool
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ class PairRow:
     Attributes:
         cohort, baseline_cohort, variant, baseline, group, split, seed: which pair.
         difference: variant minus baseline, clustered by patient.
+        cases, patients: that both were tested on.
+        leaks: the split of one of them shares patients between training and test.
     """
 
     cohort: str
@@ -105,3 +109,6 @@ class PairRow:
     split: int
     seed: int
     difference: AucDifference
+    cases: int
+    patients: int
+    leaks: bool

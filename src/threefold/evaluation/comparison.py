@@ -10,7 +10,8 @@ which seeds were drawn.
   mean of normal values makes a Student's t of it.
 - Pairs, S of them: each replicate adds s / sqrt(S) t(d), where s^2 is the variance of the pairs' effects,
   known with d degrees of freedom: S - 1, or more where a study's other claims tell of it (`spread`).
-  Resampling three pairs would give 2/3 of their variance and never more than their range.
+  Resampling three pairs would give 2/3 of their variance and never more than their range. Pairs of one split
+  share their training cases: where there are several splits, S counts those, and the effects are their means.
 
 Where that leads beyond what two values of the metric can differ by, the replicate is put at that end. The
 interval is the percentile interval, and p is twice the smaller share of replicates on either side of no
@@ -134,7 +135,8 @@ def mean_of(
     """
     draw = partial(_resampled, replicates=replicates, seed=seed)
     found = _effect([(run,) for run in runs], draw, confidence, needed=FEWEST_PATIENTS)
-    if not (is_share and found.value in (0.0, 1.0)):
+    over_classes = any(len(run.needs) > 1 for run in runs)  # the mean of several shares is none
+    if not is_share or over_classes or found.value not in (0.0, 1.0):
         return found
     exact = exact_interval(found.value, found.fewest_patients, confidence)
     return replace(found, low=exact.low, high=exact.high, note="")
@@ -145,6 +147,7 @@ def difference_of(
     *,
     replicates: int,
     confidence: float,
+    splits: Sequence[int] = (),
     spread: Spread | None = None,
     margin: float = 0.0,
     largest: float = np.inf,
@@ -159,23 +162,40 @@ def difference_of(
         pairs: baseline and variant.
         replicates: number of resamples.
         confidence: of the interval, for example 0.95.
-        spread: of the pairs' effects; None: as they show it themselves.
+        splits: the split of each pair; none: all of one.
+        spread: of the effects, as `effects_of` gives them; None: as they show it themselves.
         margin: differences up to it count as none, for p.
         largest: what no difference of the metric exceeds.
         seed: of the resamples.
     """
-    draw = partial(_calibrated, spread=spread, largest=largest, replicates=replicates, seed=seed)
+    draw = partial(
+        _calibrated, splits=splits, spread=spread, largest=largest, replicates=replicates, seed=seed
+    )
     return _effect([(second, first) for first, second in pairs], draw, confidence, needed=2, margin=margin)
 
 
-def effects_of(pairs: Sequence[tuple[Measured, Measured]]) -> Floats:
-    """Return the second's metric minus the first's of each of S pairs, (S,); NaN where there is none."""
+def effects_of(pairs: Sequence[tuple[Measured, Measured]], splits: Sequence[int] = ()) -> Floats:
+    """Return the second's metric minus the first's of each pair, or of several splits each one's mean, (S,).
+
+    NaN where there is none.
+    """
     found = [second.metric(_each_once(second)) - first.metric(_each_once(first)) for first, second in pairs]
-    return np.concatenate([np.empty(0), *found])
+    return _drawn_apart(np.concatenate([np.empty(0), *found]), splits)
+
+
+def _drawn_apart(effects: Floats, splits: Sequence[int]) -> Floats:
+    """Return the effects that were drawn apart: those of the pairs, or the means of several splits."""
+    names = np.unique(np.asarray(splits))
+    if len(names) < 2:
+        return effects
+    return np.array([effects[np.asarray(splits) == name].mean() for name in names])
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """Return p-values adjusted for their number (Holm 1979); NaN stays and does not count."""
+    """Return p-values adjusted for their number (Holm 1979); NaN stays and does not count.
+
+    What is still to be tested counts as 1: else a correction would grow when it is.
+    """
     p = np.asarray(values, np.float64)
     adjusted = np.full(len(p), np.nan)
     tested = np.flatnonzero(~np.isnan(p))
@@ -217,7 +237,9 @@ def _effect(
     """Return the mean over runs of a metric, or of the first of two minus the second."""
     whose = [one.patients for run in runs for one in run]
     if not any(map(len, whose)):
-        note = "no finished run was tested on it"
+        note = "no test case has it" if runs else "no finished run was tested on it"
+        if any(len(run) > 1 for run in runs):
+            note = "baseline and variant share no test case that has it"
         return Effect(np.nan, np.nan, np.nan, np.nan, len(runs), 0, 0, 0, 0, (), note)
     names, numbers = np.unique(np.concatenate(whose), return_inverse=True)
     parts = iter(np.split(numbers, np.cumsum([len(each) for each in whose])[:-1]))
@@ -270,6 +292,7 @@ def _calibrated(
     point: Floats,
     patients: Patients,
     *,
+    splits: Sequence[int],
     spread: Spread | None,
     largest: float,
     replicates: int,
@@ -278,12 +301,14 @@ def _calibrated(
     """Return the mean over runs in each replicate, (R,), with the spread that few patients and runs leave."""
     generator = np.random.default_rng(seed)
     means = [values(times).mean(axis=1) for times in _drawn_patients(generator, patients.all, replicates)]
-    effect, runs = point.mean(), len(point)
+    effect, apart = point.mean(), _drawn_apart(point, splits)
     scale = np.sqrt(patients.fewest / generator.chisquare(patients.fewest - 1, replicates))
     drawn: Floats = effect + (np.concatenate(means) - effect) * scale
-    over_runs = spread or own_spread(point)
+    over_runs = spread or own_spread(apart)
     if over_runs is not None:
-        drawn += np.sqrt(over_runs.variance / runs) * generator.standard_t(over_runs.freedom, replicates)
+        drawn += np.sqrt(over_runs.variance / len(apart)) * generator.standard_t(
+            over_runs.freedom, replicates
+        )
     return np.clip(drawn, -largest, largest)
 
 

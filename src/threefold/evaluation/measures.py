@@ -33,6 +33,8 @@ DIAGNOSIS = (
     "calibration_error",
 )
 OF_ALL = "all"
+NOT_TESTED = Measured(np.array([], str), np.array([], str), lambda weights: np.full(len(weights), np.nan))
+"""A metric of a run whose test part has no case of the group."""
 _GROUPED_BY = ("site_group", "site", "label")
 
 
@@ -60,19 +62,21 @@ def measured_pair(first: Tables, second: Tables, metric: str, group: str) -> tup
         group: `all`, a site group, a site, a class, or COLUMN=VALUE of a further column of the table.
 
     Raises:
-        PredictionsError: there is no such metric or group; a case is of another patient in the other table.
+        PredictionsError: there is no such metric or group; a case is of another patient or has another label
+            in the other table.
     """
     rows = [_tested(tables, group) for tables in (first, second)]
     shared = rows[0].index.intersection(rows[1].index, sort=False)
     rows = [each.loc[shared] for each in rows]
-    whose = [each["patient_id"].to_numpy(str) for each in rows]
-    differing = np.flatnonzero(whose[0] != whose[1])
-    if differing.size:
-        case = shared[differing[0]]
-        raise PredictionsError(
-            f"case '{case}': of patient '{whose[0][differing[0]]}' in one run and of "
-            f"'{whose[1][differing[0]]}' in the other. Compare runs on the same cohort."
-        )
+    for what, column in (("of patient", "patient_id"), ("with label", "label")):
+        here, there = (each[column].to_numpy(str) for each in rows)
+        differing = np.flatnonzero((here != there) & (here != "") & (there != ""))
+        if differing.size:
+            at = differing[0]
+            raise PredictionsError(
+                f"case '{shared[at]}': {what} '{here[at]}' in one run and {what} '{there[at]}' in the other. "
+                "Compare runs on the same cohort."
+            )
     found = [_measure(tables, metric, each) for tables, each in zip((first, second), rows, strict=True)]
     both = found[0][0] & found[1][0]
     baseline, variant = (make(both) for _, make in found)

@@ -97,10 +97,15 @@ def title(name: str) -> str:
     return METRICS[name].title
 
 
+COUNTED = ("missed_structures", "extra_structures")
+"""Of one structure a share of the cases, of a case a number of structures."""
+
+
 def is_share(name: str) -> bool:
     """Whether a metric, or METRIC:STRUCTURE, is a share of the cases that it needs."""
-    metric = METRICS.get(name.partition(":")[0])
-    return metric is not None and metric.is_share
+    name, _, structure = name.partition(":")
+    metric = METRICS.get(name)
+    return metric is not None and metric.is_share and bool(structure or name not in COUNTED)
 
 
 def largest_difference(name: str) -> float:

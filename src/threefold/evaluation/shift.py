@@ -20,7 +20,7 @@ from threefold.evaluation.intervals import (
     percentile_interval,
 )
 from threefold.evaluation.measures import Tables, measured
-from threefold.evaluation.metrics import METRICS
+from threefold.evaluation.metrics import is_share
 from threefold.evaluation.predictions import Predictions
 from threefold.experiment import EvaluationSpec
 
@@ -139,7 +139,7 @@ def _at(group: str, metric: str, of: Measured, draws: Floats, spec: EvaluationSp
     if np.isfinite(value):
         interval = percentile_interval(draws, spec.confidence) if patients >= FEWEST_PATIENTS else FEW
         is_mean_over_classes = len(of.needs) > 1
-        if METRICS[metric].is_share and value in (0.0, 1.0) and not is_mean_over_classes:
+        if is_share(metric) and value in (0.0, 1.0) and not is_mean_over_classes:
             interval = exact_interval(value, of.fewest_patients, spec.confidence)
     return AtSites(group, value, interval.low, interval.high, n, patients, interval.reason)
 

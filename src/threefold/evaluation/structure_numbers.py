@@ -16,7 +16,7 @@ from threefold.evaluation.groups import (
     natural_order,
     plain_units,
 )
-from threefold.evaluation.metrics import METRICS
+from threefold.evaluation.metrics import COUNTED, METRICS
 from threefold.evaluation.predictions import Predictions
 from threefold.evaluation.rows import Floats, Place, Row
 from threefold.evaluation.structures import structure_values
@@ -25,8 +25,6 @@ from threefold.experiment import EvaluationSpec
 Ints = NDArray[np.int64]
 Key = tuple[str, str]
 """A metric, and the structure that it is of; empty: of the mean over structures, or of the whole case."""
-
-_COUNTED = ("missed_structures", "extra_structures")
 
 
 def structure_numbers(level: Level, predictions: Predictions, spec: EvaluationSpec) -> Iterator[Row]:
@@ -118,7 +116,7 @@ def _means_together(place: Place, patients: Ints, values: Mapping[Key, Floats]) 
     for (name, structure), value in zip(values, stacked.T, strict=True):
         metric = METRICS[name]
         # The number of a case's misses is no share, that of one structure's is.
-        is_number = name in _COUNTED and not structure
+        is_number = name in COUNTED and not structure
         rows[name, structure] = place.row(
             metric,
             float(points[name, structure][0]),

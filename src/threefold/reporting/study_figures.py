@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from threefold.evaluation.claims import ClaimRow
 from threefold.evaluation.metrics import title
 from threefold.reporting.study_tables import cohorts_of, groups_of
+from threefold.reporting.table import LEAK_MARK
 
 _COLOURS = {
     "supported": "#1b7837",
@@ -55,4 +56,5 @@ def claim_figure(rows: Sequence[ClaimRow]) -> Figure:
 
 def _label(row: ClaimRow) -> str:
     words = "\n".join(textwrap.wrap(row.claim, 60))
-    return f"{words}\n{row.variant} against {row.baseline}; {cohorts_of(row)}, {groups_of(row)}"
+    mark = f"{LEAK_MARK} " if row.leaks else ""
+    return f"{mark}{words}\n{row.variant} against {row.baseline}; {cohorts_of(row)}, {groups_of(row)}"

@@ -7,9 +7,16 @@ from collections.abc import Sequence
 
 from threefold.evaluation.claims import ClaimRow, PairRow, RelianceRow, VariantRow
 from threefold.evaluation.comparison import Effect
+from threefold.evaluation.delong import AucDifference
 from threefold.evaluation.metrics import title
 from threefold.reporting.table import LEAK_MARK, LEAK_NOTE, Table
 
+_Row = ClaimRow | VariantRow | RelianceRow | PairRow
+
+_N = (
+    "n: cases/patients, in brackets, where a test has fewer, the cases of the smallest one and the fewest "
+    "patients of a kind that the metric rests on (the rarer class of an AUC)"
+)
 _RULE = (
     "supported: differs as claimed with an adjusted p below {alpha:g}; contradicted: differs the other way "
     "with an adjusted p below {alpha:g}; undecided: anything else, at this number of patients and seeds."
@@ -20,17 +27,21 @@ def claim_table(rows: Sequence[ClaimRow], *, confidence: float, replicates: int,
     """Return what each claim came to, a row for each cohort in which it was tested."""
     notes = [
         "Difference: variant minus baseline, mean over pairs of the same split and seed; on the same test "
-        f"cases, but for groups set against each other. [low, high]: {confidence:.0%} interval over "
+        f"cases, but for groups set against each other. [low, high]: {percent(confidence)} interval over "
         f"{replicates} replicates of patients and seeds; p: of the same replicates, after Holm's correction "
-        "over the rows; n: cases/patients, in brackets those of "
-        "the smallest test where they differ, x pairs: the lowest and the highest of them. Baseline and "
+        f"over the rows; {_N}, x pairs: the lowest and the highest of them. Baseline and "
         "variant are means over the same cases, which can be fewer than a variant has alone.",
         _RULE.format(alpha=round(1 - confidence, 9)),
     ]
+    smallest = len(rows) * 2 / (replicates + 1)
+    if smallest >= 1 - confidence:
+        notes.append(
+            f"{replicates} replicates are too few for {len(rows)} rows: the smallest corrected p is "
+            f"{min(1.0, smallest):.3f}, so that no claim can be supported. Raise `replicates`."
+        )
     if margin:
         notes.append(f"Differences up to {margin:g} count as none.")
-    if any(row.leaks for row in rows):
-        notes.append(LEAK_NOTE)
+    notes += _leak_note(rows)
     return Table(
         "What each claim came to",
         ("claim", "cohort", "metric", "baseline", "variant", "difference", "p", "verdict"),
@@ -39,8 +50,8 @@ def claim_table(rows: Sequence[ClaimRow], *, confidence: float, replicates: int,
                 row.claim,
                 cohorts_of(row),
                 f"{title(row.metric)}, {groups_of(row)}",
-                f"{row.baseline} {_number(row.baseline_mean.value)}",
-                f"{row.variant} {_number(row.variant_mean.value)}",
+                f"{row.baseline} {_number(row.baseline_mean.value, row)}",
+                f"{row.variant} {_number(row.variant_mean.value, row)}",
                 _difference(row),
                 _p(row.adjusted),
                 row.verdict,
@@ -57,12 +68,10 @@ def variant_table(rows: Sequence[VariantRow], *, confidence: float, replicates: 
     found = {(row.cohort, row.variant, row.metric, row.group): row for row in rows}
     names = list(dict.fromkeys((row.cohort, row.variant) for row in rows))
     notes = [
-        f"Mean over the runs. [low, high]: {confidence:.0%} interval over {replicates} resamples of patients "
-        "and runs; n: cases/patients, in brackets those of the smallest test where they differ, x runs: the "
-        "lowest and the highest of them."
+        f"Mean over the runs. [low, high]: {percent(confidence)} interval over {replicates} resamples of "
+        f"patients and runs; {_N}, x runs: the lowest and the highest of them."
     ]
-    if any(row.leaks for row in rows):
-        notes.append(LEAK_NOTE)
+    notes += _leak_note(rows)
     return Table(
         "Variants",
         ("cohort", "variant", *(f"{title(metric)}, {group}" for metric, group in columns)),
@@ -89,12 +98,25 @@ def reliance_table(rows: Sequence[RelianceRow]) -> Table:
             "probe of the frozen features tells label, shortcut or site. Calibration error, and what the "
             "temperature fitted on the validation part adds to it, in the runs that have one. Each run's own "
             "tables have the intervals over patients.",
+            *_leak_note(rows),
         ),
     )
 
 
 def _range(row: RelianceRow | None) -> str:
-    return "" if row is None else f"{row.mean:.3f} [{row.lowest:.3f}, {row.highest:.3f}] x{row.runs}"
+    if row is None:
+        return ""
+    mark = LEAK_MARK if row.leaks else ""
+    return f"{row.mean:.3f}{mark} [{row.lowest:.3f}, {row.highest:.3f}] x{row.runs}"
+
+
+def percent(share: float) -> str:
+    """Return a share in percent, with as many digits as it has."""
+    return f"{round(100 * share, 9):g}%"
+
+
+def _leak_note(rows: Sequence[_Row]) -> tuple[str, ...]:
+    return (LEAK_NOTE,) if any(row.leaks for row in rows) else ()
 
 
 def pair_table(rows: Sequence[PairRow], *, confidence: float) -> Table:
@@ -111,6 +133,7 @@ def pair_table(rows: Sequence[PairRow], *, confidence: float) -> Table:
             "variant",
             "difference",
             "p",
+            "n",
         ),
         tuple(
             (
@@ -119,16 +142,18 @@ def pair_table(rows: Sequence[PairRow], *, confidence: float) -> Table:
                 f"{row.variant} over {row.baseline}",
                 str(row.split),
                 str(row.seed),
-                _number(row.difference.first),
-                _number(row.difference.second),
-                _signed(row.difference.difference, row.difference.low, row.difference.high),
+                _number(row.difference.first, row),
+                _number(row.difference.second, row),
+                _signed(row.difference, LEAK_MARK if row.leaks else ""),
                 _p(row.difference.p),
+                f"{row.cases}/{row.patients}",
             )
             for row in rows
         ),
         (
-            f"[low, high]: {confidence:.0%} interval; structural components clustered by patient (Obuchowski "
-            "1997). p: of the pair alone, not corrected.",
+            f"[low, high]: {percent(confidence)} interval; structural components clustered by patient "
+            "(Obuchowski 1997). p: of the pair alone, not corrected. n: cases/patients.",
+            *_leak_note(rows),
         ),
     )
 
@@ -162,15 +187,15 @@ def _cell(effect: Effect, *, asked: int, leaks: bool, form: str) -> str:
     return f"{effect.value:{form}}{mark} {shown} {tested} x{runs}"
 
 
-def _signed(value: float, low: float, high: float) -> str:
-    if math.isnan(value):
+def _signed(found: AucDifference, mark: str) -> str:
+    if math.isnan(found.difference):
         return "not estimable"
-    shown = "no interval" if math.isnan(low) else f"{low:+.3f}, {high:+.3f}"
-    return f"{value:+.3f} [{shown}]"
+    shown = "no interval" if math.isnan(found.low) else f"{found.low:+.3f}, {found.high:+.3f}"
+    return f"{found.difference:+.3f}{mark} [{shown}]"
 
 
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"
+def _number(value: float, row: _Row) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}{LEAK_MARK if row.leaks else ''}"
 
 
 def _p(value: float) -> str:

@@ -14,7 +14,15 @@ from threefold.errors import PredictionsError, RunError
 from threefold.evaluation.claims import ClaimRow, PairRow, RelianceRow, VariantRow
 from threefold.evaluation.comparison import Measured, difference_of, effects_of, holm, mean_of, verdict
 from threefold.evaluation.delong import compare_auc
-from threefold.evaluation.measures import OF_ALL, Tables, has_group, measured, measured_pair, scores
+from threefold.evaluation.measures import (
+    NOT_TESTED,
+    OF_ALL,
+    Tables,
+    has_group,
+    measured,
+    measured_pair,
+    scores,
+)
 from threefold.evaluation.metrics import is_share, largest_difference
 from threefold.evaluation.spread import Spread, moderated
 from threefold.reporting.figures import save
@@ -36,8 +44,23 @@ from threefold.studies.study_spec import (
     run_id,
 )
 
-MeasuredPairs = dict[tuple[str, str], tuple[Measured, Measured]]
-"""Baseline and variant by their runs' ids."""
+
+@dataclass(frozen=True)
+class Pair:
+    """A claim's metric in two runs of the same split and seed.
+
+    Attributes:
+        ids: of baseline and variant.
+        split: number of their split.
+        both: the metric of baseline and variant.
+    """
+
+    ids: tuple[str, str]
+    split: int
+    both: tuple[Measured, Measured]
+
+
+MeasuredPairs = Sequence[Pair]
 
 _USUAL = ("auc", "balanced_accuracy", "dice", "structure_dice", "topology_match", "psnr")
 
@@ -91,16 +114,16 @@ def compare_study(folder: StudyFolder) -> Comparison:
         of.claim(claim, cohort, found, spread)
         for (claim, cohort), found, spread in zip(asked, pairs, spreads, strict=True)
     ]
-    adjusted = holm([line.effect.p for line in lines])
+    whole = [of.has_finished(claim, cohort) for claim, cohort in asked]
+    # What has not finished counts in the correction already: a verdict given now stays.
+    values = [line.effect.p if there else 1.0 for line, there in zip(lines, whole, strict=True)]
     claims = tuple(
         replace(
             line,
-            adjusted=p,
-            verdict=verdict(
-                line.effect, p, line.expected, study.confidence, finished=of.has_finished(claim, cohort)
-            ),
+            adjusted=p if there else np.nan,
+            verdict=verdict(line.effect, p, line.expected, study.confidence, finished=there),
         )
-        for line, p, (claim, cohort) in zip(lines, adjusted, asked, strict=True)
+        for line, p, there in zip(lines, holm(values), whole, strict=True)
     )
     return Comparison(
         study=study,
@@ -108,7 +131,7 @@ def compare_study(folder: StudyFolder) -> Comparison:
         means=tuple(of.means(plans)),
         # Two claims may name the same pair.
         pairs=tuple(dict.fromkeys(pair for claim in study.claims for pair in of.pair_tests(claim))),
-        reliance=tuple(reliance_of(folder, plans, finished)),
+        reliance=tuple(reliance_of(folder, plans, finished, of.leaks)),
         missing=tuple(plan.id for plan in plans if plan.id not in finished),
     )
 
@@ -174,7 +197,7 @@ def _spreads(metrics: Sequence[str], pairs: Sequence[MeasuredPairs]) -> list[Spr
 
     Lines of the same effects (a claim worded twice, or turned round) count once.
     """
-    effects = [effects_of([*each.values()]) for each in pairs]
+    effects = [effects_of(*_unzipped(each)) for each in pairs]
     found: dict[tuple[str, bytes], Spread | None] = {}
     keys = [
         (metric, np.abs(each - each.mean()).round(12).tobytes() if len(each) else b"")
@@ -186,15 +209,32 @@ def _spreads(metrics: Sequence[str], pairs: Sequence[MeasuredPairs]) -> list[Spr
     return [found[key] for key in keys]
 
 
+def _unzipped(pairs: MeasuredPairs) -> tuple[list[tuple[Measured, Measured]], list[int]]:
+    """Return what was measured of each pair, and the split of each."""
+    return [pair.both for pair in pairs], [pair.split for pair in pairs]
+
+
 def labels_id(cohort: str) -> str:
     """Return what stands in place of a run's id for a cohort's own structures."""
     return f"{cohort}/{LABELS}"
 
 
+def asked_pairs(
+    study: StudySpec, claim: ClaimSpec, cohort: str
+) -> Iterator[tuple[str, str, tuple[int, int]]]:
+    """Yield a claim's pairs: ids of baseline and variant, (split, seed)."""
+    other = claim.baseline_cohort or cohort
+    for split in range(len(study.splits)):
+        for seed in study.seeds:
+            labels = claim.baseline == LABELS
+            first = labels_id(other) if labels else run_id(other, claim.baseline, split, seed)
+            yield first, run_id(cohort, claim.variant, split, seed), (split, seed)
+
+
 def finished_pairs(
     study: StudySpec, claim: ClaimSpec, cohort: str, finished: Set[str]
 ) -> Iterator[tuple[str, str, tuple[int, int]]]:
-    """Yield a claim's pairs that have finished: ids of baseline and variant, (split, seed).
+    """Yield those of a claim's pairs that have finished.
 
     Args:
         study: of the claim.
@@ -202,14 +242,9 @@ def finished_pairs(
         cohort: of the variant.
         finished: ids of runs, and `labels_id` of cohorts whose own structures were judged.
     """
-    other = claim.baseline_cohort or cohort
-    for split in range(len(study.splits)):
-        for seed in study.seeds:
-            labels = claim.baseline == LABELS
-            first = labels_id(other) if labels else run_id(other, claim.baseline, split, seed)
-            second = run_id(cohort, claim.variant, split, seed)
-            if {first, second} <= finished:
-                yield first, second, (split, seed)
+    for first, second, place in asked_pairs(study, claim, cohort):
+        if {first, second} <= finished:
+            yield first, second, place
 
 
 class _Measuring:
@@ -223,31 +258,30 @@ class _Measuring:
         )
 
     def has_finished(self, claim: ClaimSpec, cohort: str) -> bool:
-        """Whether all of a claim's pairs have finished."""
-        there = finished_pairs(self.study, claim, cohort, self.finished)
-        return sum(1 for _ in there) == len(self.study.seeds) * len(self.study.splits)
+        """Whether all runs of a claim have finished; a cohort's own structures never wait for anything."""
+        return all(
+            second in self.finished and (claim.baseline == LABELS or first in self.finished)
+            for first, second, _ in asked_pairs(self.study, claim, cohort)
+        )
 
     def pairs(self, claim: ClaimSpec, cohort: str) -> MeasuredPairs:
-        """Measure a claim's pairs, by their ids.
+        """Measure a claim's pairs.
 
         Raises:
             PredictionsError: naming the claim whose metric or group does not exist.
         """
-        found = {}
-        for first, second, _ in finished_pairs(self.study, claim, cohort, self.finished):
-            if not has_group(self.tables(first), claim.baseline_group or claim.group):
-                continue
-            if not has_group(self.tables(second), claim.group):
-                continue
+        found = []
+        for first, second, (split, _) in finished_pairs(self.study, claim, cohort, self.finished):
             try:
-                found[first, second] = self._measured(claim, first, second)
+                both = self._measured(claim, first, second)
             except PredictionsError as error:
                 raise PredictionsError(f"claim '{claim.claim}', {second}: {error}") from error
+            found.append(Pair((first, second), split, both))
         return found
 
     def claim(self, claim: ClaimSpec, cohort: str, pairs: MeasuredPairs, spread: Spread | None) -> ClaimRow:
         """Return a claim's line, its p not adjusted yet."""
-        share = is_share(claim.metric)
+        share, (both, splits) = is_share(claim.metric), _unzipped(pairs)
         return ClaimRow(
             claim=claim.claim,
             cohort=cohort,
@@ -258,19 +292,23 @@ class _Measuring:
             group=claim.group,
             baseline_group=claim.baseline_group or claim.group,
             expected=claim.expected,
-            baseline_mean=self.mean([first for first, _ in pairs.values()], is_share=share),
-            variant_mean=self.mean([second for _, second in pairs.values()], is_share=share),
+            baseline_mean=self.mean([first for first, _ in both], is_share=share),
+            variant_mean=self.mean([second for _, second in both], is_share=share),
             effect=self.difference(
-                [*pairs.values()], spread=spread, largest=largest_difference(claim.metric)
+                both, splits=splits, spread=spread, largest=largest_difference(claim.metric)
             ),
             adjusted=np.nan,
             verdict="not estimable",
             pairs=len(self.study.seeds) * len(self.study.splits),
-            leaks=self._leaks([name for pair in pairs for name in pair]),
+            leaks=self.leaks([name for pair in pairs for name in pair.ids]),
         )
 
     def _measured(self, claim: ClaimSpec, first: str, second: str) -> tuple[Measured, Measured]:
         baseline, variant = self.tables(first), self.tables(second)
+        if not has_group(baseline, claim.baseline_group or claim.group) or not has_group(
+            variant, claim.group
+        ):
+            return NOT_TESTED, NOT_TESTED
         if claim.baseline_group is None:
             return measured_pair(baseline, variant, claim.metric, claim.group)
         return (
@@ -302,7 +340,7 @@ class _Measuring:
                     continue  # this variant was not looked into in that way
                 mean = self.mean(runs, is_share=is_share(metric))
                 if asked or mean.cases:
-                    yield VariantRow(cohort, variant, metric, group, mean, len(names), self._leaks(having))
+                    yield VariantRow(cohort, variant, metric, group, mean, len(names), self.leaks(having))
 
     def pair_tests(self, claim: ClaimSpec) -> Iterator[PairRow]:
         """Yield DeLong's test of each pair, for claims on the AUC of two classes."""
@@ -332,7 +370,11 @@ class _Measuring:
                         joined["patient_id"].to_numpy(str),
                         confidence=self.study.confidence,
                     ),
+                    len(joined),
+                    joined["patient_id"].nunique(),
+                    self.leaks([first, second]),
                 )
 
-    def _leaks(self, names: Sequence[str]) -> bool:
+    def leaks(self, names: Sequence[str]) -> bool:
+        """Whether the split of one of the runs shares patients between training and test."""
         return any(self.tables(name).predictions.leaks for name in names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,26 +26,42 @@ _COLUMNS: dict[str, tuple[str, dict[str, Any]]] = {
 """By what is said: which table of a run says it, in which rows."""
 
 
-def reliance_of(folder: StudyFolder, plans: Sequence[RunPlan], finished: set[str]) -> Iterator[RelianceRow]:
+def reliance_of(
+    folder: StudyFolder,
+    plans: Sequence[RunPlan],
+    finished: set[str],
+    leaks: Callable[[Sequence[str]], bool],
+) -> Iterator[RelianceRow]:
     """Yield each number of each variant, mean and range over its runs; none where `explain` left no tables.
 
     Args:
         folder: the study's.
         plans: its runs.
         finished: ids of those that have finished.
+        leaks: whether the split of one of some runs, by their ids, shares patients between training and test.
 
     Raises:
         PredictionsError: a table is damaged.
     """
-    variants: dict[tuple[str, str], list[Mapping[tuple[str, str], float]]] = {}
+    variants: dict[tuple[str, str], list[str]] = {}
     for plan in plans:
         if plan.id in finished:
-            variants.setdefault((plan.cohort, plan.variant), []).append(dict(_of_run(folder.run(plan.id))))
-    for (cohort, variant), runs in variants.items():
+            variants.setdefault((plan.cohort, plan.variant), []).append(plan.id)
+    for (cohort, variant), names in variants.items():
+        runs = [dict(_of_run(folder.run(name))) for name in names]
+        shared = leaks(names)
         for group, what in dict.fromkeys(key for run in runs for key in run):
             values = [run[group, what] for run in runs if (group, what) in run]
             yield RelianceRow(
-                cohort, variant, group, what, float(np.mean(values)), min(values), max(values), len(values)
+                cohort,
+                variant,
+                group,
+                what,
+                float(np.mean(values)),
+                min(values),
+                max(values),
+                len(values),
+                shared,
             )
 
 

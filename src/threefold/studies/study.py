@@ -17,7 +17,7 @@ from threefold.studies.study_folder import Outcome, StudyFolder, expected_memory
 from threefold.studies.study_pools import Pool
 from threefold.studies.study_spec import RunPlan, StudySpec, plan_runs
 from threefold.studies.study_worker import experiment_of, lacks_evidence
-from threefold.training.folder import check_resumable
+from threefold.training.folder import check_resumable, check_same_experiment
 from threefold.training.progress import TrainingProgress
 from threefold.training.requirements import require_settings, require_split
 from threefold.training.run import settled
@@ -85,6 +85,7 @@ def _run_alone(
                 if plan.cohort == name:
                     _require_trainable(folder, plan, experiments[plan.id], cohort)
             judge_labels(name, cohort, study, folder, progress)
+    _require_the_others(study, plans, folder)
     folder.write(study)
     try:
         return list(_run_all(plans, study, folder, pool, progress))
@@ -112,7 +113,7 @@ def _run_all(
     while waiting or running:
         for plan in [plan for plan in waiting if plan.start is None or plan.start not in running]:
             start = plan.start
-            if start is not None and start not in finished:
+            if start is not None and start not in finished and plan.id not in finished:
                 if start in ended_now:
                     waiting.remove(plan)
                     ended_now.add(plan.id)
@@ -126,7 +127,8 @@ def _run_all(
             pool.submit(plan.id, memory)
         if not running:
             continue
-        for outcome in pool.wait():
+        for ended in pool.wait():
+            outcome = _whole(ended, study, folder)
             running.discard(outcome.run)
             ended_now.add(outcome.run)
             if outcome.state == "finished":
@@ -153,10 +155,18 @@ def _note(
     return outcome
 
 
+def _whole(outcome: Outcome, study: StudySpec, folder: StudyFolder) -> Outcome:
+    """Return as finished a run that was trained and evaluated, and stopped while it was looked into."""
+    evaluated = folder.run(outcome.run).tables / "metrics.json"
+    if outcome.state == "finished" or not study.evidence or not evaluated.is_file():
+        return outcome
+    return replace(outcome, state="finished", message=f"no evidence: {outcome.message or outcome.state}")
+
+
 def _added(outcome: Outcome, known: Mapping[str, Outcome]) -> Outcome:
-    """Return an outcome with the time and memory of the training, where this attempt added evidence alone."""
+    """Return an outcome with the time of all attempts together, and the most memory of any."""
     before = known.get(outcome.run)
-    if before is None or before.state != "finished" or outcome.state != "finished":
+    if before is None:
         return outcome
     seconds, memory = before.seconds + outcome.seconds, max(before.memory, outcome.memory)
     return replace(outcome, seconds=seconds, memory=memory)
@@ -216,6 +226,26 @@ def _before_a_move(run: RunFolder, plan: RunPlan, experiment: Experiment) -> Exp
     return experiment.model_copy(update={"initial_weights": as_it_was})
 
 
+def _require_the_others(study: StudySpec, plans: Sequence[RunPlan], folder: StudyFolder) -> None:
+    """Refuse a study of whose runs that are not asked for now some were started as something else.
+
+    They are compared with those that are.
+    """
+    asked = {plan.id for plan in plans}
+    for plan in plan_runs(study):
+        run = folder.run(plan.id)
+        if plan.id not in asked and run.status.is_file():
+            experiment = settled(experiment_of(folder, plan))
+            try:
+                check_same_experiment(run, _before_a_move(run, plan, experiment))
+            except RunError as error:
+                raise RunError(_anew(error, run)) from error
+
+
+def _anew(error: RunError, run: RunFolder) -> str:
+    return f"{error}\nTo train it anew within this study, remove {run.path} first."
+
+
 def _require_trainable(folder: StudyFolder, plan: RunPlan, experiment: Experiment, cohort: Cohort) -> None:
     """Refuse what can't be trained, and a run that is there already but was started as something else."""
     run = folder.run(plan.id)
@@ -225,6 +255,6 @@ def _require_trainable(folder: StudyFolder, plan: RunPlan, experiment: Experimen
         else:
             require_split(experiment, cohort)
     except RunError as error:
-        raise RunError(f"{error}\nTo train it anew within this study, remove {run.path} first.") from error
+        raise RunError(_anew(error, run)) from error
     except ThreefoldError as error:
         raise type(error)(f"variant {plan.variant}: {error}") from error

@@ -8,25 +8,36 @@ from threefold.cohorts.cohort import Cohort
 from threefold.errors import UsageError
 from threefold.evaluation.measures import OF_ALL
 from threefold.evaluation.metrics import METRICS
-from threefold.experiment import TasksSpec
-from threefold.studies.study_spec import StudySpec, claim_cohorts
+from threefold.experiment import SegmentationSpec, TasksSpec
+from threefold.studies.study_spec import LABELS, StudySpec, claim_cohorts
 from threefold.validation import did_you_mean
 
+_OF_TABLES_ALONE = ("confusion", "log_loss")
+"""Metrics of the tables by class that are not one number of a run."""
 _OF_MASKS = ("dice", "missed_lesions", "false_alarms", "truth_dice")
 _OF_RECONSTRUCTION = ("psnr", "ssim")
+_OF_LABELS = TasksSpec(segmentation=SegmentationSpec(target="structures"))
+"""What a cohort's own structures say, as a training's tasks."""
 
 
 def require_metrics(study: StudySpec) -> None:
-    """Refuse claims on metrics that there are not, or that need evidence which the study does not collect.
+    """Refuse claims on metrics that can't be compared, or that need evidence which the study lacks.
 
     Raises:
         UsageError: naming the claim and the nearest metric.
     """
+    known = sorted({*METRICS} - {*_OF_TABLES_ALONE})
     for claim in study.claims:
-        name = claim.metric.partition(":")[0]
-        if name not in METRICS:
-            nearest = did_you_mean(name, sorted(METRICS))
-            raise UsageError(f"claim '{claim.claim}': there is no metric '{name}'.{nearest}")
+        name, _, structure = claim.metric.partition(":")
+        if name not in known:
+            raise UsageError(
+                f"claim '{claim.claim}': there is no metric '{name}' to compare.{did_you_mean(name, known)}"
+            )
+        if structure and METRICS[name].of != "structure":
+            raise UsageError(
+                f"claim '{claim.claim}': {name} is not of one structure. Expected {name} without "
+                f"':{structure}'."
+            )
         if METRICS[name].of == "evidence" and not study.evidence:
             raise UsageError(
                 f"claim '{claim.claim}': {name} is measured only where the study says `evidence: true`. Add "
@@ -46,7 +57,13 @@ def require_tasks(study: StudySpec, trained: Mapping[str, TasksSpec]) -> None:
     """
     for claim in study.claims:
         for variant in (claim.variant, claim.baseline):
-            lacking = variant in trained and _lacks(claim.metric.partition(":")[0], trained[variant])
+            tasks = _OF_LABELS if variant == LABELS else trained.get(variant)
+            lacking = "" if tasks is None else _lacks(claim.metric.partition(":")[0], tasks)
+            if lacking and variant == LABELS:
+                raise UsageError(
+                    f"claim '{claim.claim}': a cohort's own structures have no {claim.metric}. Take a "
+                    "metric of structures, or a variant as the baseline."
+                )
             if lacking:
                 raise UsageError(
                     f"claim '{claim.claim}': {claim.metric} needs a task {lacking}, which variant {variant} "
@@ -64,7 +81,7 @@ def _lacks(metric: str, tasks: TasksSpec) -> str:
 
 
 def require_groups(study: StudySpec, name: str, cohort: Cohort) -> None:
-    """Refuse claims on groups that a cohort does not have.
+    """Refuse claims on groups or structures that a cohort does not have.
 
     Args:
         study: with the claims.
@@ -72,10 +89,12 @@ def require_groups(study: StudySpec, name: str, cohort: Cohort) -> None:
         cohort: as it was made or read.
 
     Raises:
-        UsageError: naming the claim and the nearest group.
+        UsageError: naming the claim and the nearest group or structure.
     """
     for claim in study.claims:
         tested = claim_cohorts(study, claim)
+        if name in tested or name == claim.baseline_cohort:
+            _require_structure(claim.metric.partition(":")[2], claim.claim, cohort)
         if name in tested:
             _require_group(claim.group, claim.claim, cohort)
         if name == claim.baseline_cohort or (claim.baseline_cohort is None and name in tested):
@@ -95,6 +114,15 @@ def _require_group(group: str, claim: str, cohort: Cohort) -> None:
         f"claim '{claim}': cohort {cohort.spec.name} has no cases of group '{group}'.{nearest} Expected "
         f"{OF_ALL}, a site group, a site, a class, or COLUMN=VALUE of a further column of its table."
     )
+
+
+def _require_structure(structure: str, claim: str, cohort: Cohort) -> None:
+    known = list(cohort.spec.structures)
+    if structure and structure not in known:
+        nearest = did_you_mean(structure, known)
+        raise UsageError(
+            f"claim '{claim}': cohort {cohort.spec.name} has no structure '{structure}'.{nearest}"
+        )
 
 
 def _names(cohort: Cohort) -> list[str]:

@@ -60,6 +60,7 @@ def pointed_at(study: StudySpec, cohort: Path) -> StudySpec:
         claims = [
             claim.model_copy(update={"cohorts": None, "baseline_cohort": None})
             for claim in claims
+            if claim.baseline_cohort is None or claim.cohorts == (claim.baseline_cohort,)
             if claim.variant != claim.baseline or (claim.baseline_group or claim.group) != claim.group
         ]
     content["claims"] = [
@@ -117,6 +118,7 @@ def judge_labels(
     if tables.predictions.is_file() and note.is_file() and note.read_text(encoding="utf-8") == judged:
         return
     note.unlink(missing_ok=True)
+    tables.predictions.unlink(missing_ok=True)  # else new structures could stand beside old cases
     write_label_tables(cohort, None, tables, progress=partial(progress.step, f"judging {name}"))
     write_atomically(note, judged)  # last: where it is, the tables are this cohort's
 

@@ -154,14 +154,14 @@ def variant_of(run_id: str) -> str:
 def expected_memory(plan: str, known: Mapping[str, Outcome], default: float) -> float:
     """Return what a run is taken to need, GiB.
 
-    The most that runs of its variant needed; before one has run, the most that any run needed, and at least
-    the default.
+    The most that runs of its variant needed; before one has finished, the most that any run needed, and at
+    least the default. What a run held that was killed or failed is less than it needed.
     """
-    finished = [outcome for outcome in known.values() if outcome.state == "finished"]
-    alike = [each.memory for each in finished if variant_of(each.run) == variant_of(plan)]
-    if alike:
-        return max(alike)
-    return max([default, *(each.memory for each in finished)])
+    alike = [each for each in known.values() if variant_of(each.run) == variant_of(plan)]
+    if any(each.state == "finished" for each in alike):
+        return max(each.memory for each in alike)
+    finished = [each for each in known.values() if each.state == "finished"]
+    return max([default, *(each.memory for each in (*finished, *alike))])
 
 
 def _flat(run_id: str) -> str:

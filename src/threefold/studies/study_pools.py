@@ -104,7 +104,10 @@ class LocalPool:
         run, _ = self._running.pop(future)
         self._processes.pop(run, None)
         self._gpu_of.pop(run, None)
-        return future.result()
+        try:
+            return future.result()
+        except OSError as error:  # the system starts no process now, or the log can't be written
+            return Outcome(run, "failed", f"it could not be started: {error}", 0.0, 0.0)
 
     def _resident(self, run: str) -> float:
         process = self._processes.get(run)

@@ -68,18 +68,7 @@ def check_resumable(run: RunFolder, experiment: Experiment, cohort: Cohort) -> N
     Raises:
         RunError: showing the keys that differ.
     """
-    run.read_status()
-    before, now = read_experiment(run.experiment).model_dump(mode="json"), experiment.model_dump(mode="json")
-    differing = [
-        f"{key}: {old!r} in the run, {new!r} now"
-        for key, old, new in _differences(before, now)
-        if not key.startswith(_MAY_CHANGE)
-    ]
-    if differing:
-        raise RunError(
-            f"{run.path}: was started with another experiment:\n  " + "\n  ".join(differing) + "\n"
-            f"Resume it as it was (`threefold train {run.experiment} --resume ...`), or choose another --out."
-        )
+    check_same_experiment(run, experiment)
     try:
         known = json.loads(run.cohort.read_text())
     except (OSError, ValueError) as error:
@@ -93,6 +82,26 @@ def check_resumable(run: RunFolder, experiment: Experiment, cohort: Cohort) -> N
             f"{known['fingerprint'][:12]}; found '{cohort.spec.name}' with {fingerprint(cohort)[:12]} in "
             f"{cohort.folder}. Its cohort.yaml or cases.csv differ: resume with the cohort as it was, or "
             "choose another --out."
+        )
+
+
+def check_same_experiment(run: RunFolder, experiment: Experiment) -> None:
+    """Refuse a run of another experiment.
+
+    Raises:
+        RunError: showing the keys that differ.
+    """
+    run.read_status()
+    before, now = read_experiment(run.experiment).model_dump(mode="json"), experiment.model_dump(mode="json")
+    differing = [
+        f"{key}: {old!r} in the run, {new!r} now"
+        for key, old, new in _differences(before, now)
+        if not key.startswith(_MAY_CHANGE)
+    ]
+    if differing:
+        raise RunError(
+            f"{run.path}: was started with another experiment:\n  " + "\n  ".join(differing) + "\n"
+            f"Resume it as it was (`threefold train {run.experiment} --resume ...`), or choose another --out."
         )
 
 
