@@ -187,6 +187,32 @@ def test_cq500(cq500: Path, tmp_path: Path) -> None:
     assert thin.cases[0].image.is_relative_to(tmp_path / "thin")
 
 
+def _add_series(cq500: Path, scan: int, name: str, slices: int = 5, mm: float = 5.0) -> Path:
+    here = cq500 / "qct01" / f"CQ500CT{scan} CQ500CT{scan}" / "Unknown Study" / name
+    here.mkdir(parents=True)
+    for k in range(slices):
+        write_dicom(here / f"CT{k:06d}.dcm", np.full((6, 8), 1000 + k), (0, 0, mm * k))
+    return here
+
+
+@pytest.mark.parametrize(
+    "name", ["CT CECT", "CT C", "CT_C-2", "CT C 5MM", "CT ORAL IV", "CT IV", "CT 4cc sec 150cc D3D on"]
+)
+def test_cq500_series_with_contrast_are_not_taken(cq500: Path, tmp_path: Path, name: str) -> None:
+    _add_series(cq500, 12, name)
+    _add_series(cq500, 4, name)  # the only one of its scan
+    cohort = import_cq500(cq500, tmp_path / "out", copy=False)
+    assert [case.extra["series"] for case in cohort.cases] == ["CT PRE CONTRAST 5MM STD", "CT 5mm", "CT Plain"]
+    assert "cq500-CT4" in json.loads((tmp_path / "out/provenance.json").read_text())["left out"]
+
+
+@pytest.mark.parametrize("name", ["CT I To S", "CT PRE-C", "CT Civic", "CT 2.55mm", "CT SPIRAL CORAL"])
+def test_cq500_plain_series_of_odd_names_are_taken(cq500: Path, tmp_path: Path, name: str) -> None:
+    _add_series(cq500, 4, name)
+    cohort = import_cq500(cq500, tmp_path / "out")
+    assert {case.case_id: case.extra["series"] for case in cohort.cases}["cq500-CT4"] == name
+
+
 def test_cq500_reads_that_are_wrong(cq500: Path, tmp_path: Path) -> None:
     text = (cq500 / "reads.csv").read_text()
     (cq500 / "reads.csv").write_text(text.replace("B1,1", "B1,2", 1))

@@ -19,7 +19,11 @@ THIN_BELOW = 2.0
 """mm between slices below which a series is thin."""
 _READERS = ("R1", "R2", "R3")
 _KINDS = ("IPH", "IVH", "SDH", "EDH", "SAH")
-_UNWANTED = re.compile(r"bone|post|(?<!pre )(?<!pre_)(?<!pre-)contrast", re.IGNORECASE)
+_UNWANTED = re.compile(
+    r"bone|post|\d ?cc(?![a-z])|(?<!pre[ _-])(?:contrast|(?<![a-z0-9])(?:c|cect|oral|iv)(?![a-z0-9]))",
+    re.IGNORECASE,
+)
+"""Names of series in a bone kernel or with contrast, such as `CT C THIN` or `CT 4cc sec 150cc D3D on`."""
 
 
 def import_cq500(
@@ -35,8 +39,9 @@ def import_cq500(
 
     The label is what most readers say of an intracranial haemorrhage; the columns of its kinds hold 1 where
     most readers see that kind. Of a scan's series the one without contrast and not in a bone kernel is
-    taken. A scan without such a series, with several, or with uneven or missing slices is left out;
-    provenance.json says which and why.
+    taken; the column `series` holds its name, by which alone contrast and kernel are told. A scan without
+    such a series, with several, or with uneven or missing slices is left out; provenance.json says which and
+    why.
 
     Args:
         folder: holds reads.csv, and at any depth CQ500CTn CQ500CTn/Unknown Study/SERIES/*.dcm.
@@ -75,6 +80,7 @@ def import_cq500(
                     "site": site,
                     "image": stage.place(series, "image", case_id, copy=copy),
                     "label": CLASSES[_majority(cells, "ICH", table, number)],
+                    "series": series.name,
                 }
                 rows.append(row | {kind: _majority(cells, kind, table, number) for kind in _KINDS})
             if progress is not None:
@@ -82,7 +88,8 @@ def import_cq500(
         if not rows:
             first = next(iter(left_out.items()), ("reads.csv", "has no rows"))
             raise CohortError(f"{folder}: no scan can be taken; {first[0]}: {first[1]}")
-        columns = {kind: f"1 where most readers see {kind}" for kind in _KINDS}
+        columns = {"series": "name of the series that was taken"}
+        columns |= {kind: f"1 where most readers see {kind}" for kind in _KINDS}
         spec = haemorrhage_spec("cq500", dimensions=3, columns=columns)
         provenance = {
             "made by": "import cq500",
@@ -104,7 +111,7 @@ def _scan(name: str) -> str | None:
 def _series(scan: Path | None, *, thin: bool) -> Path:
     """Return the folder of the scan's series to take, by the distance of its slices.
 
-    Names say the distance now and then only, and "pre contrast" of a plain series.
+    Names say the distance now and then only.
     """
     from threefold.images.dicom import open_series
 
