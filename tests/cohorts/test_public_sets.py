@@ -101,6 +101,16 @@ def test_ct_ich_of_an_earlier_release(ct_ich: Path, tmp_path: Path) -> None:
         import_ct_ich(ct_ich, tmp_path / "out")
 
 
+def test_ct_ich_without_its_masks(ct_ich: Path, tmp_path: Path) -> None:
+    (ct_ich / "masks").rename(ct_ich / "mask")
+    with pytest.raises(CohortError, match=r"expected .* as masks/NNN\.nii .*, found none.*get that folder"):
+        import_ct_ich(ct_ich, tmp_path / "out")
+    (ct_ich / "masks").mkdir()
+    with pytest.raises(CohortError, match=r"expected .* as masks/NNN\.nii"):
+        import_ct_ich(ct_ich, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture
 def bhsd(tmp_path: Path) -> Path:
     folder = tmp_path / "BHSD"
