@@ -76,6 +76,13 @@ def test_another_column_is_asked_for_by_name(copied: RunFolder, capsys: pytest.C
         probe_run(copied, column="shortcud")
 
 
+def test_the_site_as_the_column_is_probed_once(copied: RunFolder) -> None:
+    probe_run(copied, column="site")
+    probes = pd.read_csv(copied.tables / "probes-site.csv")
+    assert {*probes["target"]} == {"label", "site"}
+    assert not probes.duplicated().any()
+
+
 def test_a_cohort_that_was_moved_or_changed_is_asked_for(
     copied: RunFolder, cohort_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
