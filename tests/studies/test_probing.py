@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -155,6 +156,17 @@ def test_runs_that_can_not_be_compared_are_refused(
     cohort = read_cohort(cohort_folder)
     found = compare_runs((run, copied), cohort=cohort)
     assert found[0].found.n == len(cohort.cases)
+
+
+def test_patients_of_one_name_are_one_cluster_whatever_their_site(
+    run: RunFolder, copied: RunFolder, cohort_folder: Path
+) -> None:
+    cohort = read_cohort(cohort_folder)
+    names = dict(zip(dict.fromkeys(case.patient_id for case in cohort.cases), "ab" * 99, strict=False))
+    twins = [replace(case, patient_id=names[case.patient_id]) for case in cohort.cases]
+    assert len({(case.site, case.patient_id) for case in twins}) > 2
+    found = compare_runs((run, copied), cohort=replace(cohort, cases=tuple(twins)))
+    assert {each.found.patients for each in found} == {2}
 
 
 def test_names_leave_out_what_is_shared() -> None:
