@@ -129,6 +129,10 @@ def test_tables_hold_the_means_with_their_n(mine: RunFolder, explained: Explanat
                 assert "fewer than" in row.note
             else:
                 assert row.low <= row.value <= row.high
+    assert (
+        "the shortcut (the clip) or the marker (the hypodensities)"
+        in (mine.tables / "counterfactuals.md").read_text()
+    )
     text = (mine.tables / "attention.md").read_text()
     assert "random maps" in text
     assert f"n={len(external)}/" in text

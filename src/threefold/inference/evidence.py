@@ -66,6 +66,12 @@ class Explainer:
             )
         return cls(predictor, cohort, lesion_files(cohort.folder), masks, phantom_cases(cohort.folder))
 
+    @property
+    def things(self) -> dict[str, str]:
+        """What each switch of the phantom switches, in words; empty where the cohort is no phantom."""
+        one = next(iter(self.phantoms.values()), None)
+        return {} if one is None else {name: switch.what for name, switch in one.of.switches.items()}
+
     def prepare(self, case: Case) -> Prepared:
         """Bring a case's image to the network's grid, as prediction does.
 

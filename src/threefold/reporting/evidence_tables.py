@@ -34,7 +34,7 @@ class EvidenceTable:
 
 
 def evidence_tables(
-    evidence: pd.DataFrame, predictions: Predictions, spec: EvaluationSpec
+    evidence: pd.DataFrame, predictions: Predictions, spec: EvaluationSpec, *, things: Mapping[str, str]
 ) -> tuple[EvidenceTable, ...]:
     """Return the tables `attention`, `counterfactuals` and `truth`, each where some case has a number for it.
 
@@ -42,6 +42,7 @@ def evidence_tables(
         evidence: by case id.
         predictions: of the same run.
         spec: replicates, confidence and seed.
+        things: what `shortcut` and `marker` are in this cohort, in words; empty where neither was switched.
     """
     notes = (
         f"[low, high]: {spec.confidence:.0%} interval over {spec.replicates} resamples of the patients; n: "
@@ -56,7 +57,7 @@ def evidence_tables(
         )
     rows = evidence_rows(evidence, predictions, spec, COUNTERFACTUALS)
     if rows:
-        found.append(EvidenceTable("counterfactuals", _counterfactuals(rows, notes), rows))
+        found.append(EvidenceTable("counterfactuals", _counterfactuals(rows, things, notes), rows))
     rows = evidence_rows(evidence, predictions, spec, ("truth_dice",))
     if rows:
         found.append(EvidenceTable("truth", _truth(rows, notes), rows))
@@ -103,7 +104,8 @@ def _attention_notes(evidence: pd.DataFrame) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _counterfactuals(rows: Sequence[Row], notes: tuple[str, ...]) -> Table:
+def _counterfactuals(rows: Sequence[Row], things: Mapping[str, str], notes: tuple[str, ...]) -> Table:
+    named = " or ".join(f"the {name} ({what})" for name, what in things.items())
     return Table(
         title="The same case with one thing switched, test cases",
         columns=("group", *(METRICS[name].title for name in COUNTERFACTUALS)),
@@ -112,9 +114,9 @@ def _counterfactuals(rows: Sequence[Row], notes: tuple[str, ...]) -> Table:
             for group, found in _by_group(rows).items()
         ),
         notes=(
-            "Turned: share of the cases whose decision at the run's threshold is another one with the "
-            "shortcut (the clip) or the marker (the hypodensities) than without it. p raised: probability of "
-            "the positive class with it, minus without it. All else, the noise included, is the same.",
+            f"Turned: share of the cases whose decision at the run's threshold is another one with {named} "
+            "than without it. p raised: probability of the positive class with it, minus without it. All "
+            "else, the noise included, is the same.",
             *notes,
         ),
     )

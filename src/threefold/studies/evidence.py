@@ -60,9 +60,10 @@ def explain_run(
     What `probe_run` finds (the diagnosis by the shortcut's values, probes, calibration) is written as well.
 
     Attention is held against the lesion that is known of each case: the truth that a phantom keeps apart, of
-    all its sites, else the cohort's mask, reference or structures. A head-CT phantom's cases are rendered
-    again with the clip switched and with the marker switched, the noise the same, and prepared as the run's
-    images are. evidence.csv is written last: where it is, all is.
+    all its sites, else the cohort's mask, reference or structures. The cases of a
+    phantom with switches (head-ct: clip and hypodensities; object-background: background and outline) are
+    rendered again with the shortcut switched and with the marker switched, the noise the same, and prepared
+    as the run's images are. evidence.csv is written last: where it is, all is.
 
     Args:
         run: a finished run.
@@ -84,7 +85,8 @@ def explain_run(
     explainer = Explainer.of(Predictor.from_run(run.path, device=device), cohort, run.masks)
     cases = read_split(run.split).cases(explainer.cohort, "test")
     evidence = explain_cases(explainer, cases, batch_size=batch_size, progress=progress)
-    tables = evidence_tables(evidence, predictions, explainer.predictor.experiment.evaluation)
+    spec = explainer.predictor.experiment.evaluation
+    tables = evidence_tables(evidence, predictions, spec, things=explainer.things)
     files = list(write_evidence_tables(tables, run.tables))
     figure = attention_figure(dict(_pictures(explainer, cases, evidence)))
     if figure is not None:
