@@ -16,6 +16,7 @@ import pytest
 from threefold.cli.app import main
 from threefold.cohorts.cohort import read_cohort
 from threefold.errors import CohortError, PredictionsError, RunError
+from threefold.evaluation.evidence import ATTENTION
 from threefold.evaluation.intervals import FEWEST_PATIENTS
 from threefold.experiment import TasksSpec
 from threefold.images.nifti import read_nifti_header
@@ -53,10 +54,10 @@ def test_every_test_case_of_every_site_is_measured(mine: RunFolder, explained: E
     test = table[table["part"] == "test"]
     assert {*explained.evidence.index} == {*test["case_id"]}
     assert {*test["site"]} > {"site-05", "site-06"}  # whose masks are in the phantom's truth alone
-    assert (
-        explained.evidence.drop(columns=["share_inside", "attention_iou", "pointing"]).notna().all(axis=None)
-    )
-    assert explained.evidence["share_inside_random"].between(0, 0.2).all()
+    assert explained.evidence.drop(columns=[*ATTENTION]).notna().all(axis=None)
+    seen = explained.evidence["zero_map"] == 0
+    assert (explained.evidence[[*ATTENTION]].notna().eq(seen, axis=0)).all(axis=None)
+    assert explained.evidence["share_inside_random"][seen].between(0, 0.2).all()
     assert all(path.stat().st_size > 0 for path in explained.files)
     assert {
         "attention.md",
@@ -119,11 +120,12 @@ def test_tables_hold_the_means_with_their_n(mine: RunFolder, explained: Explanat
     table = pd.read_csv(mine.predictions).set_index("case_id").query("part == 'test'")
     external = table.index[table["site_group"] == "external"]
     for group, cases in (("all", table.index), ("external", external)):
-        patients = table.loc[cases, "patient_id"].nunique()
-        for metric in ("share_inside_centred", "marker_change"):
+        for metric in ("share_inside_centred", "zero_map", "marker_change"):
+            there = explained.evidence.loc[cases, metric].dropna().index
+            patients = table.loc[there, "patient_id"].nunique()
             (row,) = long[(long["metric"] == metric) & (long["group"] == group)].itertuples()
-            assert row.value == pytest.approx(explained.evidence.loc[cases, metric].mean())
-            assert (row.n, row.patients) == (len(cases), patients)
+            assert row.value == pytest.approx(explained.evidence.loc[there, metric].mean())
+            assert (row.n, row.patients) == (len(there), patients)
             if patients < FEWEST_PATIENTS:
                 assert np.isnan([row.low, row.high]).all()
                 assert "fewer than" in row.note
@@ -135,7 +137,9 @@ def test_tables_hold_the_means_with_their_n(mine: RunFolder, explained: Explanat
     )
     text = (mine.tables / "attention.md").read_text()
     assert "random maps" in text
-    assert f"n={len(external)}/" in text
+    zero = explained.evidence["zero_map"]
+    assert f"all {zero.sum():.0f} of {len(table)}, " in text
+    assert f"n={(zero[external] == 0).sum()}/" in text
 
 
 def test_masks_and_nothing_rendered_without_the_phantoms_truth(
@@ -155,7 +159,7 @@ def test_masks_and_nothing_rendered_without_the_phantoms_truth(
     evidence = explain_run(moved, read_cohort(folder)).evidence
     assert not [name for name in evidence.columns if "flip" in name]
     sites = evidence.index.str[:7]
-    measured = evidence["share_inside_centred"].notna()
+    measured = evidence["zero_map"].notna()
     assert measured[sites <= "site-04"].all()
     assert not measured[sites >= "site-05"].any()
     pd.testing.assert_series_equal(

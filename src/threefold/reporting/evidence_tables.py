@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from threefold.evaluation.attention import BLOB, DRAWS, QUANTILE
-from threefold.evaluation.evidence import ATTENTION, COUNTERFACTUALS, evidence_rows
+from threefold.evaluation.evidence import ATTENTION, COUNTERFACTUALS, ZERO_MAP, evidence_rows
 from threefold.evaluation.metrics import BASELINES, METRICS
 from threefold.evaluation.predictions import Predictions
 from threefold.evaluation.rows import Row
@@ -50,11 +50,9 @@ def evidence_tables(
         *((LEAK_NOTE,) if predictions.leaks else ()),
     )
     found = []
-    rows = evidence_rows(evidence, predictions, spec, ATTENTION)
+    rows = evidence_rows(evidence, predictions, spec, (*ATTENTION, ZERO_MAP))
     if rows:
-        found.append(
-            EvidenceTable("attention", _attention(rows, (*_attention_notes(evidence), *notes)), rows)
-        )
+        found.append(EvidenceTable("attention", _attention(rows, (*_attention_notes(rows), *notes)), rows))
     rows = evidence_rows(evidence, predictions, spec, COUNTERFACTUALS)
     if rows:
         found.append(EvidenceTable("counterfactuals", _counterfactuals(rows, things, notes), rows))
@@ -92,15 +90,22 @@ def _attention(rows: Sequence[Row], notes: tuple[str, ...]) -> Table:
     )
 
 
-def _attention_notes(evidence: pd.DataFrame) -> tuple[str, ...]:
+def _attention_notes(rows: Sequence[Row]) -> tuple[str, ...]:
     notes = [
         "Attention: Grad-CAM of the class decided for, on the network's grid. IoU: of the lesion and the "
         f"map's highest {1 - QUANTILE:.0%}. Random maps: uniform noise as coarse as the network's map, "
         f"{DRAWS} a case; centred blob: a Gaussian whose deviation is {BLOB:.2f} of each side."
     ]
-    absent = int((evidence["share_inside"].isna() & evidence["share_inside_centred"].notna()).sum())
-    if absent:
-        notes.append(f"In {absent} cases with a lesion the map is zero everywhere; they are in no number.")
+    zero = [
+        f"{row.group} {round(row.value * row.n)} of {row.n}"
+        for row in rows
+        if row.metric == ZERO_MAP and row.value > 0
+    ]
+    if zero:
+        notes.append(
+            "Cases with a lesion whose map is zero everywhere are in no number, nor are their baselines: "
+            f"{', '.join(zero)}."
+        )
     return tuple(notes)
 
 

@@ -60,10 +60,10 @@ def explain_run(
     What `probe_run` finds (the diagnosis by the shortcut's values, probes, calibration) is written as well.
 
     Attention is held against the lesion that is known of each case: the truth that a phantom keeps apart, of
-    all its sites, else the cohort's mask, reference or structures. The cases of a
-    phantom with switches (head-ct: clip and hypodensities; object-background: background and outline) are
-    rendered again with the shortcut switched and with the marker switched, the noise the same, and prepared
-    as the run's images are. evidence.csv is written last: where it is, all is.
+    all its sites, else the cohort's mask, reference or structures. The cases of a phantom with
+    switches (head-ct: clip and hypodensities; object-background: background and outline) are rendered again
+    with the shortcut switched and with the marker switched, the noise the same, and prepared as the run's
+    images are. evidence.csv is written last: where it is, all is.
 
     Args:
         run: a finished run.
