@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from threefold.cli.app import main
-from threefold.cohorts.cohort import read_cohort
+from threefold.cohorts.cohort import fingerprint, read_cohort
 from threefold.errors import CohortError, PredictionsError, RunError
 from threefold.evaluation.evidence import ATTENTION
 from threefold.evaluation.intervals import FEWEST_PATIENTS
@@ -35,6 +36,9 @@ from threefold.studies.study_folder import Outcome, StudyFolder
 from threefold.studies.study_spec import StudySpec
 from threefold.studies.study_worker import execute
 from threefold.training.progress import Lines
+
+SOME_FIT = 7.5
+"""mm at which some of the heads are larger than 32 pixels."""
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +169,54 @@ def test_masks_and_nothing_rendered_without_the_phantoms_truth(
     pd.testing.assert_series_equal(
         evidence["share_inside"][measured], read_evidence(mine)["share_inside"][measured]
     )
+
+
+def test_a_run_of_which_nothing_can_be_measured_says_so(
+    mine: RunFolder, cohort_folder: Path, tmp_path: Path
+) -> None:
+    folder, run = tmp_path / "cohort", RunFolder(tmp_path / "run")
+    shutil.copytree(cohort_folder, folder)
+    shutil.copytree(mine.path, run.path)
+    for name in ("truth.csv", "parameters.json"):
+        (folder / name).unlink()
+    table = pd.read_csv(folder / "cases.csv", dtype=str)
+    table.assign(mask="").to_csv(folder / "cases.csv", index=False)
+    cohort = read_cohort(folder)
+    known = json.loads(run.cohort.read_text())
+    run.cohort.write_text(json.dumps({**known, "fingerprint": fingerprint(cohort)}))
+    found = explain_run(run, cohort)
+    assert found.tables == ()
+    assert found.notes == ("No test case has a known lesion, and the cohort can't be rendered again.",)
+
+
+@pytest.mark.parametrize(("spacing", "some"), [(1.0, False), (SOME_FIT, True)])
+def test_images_larger_than_the_grid_are_counted(
+    mine: RunFolder,
+    tmp_path: Path,
+    spacing: float,
+    some: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(mine.path, run.path)
+    written = yaml.safe_load(run.experiment.read_text())
+    written["data"]["preprocessing"]["spacing"] = spacing
+    run.experiment.write_text(yaml.safe_dump(written))
+    monkeypatch.setattr(sys, "argv", ["threefold", "explain", str(run.path)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    evidence = read_evidence(run)
+    larger = len(evidence) if not some else int(evidence["zero_map"].isna().sum())
+    assert 0 < larger < len(evidence) or not some
+    said = f"note: {larger} of {len(evidence)} test cases are larger than the network's grid (32 x 32)"
+    assert said in printed
+    assert "a known lesion" not in printed  # each has one
+    assert ("shortcut_flip" in evidence) == some
+    if some:
+        assert f"In no number: {larger} test cases" in (run.tables / "attention.md").read_text()
 
 
 def test_what_cannot_be_explained_is_refused(mine: RunFolder, cohort_folder: Path, tmp_path: Path) -> None:

@@ -34,7 +34,12 @@ class EvidenceTable:
 
 
 def evidence_tables(
-    evidence: pd.DataFrame, predictions: Predictions, spec: EvaluationSpec, *, things: Mapping[str, str]
+    evidence: pd.DataFrame,
+    predictions: Predictions,
+    spec: EvaluationSpec,
+    *,
+    things: Mapping[str, str],
+    larger: int = 0,
 ) -> tuple[EvidenceTable, ...]:
     """Return the tables `attention`, `counterfactuals` and `truth`, each where some case has a number for it.
 
@@ -43,10 +48,12 @@ def evidence_tables(
         predictions: of the same run.
         spec: replicates, confidence and seed.
         things: what `shortcut` and `marker` are in this cohort, in words; empty where neither was switched.
+        larger: test cases that have no evidence, because their images are larger than the network's grid.
     """
     notes = (
         f"[low, high]: {spec.confidence:.0%} interval over {spec.replicates} resamples of the patients; n: "
         "cases/patients.",
+        *((f"In no number: {larger} test cases larger than the network's grid.",) if larger else ()),
         *((LEAK_NOTE,) if predictions.leaks else ()),
     )
     found = []
