@@ -171,8 +171,8 @@ def test_masks_and_nothing_rendered_without_the_phantoms_truth(
     )
 
 
-def test_a_run_of_which_nothing_can_be_measured_says_so(
-    mine: RunFolder, cohort_folder: Path, tmp_path: Path
+def test_a_run_of_which_nothing_can_be_measured_says_so_and_keeps_nothing_of_an_earlier_call(
+    mine: RunFolder, explained: Explanation, cohort_folder: Path, tmp_path: Path
 ) -> None:
     folder, run = tmp_path / "cohort", RunFolder(tmp_path / "run")
     shutil.copytree(cohort_folder, folder)
@@ -184,7 +184,12 @@ def test_a_run_of_which_nothing_can_be_measured_says_so(
     cohort = read_cohort(folder)
     known = json.loads(run.cohort.read_text())
     run.cohort.write_text(json.dumps({**known, "fingerprint": fingerprint(cohort)}))
+    names = [f"{table.name}.{end}" for table in explained.tables for end in ("md", "csv")]
+    earlier = [run.figures / "attention.png", *(run.tables / name for name in names)]
+    assert all(path.is_file() for path in earlier)
     found = explain_run(run, cohort)
+    assert not any(path.exists() for path in earlier)
+    assert (run.tables / "probes.md").is_file()
     assert found.tables == ()
     assert found.notes == ("No test case has a known lesion, and the cohort can't be rendered again.",)
 

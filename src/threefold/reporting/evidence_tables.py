@@ -15,7 +15,10 @@ from threefold.evaluation.predictions import Predictions
 from threefold.evaluation.rows import Row
 from threefold.experiment import EvaluationSpec
 from threefold.reporting.table import LEAK_NOTE, Table, cell, markdown
-from threefold.run import write_atomically
+from threefold.run import or_removed, write_atomically
+
+_NAMES = ("attention", "counterfactuals", "truth")
+"""Of every table that there may be."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +73,19 @@ def evidence_tables(
 
 
 def write_evidence_tables(tables: Sequence[EvidenceTable], folder: Path) -> tuple[Path, ...]:
-    """Write each table as Markdown to read and as CSV to compute with; return the paths."""
+    """Write each table as Markdown to read and as CSV to compute with; return the paths.
+
+    Those that an earlier call left, and that there are not now, are removed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for one in tables:
-        text, numbers = folder / f"{one.name}.md", folder / f"{one.name}.csv"
-        write_atomically(text, markdown(one.table))
+    content = dict.fromkeys(_NAMES) | {one.name: one for one in tables}
+    texts, numbers = (tuple(or_removed(folder, suffix, content)) for suffix in (".md", ".csv"))
+    for path, one in texts:
+        write_atomically(path, markdown(one.table))
+    for path, one in numbers:
         frame = pd.DataFrame([vars(row) for row in one.rows]).drop(columns=["class_name", "positives"])
-        write_atomically(numbers, frame.to_csv(index=False, lineterminator="\n"))
-        paths += [text, numbers]
-    return tuple(paths)
+        write_atomically(path, frame.to_csv(index=False, lineterminator="\n"))
+    return tuple(path for path, _ in (*texts, *numbers))
 
 
 def _attention(rows: Sequence[Row], notes: tuple[str, ...]) -> Table:

@@ -16,7 +16,7 @@ from threefold.evaluation.groups import natural_order
 from threefold.reporting.attention_figures import AttentionPicture, attention_figure, plane_of
 from threefold.reporting.evidence_tables import EvidenceTable, evidence_tables, write_evidence_tables
 from threefold.reporting.figures import save
-from threefold.run import RunFolder, write_atomically
+from threefold.run import RunFolder, or_removed, write_atomically
 from threefold.studies.evaluations import cohort_of_run, read_run_predictions
 from threefold.studies.probing import Probed, probe_run
 
@@ -66,7 +66,8 @@ def explain_run(
     switches (head-ct: clip and hypodensities; object-background: background and outline) are rendered again
     with the shortcut switched and with the marker switched, the noise the same, and prepared as the run's
     images are. Images larger than the network's grid, which are predicted in parts, have none of this.
-    evidence.csv is written last: where it is, all is.
+    Tables and a figure that an earlier call left, and that there are not now, are removed. evidence.csv is
+    written last: where it is, all is.
 
     Args:
         run: a finished run.
@@ -93,8 +94,7 @@ def explain_run(
     tables = evidence_tables(evidence, predictions, spec, things=explainer.things, larger=larger)
     files = list(write_evidence_tables(tables, run.tables))
     figure = attention_figure(dict(_pictures(explainer, cases, evidence)))
-    if figure is not None:
-        files.append(save(figure, run.figures / "attention.png"))
+    files += [save(one, path) for path, one in or_removed(run.figures, ".png", {"attention": figure})]
     probed = probe_run(run, cohort=cohort, device=device, batch_size=batch_size)
     write_atomically(run.evidence, evidence.to_csv(lineterminator="\n"))
     notes = tuple(_notes(explainer, len(cases), larger, measured=bool(tables)))
