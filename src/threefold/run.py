@@ -23,16 +23,17 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from threefold.errors import RunError, ThreefoldError
 
 State = Literal["running", "interrupted", "failed", "finished"]
 _NAMED = 5
+_Content = TypeVar("_Content")
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,26 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             f"{path}: could not be written ({error.strerror or error}). The previous file, if there was "
             "one, is untouched. Free space or fix the permission, then go on with --resume."
         ) from error
+
+
+def or_removed(
+    folder: Path, suffix: str, content: Mapping[str, _Content | None]
+) -> Iterator[tuple[Path, _Content]]:
+    """Yield the file of each content that is there; remove the earlier file of one that isn't.
+
+    So what a command leaves is of its last call alone.
+
+    Args:
+        folder: where the files are.
+        suffix: of their names.
+        content: by name without suffix; None: there is none this time.
+    """
+    for name, value in content.items():
+        path = folder / f"{name}{suffix}"
+        if value is not None:
+            yield path, value
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -140,6 +140,11 @@ def test_ct_ich_greys_become_hu(tmp_path: Path) -> None:
     assert "-20..100 HU" in json.loads((tmp_path / "out" / "provenance.json").read_text())["assumed"]
 
 
+def test_ct_ich_pictures_are_not_referred_to(tmp_path: Path) -> None:
+    with pytest.raises(CohortError, match=r"holds pictures.*Leave out --reference"):
+        import_ct_ich(_ct_ich(tmp_path / "in"), tmp_path / "out", copy=False)
+
+
 def test_ct_ich_refuses_another_mask(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"expected 0 and 255 .* found values \[128\]"):
         import_ct_ich(_ct_ich(tmp_path / "in", mask_value=128), tmp_path / "out")

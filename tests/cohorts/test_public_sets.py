@@ -101,6 +101,16 @@ def test_ct_ich_of_an_earlier_release(ct_ich: Path, tmp_path: Path) -> None:
         import_ct_ich(ct_ich, tmp_path / "out")
 
 
+def test_ct_ich_without_its_masks(ct_ich: Path, tmp_path: Path) -> None:
+    (ct_ich / "masks").rename(ct_ich / "mask")
+    with pytest.raises(CohortError, match=r"expected .* as masks/NNN\.nii .*, found none.*get that folder"):
+        import_ct_ich(ct_ich, tmp_path / "out")
+    (ct_ich / "masks").mkdir()
+    with pytest.raises(CohortError, match=r"expected .* as masks/NNN\.nii"):
+        import_ct_ich(ct_ich, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture
 def bhsd(tmp_path: Path) -> Path:
     folder = tmp_path / "BHSD"
@@ -144,6 +154,9 @@ def test_bhsd_without_a_truth(bhsd: Path, tmp_path: Path) -> None:
         import_bhsd(tmp_path / "elsewhere", tmp_path / "out")
 
 
+CQ500_TAKEN = ["CT PRE CONTRAST 5MM STD", "CT 5mm", "CT Plain"]
+
+
 @pytest.fixture
 def cq500(tmp_path: Path) -> Path:
     folder = tmp_path / "cq500"
@@ -156,12 +169,12 @@ def cq500(tmp_path: Path) -> Path:
         lines.append(",".join([f"CQ500-CT-{number}", "B1", *"".join(readers)]))
     (folder / "qct01").mkdir(parents=True)
     (folder / "reads.csv").write_text("\n".join(lines) + "\n")
-    even, thin = ([(0, 0, mm * k) for k in range(3)] for mm in (5.0, 0.625))
+    even, thin = ([(0, 0, mm * k) for k in range(5)] for mm in (5.0, 0.625))
     series = {
         0: {"CT PRE CONTRAST 5MM STD": even, "CT 0.625mm": thin, "CT POST CONTRAST": even},
         1: {"CT 5mm": even, "CT BONE": even},
         12: {"CT Plain": even},
-        3: {"CT Plain": [(0, 0, 0), (0, 0, 5), (0, 0, 13)]},
+        3: {"CT Plain": [(0, 0, mm) for mm in (0, 5, 13, 18, 23)]},
     }
     for number, parts in series.items():
         for name, places in parts.items():
@@ -177,14 +190,71 @@ def test_cq500(cq500: Path, tmp_path: Path) -> None:
     assert [case.case_id for case in cohort.cases] == ["cq500-CT0", "cq500-CT1", "cq500-CT12"]
     assert [case.label for case in cohort.cases] == [1, 0, 1]
     assert [case.extra["SAH"] for case in cohort.cases] == ["0", "0", "1"]
-    assert [case.image.name for case in cohort.cases] == ["CT PRE CONTRAST 5MM STD", "CT 5mm", "CT Plain"]
-    assert read_image(cohort.cases[0].image).array.shape == (6, 8, 3)
+    assert [case.image.name for case in cohort.cases] == CQ500_TAKEN
+    assert read_image(cohort.cases[0].image).array.shape == (6, 8, 5)
     left_out = json.loads((tmp_path / "out/provenance.json").read_text())["left out"]
     assert {*left_out} == {"cq500-CT3", "cq500-CT4"}
     assert left_out["cq500-CT4"] == "its folder is not there"
     thin = import_cq500(cq500, tmp_path / "thin", thin=True)
     assert [case.case_id for case in thin.cases] == ["cq500-CT0"]
     assert thin.cases[0].image.is_relative_to(tmp_path / "thin")
+
+
+def _add_series(cq500: Path, scan: int, name: str, slices: int = 5, mm: float = 5.0) -> Path:
+    here = cq500 / "qct01" / f"CQ500CT{scan} CQ500CT{scan}" / "Unknown Study" / name
+    here.mkdir(parents=True)
+    for k in range(slices):
+        write_dicom(here / f"CT{k:06d}.dcm", np.full((6, 8), 1000 + k), (0, 0, mm * k))
+    return here
+
+
+@pytest.mark.parametrize(
+    "name", ["CT CECT", "CT C", "CT_C-2", "CT C 5MM", "CT ORAL IV", "CT IV", "CT 4cc sec 150cc D3D on"]
+)
+def test_cq500_series_with_contrast_are_not_taken(cq500: Path, tmp_path: Path, name: str) -> None:
+    _add_series(cq500, 12, name)
+    _add_series(cq500, 4, name)  # the only one of its scan
+    cohort = import_cq500(cq500, tmp_path / "out", copy=False)
+    assert [case.extra["series"] for case in cohort.cases] == [
+        "CT PRE CONTRAST 5MM STD",
+        "CT 5mm",
+        "CT Plain",
+    ]
+    assert "cq500-CT4" in json.loads((tmp_path / "out/provenance.json").read_text())["left out"]
+
+
+@pytest.mark.parametrize("name", ["CT I To S", "CT PRE-C", "CT Civic", "CT 2.55mm", "CT SPIRAL CORAL"])
+def test_cq500_plain_series_of_odd_names_are_taken(cq500: Path, tmp_path: Path, name: str) -> None:
+    _add_series(cq500, 4, name)
+    cohort = import_cq500(cq500, tmp_path / "out")
+    assert {case.case_id: case.extra["series"] for case in cohort.cases}["cq500-CT4"] == name
+
+
+def test_cq500_archives_beside_their_folders_are_no_scans(cq500: Path, tmp_path: Path) -> None:
+    (cq500 / "qct01" / "CQ500CT1 CQ500CT1.zip").write_bytes(b"PK")
+    cohort = import_cq500(cq500, tmp_path / "out", copy=False)
+    assert "cq500-CT1" in [case.case_id for case in cohort.cases]
+
+
+def test_cq500_series_are_passed_over_one_by_one(cq500: Path, tmp_path: Path) -> None:
+    """A scout is no second series of thick slices, and a damaged series takes no scan with it."""
+    _add_series(cq500, 1, "CT Scout", slices=1)
+    damaged = _add_series(cq500, 12, "CT 0.625mm", mm=0.625)
+    for path in damaged.iterdir():
+        path.write_bytes(path.read_bytes()[:200])
+    _add_series(cq500, 4, "CT Scout", slices=4)
+    cohort = import_cq500(cq500, tmp_path / "out", copy=False)
+    assert [case.extra["series"] for case in cohort.cases] == [
+        "CT PRE CONTRAST 5MM STD",
+        "CT 5mm",
+        "CT Plain",
+    ]
+    provenance = json.loads((tmp_path / "out/provenance.json").read_text())
+    passed = provenance["series passed over"]
+    scout = "CT Scout (fewer than 5 images (4): a scout)"
+    assert passed["cq500-CT1"] == {"CT Scout": "fewer than 5 images (1): a scout"}
+    assert "CT000000.dcm" in passed["cq500-CT12"]["CT 0.625mm"]
+    assert provenance["left out"]["cq500-CT4"] == f"expected one plain series, found 0 of: {scout}"
 
 
 def test_cq500_reads_that_are_wrong(cq500: Path, tmp_path: Path) -> None:

@@ -74,4 +74,16 @@ def test_columns_of_a_case() -> None:
         f"{name}{end}"
         for name in ("share_inside", "attention_iou", "pointing")
         for end in ("", "_random", "_centred")
-    }
+    } | {"zero_map"}
+    assert columns["zero_map"] == 0
+
+
+def test_a_zero_map_takes_its_baselines_with_it() -> None:
+    """Else the baselines' means would be of other cases than the network's."""
+    lesion = np.zeros((16, 16), bool)
+    zero = np.zeros((16, 16))
+    assert np.isnan(attention_columns(zero, (4, 4), lesion, seed=1)["zero_map"])
+    lesion[4:8, 4:8] = True
+    columns = attention_columns(zero, (4, 4), lesion, seed=1)
+    assert columns.pop("zero_map") == 1
+    assert np.isnan([*columns.values()]).all()

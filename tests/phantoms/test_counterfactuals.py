@@ -87,6 +87,7 @@ def test_an_object_gets_the_other_background_or_outline(tmp_path: Path) -> None:
         truth = read_label_map(lesion_files(cohort.folder)[case.case_id], spacing=(1.0, 1.0)).array > 0
         background = known[case.case_id].render_switched("shortcut")
         assert np.mean(background[~truth] != image[~truth]) > 0.9
+        assert known[case.case_id].of.switches["shortcut"].what == "the striped background"
         outline = known[case.case_id].render_switched("marker")
         assert 0 < np.mean(outline != image) < 0.2
         with pytest.raises(CohortError, match="its image is not the one"):

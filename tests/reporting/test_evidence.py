@@ -38,6 +38,7 @@ def folder(tmp_path: Path) -> Path:
         ),
         "attention": ("Attention inside the lesion", "Random maps"),
         "cases": ("Best and worst cases by Dice",),
+        "truth": ("Masks and the truth",),
         "novelty": ("Something new", "Something new"),
     }
     for name, titles in tables.items():
@@ -71,6 +72,7 @@ def test_everything_is_shown_once_in_the_declared_order(folder: Path) -> None:
             "A typical test case: two",
             "Best and worst cases by Dice",
             "Structures, per case",
+            "Masks and the truth",
         ],
         "Disagreements": ["A case whose topology and classifier disagree"],
     }

@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from threefold.cli.app import main
-from threefold.cohorts.cohort import read_cohort
+from threefold.cohorts.cohort import fingerprint, read_cohort
 from threefold.errors import CohortError, PredictionsError, RunError
+from threefold.evaluation.evidence import ATTENTION
 from threefold.evaluation.intervals import FEWEST_PATIENTS
 from threefold.experiment import TasksSpec
 from threefold.images.nifti import read_nifti_header
@@ -35,6 +37,9 @@ from threefold.studies.study_spec import StudySpec
 from threefold.studies.study_worker import execute
 from threefold.training.progress import Lines
 
+SOME_FIT = 7.5
+"""mm at which some of the heads are larger than 32 pixels."""
+
 
 @pytest.fixture(scope="module")
 def mine(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
@@ -53,10 +58,10 @@ def test_every_test_case_of_every_site_is_measured(mine: RunFolder, explained: E
     test = table[table["part"] == "test"]
     assert {*explained.evidence.index} == {*test["case_id"]}
     assert {*test["site"]} > {"site-05", "site-06"}  # whose masks are in the phantom's truth alone
-    assert (
-        explained.evidence.drop(columns=["share_inside", "attention_iou", "pointing"]).notna().all(axis=None)
-    )
-    assert explained.evidence["share_inside_random"].between(0, 0.2).all()
+    assert explained.evidence.drop(columns=[*ATTENTION]).notna().all(axis=None)
+    seen = explained.evidence["zero_map"] == 0
+    assert (explained.evidence[[*ATTENTION]].notna().eq(seen, axis=0)).all(axis=None)
+    assert explained.evidence["share_inside_random"][seen].between(0, 0.2).all()
     assert all(path.stat().st_size > 0 for path in explained.files)
     assert {
         "attention.md",
@@ -119,19 +124,26 @@ def test_tables_hold_the_means_with_their_n(mine: RunFolder, explained: Explanat
     table = pd.read_csv(mine.predictions).set_index("case_id").query("part == 'test'")
     external = table.index[table["site_group"] == "external"]
     for group, cases in (("all", table.index), ("external", external)):
-        patients = table.loc[cases, "patient_id"].nunique()
-        for metric in ("share_inside_centred", "marker_change"):
+        for metric in ("share_inside_centred", "zero_map", "marker_change"):
+            there = explained.evidence.loc[cases, metric].dropna().index
+            patients = table.loc[there, "patient_id"].nunique()
             (row,) = long[(long["metric"] == metric) & (long["group"] == group)].itertuples()
-            assert row.value == pytest.approx(explained.evidence.loc[cases, metric].mean())
-            assert (row.n, row.patients) == (len(cases), patients)
+            assert row.value == pytest.approx(explained.evidence.loc[there, metric].mean())
+            assert (row.n, row.patients) == (len(there), patients)
             if patients < FEWEST_PATIENTS:
                 assert np.isnan([row.low, row.high]).all()
                 assert "fewer than" in row.note
             else:
                 assert row.low <= row.value <= row.high
+    assert (
+        "the shortcut (the clip) or the marker (the hypodensities)"
+        in (mine.tables / "counterfactuals.md").read_text()
+    )
     text = (mine.tables / "attention.md").read_text()
     assert "random maps" in text
-    assert f"n={len(external)}/" in text
+    zero = explained.evidence["zero_map"]
+    assert f"all {zero.sum():.0f} of {len(table)}, " in text
+    assert f"n={(zero[external] == 0).sum()}/" in text
 
 
 def test_masks_and_nothing_rendered_without_the_phantoms_truth(
@@ -151,12 +163,65 @@ def test_masks_and_nothing_rendered_without_the_phantoms_truth(
     evidence = explain_run(moved, read_cohort(folder)).evidence
     assert not [name for name in evidence.columns if "flip" in name]
     sites = evidence.index.str[:7]
-    measured = evidence["share_inside_centred"].notna()
+    measured = evidence["zero_map"].notna()
     assert measured[sites <= "site-04"].all()
     assert not measured[sites >= "site-05"].any()
     pd.testing.assert_series_equal(
         evidence["share_inside"][measured], read_evidence(mine)["share_inside"][measured]
     )
+
+
+def test_a_run_of_which_nothing_can_be_measured_says_so_and_keeps_nothing_of_an_earlier_call(
+    mine: RunFolder, explained: Explanation, cohort_folder: Path, tmp_path: Path
+) -> None:
+    folder, run = tmp_path / "cohort", RunFolder(tmp_path / "run")
+    shutil.copytree(cohort_folder, folder)
+    shutil.copytree(mine.path, run.path)
+    for name in ("truth.csv", "parameters.json"):
+        (folder / name).unlink()
+    table = pd.read_csv(folder / "cases.csv", dtype=str)
+    table.assign(mask="").to_csv(folder / "cases.csv", index=False)
+    cohort = read_cohort(folder)
+    known = json.loads(run.cohort.read_text())
+    run.cohort.write_text(json.dumps({**known, "fingerprint": fingerprint(cohort)}))
+    names = [f"{table.name}.{end}" for table in explained.tables for end in ("md", "csv")]
+    earlier = [run.figures / "attention.png", *(run.tables / name for name in names)]
+    assert all(path.is_file() for path in earlier)
+    found = explain_run(run, cohort)
+    assert not any(path.exists() for path in earlier)
+    assert (run.tables / "probes.md").is_file()
+    assert found.tables == ()
+    assert found.notes == ("No test case has a known lesion, and the cohort can't be rendered again.",)
+
+
+@pytest.mark.parametrize(("spacing", "some"), [(1.0, False), (SOME_FIT, True)])
+def test_images_larger_than_the_grid_are_counted(
+    mine: RunFolder,
+    tmp_path: Path,
+    spacing: float,
+    some: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(mine.path, run.path)
+    written = yaml.safe_load(run.experiment.read_text())
+    written["data"]["preprocessing"]["spacing"] = spacing
+    run.experiment.write_text(yaml.safe_dump(written))
+    monkeypatch.setattr(sys, "argv", ["threefold", "explain", str(run.path)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    evidence = read_evidence(run)
+    larger = len(evidence) if not some else int(evidence["zero_map"].isna().sum())
+    assert 0 < larger < len(evidence) or not some
+    said = f"note: {larger} of {len(evidence)} test cases are larger than the network's grid (32 x 32)"
+    assert said in printed
+    assert "a known lesion" not in printed  # each has one
+    assert ("shortcut_flip" in evidence) == some
+    if some:
+        assert f"In no number: {larger} test cases" in (run.tables / "attention.md").read_text()
 
 
 def test_what_cannot_be_explained_is_refused(mine: RunFolder, cohort_folder: Path, tmp_path: Path) -> None:

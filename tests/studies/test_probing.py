@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -74,6 +75,13 @@ def test_another_column_is_asked_for_by_name(copied: RunFolder, capsys: pytest.C
     assert f"Tables: {copied.tables}" in printed
     with pytest.raises(PredictionsError, match=r"no column 'shortcud'.*shortcut"):
         probe_run(copied, column="shortcud")
+
+
+def test_the_site_as_the_column_is_probed_once(copied: RunFolder) -> None:
+    probe_run(copied, column="site")
+    probes = pd.read_csv(copied.tables / "probes-site.csv")
+    assert {*probes["target"]} == {"label", "site"}
+    assert not probes.duplicated().any()
 
 
 def test_a_cohort_that_was_moved_or_changed_is_asked_for(
@@ -148,6 +156,17 @@ def test_runs_that_can_not_be_compared_are_refused(
     cohort = read_cohort(cohort_folder)
     found = compare_runs((run, copied), cohort=cohort)
     assert found[0].found.n == len(cohort.cases)
+
+
+def test_patients_of_one_name_are_one_cluster_whatever_their_site(
+    run: RunFolder, copied: RunFolder, cohort_folder: Path
+) -> None:
+    cohort = read_cohort(cohort_folder)
+    names = dict(zip(dict.fromkeys(case.patient_id for case in cohort.cases), "ab" * 99, strict=False))
+    twins = [replace(case, patient_id=names[case.patient_id]) for case in cohort.cases]
+    assert len({(case.site, case.patient_id) for case in twins}) > 2
+    found = compare_runs((run, copied), cohort=replace(cohort, cases=tuple(twins)))
+    assert {each.found.patients for each in found} == {2}
 
 
 def test_names_leave_out_what_is_shared() -> None:

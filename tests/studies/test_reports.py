@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from PIL import Image
@@ -15,10 +16,12 @@ from threefold.cli.app import main
 from threefold.cohorts.cohort import read_cohort
 from threefold.cohorts.splits import Split, read_split, write_split
 from threefold.errors import RunError
+from threefold.experiment import Experiment
+from threefold.reporting.html import Code
 from threefold.run import RunFolder
 from threefold.studies.evaluations import evaluate_run, evaluate_run_on
 from threefold.studies.reports import report
-from threefold.studies.reproduction import typed
+from threefold.studies.reproduction import reproduction, typed
 from threefold.studies.study_folder import Outcome, StudyFolder
 from threefold.studies.study_spec import load_study
 
@@ -193,6 +196,35 @@ def test_the_command_says_where_the_file_is(
     assert f"Report: {out}" in capsys.readouterr().out
     assert out.is_file()
     assert not (evaluated.path / out.name).exists()
+
+
+def test_files_outside_of_the_cohort_and_evidence_are_part_of_how_to_reproduce(
+    mine: RunFolder, experiment: Experiment, cohort_folder: Path, tmp_path: Path
+) -> None:
+    def commands(home: Path) -> list[str]:
+        codes = [block.text for block in reproduction(mine, experiment, home) if isinstance(block, Code)]
+        return codes[-1].splitlines()
+
+    referring = tmp_path / "referring"
+    referring.mkdir()
+    shutil.copy(cohort_folder / "cohort.yaml", referring)
+    table = pd.read_csv(cohort_folder / "cases.csv", dtype=str, keep_default_na=False)
+    table["image"] = [str(cohort_folder / path) for path in table["image"]]
+    table.to_csv(referring / "cases.csv", index=False)
+    known = json.loads(mine.environment.read_text())
+    for command, home, needed in (
+        (["threefold", "train"], cohort_folder, False),
+        (["threefold", "train"], referring, True),
+        (["threefold", "train"], tmp_path / "gone", False),
+        (["threefold", "train", "--allow-outside"], tmp_path / "gone", True),
+    ):
+        mine.environment.write_text(json.dumps({**known, "command": command}))
+        assert commands(home)[0].endswith(" --allow-outside") == needed
+    again = f"{mine.path}-again"
+    assert commands(referring)[1:] == [f"threefold {verb} {again}" for verb in ("evaluate", "report")]
+    mine.evidence.write_text("case_id\n")
+    verbs = ("evaluate", "explain", "report")
+    assert commands(referring)[1:] == [f"threefold {verb} {again}" for verb in verbs]
 
 
 def test_a_command_is_shown_as_it_was_typed() -> None:

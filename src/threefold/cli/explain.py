@@ -56,11 +56,9 @@ def explain(
             typer.echo(f"== {run}")
         for table in each.tables:
             show(table.table)
-        if not each.tables:
-            typer.echo("No test case has a known lesion, and the cohort can't be rendered again.")
         for asked in each.probed.tables:
             show(asked)
-        for note in each.probed.notes:
+        for note in (*each.notes, *each.probed.notes):
             typer.echo(f"note: {note}")
         for path in each.files:
             typer.echo(str(path))

@@ -132,7 +132,7 @@ def ct_ich(
 ) -> None:
     """Make a cohort of CT-ICH: its scans as PhysioNet publishes them, or pictures in a brain window.
 
-    Pictures are taken back to HU, and always written anew.
+    Pictures are taken back to HU and written anew, so that --reference is refused.
 
     Example: `threefold import ct-ich ct-ich-1.3.1 --out ct-ich-cohort`
     """

@@ -102,18 +102,23 @@ def centred_blob(shape: Sequence[int]) -> NDArray[np.float64]:
 def attention_columns(attention: Map, grid: Sequence[int], lesion: Bools, *, seed: int) -> dict[str, float]:
     """Return a case's columns of the table of evidence: the map's, the random maps' and the blob's.
 
+    Of a map that is zero everywhere the baselines are NaN as well: means of all three are of the same cases.
+    `zero_map` says which those are: 1 or 0, NaN without a lesion.
+
     Args:
         attention: (*S) map of the network.
         grid: size of the layer's own map.
         lesion: (*S).
         seed: of the random maps.
     """
+    is_zero = not attention.any()
     maps = {
         "": localise(attention, lesion),
-        "_random": localise_random(grid, lesion, seed=seed),
-        "_centred": localise(centred_blob(lesion.shape), lesion),
+        "_random": NOWHERE if is_zero else localise_random(grid, lesion, seed=seed),
+        "_centred": NOWHERE if is_zero else localise(centred_blob(lesion.shape), lesion),
     }
-    return {name: value for end, one in maps.items() for name, value in _named(one, end)}
+    columns = {name: value for end, one in maps.items() for name, value in _named(one, end)}
+    return columns | {"zero_map": float(is_zero) if lesion.any() else np.nan}
 
 
 def _named(one: Localisation, end: str) -> Iterator[tuple[str, float]]:

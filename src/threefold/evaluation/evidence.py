@@ -20,6 +20,7 @@ Floats = NDArray[np.float64]
 ATTENTION = tuple(
     f"{name}{end}" for name in ("share_inside", "attention_iou", "pointing") for end in BASELINES
 )
+ZERO_MAP = "zero_map"
 COUNTERFACTUALS = ("shortcut_flip", "shortcut_change", "marker_flip", "marker_change")
 
 

@@ -78,6 +78,7 @@ METRICS: dict[str, Metric] = {
             for name, title in _ATTENTION.items()
             for end, words in BASELINES.items()
         ),
+        Metric("zero_map", "Map zero everywhere", False, is_share=True, of="evidence"),
         Metric("truth_dice", "Dice with the truth kept apart", of="evidence"),
         Metric("shortcut_flip", "Turned by the shortcut", False, is_share=True, of="evidence"),
         Metric("shortcut_change", "p raised by the shortcut", None, bounds=(-1.0, 1.0), of="evidence"),

@@ -66,6 +66,12 @@ class Explainer:
             )
         return cls(predictor, cohort, lesion_files(cohort.folder), masks, phantom_cases(cohort.folder))
 
+    @property
+    def things(self) -> dict[str, str]:
+        """What each switch of the phantom switches, in words; empty where the cohort is no phantom."""
+        one = next(iter(self.phantoms.values()), None)
+        return {} if one is None else {name: switch.what for name, switch in one.of.switches.items()}
+
     def prepare(self, case: Case) -> Prepared:
         """Bring a case's image to the network's grid, as prediction does.
 
@@ -199,12 +205,24 @@ class Explainer:
         return classes.index(self.predictor.decide(named))
 
 
+@dataclass(frozen=True)
+class Explained:
+    """What is known of cases.
+
+    Attributes:
+        evidence: by case id; NaN where it does not apply.
+        larger: how many of the cases have none at all: their images are larger than the network's grid, and
+            are predicted in parts.
+    """
+
+    evidence: pd.DataFrame
+    larger: int
+
+
 def explain_cases(
     explainer: Explainer, cases: Sequence[Case], *, batch_size: int = 16, progress: Progress | None = None
-) -> pd.DataFrame:
-    """Return the evidence of cases, by case id.
-
-    An image larger than the network's grid, which is predicted in parts, has none.
+) -> Explained:
+    """Return the evidence of cases.
 
     Args:
         explainer: network and cohort.
@@ -218,11 +236,13 @@ def explain_cases(
     import pandas as pd
 
     rows: list[Row] = []
+    larger = 0
     size = batch_size if explainer.cohort.spec.dimensions == 2 else 1
     for start in range(0, len(cases), size):
         chosen = cases[start : start + size]
         prepared = [(case, explainer.prepare(case)) for case in chosen]
         fitting = [(case, one) for case, one in prepared if one.window is None]
+        larger += len(chosen) - len(fitting)
         found: dict[str, Row] = {}
         if fitting:
             lines = explainer.rows([case for case, _ in fitting], [one for _, one in fitting])
@@ -231,4 +251,4 @@ def explain_cases(
         if progress is not None:
             progress(min(start + size, len(cases)), len(cases))
     columns = ["case_id", *dict.fromkeys(name for row in rows for name in row if name != "case_id")]
-    return pd.DataFrame(rows, columns=columns).set_index("case_id")
+    return Explained(pd.DataFrame(rows, columns=columns).set_index("case_id"), larger)

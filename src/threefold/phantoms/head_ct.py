@@ -276,8 +276,8 @@ HEAD_CT: Phantom[HeadCtSpec, CaseParameters] = Phantom(
         case=CaseParameters,
         render=lambda case: render_case(case).hu,
         switches={
-            "shortcut": Switch(lambda case: case.acquisition.shortcut, _switch_clip),
-            "marker": Switch(lambda case: case.hematoma.marker, _switch_hypodensities),
+            "shortcut": Switch("the clip", lambda case: case.acquisition.shortcut, _switch_clip),
+            "marker": Switch("the hypodensities", lambda case: case.hematoma.marker, _switch_hypodensities),
         },
     ),
 )

@@ -310,9 +310,15 @@ OBJECT_BACKGROUND: Phantom[ObjectBackgroundSpec, ObjectCase] = Phantom(
         render=lambda case: render_picture(case).grey,
         switches={
             "shortcut": Switch(
-                lambda case: case.shortcut, lambda case: replace(case, shortcut=not case.shortcut)
+                "the striped background",
+                lambda case: case.shortcut,
+                lambda case: replace(case, shortcut=not case.shortcut),
             ),
-            "marker": Switch(lambda case: bool(case.kind), lambda case: replace(case, kind=1 - case.kind)),
+            "marker": Switch(
+                "the five-lobed outline",
+                lambda case: bool(case.kind),
+                lambda case: replace(case, kind=1 - case.kind),
+            ),
         },
     ),
 )

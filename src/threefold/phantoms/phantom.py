@@ -27,10 +27,12 @@ class Switch(Generic[C]):
     """Something that a case has or has not.
 
     Attributes:
+        what: it, in words for a reader, such as `the clip`.
         has: whether the case has it.
         switched: the case without it where it had it, and with it where it had not.
     """
 
+    what: str
     has: Callable[[C], bool]
     switched: Callable[[C], C]
 

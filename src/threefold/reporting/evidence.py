@@ -91,7 +91,7 @@ CHAPTERS = (
         "Segmentation and topology",
         "The worst cases are shown as well as the best and typical ones.",
         ("examples*", "volumes-best", "volumes-worst", "volumes-*", "topology*"),
-        ("cases/Best*", "metrics/Structures*", "topology*"),
+        ("cases/Best*", "metrics/Structures*", "truth*", "topology*"),
         needs=("masks or structures",),
         without=("volumes-disagreement",),
     ),

@@ -9,13 +9,16 @@ from pathlib import Path
 import pandas as pd
 
 from threefold.evaluation.attention import BLOB, DRAWS, QUANTILE
-from threefold.evaluation.evidence import ATTENTION, COUNTERFACTUALS, evidence_rows
+from threefold.evaluation.evidence import ATTENTION, COUNTERFACTUALS, ZERO_MAP, evidence_rows
 from threefold.evaluation.metrics import BASELINES, METRICS
 from threefold.evaluation.predictions import Predictions
 from threefold.evaluation.rows import Row
 from threefold.experiment import EvaluationSpec
 from threefold.reporting.table import LEAK_NOTE, Table, cell, markdown
-from threefold.run import write_atomically
+from threefold.run import or_removed, write_atomically
+
+_NAMES = ("attention", "counterfactuals", "truth")
+"""Of every table that there may be."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,12 @@ class EvidenceTable:
 
 
 def evidence_tables(
-    evidence: pd.DataFrame, predictions: Predictions, spec: EvaluationSpec
+    evidence: pd.DataFrame,
+    predictions: Predictions,
+    spec: EvaluationSpec,
+    *,
+    things: Mapping[str, str],
+    larger: int = 0,
 ) -> tuple[EvidenceTable, ...]:
     """Return the tables `attention`, `counterfactuals` and `truth`, each where some case has a number for it.
 
@@ -42,21 +50,22 @@ def evidence_tables(
         evidence: by case id.
         predictions: of the same run.
         spec: replicates, confidence and seed.
+        things: what `shortcut` and `marker` are in this cohort, in words; empty where neither was switched.
+        larger: test cases that have no evidence, because their images are larger than the network's grid.
     """
     notes = (
         f"[low, high]: {spec.confidence:.0%} interval over {spec.replicates} resamples of the patients; n: "
         "cases/patients.",
+        *((f"In no number: {larger} test cases larger than the network's grid.",) if larger else ()),
         *((LEAK_NOTE,) if predictions.leaks else ()),
     )
     found = []
-    rows = evidence_rows(evidence, predictions, spec, ATTENTION)
+    rows = evidence_rows(evidence, predictions, spec, (*ATTENTION, ZERO_MAP))
     if rows:
-        found.append(
-            EvidenceTable("attention", _attention(rows, (*_attention_notes(evidence), *notes)), rows)
-        )
+        found.append(EvidenceTable("attention", _attention(rows, (*_attention_notes(rows), *notes)), rows))
     rows = evidence_rows(evidence, predictions, spec, COUNTERFACTUALS)
     if rows:
-        found.append(EvidenceTable("counterfactuals", _counterfactuals(rows, notes), rows))
+        found.append(EvidenceTable("counterfactuals", _counterfactuals(rows, things, notes), rows))
     rows = evidence_rows(evidence, predictions, spec, ("truth_dice",))
     if rows:
         found.append(EvidenceTable("truth", _truth(rows, notes), rows))
@@ -64,16 +73,19 @@ def evidence_tables(
 
 
 def write_evidence_tables(tables: Sequence[EvidenceTable], folder: Path) -> tuple[Path, ...]:
-    """Write each table as Markdown to read and as CSV to compute with; return the paths."""
+    """Write each table as Markdown to read and as CSV to compute with; return the paths.
+
+    Those that an earlier call left, and that there are not now, are removed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for one in tables:
-        text, numbers = folder / f"{one.name}.md", folder / f"{one.name}.csv"
-        write_atomically(text, markdown(one.table))
+    content = dict.fromkeys(_NAMES) | {one.name: one for one in tables}
+    texts, numbers = (tuple(or_removed(folder, suffix, content)) for suffix in (".md", ".csv"))
+    for path, one in texts:
+        write_atomically(path, markdown(one.table))
+    for path, one in numbers:
         frame = pd.DataFrame([vars(row) for row in one.rows]).drop(columns=["class_name", "positives"])
-        write_atomically(numbers, frame.to_csv(index=False, lineterminator="\n"))
-        paths += [text, numbers]
-    return tuple(paths)
+        write_atomically(path, frame.to_csv(index=False, lineterminator="\n"))
+    return tuple(path for path, _ in (*texts, *numbers))
 
 
 def _attention(rows: Sequence[Row], notes: tuple[str, ...]) -> Table:
@@ -91,19 +103,27 @@ def _attention(rows: Sequence[Row], notes: tuple[str, ...]) -> Table:
     )
 
 
-def _attention_notes(evidence: pd.DataFrame) -> tuple[str, ...]:
+def _attention_notes(rows: Sequence[Row]) -> tuple[str, ...]:
     notes = [
         "Attention: Grad-CAM of the class decided for, on the network's grid. IoU: of the lesion and the "
         f"map's highest {1 - QUANTILE:.0%}. Random maps: uniform noise as coarse as the network's map, "
         f"{DRAWS} a case; centred blob: a Gaussian whose deviation is {BLOB:.2f} of each side."
     ]
-    absent = int((evidence["share_inside"].isna() & evidence["share_inside_centred"].notna()).sum())
-    if absent:
-        notes.append(f"In {absent} cases with a lesion the map is zero everywhere; they are in no number.")
+    zero = [
+        f"{row.group} {round(row.value * row.n)} of {row.n}"
+        for row in rows
+        if row.metric == ZERO_MAP and row.value > 0
+    ]
+    if zero:
+        notes.append(
+            "Cases with a lesion whose map is zero everywhere are in no number, nor are their baselines: "
+            f"{', '.join(zero)}."
+        )
     return tuple(notes)
 
 
-def _counterfactuals(rows: Sequence[Row], notes: tuple[str, ...]) -> Table:
+def _counterfactuals(rows: Sequence[Row], things: Mapping[str, str], notes: tuple[str, ...]) -> Table:
+    named = " or ".join(f"the {name} ({what})" for name, what in things.items())
     return Table(
         title="The same case with one thing switched, test cases",
         columns=("group", *(METRICS[name].title for name in COUNTERFACTUALS)),
@@ -112,9 +132,9 @@ def _counterfactuals(rows: Sequence[Row], notes: tuple[str, ...]) -> Table:
             for group, found in _by_group(rows).items()
         ),
         notes=(
-            "Turned: share of the cases whose decision at the run's threshold is another one with the "
-            "shortcut (the clip) or the marker (the hypodensities) than without it. p raised: probability of "
-            "the positive class with it, minus without it. All else, the noise included, is the same.",
+            f"Turned: share of the cases whose decision at the run's threshold is another one with {named} "
+            "than without it. p raised: probability of the positive class with it, minus without it. All "
+            "else, the noise included, is the same.",
             *notes,
         ),
     )

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -41,10 +40,9 @@ from threefold.reporting.table import Table, markdown
 from threefold.reporting.tables import write_tables
 from threefold.reporting.volume_examples import choose_volumes
 from threefold.reporting.volume_figures import VolumeExample, volume_figure
-from threefold.run import RunFolder, write_atomically
+from threefold.run import RunFolder, or_removed, write_atomically
 
 _EXAMPLES_PER_ROW = 6
-_Content = TypeVar("_Content")
 
 Pictures = Mapping[str, Sequence[Example | VolumeExample]]
 """Cases to draw: slices by site group, a row each; volumes by class, a page each."""
@@ -93,7 +91,7 @@ def write_report(
         "confusion": confusion_figure(predictions, threshold=evaluation.threshold) if several else None,
         "examples": examples_figure(slices),
     }
-    figures = tuple(save(figure, path) for path, figure in _or_removed(folder.figures, ".png", drawn))
+    figures = tuple(save(figure, path) for path, figure in or_removed(folder.figures, ".png", drawn))
     if examples is not None:
         figures = (*figures, *_write_volumes(examples, folder.figures))
     tables = write_tables(evaluation, folder.tables)
@@ -104,7 +102,7 @@ def write_report(
         "cases": "\n".join(map(markdown, extremes)) or None,
         "disagreements": _text(disagreement_table(predictions)),
     }
-    for path, text in _or_removed(folder.tables, ".md", further):
+    for path, text in or_removed(folder.tables, ".md", further):
         write_atomically(path, text)
         tables = (*tables, path)
     return Report(evaluation, predictions, tables, figures)
@@ -112,18 +110,6 @@ def write_report(
 
 def _text(table: Table | None) -> str | None:
     return None if table is None else markdown(table)
-
-
-def _or_removed(
-    folder: Path, suffix: str, content: Mapping[str, _Content | None]
-) -> Iterator[tuple[Path, _Content]]:
-    """Yield the file of each content that is there; remove an earlier evaluation's file of one that isn't."""
-    for name, value in content.items():
-        path = folder / f"{name}{suffix}"
-        if value is not None:
-            yield path, value
-        else:
-            path.unlink(missing_ok=True)
 
 
 def _write_volumes(examples: Pictures, folder: Path) -> Iterator[Path]:

@@ -16,7 +16,7 @@ from threefold.evaluation.groups import natural_order
 from threefold.reporting.attention_figures import AttentionPicture, attention_figure, plane_of
 from threefold.reporting.evidence_tables import EvidenceTable, evidence_tables, write_evidence_tables
 from threefold.reporting.figures import save
-from threefold.run import RunFolder, write_atomically
+from threefold.run import RunFolder, or_removed, write_atomically
 from threefold.studies.evaluations import cohort_of_run, read_run_predictions
 from threefold.studies.probing import Probed, probe_run
 
@@ -37,12 +37,14 @@ class Explanation:
     Attributes:
         evidence: by case id; NaN where a case has none.
         tables: of the numbers.
+        notes: what has no number, and why, in sentences.
         probed: what else was asked of the run.
         files: every file that was written.
     """
 
     evidence: pd.DataFrame
     tables: tuple[EvidenceTable, ...]
+    notes: tuple[str, ...]
     probed: Probed
     files: tuple[Path, ...]
 
@@ -60,9 +62,12 @@ def explain_run(
     What `probe_run` finds (the diagnosis by the shortcut's values, probes, calibration) is written as well.
 
     Attention is held against the lesion that is known of each case: the truth that a phantom keeps apart, of
-    all its sites, else the cohort's mask, reference or structures. A head-CT phantom's cases are rendered
-    again with the clip switched and with the marker switched, the noise the same, and prepared as the run's
-    images are. evidence.csv is written last: where it is, all is.
+    all its sites, else the cohort's mask, reference or structures. The cases of a phantom with
+    switches (head-ct: clip and hypodensities; object-background: background and outline) are rendered again
+    with the shortcut switched and with the marker switched, the noise the same, and prepared as the run's
+    images are. Images larger than the network's grid, which are predicted in parts, have none of this.
+    Tables and a figure that an earlier call left, and that there are not now, are removed. evidence.csv is
+    written last: where it is, all is.
 
     Args:
         run: a finished run.
@@ -83,15 +88,17 @@ def explain_run(
     cohort = cohort_of_run(run, cohort)
     explainer = Explainer.of(Predictor.from_run(run.path, device=device), cohort, run.masks)
     cases = read_split(run.split).cases(explainer.cohort, "test")
-    evidence = explain_cases(explainer, cases, batch_size=batch_size, progress=progress)
-    tables = evidence_tables(evidence, predictions, explainer.predictor.experiment.evaluation)
+    explained = explain_cases(explainer, cases, batch_size=batch_size, progress=progress)
+    evidence, larger = explained.evidence, explained.larger
+    spec = explainer.predictor.experiment.evaluation
+    tables = evidence_tables(evidence, predictions, spec, things=explainer.things, larger=larger)
     files = list(write_evidence_tables(tables, run.tables))
     figure = attention_figure(dict(_pictures(explainer, cases, evidence)))
-    if figure is not None:
-        files.append(save(figure, run.figures / "attention.png"))
+    files += [save(one, path) for path, one in or_removed(run.figures, ".png", {"attention": figure})]
     probed = probe_run(run, cohort=cohort, device=device, batch_size=batch_size)
     write_atomically(run.evidence, evidence.to_csv(lineterminator="\n"))
-    return Explanation(evidence, tables, probed, (*files, *probed.files, run.evidence))
+    notes = tuple(_notes(explainer, len(cases), larger, measured=bool(tables)))
+    return Explanation(evidence, tables, notes, probed, (*files, *probed.files, run.evidence))
 
 
 def read_evidence(run: RunFolder) -> pd.DataFrame:
@@ -111,6 +118,19 @@ def read_evidence(run: RunFolder) -> pd.DataFrame:
         raise PredictionsError(
             f"{run.evidence}: can't be read ({error}). Remove it and run `threefold explain {run.path}`."
         ) from error
+
+
+def _notes(explainer: Explainer, cases: int, larger: int, *, measured: bool) -> Iterator[str]:
+    """Yield how many of the test cases are larger than the grid, and why nothing at all was measured."""
+    if larger:
+        size = " x ".join(map(str, explainer.predictor.experiment.data.preprocessing.size))
+        yield (
+            f"{larger} of {cases} test cases are larger than the network's grid ({size}) and are predicted "
+            "in parts: nothing is said of attention, counterfactuals and truth in them."
+        )
+    if cases > larger and not measured:
+        whose = f"None of the other {cases - larger} test cases" if larger else "No test case"
+        yield f"{whose} has a known lesion, and the cohort can't be rendered again."
 
 
 def _pictures(

@@ -109,7 +109,8 @@ def probe_run(
             temperature_records(temperature, changes),
         )
     features = _features(run, known, predictions, device, batch_size, progress)
-    columns = [name for name in ("label", asked, "site") if name is not None]
+    # Once each: the column asked about may be one of the others.
+    columns = dict.fromkeys(name for name in ("label", asked, "site") if name is not None)
     probes = [each for name in columns for each in probe_column(predictions, features, name, spec)]
     named["probes"] = (probe_table(probes, spec), probe_records(probes))
     if asked not in (None, SHORTCUT):  # a phantom's own shortcut keeps its tables

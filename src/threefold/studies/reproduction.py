@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from threefold.cohorts.cohort import read_cohort
+from threefold.errors import CohortError
 from threefold.experiment import Experiment
 from threefold.reporting.html import Block, Code, Folded, Heading, Text
 from threefold.run import RunFolder
+from threefold.studies.evaluations import cohort_if_there
 
 
 def environment_facts(run: RunFolder) -> Iterator[tuple[str, str]]:
@@ -45,8 +48,10 @@ def reproduction(run: RunFolder, experiment: Experiment, home: Path) -> Iterator
     yield Heading("The same again")
     again = run.path.with_name(f"{run.path.resolve().name}-again")
     words = ["threefold", "train", str(run.experiment), "--cohort", str(home), "--out", str(again)]
-    lines = [shlex.join(words)]
-    lines += [shlex.join(["threefold", verb, str(again)]) for verb in ("evaluate", "report")]
+    if "--allow-outside" in (command or ()) or _leaves_its_folder(home):
+        words.append("--allow-outside")
+    verbs = ("evaluate", "explain", "report") if run.evidence.is_file() else ("evaluate", "report")
+    lines = [shlex.join(words), *(shlex.join(["threefold", verb, str(again)]) for verb in verbs)]
     yield Code("\n".join(lines))
     yield Text(
         f"With the versions above, on the cohort with the fingerprint above; the seed "
@@ -58,6 +63,15 @@ def reproduction(run: RunFolder, experiment: Experiment, home: Path) -> Iterator
     except OSError:
         return
     yield Folded("The experiment as run, every default written out", (Code(written),))
+
+
+def _leaves_its_folder(home: Path) -> bool:
+    """Whether a cohort is there, and can be read only where its paths may leave its folder."""
+    try:
+        read_cohort(home)
+    except CohortError:
+        return cohort_if_there(home) is not None
+    return False
 
 
 def typed(command: object) -> str:

@@ -76,7 +76,7 @@ def compare_runs(
     spec = read_experiment(runs[0].experiment).evaluation
     where, cases = _shared_cases(runs, cohort)
     seen = list(_features(runs, cases, where, device, batch_size, progress))
-    patients = [f"{case.site}\0{case.patient_id}" for case in cases]
+    patients = [case.patient_id for case in cases]
     return tuple(
         StageSimilarity(first, second, stage, found)
         for (first, one), (second, two) in combinations(zip(distinct_names(runs), seen, strict=True), 2)

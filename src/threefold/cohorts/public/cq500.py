@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from threefold.cohorts.cohort import Cohort
 from threefold.cohorts.public.haemorrhage import CLASSES, haemorrhage_spec
@@ -13,13 +13,22 @@ from threefold.cohorts.staging import finished, staging
 from threefold.cohorts.table import read_text, split_table
 from threefold.errors import CohortError, ImageError
 
+if TYPE_CHECKING:
+    from threefold.images.dicom import Series
+
 Progress = Callable[[int, int], None]
 
 THIN_BELOW = 2.0
 """mm between slices below which a series is thin."""
+_FEWEST_IMAGES = 5
+"""Images below which a series is a scout."""
 _READERS = ("R1", "R2", "R3")
 _KINDS = ("IPH", "IVH", "SDH", "EDH", "SAH")
-_UNWANTED = re.compile(r"bone|post|(?<!pre )(?<!pre_)(?<!pre-)contrast", re.IGNORECASE)
+_UNWANTED = re.compile(
+    r"bone|post|\d ?cc(?![a-z])|(?<!pre[ _-])(?:contrast|(?<![a-z0-9])(?:c|cect|oral|iv)(?![a-z0-9]))",
+    re.IGNORECASE,
+)
+"""Names of series in a bone kernel or with contrast, such as `CT C THIN` or `CT 4cc sec 150cc D3D on`."""
 
 
 def import_cq500(
@@ -35,8 +44,9 @@ def import_cq500(
 
     The label is what most readers say of an intracranial haemorrhage; the columns of its kinds hold 1 where
     most readers see that kind. Of a scan's series the one without contrast and not in a bone kernel is
-    taken. A scan without such a series, with several, or with uneven or missing slices is left out;
-    provenance.json says which and why.
+    taken; the column `series` holds its name, by which alone contrast and kernel are told. A scan without
+    such a series, with several, or with uneven or missing slices is left out; provenance.json says which and
+    why, and which series of the others were passed over: scouts, and what can't be read.
 
     Args:
         folder: holds reads.csv, and at any depth CQ500CTn CQ500CTn/Unknown Study/SERIES/*.dcm.
@@ -49,7 +59,7 @@ def import_cq500(
     Raises:
         CohortError: naming file, row and column, if the folder is not laid out so, or no scan is left.
     """
-    from threefold.images.dicom import series_grid
+    from threefold.images.dicom import refuse_irregular
 
     folder = Path(folder)
     table = folder / "reads.csv"
@@ -57,15 +67,21 @@ def import_cq500(
     for name in ("name", *(f"{reader}:{kind}" for reader in _READERS for kind in ("ICH", *_KINDS))):
         if name not in header:
             raise CohortError(f"{table}: no column '{name}'; found {', '.join(header[:12])}. Is it CQ500's?")
-    scans = {scan: path for path in sorted(folder.rglob("CQ500CT*")) if (scan := _scan(path.name))}
+    # Archives lie beside what was unpacked of them.
+    folders = sorted(path for path in folder.rglob("CQ500CT*") if path.is_dir())
+    scans = {scan: path for path in folders if (scan := _scan(path.name))}
     rows: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
+    passed_over: dict[str, dict[str, str]] = {}
     with staging(out) as stage:
         for done, (number, cells) in enumerate(records, start=1):
             case_id = f"{site}-{_scan(cells['name']) or cells['name']}"
             try:
-                series = _series(scans.get(_scan(cells["name"]) or ""), thin=thin)
-                series_grid(series)
+                series, passed = _plain_series(scans.get(_scan(cells["name"]) or ""))
+                if passed:
+                    passed_over[case_id] = passed
+                chosen = _chosen(series, passed, thin=thin)
+                refuse_irregular(chosen)
             except (CohortError, ImageError) as problem:
                 left_out[case_id] = str(problem)
             else:
@@ -73,8 +89,9 @@ def import_cq500(
                     "case_id": case_id,
                     "patient_id": case_id,
                     "site": site,
-                    "image": stage.place(series, "image", case_id, copy=copy),
+                    "image": stage.place(chosen.folder, "image", case_id, copy=copy),
                     "label": CLASSES[_majority(cells, "ICH", table, number)],
+                    "series": chosen.folder.name,
                 }
                 rows.append(row | {kind: _majority(cells, kind, table, number) for kind in _KINDS})
             if progress is not None:
@@ -82,13 +99,15 @@ def import_cq500(
         if not rows:
             first = next(iter(left_out.items()), ("reads.csv", "has no rows"))
             raise CohortError(f"{folder}: no scan can be taken; {first[0]}: {first[1]}")
-        columns = {kind: f"1 where most readers see {kind}" for kind in _KINDS}
+        columns = {"series": "name of the series that was taken"}
+        columns |= {kind: f"1 where most readers see {kind}" for kind in _KINDS}
         spec = haemorrhage_spec("cq500", dimensions=3, columns=columns)
         provenance = {
             "made by": "import cq500",
             "source": "CQ500, Chilamkurthy et al. 2018, CC BY-NC-SA 4.0",
             "series": "thin" if thin else "thick",
             "left out": left_out,
+            "series passed over": passed_over,
             "copied": copy,
         }
         stage.finish(spec, rows, provenance, allow_outside=not copy)
@@ -101,26 +120,46 @@ def _scan(name: str) -> str | None:
     return None if found is None else f"CT{int(found[1])}"
 
 
-def _series(scan: Path | None, *, thin: bool) -> Path:
-    """Return the folder of the scan's series to take, by the distance of its slices.
+def _plain_series(scan: Path | None) -> tuple[list[Series], dict[str, str]]:
+    """Return a scan's series without contrast and not in a bone kernel, and why others were passed over.
 
-    Names say the distance now and then only, and "pre contrast" of a plain series.
+    Raises:
+        CohortError: there is no such scan.
     """
     from threefold.images.dicom import open_series
 
     if scan is None:
         raise CohortError("its folder is not there")
-    spacings: dict[Path, float] = {}
+    found: list[Series] = []
+    passed: dict[str, str] = {}
     for folder in sorted({path.parent for path in scan.rglob("*.dcm")}):
-        if _UNWANTED.search(folder.name) is None:
-            spacings[folder] = open_series(folder).spacing
-    wanted = [folder for folder, mm in spacings.items() if (mm < THIN_BELOW) == thin]
+        if _UNWANTED.search(folder.name) is not None:
+            continue
+        images = len(list(folder.glob("*.dcm")))
+        if images < _FEWEST_IMAGES:
+            passed[folder.name] = f"fewer than {_FEWEST_IMAGES} images ({images}): a scout"
+            continue
+        try:
+            found.append(open_series(folder))
+        except ImageError as problem:
+            passed[folder.name] = str(problem)
+    return found, passed
+
+
+def _chosen(found: Sequence[Series], passed: Mapping[str, str], *, thin: bool) -> Series:
+    """Return the series to take, by the distance of its slices: names say that now and then only.
+
+    Raises:
+        CohortError: there is none, or there are several.
+    """
+    wanted = [series for series in found if (series.spacing < THIN_BELOW) == thin]
     if not thin and not wanted:
-        wanted = [*spacings]
+        wanted = [*found]
     if len(wanted) != 1:
-        names = ", ".join(f"{folder.name} ({mm:g} mm)" for folder, mm in spacings.items()) or "none"
+        known = [f"{series.folder.name} ({series.spacing:g} mm)" for series in found]
+        known += [f"{name} ({why})" for name, why in passed.items()]
         kind = "thin" if thin else "plain"
-        raise CohortError(f"expected one {kind} series, found {len(wanted)} of: {names}")
+        raise CohortError(f"expected one {kind} series, found {len(wanted)} of: {', '.join(known) or 'none'}")
     return wanted[0]
 
 

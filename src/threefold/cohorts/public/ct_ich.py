@@ -30,15 +30,21 @@ def import_ct_ich(
         folder: as `import_ct_ich_pictures` or `import_ct_ich_scans` wants it.
         out: the new folder.
         site: name of the hospital.
-        copy: copy the scans; else the table refers to them where they are. Pictures are always written anew.
+        copy: copy the scans; else the table refers to them where they are.
         progress: called with the number of slices done and of all.
 
     Raises:
-        CohortError: naming file, row and column, if the folder is not laid out so.
+        CohortError: naming file, row and column, if the folder is not laid out so; or pictures, which are
+            always written anew, are to be referred to.
         ImageError: if a file can't be read.
     """
     folder = Path(folder)
     if (folder / PICTURES).is_file():
+        if not copy:
+            raise CohortError(
+                f"{folder}: holds pictures ({PICTURES}), which are written anew in HU: there is nothing "
+                "to refer to. Leave out --reference (in Python copy=False)."
+            )
         return import_ct_ich_pictures(folder, out, site=site, progress=progress)
     return import_ct_ich_scans(folder, out, site=site, copy=copy, progress=progress)
 
@@ -73,6 +79,11 @@ def import_ct_ich_scans(
         raise CohortError(
             f"{folder}: has no folder ct_scans. Earlier releases hold Patients_CT, with pictures; get "
             "version 1.3.1, which holds the scans."
+        )
+    if not any((folder / "masks").glob("*.nii*")):
+        raise CohortError(
+            f"{folder}: expected the drawn haemorrhages as masks/NNN.nii beside ct_scans, found none. Every "
+            "mask would be absent: get that folder of version 1.3.1 too."
         )
     header, lines = split_table(read_text(table), table)
     records = [(number, cells) for number, cells in lines if any(value.strip() for value in cells.values())]
