@@ -15,8 +15,10 @@ from threefold.cli.app import main
 from threefold.cohorts.cohort import read_cohort
 from threefold.cohorts.splits import Split, read_split, write_split
 from threefold.errors import RunError
+from threefold.reporting.table import LEAK_NOTE
 from threefold.run import RunFolder
 from threefold.studies.evaluations import evaluate_run, evaluate_run_on
+from threefold.studies.notices import leaks_of_runs
 from threefold.studies.reports import report
 from threefold.studies.reproduction import typed
 from threefold.studies.study_folder import Outcome, StudyFolder
@@ -242,7 +244,14 @@ def test_a_study_before_it_is_compared(study: StudyFolder) -> None:
     )
     assert "first <line> second line" in found.words
     first = "the-first-run-of-each-variant"
-    assert contents(found) == ["what-was-asked", first, "the-runs", "environment", "how-to-reproduce"]
+    assert contents(found) == [
+        "what-was-asked",
+        "splits-and-leaks",
+        first,
+        "the-runs",
+        "environment",
+        "how-to-reproduce",
+    ]
     assert "a/one, seed 0" in found.words
 
 
@@ -252,6 +261,7 @@ def test_a_compared_study_has_claims_variants_pairs_and_links(study: StudyFolder
     found = read(report(study.path))
     assert contents(found) == [
         "what-was-asked",
+        "splits-and-leaks",
         "what-each-claim-came-to",
         "variants",
         "pairs-of-runs",
@@ -283,12 +293,41 @@ def test_a_comparison_that_a_later_run_is_not_in_is_called_old(study: StudyFolde
     assert "A run has ended, or the study was changed, since" in read(report(study.path)).words
 
 
+def test_a_study_says_whether_any_of_its_runs_leaks(study: StudyFolder) -> None:
+    opening = "No leak: split by patient; no patient is in two parts of any of the 2 runs that have begun."
+    found = read(report(study.path))
+    assert found.words.index(opening) < found.words.index("What was asked")
+    parts = read_split(study.run("a/one/split-0-seed-0").split).parts
+    counts = " ".join(str([*parts.values()].count(part)) for part in ("train", "validation", "test"))
+    assert f"a 0 patient {counts} none one, two 2" in found.words
+    write_split(study.run("a/two/split-0-seed-0").split, Split("slice", parts, ("p1", "p2")))
+    found = read(report(study.path))
+    leak = (
+        "Leak in 1 of the 2 runs that have begun. "
+        "2 patients have cases in more than one part in a/two/split-0-seed-0."
+    )
+    assert found.words.index(leak) < found.words.index("What was asked")
+    assert "No leak" not in found.words
+    assert f"a 0 patient {counts} none one 1 a 0 slice {counts} 2 two 1" in found.words
+
+
+def test_of_many_leaking_runs_some_are_named() -> None:
+    alone = Split("slice", {"c": "train"}, ("p",))
+    said = leaks_of_runs({f"run-{number:02}": alone for number in range(12)}).text
+    assert "Leak in 12 of the 12 runs" in said
+    assert "1 patient has cases in more than one part in run-00, run-01," in said
+    assert "run-09 and 2 more." in said
+    assert LEAK_NOTE in said
+    assert "of the one run that has begun." in leaks_of_runs({"one": Split("site", {"c": "train"})}).text
+
+
 def test_a_study_of_which_nothing_has_run(study: StudyFolder) -> None:
     shutil.rmtree(study.path / "runs")
     shutil.rmtree(study.path / "outcomes")
     found = read(report(study.path))
     assert "None of the runs has finished: no claim has a verdict yet." in found.words
     assert "No run has begun." in found.words
+    assert "No leak" not in found.words
 
 
 def test_a_browser_shows_reports_and_asks_for_nothing(

@@ -18,10 +18,11 @@ from threefold.experiment import Experiment, Part
 from threefold.reporting.evidence import Chapter, Need, read_evidence, sections_of
 from threefold.reporting.html import Block, Facts, Heading, Notice, Page, Section, Text
 from threefold.reporting.structure_tables import title_of
-from threefold.reporting.table import LEAK_NOTE, Table, cell
+from threefold.reporting.table import Table, cell
 from threefold.run import RunFolder
 from threefold.studies.audit_section import audit_section
 from threefold.studies.evaluations import cohort_if_there, of_run
+from threefold.studies.notices import leak_of_run, shared_patients
 from threefold.studies.reproduction import environment_facts, reproduction
 
 Progress = Callable[[int, int], None]
@@ -133,14 +134,7 @@ def _opening(read: _Read) -> Iterator[Block]:
             f"The run has not been evaluated. `threefold evaluate {read.run.path}` makes its tables and "
             "figures.",
         )
-    if read.split.leaks:
-        yield Notice("bad", f"Leak: {_leak(read.split)} {LEAK_NOTE}")
-    else:
-        yield Notice("good", f"No leak: split by {read.split.kind}; no patient is in two parts.")
-
-
-def _leak(split: Split) -> str:
-    return f"{len(split.leaking_patients)} patients have cases in more than one part."
+    yield leak_of_run(read.split)
 
 
 def _headline(run: RunFolder) -> Table | None:
@@ -221,7 +215,7 @@ def _split(read: _Read) -> Iterator[Block]:
     if split.leaks:
         shown = ", ".join(split.leaking_patients[:10])
         more = f" and {len(split.leaking_patients) - 10} more" if len(split.leaking_patients) > 10 else ""
-        yield Notice("bad", f"{_leak(split)} They are {shown}{more}.")
+        yield Notice("bad", f"{shared_patients(split)}. They are {shown}{more}.")
     else:
         yield Text(f"The split is by {split.kind}. No patient has cases in more than one part.")
     if read.cohort is None:

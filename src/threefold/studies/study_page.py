@@ -6,17 +6,19 @@ import json
 import os
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from threefold.cohorts.splits import PARTS, Split, read_split
 from threefold.experiment.spec import Spec
 from threefold.reporting.evidence import Chapter, read_evidence, sections_of
 from threefold.reporting.html import Block, Code, Facts, Folded, Heading, Links, Notice, Page, Section, Text
 from threefold.reporting.table import Table
+from threefold.studies.notices import leaks_of_runs
 from threefold.studies.reproduction import environment_facts
 from threefold.studies.study_folder import StudyFolder
-from threefold.studies.study_spec import CohortSource, StudySpec, VariantSpec
+from threefold.studies.study_spec import CohortSource, RunPlan, StudySpec, VariantSpec
 from threefold.studies.study_status import RunStanding, standing_of, status_table
 
 REPORT_NAME = "report.html"
@@ -40,18 +42,27 @@ def study_page(folder: StudyFolder, out: Path, footer: str) -> Page:
         footer: who made the page, and when.
 
     Raises:
-        RunError: not a study, or an outcome is damaged.
+        RunError: not a study, or an outcome or a split is damaged.
     """
     study, runs = folder.read(), tuple(standing_of(folder))
+    splits = [
+        (run.plan, read_split(folder.run(run.plan.id).split))
+        for run in runs
+        if folder.run(run.plan.id).split.is_file()
+    ]
     evidence = read_evidence(folder.tables, folder.figures)
     compared = [(chapter, section) for chapter, section in sections_of(evidence, _CHAPTERS) if section.blocks]
     rest = evidence.rest()
     return Page(
         title=f"Study {study.name}",
         lead=_lead(study, runs),
-        opening=tuple(_opening(folder, study, runs, compared=bool(compared))),
+        opening=(
+            *_opening(folder, study, runs, compared=bool(compared)),
+            *((leaks_of_runs({plan.id: split for plan, split in splits}),) if splits else ()),
+        ),
         sections=(
             Section("What was asked", tuple(_protocol(study))),
+            *((Section("Splits and leaks", (_splits_table(splits),)),) if splits else ()),
             *(section for _, section in compared),
             *((Section("Further tables and figures", rest),) if rest else ()),
             *_first_runs(folder, runs),
@@ -165,6 +176,34 @@ def _further(spec: Spec, *shown: str) -> str:
 
 def _keys(settings: Mapping[str, object]) -> str:
     return ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in settings.items())
+
+
+def _splits_table(splits: Iterable[tuple[RunPlan, Split]]) -> Table:
+    """Return the different splits of the runs, a row each."""
+    alike: dict[object, tuple[Split, list[RunPlan]]] = {}
+    for plan, split in splits:
+        key = (plan.cohort, split.kind, frozenset(split.parts.items()), split.leaking_patients)
+        alike.setdefault(key, (split, []))[1].append(plan)
+    rows = []
+    for split, plans in alike.values():
+        counts = Counter(split.parts.values())
+        rows.append(
+            (
+                plans[0].cohort,
+                ", ".join(dict.fromkeys(str(plan.split) for plan in plans)),
+                split.kind,
+                *(str(counts[part]) for part in PARTS),
+                str(len(split.leaking_patients)) if split.leaks else "none",
+                ", ".join(dict.fromkeys(plan.variant for plan in plans)),
+                str(len(plans)),
+            )
+        )
+    return Table(
+        "Splits and leaks",
+        ("cohort", "split", "by", *PARTS, "patients in two parts", "variants", "runs"),
+        tuple(rows),
+        ("Cases by part, of the runs that have begun.",),
+    )
 
 
 def _runs(folder: StudyFolder, runs: Sequence[RunStanding], out: Path) -> Iterator[Block]:

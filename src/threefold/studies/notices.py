@@ -1,0 +1,48 @@
+"""What the pages of a run and of a study say before all numbers, in the same words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from threefold.cohorts.splits import Split
+from threefold.reporting.html import Notice
+from threefold.reporting.table import LEAK_NOTE
+
+_NAMED = 10
+
+
+def leak_of_run(split: Split) -> Notice:
+    """Return whether a run's split shares patients."""
+    if split.leaks:
+        return Notice("bad", f"Leak: {shared_patients(split)}. {LEAK_NOTE}")
+    return Notice("good", f"No leak: split by {split.kind}; no patient is in two parts.")
+
+
+def leaks_of_runs(splits: Mapping[str, Split]) -> Notice:
+    """Return whether the split of any of several runs shares patients, and of which.
+
+    Args:
+        splits: by the run's name; at least one.
+    """
+    leaking: dict[str, list[str]] = {}
+    for name, split in splits.items():
+        if split.leaks:
+            leaking.setdefault(shared_patients(split), []).append(name)
+    if not leaking:
+        kinds = ", ".join(dict.fromkeys(split.kind for split in splits.values()))
+        runs = "the one run that has" if len(splits) == 1 else f"any of the {len(splits)} runs that have"
+        return Notice("good", f"No leak: split by {kinds}; no patient is in two parts of {runs} begun.")
+    number = sum(map(len, leaking.values()))
+    said = " ".join(f"{shared} in {_some(names)}." for shared, names in leaking.items())
+    return Notice("bad", f"Leak in {number} of the {len(splits)} runs that have begun. {said} {LEAK_NOTE}")
+
+
+def shared_patients(split: Split) -> str:
+    """Return how many patients a split that leaks shares."""
+    number = len(split.leaking_patients)
+    return f"{number} {'patient has' if number == 1 else 'patients have'} cases in more than one part"
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
