@@ -249,6 +249,7 @@ def test_a_study_before_it_is_compared(study: StudyFolder) -> None:
         "splits-and-leaks",
         first,
         "the-runs",
+        "data-audit",
         "environment",
         "how-to-reproduce",
     ]
@@ -268,6 +269,7 @@ def test_a_compared_study_has_claims_variants_pairs_and_links(study: StudyFolder
         "further-tables-and-figures",
         "the-first-run-of-each-variant",
         "the-runs",
+        "data-audit",
         "environment",
         "how-to-reproduce",
     ]
@@ -309,6 +311,35 @@ def test_a_study_says_whether_any_of_its_runs_leaks(study: StudyFolder) -> None:
     assert found.words.index(leak) < found.words.index("What was asked")
     assert "No leak" not in found.words
     assert f"a 0 patient {counts} none one 1 a 0 slice {counts} 2 two 1" in found.words
+
+
+def test_each_cohort_of_a_study_is_audited_where_it_is_there(
+    study: StudyFolder, cohort_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(cohort_folder, tmp_path / "moved")
+    asked = study.read().model_dump(mode="json")
+    asked["cohorts"] |= {"unused": {"folder": str(tmp_path / "moved")}, "gone": {"folder": "/nowhere"}}
+    study.study.write_text(yaml.safe_dump(asked))
+    counted: list[tuple[int, int]] = []
+    words = read(report(study.path, progress=lambda done, total: counted.append((done, total)))).words
+    cases = len(read_cohort(cohort_folder).cases)
+    assert counted == 2 * [(done, cases) for done in range(1, cases + 1)]
+    audits = words[words.rindex("Data audit") :]
+    assert audits.startswith("Data audit a Training can start: 0 to correct")
+    assert "With the split of a/one/split-0-seed-0 and the targets of all variants." in audits
+    assert audits.count(f"{cases} cases of") == 2
+    assert "unused Training can start" in audits
+    assert "gone No run on it has begun, and it is not in /nowhere yet." in audits
+
+
+def test_a_cohort_that_a_study_has_no_more_is_not_audited(study: StudyFolder, tmp_path: Path) -> None:
+    for variant in ("one", "two"):
+        described = study.run(f"a/{variant}/split-0-seed-0").cohort
+        described.write_text(json.dumps({**json.loads(described.read_text()), "folder": "cohort"}))
+    words = read(report(study.path)).words
+    home = study.path / "cohorts" / "a"
+    assert f"The cohort is not in {home} as it was trained on" in words
+    assert "Sites and findings" not in words
 
 
 def test_of_many_leaking_runs_some_are_named() -> None:

@@ -20,7 +20,7 @@ from threefold.reporting.html import Block, Facts, Heading, Notice, Page, Sectio
 from threefold.reporting.structure_tables import title_of
 from threefold.reporting.table import Table, cell
 from threefold.run import RunFolder
-from threefold.studies.audit_section import audit_section
+from threefold.studies.audit_section import AUDIT, audit_blocks
 from threefold.studies.evaluations import cohort_if_there, of_run
 from threefold.studies.notices import leak_of_run, shared_patients
 from threefold.studies.reproduction import environment_facts, reproduction
@@ -67,6 +67,7 @@ def run_page(run: RunFolder, footer: str, *, progress: Progress | None = None) -
     """
     read = _read(run)
     opening = tuple(_opening(read))
+    targets = required_targets(read.experiment.tasks)
     headline = _headline(run)
     shown, absent = [], []
     for chapter, section in sections_of(evidence := read_evidence(run.tables, run.figures)):
@@ -85,9 +86,7 @@ def run_page(run: RunFolder, footer: str, *, progress: Progress | None = None) -
             Section("Split and leaks", tuple(_split(read))),
             *shown,
             *_other_cohorts(run),
-            audit_section(
-                read.cohort, read.home, read.split, required_targets(read.experiment.tasks), progress
-            ),
+            Section(AUDIT, audit_blocks(read.cohort, read.home, read.split, targets, progress)),
             *((Section("Not in this report", (Facts(tuple(absent)),)),) if absent else ()),
             Section("Environment", (Facts(tuple(environment_facts(run))),)),
             Section("How to reproduce", tuple(reproduction(run, read.experiment, read.home))),

@@ -6,15 +6,21 @@ import json
 import os
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from threefold.cohorts.splits import PARTS, Split, read_split
+from threefold.cohorts.cohort import Cohort
+from threefold.cohorts.splits import PARTS, Split, read_split, required_targets
+from threefold.errors import CohortError
 from threefold.experiment.spec import Spec
+from threefold.experiments import read_experiment
 from threefold.reporting.evidence import Chapter, read_evidence, sections_of
 from threefold.reporting.html import Block, Code, Facts, Folded, Heading, Links, Notice, Page, Section, Text
 from threefold.reporting.table import Table
+from threefold.run import RunFolder
+from threefold.studies.audit_section import AUDIT, audit_blocks
+from threefold.studies.evaluations import cohort_if_there, cohort_of_run
 from threefold.studies.notices import leaks_of_runs
 from threefold.studies.reproduction import environment_facts
 from threefold.studies.study_folder import StudyFolder
@@ -33,13 +39,19 @@ _OF_A_RUN = Chapter("", "", ("roc", "attention*", "volumes-worst"), ())
 """Of a run's figures those that the study's page shows; the run's own report has the rest."""
 
 
-def study_page(folder: StudyFolder, out: Path, footer: str) -> Page:
-    """Return the page of a study, whatever of it is there; nothing is trained or compared anew.
+def study_page(
+    folder: StudyFolder, out: Path, footer: str, *, progress: Callable[[int, int], None] | None = None
+) -> Page:
+    """Return the page of a study, whatever of it is there.
+
+    Nothing is trained or compared anew; the cohorts, where they still are what was trained on, are audited
+    (headers, not voxels).
 
     Args:
         folder: the study's.
         out: the file that the page goes to, from which the runs are linked.
         footer: who made the page, and when.
+        progress: told of the cases that are audited.
 
     Raises:
         RunError: not a study, or an outcome or a split is damaged.
@@ -67,6 +79,7 @@ def study_page(folder: StudyFolder, out: Path, footer: str) -> Page:
             *((Section("Further tables and figures", rest),) if rest else ()),
             *_first_runs(folder, runs),
             Section("The runs", tuple(_runs(folder, runs, out))),
+            Section(AUDIT, tuple(_audits(folder, study, splits, progress))),
             Section("Environment", tuple(_environments(folder, runs))),
             Section("How to reproduce", tuple(_reproduction(folder))),
         ),
@@ -234,6 +247,45 @@ def _first_runs(folder: StudyFolder, runs: Sequence[RunStanding]) -> Iterator[Se
     if shown:
         words = "ROC, where the network looks, worst volumes. `threefold report RUN` shows all of a run."
         yield Section("The first run of each variant", (Text(words), *shown))
+
+
+def _audits(
+    folder: StudyFolder,
+    study: StudySpec,
+    splits: Sequence[tuple[RunPlan, Split]],
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[Block]:
+    """Yield the audit of each cohort, with the split of its first run and the targets of all variants."""
+    for name, source in study.cohorts.items():
+        home = folder.cohort(name, source)
+        begun = [(plan, split) for plan, split in splits if plan.cohort == name]
+        yield Heading(name)
+        if begun:
+            plan, split = begun[0]
+            of_variant = {plan.variant: folder.run(plan.id) for plan, _ in begun}
+            tasks = [read_experiment(run.experiment).tasks for run in of_variant.values()]
+            targets = tuple(dict.fromkeys(target for each in tasks for target in required_targets(each)))
+            cohort = _as_trained_on(folder.run(plan.id), home)
+            verdict, *rest = audit_blocks(cohort, home, split, targets, progress)
+            words = f"With the split of {plan.id} and the targets of all variants."
+        else:
+            cohort = cohort_if_there(home)
+            if cohort is None:
+                yield Text(f"No run on it has begun, and it is not in {home} yet.")
+                continue
+            verdict, *rest = audit_blocks(cohort, home, None, None, progress)
+            words = "No run on it has begun: all of its targets, and the split column where it is filled."
+        yield verdict
+        if rest:
+            yield Folded("Sites and findings", (Text(words), *rest))
+
+
+def _as_trained_on(run: RunFolder, home: Path) -> Cohort | None:
+    """Return a run's cohort, in the study or where the run had it; None where it is not as it was."""
+    try:
+        return cohort_of_run(run, cohort_if_there(home))
+    except CohortError:
+        return None
 
 
 def _links(folder: StudyFolder, runs: Sequence[RunStanding], out: Path) -> Iterator[tuple[str, str]]:
