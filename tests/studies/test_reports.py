@@ -15,7 +15,7 @@ from threefold.cli.app import main
 from threefold.cohorts.cohort import read_cohort
 from threefold.cohorts.splits import Split, read_split, write_split
 from threefold.errors import RunError
-from threefold.reporting.table import LEAK_NOTE
+from threefold.reporting.table import LEAK_MARK, LEAK_NOTE
 from threefold.run import RunFolder
 from threefold.studies.evaluations import evaluate_run, evaluate_run_on
 from threefold.studies.notices import leaks_of_runs
@@ -275,7 +275,7 @@ def test_a_compared_study_has_claims_variants_pairs_and_links(study: StudyFolder
     ]
     for words in ("Is it <so>?", "two & more", "undecided", "Attention by variant", "AUC of each pair"):
         assert words in found.words
-    assert found.tags.count("img") == 3  # the claims, and the ROC of each of two variants
+    assert found.tags.count("img") == 1 + 2 * 4  # the claims, and of each variant's first run four
     links = [address for address in found.addresses if not address.startswith(NOTHING_OUTSIDE)]
     assert links == ["runs/a/one/split-0-seed-0", "runs/a/two/split-0-seed-0"]
     # From elsewhere they lead there too, and to a run's own report where it has one.
@@ -286,6 +286,55 @@ def test_a_compared_study_has_claims_variants_pairs_and_links(study: StudyFolder
         "my%20study/runs/a/one/split-0-seed-0/report.html",
         "my%20study/runs/a/two/split-0-seed-0",
     ]
+
+
+def test_of_each_first_run_the_best_and_the_worst_are_shown(study: StudyFolder) -> None:
+    first = study.run("a/one/split-0-seed-0")
+    for name in ("volumes-best", "volumes-worst", "volumes-disc", "volumes-disagreement"):
+        Image.new("RGB", (9, 9)).save(first.figures / f"{name}.png")
+    (first.tables / "disagreements.md").write_text("## To be looked at\n\n| a | b |\n| - | - |\n| 1 | 2 |\n")
+    words = read(report(study.path)).words
+    shown = words[words.index("a/one, seed 0") : words.index("a/two, seed 0")]
+    parts = (
+        "Test cases by site, per case site positive AUC",
+        "n: cases/patients.",
+        "ROC by site group",
+        "Calibration by site group",
+        "Metrics by site",
+        "Shift: external against internal, per case",
+        "Test cases by site group, from the best on the left to the worst on the right",
+        "The best test case by Dice",
+        "The worst test case by Dice",
+        "Best and worst cases by Dice",
+        "A case whose topology and classifier disagree",
+        "To be looked at",
+    )
+    places = [shown.index(part) for part in parts]
+    assert places == sorted(places)
+    assert "A typical test case" not in shown  # the run's own report has them
+    assert LEAK_MARK not in words
+
+
+def test_a_first_run_that_leaks_is_marked_beside_its_numbers(study: StudyFolder) -> None:
+    leaking = study.run("a/two/split-0-seed-0")
+    write_split(leaking.split, Split("slice", read_split(leaking.split).parts, ("p1",)))
+    evaluate_run(leaking)
+    words = read(report(study.path)).words
+    shown = words[words.index("a/two, seed 0 †") : words.rindex("The runs")]
+    assert shown.startswith("a/two, seed 0 † Leak: 1 patient has cases in more than one part.")
+    assert shown.count(LEAK_MARK) > 5
+    assert "a/one, seed 0 †" not in words
+
+
+def test_first_runs_without_tables_say_how_they_get_them(study: StudyFolder) -> None:
+    for variant in ("one", "two"):
+        run = study.run(f"a/{variant}/split-0-seed-0")
+        shutil.rmtree(run.figures)
+        if variant == "one":
+            shutil.rmtree(run.tables)
+    words = read(report(study.path)).words
+    assert "Without tables and figures: a/one/split-0-seed-0. threefold evaluate RUN makes them" in words
+    assert "a/two, seed 0 Test cases by site, per case" in words
 
 
 def test_a_comparison_that_a_later_run_is_not_in_is_called_old(study: StudyFolder) -> None:
@@ -366,7 +415,7 @@ def test_a_browser_shows_reports_and_asks_for_nothing(
 ) -> None:
     compare(study)
     figures = len(list(evaluated.figures.glob("*.png")))
-    reports = ((report(evaluated.path), figures, "demo: my-run"), (report(study.path), 3, "Study tiny"))
+    reports = ((report(evaluated.path), figures, "demo: my-run"), (report(study.path), 9, "Study tiny"))
     with browser(tmp_path / "profile") as page:
         for path, pictures, title in reports:
             for width, dark in ((1200, False), (390, False), (390, True)):

@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -17,11 +17,11 @@ from threefold.experiment.spec import Spec
 from threefold.experiments import read_experiment
 from threefold.reporting.evidence import Chapter, read_evidence, sections_of
 from threefold.reporting.html import Block, Code, Facts, Folded, Heading, Links, Notice, Page, Section, Text
-from threefold.reporting.table import Table
+from threefold.reporting.table import LEAK_MARK, Table
 from threefold.run import RunFolder
 from threefold.studies.audit_section import AUDIT, audit_blocks
 from threefold.studies.evaluations import cohort_if_there, cohort_of_run
-from threefold.studies.notices import leaks_of_runs
+from threefold.studies.notices import leak_of_run, leaks_of_runs
 from threefold.studies.reproduction import environment_facts
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import CohortSource, RunPlan, StudySpec, VariantSpec
@@ -35,8 +35,20 @@ _CHAPTERS = (
     Chapter("What the networks rely on", "", ("reliance*",), ("reliance*",)),
     Chapter("Pairs of runs", "", ("pairs*",), ("pairs*",)),
 )
-_OF_A_RUN = Chapter("", "", ("roc", "attention*", "volumes-worst"), ())
-"""Of a run's figures those that the study's page shows; the run's own report has the rest."""
+_OF_A_RUN = (
+    Chapter("", "", (), ("metrics/Test cases by site, per case",)),
+    Chapter("ROC and calibration", "", ("roc", "calibration"), ()),
+    Chapter("Shift between sites", "", ("shift",), ("shift/*",)),
+    Chapter("Attention", "", ("attention*",), ("attention/*",)),
+    Chapter(
+        "Segmentation, the worst cases as well as the best",
+        "",
+        ("examples*", "volumes-best", "volumes-worst"),
+        ("cases/Best*", "metrics/Structures*"),
+    ),
+    Chapter("Disagreements", "", ("volumes-disagreement",), ("disagreements/*",)),
+)
+"""Of a run's tables and figures those that the study's page shows; the run's own report has the rest."""
 
 
 def study_page(
@@ -57,11 +69,11 @@ def study_page(
         RunError: not a study, or an outcome or a split is damaged.
     """
     study, runs = folder.read(), tuple(standing_of(folder))
-    splits = [
-        (run.plan, read_split(folder.run(run.plan.id).split))
+    splits = {
+        run.plan: read_split(folder.run(run.plan.id).split)
         for run in runs
         if folder.run(run.plan.id).split.is_file()
-    ]
+    }
     evidence = read_evidence(folder.tables, folder.figures)
     compared = [(chapter, section) for chapter, section in sections_of(evidence, _CHAPTERS) if section.blocks]
     rest = evidence.rest()
@@ -70,14 +82,14 @@ def study_page(
         lead=_lead(study, runs),
         opening=(
             *_opening(folder, study, runs, compared=bool(compared)),
-            *((leaks_of_runs({plan.id: split for plan, split in splits}),) if splits else ()),
+            *((leaks_of_runs({plan.id: split for plan, split in splits.items()}),) if splits else ()),
         ),
         sections=(
             Section("What was asked", tuple(_protocol(study))),
             *((Section("Splits and leaks", (_splits_table(splits),)),) if splits else ()),
             *(section for _, section in compared),
             *((Section("Further tables and figures", rest),) if rest else ()),
-            *_first_runs(folder, runs),
+            *_first_runs(folder, runs, splits),
             Section("The runs", tuple(_runs(folder, runs, out))),
             Section(AUDIT, tuple(_audits(folder, study, splits, progress))),
             Section("Environment", tuple(_environments(folder, runs))),
@@ -191,10 +203,10 @@ def _keys(settings: Mapping[str, object]) -> str:
     return ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in settings.items())
 
 
-def _splits_table(splits: Iterable[tuple[RunPlan, Split]]) -> Table:
+def _splits_table(splits: Mapping[RunPlan, Split]) -> Table:
     """Return the different splits of the runs, a row each."""
     alike: dict[object, tuple[Split, list[RunPlan]]] = {}
-    for plan, split in splits:
+    for plan, split in splits.items():
         key = (plan.cohort, split.kind, frozenset(split.parts.items()), split.leaking_patients)
         alike.setdefault(key, (split, []))[1].append(plan)
     rows = []
@@ -232,42 +244,64 @@ def _runs(folder: StudyFolder, runs: Sequence[RunStanding], out: Path) -> Iterat
         yield Folded("The run folders", (Links(links),))
 
 
-def _first_runs(folder: StudyFolder, runs: Sequence[RunStanding]) -> Iterator[Section]:
+def _first_runs(
+    folder: StudyFolder, runs: Sequence[RunStanding], splits: Mapping[RunPlan, Split]
+) -> Iterator[Section]:
     """Yield what the first finished run of each variant shows."""
-    first: dict[str, RunStanding] = {}
+    first: dict[tuple[str, str], RunPlan] = {}
     for run in runs:
         if run.state == "finished":
-            first.setdefault(f"{run.plan.cohort}/{run.plan.variant}", run)
+            first.setdefault((run.plan.cohort, run.plan.variant), run.plan)
+    if not first:
+        return
     shown: list[Block] = []
-    for name, run in first.items():
-        place = folder.run(run.plan.id)
-        blocks = read_evidence(place.tables, place.figures).take(_OF_A_RUN)
-        if blocks:
-            shown.append(Folded(f"{name}, seed {run.plan.seed}", blocks))
+    without = []
+    for (cohort, variant), plan in first.items():
+        blocks, split, mark = tuple(_of_a_run(folder.run(plan.id))), splits.get(plan), ""
+        if not blocks:
+            without.append(plan.id)
+            continue
+        if split is not None and split.leaks:
+            blocks, mark = (leak_of_run(split), *blocks), f" {LEAK_MARK}"
+        shown.append(Folded(f"{cohort}/{variant}, seed {plan.seed}{mark}", blocks))
     if shown:
-        words = "ROC, where the network looks, worst volumes. `threefold report RUN` shows all of a run."
-        yield Section("The first run of each variant", (Text(words), *shown))
+        words = "One training of each, not the mean over seeds. `threefold report RUN` shows all of a run."
+        shown.insert(0, Text(words))
+    if without:
+        shown.append(
+            Text(
+                f"Without tables and figures: {', '.join(without)}. `threefold evaluate RUN` makes them "
+                f"from the predictions, in {folder.path / 'runs'}."
+            )
+        )
+    yield Section("The first run of each variant", tuple(shown))
+
+
+def _of_a_run(run: RunFolder) -> Iterator[Block]:
+    for chapter, section in sections_of(read_evidence(run.tables, run.figures), _OF_A_RUN):
+        if section.blocks and chapter.title:
+            yield Heading(chapter.title)
+        yield from section.blocks
 
 
 def _audits(
     folder: StudyFolder,
     study: StudySpec,
-    splits: Sequence[tuple[RunPlan, Split]],
+    splits: Mapping[RunPlan, Split],
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[Block]:
     """Yield the audit of each cohort, with the split of its first run and the targets of all variants."""
     for name, source in study.cohorts.items():
         home = folder.cohort(name, source)
-        begun = [(plan, split) for plan, split in splits if plan.cohort == name]
+        begun = [plan for plan in splits if plan.cohort == name]
         yield Heading(name)
         if begun:
-            plan, split = begun[0]
-            of_variant = {plan.variant: folder.run(plan.id) for plan, _ in begun}
+            first, of_variant = begun[0], {plan.variant: folder.run(plan.id) for plan in begun}
             tasks = [read_experiment(run.experiment).tasks for run in of_variant.values()]
             targets = tuple(dict.fromkeys(target for each in tasks for target in required_targets(each)))
-            cohort = _as_trained_on(folder.run(plan.id), home)
-            verdict, *rest = audit_blocks(cohort, home, split, targets, progress)
-            words = f"With the split of {plan.id} and the targets of all variants."
+            cohort = _as_trained_on(folder.run(first.id), home)
+            verdict, *rest = audit_blocks(cohort, home, splits[first], targets, progress)
+            words = f"With the split of {first.id} and the targets of all variants."
         else:
             cohort = cohort_if_there(home)
             if cohort is None:
