@@ -344,6 +344,19 @@ def test_a_comparison_that_a_later_run_is_not_in_is_called_old(study: StudyFolde
     assert "A run has ended, or the study was changed, since" in read(report(study.path)).words
 
 
+def test_tables_of_a_study_without_claims_can_be_old_too(study: StudyFolder) -> None:
+    study.study.write_text(yaml.safe_dump({**study.read().model_dump(mode="json"), "claims": []}))
+    words = read(report(study.path)).words
+    assert "The study makes no claim. The runs have not been compared: there are no means of the" in words
+    compare(study)
+    words = read(report(study.path)).words
+    assert "The study makes no claim." in words
+    assert "have not been compared" not in words
+    assert "A run has ended, or the study was changed, since" not in words
+    study.remember(Outcome("a/two/split-0-seed-1", "failed", "", 6.0, 1.0))
+    assert "A run has ended, or the study was changed, since" in read(report(study.path)).words
+
+
 def test_a_study_says_whether_any_of_its_runs_leaks(study: StudyFolder) -> None:
     opening = "No leak: split by patient; no patient is in two parts of any of the 2 runs that have begun."
     found = read(report(study.path))

@@ -125,17 +125,18 @@ def _opening(
             f"{counts['finished']} of {len(runs)} runs have finished ({others}): what is below is of those. "
             f"`threefold study run {folder.study} --out {folder.path}` goes on.",
         )
+    compare = f"`threefold study compare {folder.path}`"
     if not study.claims:
         yield Notice("note", "The study makes no claim.")
-    elif not compared:
+    if not compared:
         what = "The runs have not been compared" if counts["finished"] else "None of the runs has finished"
-        compare = f"`threefold study compare {folder.path}`"
-        yield Notice("warning", f"{what}: no claim has a verdict yet. {compare} gives it.")
+        gives = "no claim has a verdict yet" if study.claims else "there are no means of the variants yet"
+        yield Notice("warning", f"{what}: {gives}. {compare} gives {'it' if study.claims else 'them'}.")
     elif _is_stale(folder):
         yield Notice(
             "warning",
             "A run has ended, or the study was changed, since the tables were made. "
-            f"`threefold study compare {folder.path}` makes them anew.",
+            f"{compare} makes them anew.",
         )
 
 
