@@ -357,6 +357,15 @@ def test_tables_of_a_study_without_claims_can_be_old_too(study: StudyFolder) -> 
     assert "A run has ended, or the study was changed, since" in read(report(study.path)).words
 
 
+def test_a_study_does_not_round_its_confidence(study: StudyFolder) -> None:
+    assert "confidence 95%, over 50 replicates" in read(report(study.path)).words
+    for confidence in (0.975, 0.999):
+        study.study.write_text(
+            yaml.safe_dump({**study.read().model_dump(mode="json"), "confidence": confidence})
+        )
+        assert f"confidence {confidence * 100:.1f}%, over" in read(report(study.path)).words
+
+
 def test_a_study_says_whether_any_of_its_runs_leaks(study: StudyFolder) -> None:
     opening = "No leak: split by patient; no patient is in two parts of any of the 2 runs that have begun."
     found = read(report(study.path))

@@ -151,7 +151,10 @@ def _protocol(study: StudySpec) -> Iterator[Block]:
     facts = [
         ("seeds", ", ".join(map(str, study.seeds))),
         ("splits", splits),
-        ("confidence", f"{study.confidence:.0%}, over {study.replicates} replicates of patients and seeds"),
+        (
+            "confidence",
+            f"{100 * study.confidence:g}%, over {study.replicates} replicates of patients and seeds",
+        ),
         ("margin", f"differences up to {study.margin:g} count as none" if study.margin else ""),
     ]
     yield Facts(tuple((term, said) for term, said in facts if said))
