@@ -121,6 +121,16 @@ def test_what_explain_leaves_is_shown_under_its_headings(mine: RunFolder) -> Non
     assert f"threefold explain {mine.path}" not in found.words
 
 
+def test_what_explain_was_asked_and_did_not_find_is_not_promised(mine: RunFolder) -> None:
+    asked = f"threefold explain {mine.path}"
+    assert f"Attention {asked} makes it." in read(report(mine.path)).words
+    mine.evidence.write_text("case_id\n")
+    (mine.tables / "probes.md").write_text("## Probes\n\n| a | b |\n| - | - |\n| 1 | 2 |\n")
+    words = read(report(mine.path)).words
+    assert f"Attention nothing to show: {asked} was asked, and no test case has what this needs." in words
+    assert "makes it" not in words
+
+
 def test_a_run_that_was_not_evaluated_says_so(run: RunFolder, tmp_path: Path) -> None:
     bare = RunFolder(tmp_path / "bare")
     shutil.copytree(run.path, bare.path, ignore=shutil.ignore_patterns("tables", "figures"))

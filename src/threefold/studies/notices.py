@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from threefold.cohorts.splits import Split
 from threefold.reporting.html import Notice
 from threefold.reporting.table import LEAK_NOTE
+from threefold.run import RunFolder
 
 _NAMED = 10
 
@@ -41,6 +43,11 @@ def shared_patients(split: Split) -> str:
     """Return how many patients a split that leaks shares."""
     number = len(split.leaking_patients)
     return f"{number} {'patient has' if number == 1 else 'patients have'} cases in more than one part"
+
+
+def left_by(verb: str, run: RunFolder) -> Path:
+    """Return a file that is there once `evaluate` or `explain` has been through a run."""
+    return {"evaluate": run.tables / "metrics.json", "explain": run.evidence}[verb]
 
 
 def _some(names: list[str]) -> str:

@@ -22,7 +22,7 @@ from threefold.reporting.table import Table, cell
 from threefold.run import RunFolder
 from threefold.studies.audit_section import AUDIT, audit_blocks
 from threefold.studies.evaluations import cohort_if_there, of_run
-from threefold.studies.notices import leak_of_run, shared_patients
+from threefold.studies.notices import leak_of_run, left_by, shared_patients
 from threefold.studies.reproduction import environment_facts, reproduction
 
 Progress = Callable[[int, int], None]
@@ -259,9 +259,10 @@ def _why_absent(chapter: Chapter, read: _Read) -> str:
         return f"needs {' and '.join(lacking)}, which this run does not have."
     if read.status.get("state") != "finished":
         return f"the training has to finish first, then `threefold {chapter.verb} {read.run.path}`."
-    if (read.run.tables / "metrics.json").is_file() and chapter.verb == "evaluate":
-        return chapter.none or f"nothing to show: `threefold evaluate {read.run.path}` found none."
-    return f"`threefold {chapter.verb} {read.run.path}` makes it."
+    command = f"`threefold {chapter.verb} {read.run.path}`"
+    if left_by(chapter.verb, read.run).is_file():
+        return chapter.none or f"nothing to show: {command} was asked, and no test case has what this needs."
+    return f"{command} makes it."
 
 
 def _has(need: Need, read: _Read) -> bool:
