@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -146,6 +147,22 @@ def test_an_unfinished_run_says_how_to_go_on(mine: RunFolder) -> None:
     found = read(report(mine.path))
     assert "The training has not finished: interrupted, 3 of 9 epochs." in found.words
     assert "the training has to finish first" in found.words
+
+
+@pytest.mark.parametrize("name", ["predictions.csv", "structures.csv"])
+def test_tables_that_are_older_than_the_predictions_are_called_old(mine: RunFolder, name: str) -> None:
+    old = "By their dates, the predictions are newer than what threefold"
+    mine.structures.touch()
+    mine.evidence.write_text("case_id\n")
+    newest = mine.evidence.stat().st_mtime + 1
+    for made in (mine.tables / "metrics.json", mine.evidence):
+        os.utime(made, (newest, newest))
+    assert old not in read(report(mine.path)).words
+    os.utime(mine.path / name, (newest + 1, newest + 1))
+    words = read(report(mine.path)).words
+    for verb in ("evaluate", "explain"):
+        said = f"{old} {verb} made of them. threefold {verb} {mine.path} makes it anew."
+        assert words.index(said) < words.index("At a glance")
 
 
 def test_a_leak_is_said_before_all_numbers(mine: RunFolder) -> None:
@@ -334,6 +351,15 @@ def test_a_first_run_that_leaks_is_marked_beside_its_numbers(study: StudyFolder)
     assert shown.startswith("a/two, seed 0 † Leak: 1 patient has cases in more than one part.")
     assert shown.count(LEAK_MARK) > 5
     assert "a/one, seed 0 †" not in words
+
+
+def test_a_first_run_whose_tables_are_old_says_so(study: StudyFolder) -> None:
+    run = study.run("a/two/split-0-seed-0")
+    later = (run.tables / "metrics.json").stat().st_mtime + 1
+    os.utime(run.predictions, (later, later))
+    words = read(report(study.path)).words
+    assert "a/two, seed 0 By their dates, the predictions are newer than" in words
+    assert words.count("By their dates") == 1
 
 
 def test_first_runs_without_tables_say_how_they_get_them(study: StudyFolder) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from threefold.cohorts.splits import Split
@@ -48,6 +48,24 @@ def shared_patients(split: Split) -> str:
 def left_by(verb: str, run: RunFolder) -> Path:
     """Return a file that is there once `evaluate` or `explain` has been through a run."""
     return {"evaluate": run.tables / "metrics.json", "explain": run.evidence}[verb]
+
+
+def stale_tables(run: RunFolder) -> Iterator[Notice]:
+    """Yield whether what `evaluate` and `explain` left is older than the predictions that it is of."""
+    for verb in ("evaluate", "explain"):
+        left = left_by(verb, run)
+        if left.is_file() and is_older([left], [run.predictions, run.structures]):
+            yield Notice(
+                "warning",
+                f"By their dates, the predictions are newer than what `threefold {verb}` made of them. "
+                f"`threefold {verb} {run.path}` makes it anew.",
+            )
+
+
+def is_older(made: Iterable[Path], of: Iterable[Path]) -> bool:
+    """Whether a file was written after all those that were made of it; absent ones don't count."""
+    newest = max((path.stat().st_mtime for path in made), default=0.0)
+    return any(path.stat().st_mtime > newest for path in of if path.is_file())
 
 
 def _some(names: list[str]) -> str:

@@ -22,7 +22,7 @@ from threefold.reporting.table import Table, cell
 from threefold.run import RunFolder
 from threefold.studies.audit_section import AUDIT, audit_blocks
 from threefold.studies.evaluations import cohort_if_there, of_run
-from threefold.studies.notices import leak_of_run, left_by, shared_patients
+from threefold.studies.notices import leak_of_run, left_by, shared_patients, stale_tables
 from threefold.studies.reproduction import environment_facts, reproduction
 
 Progress = Callable[[int, int], None]
@@ -133,6 +133,7 @@ def _opening(read: _Read) -> Iterator[Block]:
             f"The run has not been evaluated. `threefold evaluate {read.run.path}` makes its tables and "
             "figures.",
         )
+    yield from stale_tables(read.run)
     yield leak_of_run(read.split)
 
 

@@ -21,7 +21,7 @@ from threefold.reporting.table import LEAK_MARK, Table
 from threefold.run import RunFolder
 from threefold.studies.audit_section import AUDIT, audit_blocks
 from threefold.studies.evaluations import cohort_if_there, cohort_of_run
-from threefold.studies.notices import leak_of_run, leaks_of_runs
+from threefold.studies.notices import is_older, leak_of_run, leaks_of_runs, stale_tables
 from threefold.studies.reproduction import environment_facts
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import CohortSource, RunPlan, StudySpec, VariantSpec
@@ -141,9 +141,7 @@ def _opening(
 
 
 def _is_stale(folder: StudyFolder) -> bool:
-    made = max((path.stat().st_mtime for path in folder.tables.glob("*.md")), default=0.0)
-    since = [folder.study, *(folder.path / "outcomes").glob("*.json")]
-    return any(path.stat().st_mtime > made for path in since)
+    return is_older(folder.tables.glob("*.md"), [folder.study, *(folder.path / "outcomes").glob("*.json")])
 
 
 def _protocol(study: StudySpec) -> Iterator[Block]:
@@ -261,13 +259,14 @@ def _first_runs(
     shown: list[Block] = []
     without = []
     for (cohort, variant), plan in first.items():
-        blocks, split, mark = tuple(_of_a_run(folder.run(plan.id))), splits.get(plan), ""
+        place, split = folder.run(plan.id), splits.get(plan)
+        blocks = tuple(_of_a_run(place))
         if not blocks:
             without.append(plan.id)
             continue
-        if split is not None and split.leaks:
-            blocks, mark = (leak_of_run(split), *blocks), f" {LEAK_MARK}"
-        shown.append(Folded(f"{cohort}/{variant}, seed {plan.seed}{mark}", blocks))
+        leak = (leak_of_run(split),) if split is not None and split.leaks else ()
+        summary = f"{cohort}/{variant}, seed {plan.seed}{f' {LEAK_MARK}' if leak else ''}"
+        shown.append(Folded(summary, (*leak, *stale_tables(place), *blocks)))
     if shown:
         words = "One training of each, not the mean over seeds. `threefold report RUN` shows all of a run."
         shown.insert(0, Text(words))
