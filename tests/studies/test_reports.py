@@ -280,7 +280,7 @@ def test_a_study_before_it_is_compared(study: StudyFolder) -> None:
         "environment",
         "how-to-reproduce",
     ]
-    assert "a/one, seed 0" in found.words
+    assert "a/one, split 0, seed 0" in found.words
 
 
 def test_a_compared_study_has_claims_variants_pairs_and_links(study: StudyFolder, tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ def test_of_each_first_run_the_best_and_the_worst_are_shown(study: StudyFolder) 
         Image.new("RGB", (9, 9)).save(first.figures / f"{name}.png")
     (first.tables / "disagreements.md").write_text("## To be looked at\n\n| a | b |\n| - | - |\n| 1 | 2 |\n")
     words = read(report(study.path)).words
-    shown = words[words.index("a/one, seed 0") : words.index("a/two, seed 0")]
+    shown = words[words.index("a/one, split 0, seed 0") : words.index("a/two, split 0, seed 0")]
     parts = (
         "Test cases by site, per case site positive AUC",
         "n: cases/patients.",
@@ -347,10 +347,10 @@ def test_a_first_run_that_leaks_is_marked_beside_its_numbers(study: StudyFolder)
     write_split(leaking.split, Split("slice", read_split(leaking.split).parts, ("p1",)))
     evaluate_run(leaking)
     words = read(report(study.path)).words
-    shown = words[words.index("a/two, seed 0 †") : words.rindex("The runs")]
-    assert shown.startswith("a/two, seed 0 † Leak: 1 patient has cases in more than one part.")
+    shown = words[words.index("a/two, split 0, seed 0 †") : words.rindex("The runs")]
+    assert shown.startswith("a/two, split 0, seed 0 † Leak: 1 patient has cases in more than one part.")
     assert shown.count(LEAK_MARK) > 5
-    assert "a/one, seed 0 †" not in words
+    assert "a/one, split 0, seed 0 †" not in words
 
 
 def test_a_first_run_whose_tables_are_old_says_so(study: StudyFolder) -> None:
@@ -358,7 +358,7 @@ def test_a_first_run_whose_tables_are_old_says_so(study: StudyFolder) -> None:
     later = (run.tables / "metrics.json").stat().st_mtime + 1
     os.utime(run.predictions, (later, later))
     words = read(report(study.path)).words
-    assert "a/two, seed 0 By their dates, the predictions are newer than" in words
+    assert "a/two, split 0, seed 0 By their dates, the predictions are newer than" in words
     assert words.count("By their dates") == 1
 
 
@@ -370,7 +370,7 @@ def test_first_runs_without_tables_say_how_they_get_them(study: StudyFolder) -> 
             shutil.rmtree(run.tables)
     words = read(report(study.path)).words
     assert "Without tables and figures: a/one/split-0-seed-0. threefold evaluate RUN makes them" in words
-    assert "a/two, seed 0 Test cases by site, per case" in words
+    assert "a/two, split 0, seed 0 Test cases by site, per case" in words
 
 
 def test_a_comparison_that_a_later_run_is_not_in_is_called_old(study: StudyFolder) -> None:
@@ -408,7 +408,7 @@ def test_a_study_says_whether_any_of_its_runs_leaks(study: StudyFolder) -> None:
     assert found.words.index(opening) < found.words.index("What was asked")
     parts = read_split(study.run("a/one/split-0-seed-0").split).parts
     counts = " ".join(str([*parts.values()].count(part)) for part in ("train", "validation", "test"))
-    assert f"a 0 patient {counts} none one, two 2" in found.words
+    assert f"a 0 patient none {counts} one, two 2" in found.words
     write_split(study.run("a/two/split-0-seed-0").split, Split("slice", parts, ("p1", "p2")))
     found = read(report(study.path))
     leak = (
@@ -417,7 +417,7 @@ def test_a_study_says_whether_any_of_its_runs_leaks(study: StudyFolder) -> None:
     )
     assert found.words.index(leak) < found.words.index("What was asked")
     assert "No leak" not in found.words
-    assert f"a 0 patient {counts} none one 1 a 0 slice {counts} 2 two 1" in found.words
+    assert f"a 0 patient none {counts} one 1 a 0 slice 2 {counts} two 1" in found.words
 
 
 def test_each_cohort_of_a_study_is_audited_where_it_is_there(

@@ -39,9 +39,9 @@ _OF_A_RUN = (
     Chapter("", "", (), ("metrics/Test cases by site, per case",)),
     Chapter("ROC and calibration", "", ("roc", "calibration"), ()),
     Chapter("Shift between sites", "", ("shift",), ("shift/*",)),
-    Chapter("Attention", "", ("attention*",), ("attention/*",)),
+    Chapter("Attention", "", ("attention*",), ()),
     Chapter(
-        "Segmentation, the worst cases as well as the best",
+        "The worst cases as well as the best",
         "",
         ("examples*", "volumes-best", "volumes-worst"),
         ("cases/Best*", "metrics/Structures*"),
@@ -219,15 +219,15 @@ def _splits_table(splits: Mapping[RunPlan, Split]) -> Table:
                 plans[0].cohort,
                 ", ".join(dict.fromkeys(str(plan.split) for plan in plans)),
                 split.kind,
-                *(str(counts[part]) for part in PARTS),
                 str(len(split.leaking_patients)) if split.leaks else "none",
+                *(str(counts[part]) for part in PARTS),
                 ", ".join(dict.fromkeys(plan.variant for plan in plans)),
                 str(len(plans)),
             )
         )
     return Table(
         "Splits and leaks",
-        ("cohort", "split", "by", *PARTS, "patients in two parts", "variants", "runs"),
+        ("cohort", "split", "by", "patients in two parts", *PARTS, "variants", "runs"),
         tuple(rows),
         ("Cases by part, of the runs that have begun.",),
     )
@@ -265,10 +265,10 @@ def _first_runs(
             without.append(plan.id)
             continue
         leak = (leak_of_run(split),) if split is not None and split.leaks else ()
-        summary = f"{cohort}/{variant}, seed {plan.seed}{f' {LEAK_MARK}' if leak else ''}"
+        summary = f"{cohort}/{variant}, split {plan.split}, seed {plan.seed}{f' {LEAK_MARK}' if leak else ''}"
         shown.append(Folded(summary, (*leak, *stale_tables(place), *blocks)))
     if shown:
-        words = "One training of each, not the mean over seeds. `threefold report RUN` shows all of a run."
+        words = "One training of each, not the mean over runs. `threefold report RUN` shows all of a run."
         shown.insert(0, Text(words))
     if without:
         shown.append(
