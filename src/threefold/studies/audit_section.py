@@ -11,6 +11,7 @@ from threefold.cohorts.splits import Split, Target
 from threefold.reporting.audit_texts import association_line, site_rows, split_line, verdict
 from threefold.reporting.html import Block, Notice, Text
 from threefold.reporting.table import Table
+from threefold.studies.notices import some
 
 AUDIT = "Data audit"
 """The section's title."""
@@ -56,13 +57,9 @@ def _blocks(found: Audit) -> list[Block]:
                 "Findings",
                 ("check", "severity", "finding", "cases"),
                 tuple(
-                    (each.check, each.severity, each.message, _some(each.cases)) for each in found.findings
+                    (each.check, each.severity, each.message, some(each.cases, _CASES_SHOWN))
+                    for each in found.findings
                 ),
             )
         )
     return blocks
-
-
-def _some(cases: tuple[str, ...]) -> str:
-    more = f" and {len(cases) - _CASES_SHOWN} more" if len(cases) > _CASES_SHOWN else ""
-    return ", ".join(cases[:_CASES_SHOWN]) + more

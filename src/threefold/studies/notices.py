@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from threefold.cohorts.splits import Split
 from threefold.reporting.html import Notice
 from threefold.reporting.table import LEAK_NOTE
 from threefold.run import RunFolder
-
-_NAMED = 10
 
 
 def leak_of_run(split: Split) -> Notice:
@@ -35,7 +33,7 @@ def leaks_of_runs(splits: Mapping[str, Split]) -> Notice:
         runs = "the one run that has" if len(splits) == 1 else f"any of the {len(splits)} runs that have"
         return Notice("good", f"No leak: split by {kinds}; no patient is in two parts of {runs} begun.")
     number = sum(map(len, leaking.values()))
-    said = " ".join(f"{shared} in {_some(names)}." for shared, names in leaking.items())
+    said = " ".join(f"{shared} in {some(names)}." for shared, names in leaking.items())
     return Notice("bad", f"Leak in {number} of the {len(splits)} runs that have begun. {said} {LEAK_NOTE}")
 
 
@@ -68,6 +66,7 @@ def is_older(made: Iterable[Path], of: Iterable[Path]) -> bool:
     return any(path.stat().st_mtime > newest for path in of if path.is_file())
 
 
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+def some(names: Sequence[str], most: int = 10) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

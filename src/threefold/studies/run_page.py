@@ -22,7 +22,7 @@ from threefold.reporting.table import Table, cell
 from threefold.run import RunFolder
 from threefold.studies.audit_section import AUDIT, audit_blocks
 from threefold.studies.evaluations import cohort_if_there, of_run
-from threefold.studies.notices import leak_of_run, left_by, shared_patients, stale_tables
+from threefold.studies.notices import leak_of_run, left_by, shared_patients, some, stale_tables
 from threefold.studies.reproduction import environment_facts, reproduction
 
 Progress = Callable[[int, int], None]
@@ -213,9 +213,7 @@ def _training(read: _Read) -> Iterator[Block]:
 def _split(read: _Read) -> Iterator[Block]:
     split = read.split
     if split.leaks:
-        shown = ", ".join(split.leaking_patients[:10])
-        more = f" and {len(split.leaking_patients) - 10} more" if len(split.leaking_patients) > 10 else ""
-        yield Notice("bad", f"{shared_patients(split)}. They are {shown}{more}.")
+        yield Notice("bad", f"{shared_patients(split)}. They are {some(split.leaking_patients)}.")
     else:
         yield Text(f"The split is by {split.kind}. No patient has cases in more than one part.")
     if read.cohort is None:
