@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -18,8 +19,10 @@ from threefold.cohorts.splits import Split, read_split, write_split
 from threefold.errors import RunError
 from threefold.experiment import Experiment
 from threefold.reporting.html import Code
+from threefold.reporting.table import LEAK_MARK, LEAK_NOTE
 from threefold.run import RunFolder
 from threefold.studies.evaluations import evaluate_run, evaluate_run_on
+from threefold.studies.notices import leaks_of_runs
 from threefold.studies.reports import report
 from threefold.studies.reproduction import reproduction, typed
 from threefold.studies.study_folder import Outcome, StudyFolder
@@ -122,6 +125,16 @@ def test_what_explain_leaves_is_shown_under_its_headings(mine: RunFolder) -> Non
     assert f"threefold explain {mine.path}" not in found.words
 
 
+def test_what_explain_was_asked_and_did_not_find_is_not_promised(mine: RunFolder) -> None:
+    asked = f"threefold explain {mine.path}"
+    assert f"Attention {asked} makes it." in read(report(mine.path)).words
+    mine.evidence.write_text("case_id\n")
+    (mine.tables / "probes.md").write_text("## Probes\n\n| a | b |\n| - | - |\n| 1 | 2 |\n")
+    words = read(report(mine.path)).words
+    assert f"Attention nothing to show: {asked} was asked, and no test case has what this needs." in words
+    assert "makes it" not in words
+
+
 def test_a_run_that_was_not_evaluated_says_so(run: RunFolder, tmp_path: Path) -> None:
     bare = RunFolder(tmp_path / "bare")
     shutil.copytree(run.path, bare.path, ignore=shutil.ignore_patterns("tables", "figures"))
@@ -137,6 +150,22 @@ def test_an_unfinished_run_says_how_to_go_on(mine: RunFolder) -> None:
     found = read(report(mine.path))
     assert "The training has not finished: interrupted, 3 of 9 epochs." in found.words
     assert "the training has to finish first" in found.words
+
+
+@pytest.mark.parametrize("name", ["predictions.csv", "structures.csv"])
+def test_tables_that_are_older_than_the_predictions_are_called_old(mine: RunFolder, name: str) -> None:
+    old = "By their dates, the predictions are newer than what threefold"
+    mine.structures.touch()
+    mine.evidence.write_text("case_id\n")
+    newest = mine.evidence.stat().st_mtime + 1
+    for made in (mine.tables / "metrics.json", mine.evidence):
+        os.utime(made, (newest, newest))
+    assert old not in read(report(mine.path)).words
+    os.utime(mine.path / name, (newest + 1, newest + 1))
+    words = read(report(mine.path)).words
+    for verb in ("evaluate", "explain"):
+        said = f"{old} {verb} made of them. threefold {verb} {mine.path} makes it anew."
+        assert words.index(said) < words.index("At a glance")
 
 
 def test_a_leak_is_said_before_all_numbers(mine: RunFolder) -> None:
@@ -274,8 +303,16 @@ def test_a_study_before_it_is_compared(study: StudyFolder) -> None:
     )
     assert "first <line> second line" in found.words
     first = "the-first-run-of-each-variant"
-    assert contents(found) == ["what-was-asked", first, "the-runs", "environment", "how-to-reproduce"]
-    assert "a/one, seed 0" in found.words
+    assert contents(found) == [
+        "what-was-asked",
+        "splits-and-leaks",
+        first,
+        "the-runs",
+        "data-audit",
+        "environment",
+        "how-to-reproduce",
+    ]
+    assert "a/one, split 0, seed 0" in found.words
 
 
 def test_a_compared_study_has_claims_variants_pairs_and_links(study: StudyFolder, tmp_path: Path) -> None:
@@ -284,18 +321,20 @@ def test_a_compared_study_has_claims_variants_pairs_and_links(study: StudyFolder
     found = read(report(study.path))
     assert contents(found) == [
         "what-was-asked",
+        "splits-and-leaks",
         "what-each-claim-came-to",
         "variants",
         "pairs-of-runs",
         "further-tables-and-figures",
         "the-first-run-of-each-variant",
         "the-runs",
+        "data-audit",
         "environment",
         "how-to-reproduce",
     ]
     for words in ("Is it <so>?", "two & more", "undecided", "Attention by variant", "AUC of each pair"):
         assert words in found.words
-    assert found.tags.count("img") == 3  # the claims, and the ROC of each of two variants
+    assert found.tags.count("img") == 1 + 2 * 4  # the claims, and of each variant's first run four
     links = [address for address in found.addresses if not address.startswith(NOTHING_OUTSIDE)]
     assert links == ["runs/a/one/split-0-seed-0", "runs/a/two/split-0-seed-0"]
     # From elsewhere they lead there too, and to a run's own report where it has one.
@@ -308,11 +347,148 @@ def test_a_compared_study_has_claims_variants_pairs_and_links(study: StudyFolder
     ]
 
 
+def test_of_each_first_run_the_best_and_the_worst_are_shown(study: StudyFolder) -> None:
+    first = study.run("a/one/split-0-seed-0")
+    for name in ("volumes-best", "volumes-worst", "volumes-disc", "volumes-disagreement"):
+        Image.new("RGB", (9, 9)).save(first.figures / f"{name}.png")
+    (first.tables / "disagreements.md").write_text("## To be looked at\n\n| a | b |\n| - | - |\n| 1 | 2 |\n")
+    words = read(report(study.path)).words
+    shown = words[words.index("a/one, split 0, seed 0") : words.index("a/two, split 0, seed 0")]
+    parts = (
+        "Test cases by site, per case site positive AUC",
+        "n: cases/patients.",
+        "ROC by site group",
+        "Calibration by site group",
+        "Metrics by site",
+        "Shift: external against internal, per case",
+        "Test cases by site group, from the best on the left to the worst on the right",
+        "The best test case by Dice",
+        "The worst test case by Dice",
+        "Best and worst cases by Dice",
+        "A case whose topology and classifier disagree",
+        "To be looked at",
+    )
+    places = [shown.index(part) for part in parts]
+    assert places == sorted(places)
+    assert "A typical test case" not in shown  # the run's own report has them
+    assert LEAK_MARK not in words
+
+
+def test_a_first_run_that_leaks_is_marked_beside_its_numbers(study: StudyFolder) -> None:
+    leaking = study.run("a/two/split-0-seed-0")
+    write_split(leaking.split, Split("slice", read_split(leaking.split).parts, ("p1",)))
+    evaluate_run(leaking)
+    words = read(report(study.path)).words
+    shown = words[words.index("a/two, split 0, seed 0 †") : words.rindex("The runs")]
+    assert shown.startswith("a/two, split 0, seed 0 † Leak: 1 patient has cases in more than one part.")
+    assert shown.count(LEAK_MARK) > 5
+    assert "a/one, split 0, seed 0 †" not in words
+
+
+def test_a_first_run_whose_tables_are_old_says_so(study: StudyFolder) -> None:
+    run = study.run("a/two/split-0-seed-0")
+    later = (run.tables / "metrics.json").stat().st_mtime + 1
+    os.utime(run.predictions, (later, later))
+    words = read(report(study.path)).words
+    assert "a/two, split 0, seed 0 By their dates, the predictions are newer than" in words
+    assert words.count("By their dates") == 1
+
+
+def test_first_runs_without_tables_say_how_they_get_them(study: StudyFolder) -> None:
+    for variant in ("one", "two"):
+        run = study.run(f"a/{variant}/split-0-seed-0")
+        shutil.rmtree(run.figures)
+        if variant == "one":
+            shutil.rmtree(run.tables)
+    words = read(report(study.path)).words
+    assert "Without tables and figures: a/one/split-0-seed-0. threefold evaluate RUN makes them" in words
+    assert "a/two, split 0, seed 0 Test cases by site, per case" in words
+
+
 def test_a_comparison_that_a_later_run_is_not_in_is_called_old(study: StudyFolder) -> None:
     compare(study)
     assert "A run has ended, or the study was changed, since" not in read(report(study.path)).words
     study.remember(Outcome("a/two/split-0-seed-1", "failed", "", 6.0, 1.0))
     assert "A run has ended, or the study was changed, since" in read(report(study.path)).words
+
+
+def test_tables_of_a_study_without_claims_can_be_old_too(study: StudyFolder) -> None:
+    study.study.write_text(yaml.safe_dump({**study.read().model_dump(mode="json"), "claims": []}))
+    words = read(report(study.path)).words
+    assert "The study makes no claim. The runs have not been compared: there are no means of the" in words
+    compare(study)
+    words = read(report(study.path)).words
+    assert "The study makes no claim." in words
+    assert "have not been compared" not in words
+    assert "A run has ended, or the study was changed, since" not in words
+    study.remember(Outcome("a/two/split-0-seed-1", "failed", "", 6.0, 1.0))
+    assert "A run has ended, or the study was changed, since" in read(report(study.path)).words
+
+
+def test_a_study_does_not_round_its_confidence(study: StudyFolder) -> None:
+    assert "confidence 95%, over 50 replicates" in read(report(study.path)).words
+    for confidence in (0.975, 0.999):
+        study.study.write_text(
+            yaml.safe_dump({**study.read().model_dump(mode="json"), "confidence": confidence})
+        )
+        assert f"confidence {confidence * 100:.1f}%, over" in read(report(study.path)).words
+
+
+def test_a_study_says_whether_any_of_its_runs_leaks(study: StudyFolder) -> None:
+    opening = "No leak: split by patient; no patient is in two parts of any of the 2 runs that have begun."
+    found = read(report(study.path))
+    assert found.words.index(opening) < found.words.index("What was asked")
+    parts = read_split(study.run("a/one/split-0-seed-0").split).parts
+    counts = " ".join(str([*parts.values()].count(part)) for part in ("train", "validation", "test"))
+    assert f"a 0 patient none {counts} one, two 2" in found.words
+    write_split(study.run("a/two/split-0-seed-0").split, Split("slice", parts, ("p1", "p2")))
+    found = read(report(study.path))
+    leak = (
+        "Leak in 1 of the 2 runs that have begun. "
+        "2 patients have cases in more than one part in a/two/split-0-seed-0."
+    )
+    assert found.words.index(leak) < found.words.index("What was asked")
+    assert "No leak" not in found.words
+    assert f"a 0 patient none {counts} one 1 a 0 slice 2 {counts} two 1" in found.words
+
+
+def test_each_cohort_of_a_study_is_audited_where_it_is_there(
+    study: StudyFolder, cohort_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(cohort_folder, tmp_path / "moved")
+    asked = study.read().model_dump(mode="json")
+    asked["cohorts"] |= {"unused": {"folder": str(tmp_path / "moved")}, "gone": {"folder": "/nowhere"}}
+    study.study.write_text(yaml.safe_dump(asked))
+    counted: list[tuple[int, int]] = []
+    words = read(report(study.path, progress=lambda done, total: counted.append((done, total)))).words
+    cases = len(read_cohort(cohort_folder).cases)
+    assert counted == 2 * [(done, cases) for done in range(1, cases + 1)]
+    audits = words[words.rindex("Data audit") :]
+    assert audits.startswith("Data audit a Training can start: 0 to correct")
+    assert "With the split of a/one/split-0-seed-0 and the targets of all variants." in audits
+    assert audits.count(f"{cases} cases of") == 2
+    assert "unused Training can start" in audits
+    assert "gone No run on it has begun, and it is not in /nowhere yet." in audits
+
+
+def test_a_cohort_that_a_study_has_no_more_is_not_audited(study: StudyFolder, tmp_path: Path) -> None:
+    for variant in ("one", "two"):
+        described = study.run(f"a/{variant}/split-0-seed-0").cohort
+        described.write_text(json.dumps({**json.loads(described.read_text()), "folder": "cohort"}))
+    words = read(report(study.path)).words
+    home = study.path / "cohorts" / "a"
+    assert f"The cohort is not in {home} as it was trained on" in words
+    assert "Sites and findings" not in words
+
+
+def test_of_many_leaking_runs_some_are_named() -> None:
+    alone = Split("slice", {"c": "train"}, ("p",))
+    said = leaks_of_runs({f"run-{number:02}": alone for number in range(12)}).text
+    assert "Leak in 12 of the 12 runs" in said
+    assert "1 patient has cases in more than one part in run-00, run-01," in said
+    assert "run-09 and 2 more." in said
+    assert LEAK_NOTE in said
+    assert "of the one run that has begun." in leaks_of_runs({"one": Split("site", {"c": "train"})}).text
 
 
 def test_a_study_of_which_nothing_has_run(study: StudyFolder) -> None:
@@ -321,6 +497,7 @@ def test_a_study_of_which_nothing_has_run(study: StudyFolder) -> None:
     found = read(report(study.path))
     assert "None of the runs has finished: no claim has a verdict yet." in found.words
     assert "No run has begun." in found.words
+    assert "No leak" not in found.words
 
 
 def test_a_browser_shows_reports_and_asks_for_nothing(
@@ -328,7 +505,7 @@ def test_a_browser_shows_reports_and_asks_for_nothing(
 ) -> None:
     compare(study)
     figures = len(list(evaluated.figures.glob("*.png")))
-    reports = ((report(evaluated.path), figures, "demo: my-run"), (report(study.path), 3, "Study tiny"))
+    reports = ((report(evaluated.path), figures, "demo: my-run"), (report(study.path), 9, "Study tiny"))
     with browser(tmp_path / "profile") as page:
         for path, pictures, title in reports:
             for width, dark in ((1200, False), (390, False), (390, True)):

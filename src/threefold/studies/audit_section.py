@@ -1,4 +1,4 @@
-"""The audit of a report's cohort as a section."""
+"""The audit of a report's cohorts."""
 
 from __future__ import annotations
 
@@ -9,37 +9,38 @@ from threefold.cohorts.audit import Audit, audit
 from threefold.cohorts.cohort import Cohort
 from threefold.cohorts.splits import Split, Target
 from threefold.reporting.audit_texts import association_line, site_rows, split_line, verdict
-from threefold.reporting.html import Block, Notice, Section, Text
+from threefold.reporting.html import Block, Notice, Text
 from threefold.reporting.table import Table
+from threefold.studies.notices import some
 
-TITLE = "Data audit"
+AUDIT = "Data audit"
+"""The section's title."""
 _CASES_SHOWN = 6
 
 
-def audit_section(
+def audit_blocks(
     cohort: Cohort | None,
     home: Path,
-    split: Split,
-    targets: Collection[Target],
+    split: Split | None,
+    targets: Collection[Target] | None,
     progress: Callable[[int, int], None] | None = None,
-) -> Section:
-    """Return what an audit of the cohort finds now, its headers read but not its voxels.
+) -> tuple[Block, ...]:
+    """Return what an audit of a cohort finds now, its headers read but not its voxels.
 
     Args:
         cohort: as trained on; None where it was moved or changed.
         home: where it was.
-        split: the run's.
-        targets: what the training asked for.
+        split: a run's; None: the cohort's own column, where it is filled.
+        targets: what the training asked for; None: all that the cohort speaks of.
         progress: told of each case.
     """
     if cohort is None:
         text = (
-            f"The cohort is not in {home} as it was trained on: it was moved or changed. "
-            "`threefold check COHORT` audits it where it is."
+            f"The cohort is not in {home} as it was trained on: it was moved or changed, or the study was "
+            "packed, which leaves images out. `threefold check COHORT` audits it where it is."
         )
-        return Section(TITLE, (Notice("note", text),))
-    found = audit(cohort, split=split, targets=targets, read_voxels=False, progress=progress)
-    return Section(TITLE, tuple(_blocks(found)))
+        return (Notice("note", text),)
+    return tuple(_blocks(audit(cohort, split=split, targets=targets, read_voxels=False, progress=progress)))
 
 
 def _blocks(found: Audit) -> list[Block]:
@@ -56,13 +57,9 @@ def _blocks(found: Audit) -> list[Block]:
                 "Findings",
                 ("check", "severity", "finding", "cases"),
                 tuple(
-                    (each.check, each.severity, each.message, _some(each.cases)) for each in found.findings
+                    (each.check, each.severity, each.message, some(each.cases, _CASES_SHOWN))
+                    for each in found.findings
                 ),
             )
         )
     return blocks
-
-
-def _some(cases: tuple[str, ...]) -> str:
-    more = f" and {len(cases) - _CASES_SHOWN} more" if len(cases) > _CASES_SHOWN else ""
-    return ", ".join(cases[:_CASES_SHOWN]) + more

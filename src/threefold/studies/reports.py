@@ -20,7 +20,7 @@ def report(
 ) -> Path:
     """Write the report of a run or a study, one HTML file with everything in it; return its path.
 
-    Nothing is computed but the audit of a run's cohort: the report shows what evaluation, explanation and
+    Nothing is computed but the audit of the cohorts: the report shows what evaluation, explanation and
     comparison left, and says what is missing.
 
     Args:
@@ -43,7 +43,7 @@ def report(
     if is_run:
         page = run_page(RunFolder(folder), footer, progress=progress)
     else:
-        page = study_page(StudyFolder(folder), out, footer)
+        page = study_page(StudyFolder(folder), out, footer, progress=progress)
     write_atomically(out, render(page))
     return out
 

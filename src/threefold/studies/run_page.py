@@ -18,10 +18,11 @@ from threefold.experiment import Experiment, Part
 from threefold.reporting.evidence import Chapter, Need, read_evidence, sections_of
 from threefold.reporting.html import Block, Facts, Heading, Notice, Page, Section, Text
 from threefold.reporting.structure_tables import title_of
-from threefold.reporting.table import LEAK_NOTE, Table, cell
+from threefold.reporting.table import Table, cell
 from threefold.run import RunFolder
-from threefold.studies.audit_section import audit_section
+from threefold.studies.audit_section import AUDIT, audit_blocks
 from threefold.studies.evaluations import cohort_if_there, of_run
+from threefold.studies.notices import leak_of_run, left_by, shared_patients, some, stale_tables
 from threefold.studies.reproduction import environment_facts, reproduction
 
 Progress = Callable[[int, int], None]
@@ -66,6 +67,7 @@ def run_page(run: RunFolder, footer: str, *, progress: Progress | None = None) -
     """
     read = _read(run)
     opening = tuple(_opening(read))
+    targets = required_targets(read.experiment.tasks)
     headline = _headline(run)
     shown, absent = [], []
     for chapter, section in sections_of(evidence := read_evidence(run.tables, run.figures)):
@@ -84,9 +86,7 @@ def run_page(run: RunFolder, footer: str, *, progress: Progress | None = None) -
             Section("Split and leaks", tuple(_split(read))),
             *shown,
             *_other_cohorts(run),
-            audit_section(
-                read.cohort, read.home, read.split, required_targets(read.experiment.tasks), progress
-            ),
+            Section(AUDIT, audit_blocks(read.cohort, read.home, read.split, targets, progress)),
             *((Section("Not in this report", (Facts(tuple(absent)),)),) if absent else ()),
             Section("Environment", (Facts(tuple(environment_facts(run))),)),
             Section("How to reproduce", tuple(reproduction(run, read.experiment, read.home))),
@@ -133,14 +133,8 @@ def _opening(read: _Read) -> Iterator[Block]:
             f"The run has not been evaluated. `threefold evaluate {read.run.path}` makes its tables and "
             "figures.",
         )
-    if read.split.leaks:
-        yield Notice("bad", f"Leak: {_leak(read.split)} {LEAK_NOTE}")
-    else:
-        yield Notice("good", f"No leak: split by {read.split.kind}; no patient is in two parts.")
-
-
-def _leak(split: Split) -> str:
-    return f"{len(split.leaking_patients)} patients have cases in more than one part."
+    yield from stale_tables(read.run)
+    yield leak_of_run(read.split)
 
 
 def _headline(run: RunFolder) -> Table | None:
@@ -219,9 +213,7 @@ def _training(read: _Read) -> Iterator[Block]:
 def _split(read: _Read) -> Iterator[Block]:
     split = read.split
     if split.leaks:
-        shown = ", ".join(split.leaking_patients[:10])
-        more = f" and {len(split.leaking_patients) - 10} more" if len(split.leaking_patients) > 10 else ""
-        yield Notice("bad", f"{_leak(split)} They are {shown}{more}.")
+        yield Notice("bad", f"{shared_patients(split)}. They are {some(split.leaking_patients)}.")
     else:
         yield Text(f"The split is by {split.kind}. No patient has cases in more than one part.")
     if read.cohort is None:
@@ -266,9 +258,10 @@ def _why_absent(chapter: Chapter, read: _Read) -> str:
         return f"needs {' and '.join(lacking)}, which this run does not have."
     if read.status.get("state") != "finished":
         return f"the training has to finish first, then `threefold {chapter.verb} {read.run.path}`."
-    if (read.run.tables / "metrics.json").is_file() and chapter.verb == "evaluate":
-        return chapter.none or f"nothing to show: `threefold evaluate {read.run.path}` found none."
-    return f"`threefold {chapter.verb} {read.run.path}` makes it."
+    command = f"`threefold {chapter.verb} {read.run.path}`"
+    if left_by(chapter.verb, read.run).is_file():
+        return chapter.none or f"nothing to show: {command} was asked, and no test case has what this needs."
+    return f"{command} makes it."
 
 
 def _has(need: Need, read: _Read) -> bool:

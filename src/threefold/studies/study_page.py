@@ -6,17 +6,25 @@ import json
 import os
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from threefold.cohorts.cohort import Cohort
+from threefold.cohorts.splits import PARTS, Split, read_split, required_targets
+from threefold.errors import CohortError
 from threefold.experiment.spec import Spec
+from threefold.experiments import read_experiment
 from threefold.reporting.evidence import Chapter, read_evidence, sections_of
 from threefold.reporting.html import Block, Code, Facts, Folded, Heading, Links, Notice, Page, Section, Text
-from threefold.reporting.table import Table
+from threefold.reporting.table import LEAK_MARK, Table
+from threefold.run import RunFolder
+from threefold.studies.audit_section import AUDIT, audit_blocks
+from threefold.studies.evaluations import cohort_if_there, cohort_of_run
+from threefold.studies.notices import is_older, leak_of_run, leaks_of_runs, stale_tables
 from threefold.studies.reproduction import environment_facts
 from threefold.studies.study_folder import StudyFolder
-from threefold.studies.study_spec import CohortSource, StudySpec, VariantSpec
+from threefold.studies.study_spec import CohortSource, RunPlan, StudySpec, VariantSpec
 from threefold.studies.study_status import RunStanding, standing_of, status_table
 
 REPORT_NAME = "report.html"
@@ -27,35 +35,63 @@ _CHAPTERS = (
     Chapter("What the networks rely on", "", ("reliance*",), ("reliance*",)),
     Chapter("Pairs of runs", "", ("pairs*",), ("pairs*",)),
 )
-_OF_A_RUN = Chapter("", "", ("roc", "attention*", "volumes-worst"), ())
-"""Of a run's figures those that the study's page shows; the run's own report has the rest."""
+_OF_A_RUN = (
+    Chapter("", "", (), ("metrics/Test cases by site, per case",)),
+    Chapter("ROC and calibration", "", ("roc", "calibration"), ()),
+    Chapter("Shift between sites", "", ("shift",), ("shift/*",)),
+    Chapter("Attention", "", ("attention*",), ()),
+    Chapter(
+        "The worst cases as well as the best",
+        "",
+        ("examples*", "volumes-best", "volumes-worst"),
+        ("cases/Best*", "metrics/Structures*"),
+    ),
+    Chapter("Disagreements", "", ("volumes-disagreement",), ("disagreements/*",)),
+)
+"""Of a run's tables and figures those that the study's page shows; the run's own report has the rest."""
 
 
-def study_page(folder: StudyFolder, out: Path, footer: str) -> Page:
-    """Return the page of a study, whatever of it is there; nothing is trained or compared anew.
+def study_page(
+    folder: StudyFolder, out: Path, footer: str, *, progress: Callable[[int, int], None] | None = None
+) -> Page:
+    """Return the page of a study, whatever of it is there.
+
+    Nothing is trained or compared anew; the cohorts, where they still are what was trained on, are audited
+    (headers, not voxels).
 
     Args:
         folder: the study's.
         out: the file that the page goes to, from which the runs are linked.
         footer: who made the page, and when.
+        progress: told of the cases that are audited.
 
     Raises:
-        RunError: not a study, or an outcome is damaged.
+        RunError: not a study, or an outcome or a split is damaged.
     """
     study, runs = folder.read(), tuple(standing_of(folder))
+    splits = {
+        run.plan: read_split(folder.run(run.plan.id).split)
+        for run in runs
+        if folder.run(run.plan.id).split.is_file()
+    }
     evidence = read_evidence(folder.tables, folder.figures)
     compared = [(chapter, section) for chapter, section in sections_of(evidence, _CHAPTERS) if section.blocks]
     rest = evidence.rest()
     return Page(
         title=f"Study {study.name}",
         lead=_lead(study, runs),
-        opening=tuple(_opening(folder, study, runs, compared=bool(compared))),
+        opening=(
+            *_opening(folder, study, runs, compared=bool(compared)),
+            *((leaks_of_runs({plan.id: split for plan, split in splits.items()}),) if splits else ()),
+        ),
         sections=(
             Section("What was asked", tuple(_protocol(study))),
+            *((Section("Splits and leaks", (_splits_table(splits),)),) if splits else ()),
             *(section for _, section in compared),
             *((Section("Further tables and figures", rest),) if rest else ()),
-            *_first_runs(folder, runs),
+            *_first_runs(folder, runs, splits),
             Section("The runs", tuple(_runs(folder, runs, out))),
+            Section(AUDIT, tuple(_audits(folder, study, splits, progress))),
             Section("Environment", tuple(_environments(folder, runs))),
             Section("How to reproduce", tuple(_reproduction(folder))),
         ),
@@ -89,24 +125,23 @@ def _opening(
             f"{counts['finished']} of {len(runs)} runs have finished ({others}): what is below is of those. "
             f"`threefold study run {folder.study} --out {folder.path}` goes on.",
         )
+    compare = f"`threefold study compare {folder.path}`"
     if not study.claims:
         yield Notice("note", "The study makes no claim.")
-    elif not compared:
+    if not compared:
         what = "The runs have not been compared" if counts["finished"] else "None of the runs has finished"
-        compare = f"`threefold study compare {folder.path}`"
-        yield Notice("warning", f"{what}: no claim has a verdict yet. {compare} gives it.")
+        gives = "no claim has a verdict yet" if study.claims else "there are no means of the variants yet"
+        yield Notice("warning", f"{what}: {gives}. {compare} gives {'it' if study.claims else 'them'}.")
     elif _is_stale(folder):
         yield Notice(
             "warning",
             "A run has ended, or the study was changed, since the tables were made. "
-            f"`threefold study compare {folder.path}` makes them anew.",
+            f"{compare} makes them anew.",
         )
 
 
 def _is_stale(folder: StudyFolder) -> bool:
-    made = max((path.stat().st_mtime for path in folder.tables.glob("*.md")), default=0.0)
-    since = [folder.study, *(folder.path / "outcomes").glob("*.json")]
-    return any(path.stat().st_mtime > made for path in since)
+    return is_older(folder.tables.glob("*.md"), [folder.study, *(folder.path / "outcomes").glob("*.json")])
 
 
 def _protocol(study: StudySpec) -> Iterator[Block]:
@@ -114,7 +149,10 @@ def _protocol(study: StudySpec) -> Iterator[Block]:
     facts = [
         ("seeds", ", ".join(map(str, study.seeds))),
         ("splits", splits),
-        ("confidence", f"{study.confidence:.0%}, over {study.replicates} replicates of patients and seeds"),
+        (
+            "confidence",
+            f"{100 * study.confidence:g}%, over {study.replicates} replicates of patients and seeds",
+        ),
         ("margin", f"differences up to {study.margin:g} count as none" if study.margin else ""),
     ]
     yield Facts(tuple((term, said) for term, said in facts if said))
@@ -167,6 +205,34 @@ def _keys(settings: Mapping[str, object]) -> str:
     return ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in settings.items())
 
 
+def _splits_table(splits: Mapping[RunPlan, Split]) -> Table:
+    """Return the different splits of the runs, a row each."""
+    alike: dict[object, tuple[Split, list[RunPlan]]] = {}
+    for plan, split in splits.items():
+        key = (plan.cohort, split.kind, frozenset(split.parts.items()), split.leaking_patients)
+        alike.setdefault(key, (split, []))[1].append(plan)
+    rows = []
+    for split, plans in alike.values():
+        counts = Counter(split.parts.values())
+        rows.append(
+            (
+                plans[0].cohort,
+                ", ".join(dict.fromkeys(str(plan.split) for plan in plans)),
+                split.kind,
+                str(len(split.leaking_patients)) if split.leaks else "none",
+                *(str(counts[part]) for part in PARTS),
+                ", ".join(dict.fromkeys(plan.variant for plan in plans)),
+                str(len(plans)),
+            )
+        )
+    return Table(
+        "Splits and leaks",
+        ("cohort", "split", "by", "patients in two parts", *PARTS, "variants", "runs"),
+        tuple(rows),
+        ("Cases by part, of the runs that have begun.",),
+    )
+
+
 def _runs(folder: StudyFolder, runs: Sequence[RunStanding], out: Path) -> Iterator[Block]:
     table = status_table(runs)
     yield table
@@ -180,21 +246,83 @@ def _runs(folder: StudyFolder, runs: Sequence[RunStanding], out: Path) -> Iterat
         yield Folded("The run folders", (Links(links),))
 
 
-def _first_runs(folder: StudyFolder, runs: Sequence[RunStanding]) -> Iterator[Section]:
+def _first_runs(
+    folder: StudyFolder, runs: Sequence[RunStanding], splits: Mapping[RunPlan, Split]
+) -> Iterator[Section]:
     """Yield what the first finished run of each variant shows."""
-    first: dict[str, RunStanding] = {}
+    first: dict[tuple[str, str], RunPlan] = {}
     for run in runs:
         if run.state == "finished":
-            first.setdefault(f"{run.plan.cohort}/{run.plan.variant}", run)
+            first.setdefault((run.plan.cohort, run.plan.variant), run.plan)
+    if not first:
+        return
     shown: list[Block] = []
-    for name, run in first.items():
-        place = folder.run(run.plan.id)
-        blocks = read_evidence(place.tables, place.figures).take(_OF_A_RUN)
-        if blocks:
-            shown.append(Folded(f"{name}, seed {run.plan.seed}", blocks))
+    without = []
+    for (cohort, variant), plan in first.items():
+        place, split = folder.run(plan.id), splits.get(plan)
+        blocks = tuple(_of_a_run(place))
+        if not blocks:
+            without.append(plan.id)
+            continue
+        leak = (leak_of_run(split),) if split is not None and split.leaks else ()
+        summary = f"{cohort}/{variant}, split {plan.split}, seed {plan.seed}{f' {LEAK_MARK}' if leak else ''}"
+        shown.append(Folded(summary, (*leak, *stale_tables(place), *blocks)))
     if shown:
-        words = "ROC, where the network looks, worst volumes. `threefold report RUN` shows all of a run."
-        yield Section("The first run of each variant", (Text(words), *shown))
+        words = "One training of each, not the mean over runs. `threefold report RUN` shows all of a run."
+        shown.insert(0, Text(words))
+    if without:
+        shown.append(
+            Text(
+                f"Without tables and figures: {', '.join(without)}. `threefold evaluate RUN` makes them "
+                f"from the predictions, in {folder.path / 'runs'}."
+            )
+        )
+    yield Section("The first run of each variant", tuple(shown))
+
+
+def _of_a_run(run: RunFolder) -> Iterator[Block]:
+    for chapter, section in sections_of(read_evidence(run.tables, run.figures), _OF_A_RUN):
+        if section.blocks and chapter.title:
+            yield Heading(chapter.title)
+        yield from section.blocks
+
+
+def _audits(
+    folder: StudyFolder,
+    study: StudySpec,
+    splits: Mapping[RunPlan, Split],
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[Block]:
+    """Yield the audit of each cohort, with the split of its first run and the targets of all variants."""
+    for name, source in study.cohorts.items():
+        home = folder.cohort(name, source)
+        begun = [plan for plan in splits if plan.cohort == name]
+        yield Heading(name)
+        if begun:
+            first, of_variant = begun[0], {plan.variant: folder.run(plan.id) for plan in begun}
+            tasks = [read_experiment(run.experiment).tasks for run in of_variant.values()]
+            targets = tuple(dict.fromkeys(target for each in tasks for target in required_targets(each)))
+            cohort = _as_trained_on(folder.run(first.id), home)
+            verdict, *rest = audit_blocks(cohort, home, splits[first], targets, progress)
+            words = f"With the split of {first.id} and the targets of all variants."
+        else:
+            cohort = cohort_if_there(home)
+            if cohort is None:
+                yield Text(f"No run on it has begun, and it is not in {home} yet.")
+                continue
+            verdict, *rest = audit_blocks(cohort, home, None, None, progress)
+            words = "No run on it has begun: all of its targets, and the split column where it is filled."
+        yield verdict
+        if rest:
+            yield Folded("Sites and findings", (Text(words), *rest))
+
+
+def _as_trained_on(run: RunFolder, home: Path) -> Cohort | None:
+    """Return a run's cohort, in the study or where the run had it; None where it is not as it was."""
+    try:
+        return cohort_of_run(run, cohort_if_there(home))
+    except CohortError:
+        return None
 
 
 def _links(folder: StudyFolder, runs: Sequence[RunStanding], out: Path) -> Iterator[tuple[str, str]]:
