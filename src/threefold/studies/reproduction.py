@@ -48,7 +48,7 @@ def reproduction(run: RunFolder, experiment: Experiment, home: Path) -> Iterator
     yield Heading("The same again")
     again = run.path.with_name(f"{run.path.resolve().name}-again")
     words = ["threefold", "train", str(run.experiment), "--cohort", str(home), "--out", str(again)]
-    if "--allow-outside" in (command or ()) or _leaves_its_folder(home):
+    if "--allow-outside" in (command or ()) or leaves_its_folder(home):
         words.append("--allow-outside")
     verbs = ("evaluate", "explain", "report") if run.evidence.is_file() else ("evaluate", "report")
     lines = [shlex.join(words), *(shlex.join(["threefold", verb, str(again)]) for verb in verbs)]
@@ -65,7 +65,7 @@ def reproduction(run: RunFolder, experiment: Experiment, home: Path) -> Iterator
     yield Folded("The experiment as run, every default written out", (Code(written),))
 
 
-def _leaves_its_folder(home: Path) -> bool:
+def leaves_its_folder(home: Path) -> bool:
     """Whether a cohort is there, and can be read only where its paths may leave its folder."""
     try:
         read_cohort(home)

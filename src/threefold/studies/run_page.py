@@ -23,7 +23,7 @@ from threefold.run import RunFolder
 from threefold.studies.audit_section import AUDIT, audit_blocks
 from threefold.studies.evaluations import cohort_if_there, of_run
 from threefold.studies.notices import leak_of_run, left_by, shared_patients, some, stale_tables
-from threefold.studies.reproduction import environment_facts, reproduction
+from threefold.studies.reproduction import environment_facts, leaves_its_folder, reproduction
 
 Progress = Callable[[int, int], None]
 
@@ -122,10 +122,11 @@ def _lead(read: _Read) -> str:
 def _opening(read: _Read) -> Iterator[Block]:
     state, epoch, epochs = (read.status.get(key) for key in ("state", "epoch", "epochs"))
     if state != "finished":
+        outside = " --allow-outside" if leaves_its_folder(read.home) else ""
         yield Notice(
             "warning",
-            f"The training has not finished: {state}, {epoch} of {epochs} epochs. Go on with it: "
-            f"`threefold train {read.run.experiment} --cohort {read.home} --out {read.run.path} --resume`.",
+            f"The training has not finished: {state}, {epoch} of {epochs} epochs. Go on with it: `threefold "
+            f"train {read.run.experiment} --cohort {read.home} --out {read.run.path} --resume{outside}`.",
         )
     elif not (read.run.tables / "metrics.json").is_file():
         yield Notice(

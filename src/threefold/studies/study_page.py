@@ -17,6 +17,7 @@ from threefold.experiment.spec import Spec
 from threefold.experiments import read_experiment
 from threefold.reporting.evidence import Chapter, read_evidence, sections_of
 from threefold.reporting.html import Block, Code, Facts, Folded, Heading, Links, Notice, Page, Section, Text
+from threefold.reporting.study_tables import percent
 from threefold.reporting.table import LEAK_MARK, Table
 from threefold.run import RunFolder
 from threefold.studies.audit_section import AUDIT, audit_blocks
@@ -151,7 +152,7 @@ def _protocol(study: StudySpec) -> Iterator[Block]:
         ("splits", splits),
         (
             "confidence",
-            f"{100 * study.confidence:g}%, over {study.replicates} replicates of patients and seeds",
+            f"{percent(study.confidence)}, over {study.replicates} replicates of patients and seeds",
         ),
         ("margin", f"differences up to {study.margin:g} count as none" if study.margin else ""),
     ]
