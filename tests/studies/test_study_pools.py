@@ -50,12 +50,17 @@ def test_memory_is_the_machines_or_the_control_groups(
     assert resident_memory(os.getpid()) > 0.01
     assert resident_memory(2**30) == 0
 
-    (tmp_path / "memory.max").write_text(f"{3 * 2**30}\n")
-    (tmp_path / "memory.current").write_text(f"{2 * 2**30}\n")
+    root, own = tmp_path / "cgroup", tmp_path / "own"
+    group = root / "jobs" / "job-1"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text(f"{3 * 2**30}\n")
+    (group / "memory.current").write_text(f"{2 * 2**30}\n")
     # What was read from files and can be dropped is no memory in use.
-    (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {2**29}\n")
-    group = (tmp_path, "memory.max", "memory.current", "inactive_file")
-    monkeypatch.setattr(study_pools, "_CONTROL_GROUPS", (group,))
+    (group / "memory.stat").write_text(f"anon 5\ninactive_file {2**29}\n")
+    own.write_text("4:cpuset:/elsewhere\n0::/jobs/job-1\n")
+    files = ("memory.max", "memory.current", "inactive_file")
+    monkeypatch.setattr(study_pools, "_CONTROL_GROUPS", {"": (root, *files), "memory": (tmp_path, *files)})
+    monkeypatch.setattr(study_pools, "_OWN_GROUPS", own)
     monkeypatch.setattr(
         study_pools,
         "_fields",
@@ -64,8 +69,18 @@ def test_memory_is_the_machines_or_the_control_groups(
         ),
     )
     assert free_memory() == pytest.approx(1.5)
-    (tmp_path / "memory.max").write_text("max\n")
+    (group / "memory.max").write_text("max\n")
     assert free_memory() == pytest.approx(10.0)
+    # The group around it has a limit of its own; where the path is not there, the root's holds.
+    for folder, left in ((group.parent, 1.0), (root, 0.25)):
+        (folder / "memory.max").write_text(f"{int((left + 1) * 2**30)}\n")
+        (folder / "memory.current").write_text(f"{2**30}\n")
+        assert free_memory() == pytest.approx(left)
+    own.write_text("0::/a/path/of/the/host\n")
+    assert free_memory() == pytest.approx(0.25)
+    own.unlink()
+    assert free_memory() == pytest.approx(0.25)
+    (root / "memory.max").unlink()
     monkeypatch.setattr(study_pools, "_fields", lambda path: {})
     assert free_memory() == math.inf
 
