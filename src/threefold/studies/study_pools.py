@@ -231,12 +231,12 @@ def _control_groups() -> Iterator[tuple[Path, str, str, str]]:
         for line in _OWN_GROUPS.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             own |= {name: path.strip("/") for name in controllers.split(",")}
-    for name, (root, *files) in _CONTROL_GROUPS.items():
+    for name, (root, limit, used, cached) in _CONTROL_GROUPS.items():
         group = root / own.get(name, "")
         # Within a container the path may be the host's, of which only the root is there.
         for folder in dict.fromkeys((group, *group.parents, root)):
             if folder.is_relative_to(root):
-                yield folder, *files
+                yield folder, limit, used, cached
 
 
 def _fields(path: Path) -> dict[str, int]:
