@@ -371,8 +371,11 @@ def test_a_run_that_is_killed_while_it_is_looked_into_stays_finished(
     folder = copy_of(whole, tmp_path / "study", evidence=True, claims=[])
     took = folder.outcome(name)
     assert took is not None
-    pool = _Ending(Outcome("", "failed", "killed from outside", 60.0, 9.0))
-    outcomes = run_study(folder.read(), folder, pool, Heard(), ["heads/seg/*-seed-0"])
+    pool, heard = _Ending(Outcome("", "failed", "killed from outside", 60.0, 9.0)), Heard()
+    outcomes = run_study(folder.read(), folder, pool, heard, ["heads/seg/*-seed-0"])
+    assert heard.text.startswith(
+        "2 runs, 2 of them finished before, of which 2 are still to be looked into\n"
+    )
     assert pool.submitted == ["heads/cls/split-0-seed-0", name]
     assert {(each.state, each.message) for each in outcomes} == {
         ("finished", "no evidence: killed from outside")

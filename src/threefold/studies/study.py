@@ -107,7 +107,11 @@ def _run_all(
     # A run that finished before the study asked for evidence is started again, for that alone.
     waiting = [plan for plan in plans if plan.id not in finished or lacks_evidence(folder, study, plan)]
     done, total = len(plans) - len(waiting), len(plans)
-    progress.say(f"{total} runs, {done} of them finished before")
+    lacking = len(finished) - done
+    progress.say(
+        f"{total} runs, {len(finished)} of them finished before"
+        + (f", of which {lacking} are still to be looked into" if lacking else "")
+    )
     running: set[str] = set()
     ended_now: set[str] = set()
     while waiting or running:
