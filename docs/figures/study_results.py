@@ -40,7 +40,7 @@ def machine(folder: StudyFolder, comparison: Comparison) -> str:
     hours = sum(outcome.seconds for outcome in outcomes) / 3600
     return (
         f"{len(there)} of {len(plans)} runs, {hours:.1f} hours of {about['threads']} thread each, "
-        "the last attempt of each counted, beside other work; "
+        "beside other work; "
         f"{str(about['platform']).split('-')[0]}, {about['cores']} cores, "
         f"torch {about['packages']['torch']}, at most "
         f"{max(outcome.memory for outcome in outcomes):.1f} GiB a run."
