@@ -168,7 +168,11 @@ def made(folder: StudyFolder) -> tuple[str, str]:
         "",
     ]
     if comparison.missing:
-        parts += [f"Not finished: {', '.join(comparison.missing)}.", ""]
+        parts += [
+            f"**{len(comparison.missing)} runs have not finished.** What is below is of the others; a claim has "
+            "no verdict before all of its runs have.",
+            "",
+        ]
     if study.name in CURVES:
         metric, group, label, across = CURVES[study.name]
         save(curves(comparison.means, metric, group, label, across), pictures / "curves.png")
