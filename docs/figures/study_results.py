@@ -169,8 +169,8 @@ def made(folder: StudyFolder) -> tuple[str, str]:
     ]
     if comparison.missing:
         parts += [
-            f"**{len(comparison.missing)} runs have not finished.** What is below is of the others; a claim has "
-            "no verdict before all of its runs have.",
+            f"**{len(comparison.missing)} runs have not finished.** What is below is of the others; no claim "
+            "has a verdict before all of its runs have.",
             "",
         ]
     if study.name in CURVES:
