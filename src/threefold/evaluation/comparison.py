@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from threefold.evaluation.intervals import (
     FEWEST_PATIENTS,
     SAME_VALUE,
+    drawn_patients,
     exact_interval,
     percentile_interval,
 )
@@ -316,9 +317,7 @@ def _drawn_patients(generator: np.random.Generator, patients: int, replicates: i
     """Yield how often each patient was drawn, in blocks of replicates (r, P)."""
     for start in range(0, replicates, _BLOCK):
         rows = min(_BLOCK, replicates - start)
-        drawn = generator.integers(0, patients, (rows, patients)) + patients * np.arange(rows)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=rows * patients).reshape(rows, patients)  # (r, P)
-        yield times.astype(np.float64)
+        yield drawn_patients(generator, patients, rows)
 
 
 def _p_value(drawn: Floats, margin: float, patients: int) -> float:

@@ -87,9 +87,14 @@ def patient_weights(patients: Ints, replicates: int, seed: int) -> Iterator[Floa
     block = max(1, _ELEMENTS_AT_ONCE // max(1, len(patients)))
     for start in range(0, replicates if count else 0, block):
         rows = min(block, replicates - start)
-        drawn = generator.integers(0, count, size=(rows, count)) + count * np.arange(rows)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)  # (r, P)
-        yield times[:, patients].astype(np.float64)
+        yield drawn_patients(generator, count, rows)[:, patients]
+
+
+def drawn_patients(generator: np.random.Generator, patients: int, rows: int) -> Floats:
+    """Return how often each of P patients is drawn, with replacement, in each of r replicates: (r, P)."""
+    drawn = generator.integers(0, patients, (rows, patients)) + patients * np.arange(rows)[:, None]
+    times = np.bincount(drawn.ravel(), minlength=rows * patients).reshape(rows, patients)  # (r, P)
+    return times.astype(np.float64)
 
 
 def bootstrap(

@@ -14,26 +14,12 @@ from typing import Any
 import yaml
 
 from threefold.errors import RunError
-from threefold.run import write_atomically
+from threefold.run import RunFolder, write_atomically
+from threefold.studies.reliance import TABLES
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import plan_runs
 
 _OF_STUDY = ("study.yaml", "cohorts/*.json", "labels/*.json", "labels/*/*.csv")
-_OF_RUN = (
-    "experiment.yaml",
-    "cohort.json",
-    "split.csv",
-    "environment.json",
-    "status.json",
-    "metrics.csv",
-    "predictions.csv",
-    "structures.csv",
-    "evidence.csv",
-    # What only the network can say; the other tables are made of the above.
-    "tables/shortcut.csv",
-    "tables/probes.csv",
-    "tables/calibration_temperature.csv",
-)
 
 
 @dataclass(frozen=True)
@@ -93,11 +79,25 @@ def _files(folder: StudyFolder, runs: tuple[str, ...]) -> Iterator[Path]:
     for pattern in _OF_STUDY:
         yield from sorted(folder.path.glob(pattern))
     yield from sorted(map(folder.outcome_file, runs))
-    for name in _OF_RUN:  # alike beside alike: what repeats takes no room
-        for run in runs:
-            path = folder.run(run).path / name
-            if path.is_file():
-                yield path
+    # Alike beside alike: what repeats takes no room.
+    for paths in zip(*(_tables(folder.run(name)) for name in runs), strict=True):
+        yield from (path for path in paths if path.is_file())
+
+
+def _tables(run: RunFolder) -> tuple[Path, ...]:
+    """Return what is kept of a run; other tables are made of these, but for those that the network makes."""
+    return (
+        run.experiment,
+        run.cohort,
+        run.split,
+        run.environment,
+        run.status,
+        run.metrics,
+        run.predictions,
+        run.structures,
+        run.evidence,
+        *(run.tables / f"{name}.csv" for name in TABLES),
+    )
 
 
 def _portable(path: Path, home: Path) -> bytes:

@@ -24,6 +24,8 @@ _COLUMNS: dict[str, tuple[str, dict[str, Any]]] = {
     "change by temperature": ("calibration_temperature", {"when": "change", "metric": "calibration_error"}),
 }
 """By what is said: which table of a run says it, in which rows."""
+TABLES = tuple(dict.fromkeys(name for name, _ in _COLUMNS.values()))
+"""Names of those tables, which only a run's network can make."""
 
 
 def reliance_of(

@@ -128,7 +128,7 @@ def _opening(read: _Read) -> Iterator[Block]:
             f"The training has not finished: {state}, {epoch} of {epochs} epochs. Go on with it: `threefold "
             f"train {read.run.experiment} --cohort {read.home} --out {read.run.path} --resume{outside}`.",
         )
-    elif not (read.run.tables / "metrics.json").is_file():
+    elif not left_by("evaluate", read.run).is_file():
         yield Notice(
             "warning",
             f"The run has not been evaluated. `threefold evaluate {read.run.path}` makes its tables and "

@@ -11,6 +11,7 @@ from threefold.errors import RunError, ThreefoldError, UsageError
 from threefold.experiment import Experiment
 from threefold.experiments import read_experiment
 from threefold.run import RunFolder, alone_in, make_folder
+from threefold.studies.notices import left_by
 from threefold.studies.study_claims import require_groups, require_metrics, require_tasks
 from threefold.studies.study_cohorts import judge_labels, prepare_cohort
 from threefold.studies.study_folder import Outcome, StudyFolder, expected_memory
@@ -161,8 +162,8 @@ def _note(
 
 def _whole(outcome: Outcome, study: StudySpec, folder: StudyFolder) -> Outcome:
     """Return as finished a run that was trained and evaluated, and stopped while it was looked into."""
-    evaluated = folder.run(outcome.run).tables / "metrics.json"
-    if outcome.state == "finished" or not study.evidence or not evaluated.is_file():
+    evaluated = left_by("evaluate", folder.run(outcome.run)).is_file()
+    if outcome.state == "finished" or not study.evidence or not evaluated:
         return outcome
     return replace(outcome, state="finished", message=f"no evidence: {outcome.message or outcome.state}")
 
