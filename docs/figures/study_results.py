@@ -191,7 +191,8 @@ def made(folder: StudyFolder) -> tuple[str, str]:
         "",
     ]
     settings = {"confidence": study.confidence, "replicates": study.replicates}
-    parts.append(markdown(claim_table(comparison.claims, margin=study.margin, **settings)))
+    claims = claim_table(comparison.claims, margin=study.margin, withdrawn=comparison.withdrawn, **settings)
+    parts.append(markdown(claims))
     with Image.open(folder.figures / "claims.png") as whole:
         whole.thumbnail((WIDTH, 4 * WIDTH))
         whole.convert("P", palette=Image.Palette.ADAPTIVE).save(pictures / "claims.png", optimize=True)

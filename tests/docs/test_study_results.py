@@ -32,7 +32,8 @@ def test_the_pages_tables_are_those_of_the_packed_runs(archive: Path, tmp_path: 
     comparison = compare_study(folder)
     study = comparison.study
     settings = {"confidence": study.confidence, "replicates": study.replicates}
-    assert markdown(claim_table(comparison.claims, margin=study.margin, **settings)) in page
+    claims = claim_table(comparison.claims, margin=study.margin, withdrawn=comparison.withdrawn, **settings)
+    assert markdown(claims) in page
     assert markdown(variant_table(comparison.means, **settings)) in page
     if comparison.reliance:
         assert markdown(reliance_table(comparison.reliance)) in page

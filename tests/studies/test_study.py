@@ -280,11 +280,23 @@ def test_a_claim_has_no_verdict_before_all_of_its_pairs_have_finished(
 
 
 def copy_of(folder: StudyFolder, out: Path, **changes: Any) -> StudyFolder:
-    """Return a copy of a study's folder whose study says something else."""
+    """Return a copy of a study's folder whose study says something else, as if it always had."""
     shutil.copytree(folder.path, out)
     copy = StudyFolder(out)
+    copy.protocol.unlink()
     copy.write(changed(copy.read(), **changes))
     return copy
+
+
+def make_seg_right(folder: StudyFolder) -> None:
+    """Make seg nearly sure of every case, and right."""
+    for seed in (0, 1):
+        file = folder.run(f"heads/seg/split-0-seed-{seed}").predictions
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+        for name in (name for name in table if name.startswith("probability_")):
+            right = table["label"] == name.removeprefix("probability_")
+            table[name] = right.map({True: "0.9", False: "0.1"})
+        table.to_csv(file, index=False)
 
 
 def test_the_correction_counts_what_has_not_finished(
@@ -293,13 +305,7 @@ def test_the_correction_counts_what_has_not_finished(
     whole, _, _ = ended
     waiting = {"claim": "waits", "variant": "broken", "baseline": "cls", "metric": "brier"}
     folder = copy_of(whole, tmp_path / "study", claims=CLAIMS[1:])
-    for seed in (0, 1):  # seg is nearly sure, and right
-        file = folder.run(f"heads/seg/split-0-seed-{seed}").predictions
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)
-        for name in (name for name in table if name.startswith("probability_")):
-            right = table["label"] == name.removeprefix("probability_")
-            table[name] = right.map({True: "0.9", False: "0.1"})
-        table.to_csv(file, index=False)
+    make_seg_right(folder)
     (alone,) = compare_study(folder).claims
     folder.write(changed(folder.read(), claims=[CLAIMS[1], waiting]))
     first, second = compare_study(folder).claims
@@ -307,6 +313,32 @@ def test_the_correction_counts_what_has_not_finished(
     assert first.adjusted == pytest.approx(2 * alone.adjusted)
     assert second.verdict == "unfinished"
     assert pd.isna(second.adjusted)
+
+
+def test_a_claim_that_comes_after_its_runs_is_marked_and_one_withdrawn_still_counts(
+    study: StudySpec, ended: tuple[StudyFolder, list[Outcome], str], tmp_path: Path
+) -> None:
+    folder = StudyFolder(tmp_path / "study")
+    shutil.copytree(ended[0].path, folder.path)
+    folder.write(study)
+    make_seg_right(folder)
+    whole, (_, before) = compare_study(folder), compare_study(folder).claims
+    assert (whole.withdrawn, [row.late for row in whole.claims]) == (0, [0, 0])
+    turned = {**CLAIMS[1], "claim": "they do harm", "expected": "higher"}
+    now = changed(study, claims=[CLAIMS[1], turned])
+    _, said = run(now, folder.path, "heads/seg/*")
+    assert "late, as runs of theirs have finished, and marked so in all tables: they do harm. " in said
+    comparison = compare_study(folder)
+    first, second = comparison.claims
+    assert (comparison.withdrawn, first.late, second.late) == (1, 0, 4)
+    assert first.effect == before.effect
+    # Three lines count, not two.
+    assert first.adjusted == second.adjusted == pytest.approx(3 * before.effect.p)
+    tables = write_comparison(comparison, folder)
+    assert [row[-1] for row in tables[0].rows] == [first.verdict, f"{second.verdict}, late"]
+    notes = " ".join(tables[0].notes)
+    assert "after runs of theirs had finished: 1. They count" in notes
+    assert "late: written down, or changed" in notes
 
 
 def test_a_group_that_a_split_did_not_test_leaves_a_claim_without_an_estimate(

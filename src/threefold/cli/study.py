@@ -158,6 +158,7 @@ def compare(
             "reliance": [asdict(row) for row in comparison.reliance],
             "pairs": [asdict(row) for row in comparison.pairs],
             "missing": comparison.missing,
+            "withdrawn": comparison.withdrawn,
         }
         typer.echo(json.dumps(plain_value(content), indent=2))
         return

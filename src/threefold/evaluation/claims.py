@@ -25,6 +25,7 @@ class ClaimRow:
         verdict: supported, contradicted, undecided or not estimable.
         pairs: that the study asks for; `effect.runs` have finished.
         leaks: a split shares patients between training and test.
+        late: how many of its runs had finished when it was written down.
     """
 
     claim: str
@@ -43,6 +44,7 @@ class ClaimRow:
     verdict: Verdict
     pairs: int
     leaks: bool
+    late: int
 
 
 @dataclass(frozen=True)

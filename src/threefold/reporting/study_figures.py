@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from threefold.evaluation.claims import ClaimRow
 from threefold.evaluation.metrics import title
-from threefold.reporting.study_tables import cohorts_of, groups_of
+from threefold.reporting.study_tables import LATE, cohorts_of, groups_of
 from threefold.reporting.table import LEAK_MARK
 
 _COLOURS = {
@@ -55,6 +55,6 @@ def claim_figure(rows: Sequence[ClaimRow]) -> Figure:
 
 
 def _label(row: ClaimRow) -> str:
-    words = "\n".join(textwrap.wrap(row.claim, 60))
+    words = "\n".join(textwrap.wrap(f"{row.claim} ({LATE})" if row.late else row.claim, 60))
     mark = f"{LEAK_MARK} " if row.leaks else ""
     return f"{mark}{words}\n{row.variant} against {row.baseline}; {cohorts_of(row)}, {groups_of(row)}"

@@ -13,6 +13,8 @@ from threefold.reporting.table import LEAK_MARK, LEAK_NOTE, Table
 
 _Row = ClaimRow | VariantRow | RelianceRow | PairRow
 
+LATE = "late"
+"""Said of a claim that was written down after runs that it rests on had finished."""
 _N = (
     "n: cases/patients, in brackets, where a test has fewer, the cases of the smallest one and the fewest "
     "patients of a kind that the metric rests on (the rarer class of an AUC)"
@@ -23,8 +25,16 @@ _RULE = (
 )
 
 
-def claim_table(rows: Sequence[ClaimRow], *, confidence: float, replicates: int, margin: float) -> Table:
-    """Return what each claim came to, a row for each cohort in which it was tested."""
+def claim_table(
+    rows: Sequence[ClaimRow], *, confidence: float, replicates: int, margin: float, withdrawn: int
+) -> Table:
+    """Return what each claim came to, a row for each cohort in which it was tested.
+
+    Args:
+        rows: what to show.
+        confidence, replicates, margin: with which it was computed.
+        withdrawn: lines that are not among the rows any more, and count in the correction.
+    """
     notes = [
         "Difference: variant minus baseline, mean over pairs of the same split and seed; on the same test "
         f"cases, but for groups set against each other. [low, high]: {percent(confidence)} interval over "
@@ -33,14 +43,25 @@ def claim_table(rows: Sequence[ClaimRow], *, confidence: float, replicates: int,
         "variant are means over the same cases, which can be fewer than a variant has alone.",
         _RULE.format(alpha=round(1 - confidence, 9)),
     ]
-    smallest = len(rows) * 2 / (replicates + 1)
+    tested = len(rows) + withdrawn
+    smallest = tested * 2 / (replicates + 1)
     if smallest >= 1 - confidence:
         notes.append(
-            f"{replicates} replicates are too few for {len(rows)} rows: the smallest corrected p is "
+            f"{replicates} replicates are too few for {tested} rows: the smallest corrected p is "
             f"{min(1.0, smallest):.3f}, so that no claim can be supported. Raise `replicates`."
         )
     if margin:
         notes.append(f"Differences up to {margin:g} count as none.")
+    if any(row.late for row in rows):
+        notes.append(
+            f"{LATE}: written down, or changed, when runs that it rests on had finished. What was seen in "
+            "runs can't be tested on them."
+        )
+    if withdrawn:
+        notes.append(
+            f"Rows that were withdrawn, or changed, after runs of theirs had finished: {withdrawn}. They "
+            "count in the correction."
+        )
     notes += _leak_note(rows)
     return Table(
         "What each claim came to",
@@ -54,7 +75,7 @@ def claim_table(rows: Sequence[ClaimRow], *, confidence: float, replicates: int,
                 f"{row.variant} {_number(row.variant_mean.value, row)}",
                 _difference(row),
                 _p(row.adjusted),
-                row.verdict,
+                verdict_of(row),
             )
             for row in rows
         ),
@@ -200,6 +221,11 @@ def _number(value: float, row: _Row) -> str:
 
 def _p(value: float) -> str:
     return "-" if math.isnan(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def verdict_of(row: ClaimRow) -> str:
+    """Return the verdict, and whether the claim came after its runs."""
+    return f"{row.verdict}, {LATE}" if row.late else row.verdict
 
 
 def groups_of(row: ClaimRow) -> str:

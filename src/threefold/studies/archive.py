@@ -19,7 +19,7 @@ from threefold.studies.reliance import TABLES
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import plan_runs
 
-_OF_STUDY = ("study.yaml", "cohorts/*.json", "labels/*.json", "labels/*/*.csv")
+_OF_STUDY = ("study.yaml", "protocol.json", "cohorts/*.json", "labels/*.json", "labels/*/*.csv")
 
 
 @dataclass(frozen=True)

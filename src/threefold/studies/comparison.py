@@ -30,8 +30,10 @@ from threefold.reporting.study_figures import claim_figure
 from threefold.reporting.study_tables import claim_table, pair_table, reliance_table, variant_table
 from threefold.reporting.table import Table, markdown
 from threefold.run import write_atomically
+from threefold.studies.claim_pairs import asked_pairs, finished_pairs, labels_id
 from threefold.studies.evaluations import read_label_tables, read_run_predictions
 from threefold.studies.evidence import read_evidence
+from threefold.studies.protocol import Protocol, line_of, read_protocol
 from threefold.studies.reliance import reliance_of
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import (
@@ -41,7 +43,6 @@ from threefold.studies.study_spec import (
     StudySpec,
     claim_cohorts,
     plan_runs,
-    run_id,
 )
 
 
@@ -76,6 +77,7 @@ class Comparison:
         pairs: DeLong's test for each pair of a claim on the AUC.
         reliance: worst groups, probes and calibration, where the runs were looked into.
         missing: ids of runs that have not finished.
+        withdrawn: how many lines of the claims were withdrawn, or changed, after runs of them had finished.
     """
 
     study: StudySpec
@@ -84,6 +86,7 @@ class Comparison:
     pairs: tuple[PairRow, ...]
     reliance: tuple[RelianceRow, ...]
     missing: tuple[str, ...]
+    withdrawn: int
 
 
 def compare_study(folder: StudyFolder) -> Comparison:
@@ -96,6 +99,7 @@ def compare_study(folder: StudyFolder) -> Comparison:
     study = folder.read()
     plans = plan_runs(study)
     finished = {plan.id for plan in plans if folder.is_finished(plan.id)}
+    protocol = read_protocol(folder)
     judged = {labels_id(name) for name in study.cohorts if folder.labels(name).predictions.is_file()}
     if not finished:
         raise RunError(
@@ -106,7 +110,7 @@ def compare_study(folder: StudyFolder) -> Comparison:
     def tables(name: str) -> Tables:
         return read_tables(folder, name)
 
-    of = _Measuring(study, finished | judged, tables)
+    of = _Measuring(study, protocol, finished | judged, tables)
     asked = [(claim, cohort) for claim in study.claims for cohort in claim_cohorts(study, claim)]
     pairs = [of.pairs(claim, cohort) for claim, cohort in asked]
     spreads = _spreads([claim.metric for claim, _ in asked], pairs)
@@ -115,15 +119,17 @@ def compare_study(folder: StudyFolder) -> Comparison:
         for (claim, cohort), found, spread in zip(asked, pairs, spreads, strict=True)
     ]
     whole = [of.has_finished(claim, cohort) for claim, cohort in asked]
-    # What has not finished counts in the correction already: a verdict given now stays.
+    # What has not finished counts in the correction already, and what was withdrawn still.
     values = [line.effect.p if there else 1.0 for line, there in zip(lines, whole, strict=True)]
+    withdrawn = protocol.withdrawn(study, finished)
+    adjusted = holm([*values, *[1.0] * withdrawn])[: len(values)]
     claims = tuple(
         replace(
             line,
             adjusted=p if there else np.nan,
             verdict=verdict(line.effect, p, line.expected, study.confidence, finished=there),
         )
-        for line, p, there in zip(lines, holm(values), whole, strict=True)
+        for line, p, there in zip(lines, adjusted, whole, strict=True)
     )
     return Comparison(
         study=study,
@@ -133,6 +139,7 @@ def compare_study(folder: StudyFolder) -> Comparison:
         pairs=tuple(dict.fromkeys(pair for claim in study.claims for pair in of.pair_tests(claim))),
         reliance=tuple(reliance_of(folder, plans, finished, of.leaks)),
         missing=tuple(plan.id for plan in plans if plan.id not in finished),
+        withdrawn=withdrawn,
     )
 
 
@@ -152,6 +159,7 @@ def write_comparison(comparison: Comparison, folder: StudyFolder) -> tuple[Table
             confidence=study.confidence,
             replicates=study.replicates,
             margin=study.margin,
+            withdrawn=comparison.withdrawn,
         ),
         "variants": variant_table(comparison.means, confidence=study.confidence, replicates=study.replicates),
         "reliance": reliance_table(comparison.reliance),
@@ -214,44 +222,17 @@ def _unzipped(pairs: MeasuredPairs) -> tuple[list[tuple[Measured, Measured]], li
     return [pair.both for pair in pairs], [pair.split for pair in pairs]
 
 
-def labels_id(cohort: str) -> str:
-    """Return what stands in place of a run's id for a cohort's own structures."""
-    return f"{cohort}/{LABELS}"
-
-
-def asked_pairs(
-    study: StudySpec, claim: ClaimSpec, cohort: str
-) -> Iterator[tuple[str, str, tuple[int, int]]]:
-    """Yield a claim's pairs: ids of baseline and variant, (split, seed)."""
-    other = claim.baseline_cohort or cohort
-    for split in range(len(study.splits)):
-        for seed in study.seeds:
-            labels = claim.baseline == LABELS
-            first = labels_id(other) if labels else run_id(other, claim.baseline, split, seed)
-            yield first, run_id(cohort, claim.variant, split, seed), (split, seed)
-
-
-def finished_pairs(
-    study: StudySpec, claim: ClaimSpec, cohort: str, finished: Set[str]
-) -> Iterator[tuple[str, str, tuple[int, int]]]:
-    """Yield those of a claim's pairs that have finished.
-
-    Args:
-        study: of the claim.
-        claim: the claim.
-        cohort: of the variant.
-        finished: ids of runs, and `labels_id` of cohorts whose own structures were judged.
-    """
-    for first, second, place in asked_pairs(study, claim, cohort):
-        if {first, second} <= finished:
-            yield first, second, place
-
-
 class _Measuring:
     """Measures what a study's runs left; tables are read once."""
 
-    def __init__(self, study: StudySpec, finished: Set[str], tables: Callable[[str], Tables]) -> None:
-        self.study, self.finished, self.tables = study, finished, tables
+    def __init__(
+        self,
+        study: StudySpec,
+        protocol: Protocol,
+        finished: Set[str],
+        tables: Callable[[str], Tables],
+    ) -> None:
+        self.study, self.protocol, self.finished, self.tables = study, protocol, finished, tables
         self.mean = partial(mean_of, replicates=study.replicates, confidence=study.confidence)
         self.difference = partial(
             difference_of, replicates=study.replicates, confidence=study.confidence, margin=study.margin
@@ -301,6 +282,7 @@ class _Measuring:
             verdict="not estimable",
             pairs=len(self.study.seeds) * len(self.study.splits),
             leaks=self.leaks([name for pair in pairs for name in pair.ids]),
+            late=self.protocol.finished_before(line_of(self.study, claim, cohort), self.finished),
         )
 
     def _measured(self, claim: ClaimSpec, first: str, second: str) -> tuple[Measured, Measured]:

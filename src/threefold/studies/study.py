@@ -12,6 +12,7 @@ from threefold.experiment import Experiment
 from threefold.experiments import read_experiment
 from threefold.run import RunFolder, alone_in, make_folder
 from threefold.studies.notices import left_by
+from threefold.studies.protocol import write_down
 from threefold.studies.study_claims import require_groups, require_metrics, require_tasks
 from threefold.studies.study_cohorts import judge_labels, prepare_cohort
 from threefold.studies.study_folder import Outcome, StudyFolder, expected_memory
@@ -76,7 +77,7 @@ def _run_alone(
     if folder.study.is_file():
         _require_same_study(folder, study)
     else:
-        folder.write(study)
+        write_down(study, folder)
     needed = {plan.cohort for plan in plans}
     for name, source in study.cohorts.items():
         if name in needed:
@@ -87,7 +88,13 @@ def _run_alone(
                     _require_trainable(folder, plan, experiments[plan.id], cohort)
             judge_labels(name, cohort, study, folder, progress)
     _require_the_others(study, plans, folder)
-    folder.write(study)
+    late = write_down(study, folder)
+    if late:
+        names = "; ".join(dict.fromkeys(line.claim for line in late))
+        progress.say(
+            f"late, as runs of theirs have finished, and marked so in all tables: {names}. A new study, with "
+            "other seeds and patients, can test them."
+        )
     try:
         return list(_run_all(plans, study, folder, pool, progress))
     except BaseException:

@@ -2,6 +2,7 @@
 
 STUDY/
   study.yaml           the study as it was last run
+  protocol.json        when each of its claims was written down, those withdrawn among them
   cohorts/NAME         a cohort that the study made; NAME.json says from what
   labels/COHORT        tables of a cohort's own structures, where a claim is held against them
   runs/COHORT/VARIANT/split-K-seed-S   the run folders
@@ -58,6 +59,11 @@ class StudyFolder:
     def study(self) -> Path:
         """The study as it was last run."""
         return self.path / "study.yaml"
+
+    @property
+    def protocol(self) -> Path:
+        """When each claim was written down."""
+        return self.path / "protocol.json"
 
     @property
     def tables(self) -> Path:
