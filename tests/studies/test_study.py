@@ -442,11 +442,13 @@ def test_a_users_cohort_takes_the_place_of_the_studys(
     mine = tmp_path / "my scans, 2024"
     mine.symlink_to(cohort_folder)
     shutil.copytree(cohort_folder, tmp_path / "real -- name")
-    named = pointed_at(shipped, tmp_path / "real -- name")
+    pointed = pointed_at(shipped, tmp_path / "real -- name")
+    named = pointed.study
     assert [*named.cohorts] == ["real-name"]
     assert len(named.variants) == len(shipped.variants)
     # Claims of one cohort against another have no meaning on one.
     assert all(claim.variant != claim.baseline for claim in named.claims)
+    assert pointed.left_out == shipped.claims[-3:]
     assert len(named.claims) == len({*named.claims}) == len(shipped.claims) - 3
 
     # Whatever the variants.
@@ -457,10 +459,12 @@ def test_a_users_cohort_takes_the_place_of_the_studys(
         "baseline_cohort": "s0.5-masks-50",
     }
     crossing = changed(shipped, claims=[across, shipped.claims[0].model_dump()])
-    assert [claim.claim for claim in pointed_at(crossing, cohort_folder).claims] == [shipped.claims[0].claim]
+    assert [claim.claim for claim in pointed_at(crossing, cohort_folder).study.claims] == [
+        shipped.claims[0].claim
+    ]
 
     # Except where they are one cohort, made worse by several distances.
-    moved = pointed_at(load_study("aortic-arch-degradation"), cohort_folder)
+    moved = pointed_at(load_study("aortic-arch-degradation"), cohort_folder).study
     assert [source.degradation.displacement for source in moved.cohorts.values() if source.degradation] == [
         0.0,
         1.0,
@@ -474,7 +478,7 @@ def test_a_users_cohort_takes_the_place_of_the_studys(
         shipped,
         cohorts={**shipped.model_dump()["cohorts"], "s0.5": {"folder": "x", "propagation": {"epochs": 1}}},
     )
-    (source,) = pointed_at(propagated, cohort_folder).cohorts.values()
+    (source,) = pointed_at(propagated, cohort_folder).study.cohorts.values()
     assert source.propagation == {"epochs": 1}
     assert source.folder == str(cohort_folder.resolve())
 

@@ -12,8 +12,6 @@ import typer
 
 from threefold.cli.progress import count, resumable
 
-_ON_ANY_COHORT = {"cohorts": None, "baseline_cohort": None}
-
 study = typer.Typer(
     help="Compare experiments with statistics. Example: `threefold study run hematoma-claims --out study`",
     no_args_is_help=True,
@@ -85,10 +83,9 @@ def run(
 
     require_one_process("a study")
     if cohort is not None:
-        asked, spec = spec, pointed_at(spec, cohort)
-        kept = {claim.model_copy(update=_ON_ANY_COHORT) for claim in spec.claims}
-        left = [claim for claim in asked.claims if claim.model_copy(update=_ON_ANY_COHORT) not in kept]
-        for claim, group in dict.fromkeys((claim.claim, claim.group) for claim in left):
+        pointed = pointed_at(spec, cohort)
+        spec = pointed.study
+        for claim, group in dict.fromkeys((claim.claim, claim.group) for claim in pointed.left_out):
             typer.echo(
                 f"left out, as {cohort} has no such groups or it is one cohort alone: {claim} ({group})",
                 err=True,

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from threefold.run import write_atomically
 from threefold.studies.evaluations import write_label_tables
 from threefold.studies.study_claims import has_cases_of
 from threefold.studies.study_folder import StudyFolder
-from threefold.studies.study_spec import LABELS, CohortSource, StudySpec, claim_cohorts, plan_runs
+from threefold.studies.study_spec import LABELS, ClaimSpec, CohortSource, StudySpec, claim_cohorts, plan_runs
 from threefold.studies.study_worker import experiment_of
 from threefold.training.progress import TrainingProgress
 from threefold.validation import parse_spec
@@ -30,7 +31,20 @@ MadeOf = dict[str, Any]
 """What a cohort was made of, as JSON."""
 
 
-def pointed_at(study: StudySpec, cohort: Path) -> StudySpec:
+@dataclass(frozen=True)
+class PointedStudy:
+    """A study on a user's cohort.
+
+    Attributes:
+        study: the study.
+        left_out: claims of the original that have no meaning there.
+    """
+
+    study: StudySpec
+    left_out: tuple[ClaimSpec, ...]
+
+
+def pointed_at(study: StudySpec, cohort: Path) -> PointedStudy:
     """Return a study of a user's own cohort in place of all of its own.
 
     Where one of the study's cohorts gets propagated structures, the user's does too. Where they are one
@@ -45,8 +59,8 @@ def pointed_at(study: StudySpec, cohort: Path) -> StudySpec:
     folder = cohort.resolve()
     there = read_cohort(folder, allow_outside=True)
     content = study.model_dump()
-    claims = list(study.claims)
-    if any(source.degradation is not None for source in study.cohorts.values()):
+    are_one_cohort = any(source.degradation is not None for source in study.cohorts.values())
+    if are_one_cohort:
         content["cohorts"] = {
             name: {"folder": str(folder), "degradation": source.degradation}
             for name, source in study.cohorts.items()
@@ -57,18 +71,27 @@ def pointed_at(study: StudySpec, cohort: Path) -> StudySpec:
         content["cohorts"] = {name: {"folder": str(folder), "propagation": next(iter(ways), None)}}
         for variant in content["variants"].values():
             variant["cohorts"] = None
-        claims = [
-            claim.model_copy(update={"cohorts": None, "baseline_cohort": None})
-            for claim in claims
-            if claim.baseline_cohort is None or claim.cohorts == (claim.baseline_cohort,)
-            if claim.variant != claim.baseline or (claim.baseline_group or claim.group) != claim.group
-        ]
-    content["claims"] = [
-        claim.model_dump()
-        for claim in dict.fromkeys(claims)
-        if has_cases_of(there, claim.group) and has_cases_of(there, claim.baseline_group or claim.group)
+    kept = [
+        claim
+        for claim in study.claims
+        if (are_one_cohort or _is_within_one_cohort(claim))
+        and has_cases_of(there, claim.group)
+        and has_cases_of(there, claim.baseline_group or claim.group)
     ]
-    return parse_spec(StudySpec, content, where=f"{study.name} on {folder}", error=UsageError)
+    anywhere = {} if are_one_cohort else {"cohorts": None, "baseline_cohort": None}
+    claims = dict.fromkeys(claim.model_copy(update=anywhere) for claim in kept)
+    content["claims"] = [claim.model_dump() for claim in claims]
+    return PointedStudy(
+        parse_spec(StudySpec, content, where=f"{study.name} on {folder}", error=UsageError),
+        tuple(claim for claim in study.claims if claim not in kept),
+    )
+
+
+def _is_within_one_cohort(claim: ClaimSpec) -> bool:
+    """Whether a claim does not hold one cohort against another, and so has a meaning on any."""
+    if claim.baseline_cohort is not None and claim.cohorts != (claim.baseline_cohort,):
+        return False
+    return claim.variant != claim.baseline or (claim.baseline_group or claim.group) != claim.group
 
 
 def prepare_cohort(
