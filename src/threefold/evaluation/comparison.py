@@ -71,6 +71,11 @@ class Measured:
         kinds = [self.patients[kind] for kind in self.needs] or [self.patients]
         return min(len(np.unique(kind)) for kind in kinds)
 
+    @property
+    def is_mean_over_classes(self) -> bool:
+        """Whether it is the mean of several classes' numbers: the mean of several shares is no share."""
+        return len(self.needs) > 1
+
 
 @dataclass(frozen=True)
 class Effect:
@@ -136,8 +141,8 @@ def mean_of(
     """
     draw = partial(_resampled, replicates=replicates, seed=seed)
     found = _effect([(run,) for run in runs], draw, confidence, needed=FEWEST_PATIENTS)
-    over_classes = any(len(run.needs) > 1 for run in runs)  # the mean of several shares is none
-    if not is_share or over_classes or found.value not in (0.0, 1.0):
+    is_share = is_share and not any(run.is_mean_over_classes for run in runs)
+    if not is_share or found.value not in (0.0, 1.0):
         return found
     exact = exact_interval(found.value, found.fewest_patients, confidence)
     return replace(found, low=exact.low, high=exact.high, note="")

@@ -138,8 +138,7 @@ def _at(group: str, metric: str, of: Measured, draws: Floats, spec: EvaluationSp
     interval = Interval(np.nan, np.nan, 0, "no case has it" if not n else "not estimable")
     if np.isfinite(value):
         interval = percentile_interval(draws, spec.confidence) if patients >= FEWEST_PATIENTS else FEW
-        is_mean_over_classes = len(of.needs) > 1
-        if is_share(metric) and value in (0.0, 1.0) and not is_mean_over_classes:
+        if is_share(metric) and value in (0.0, 1.0) and not of.is_mean_over_classes:
             interval = exact_interval(value, of.fewest_patients, spec.confidence)
     return AtSites(group, value, interval.low, interval.high, n, patients, interval.reason)
 
