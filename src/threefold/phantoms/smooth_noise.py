@@ -6,10 +6,11 @@ separable, so a plane through it costs two small matrix products.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 Plane = NDArray[np.float32]
 
@@ -50,7 +51,8 @@ class SmoothNoise:
         lattice = self._lattice @ weights  # (cells 1, cells 2)
         rows = _spline_matrix(first, lattice.shape[0], self._pitch[0])
         columns = _spline_matrix(second, lattice.shape[1], self._pitch[1])
-        return np.asarray(rows @ lattice @ columns.T, np.float32)
+        with _blas().limit(limits=1, user_api="blas"):
+            return np.asarray(rows @ lattice @ columns.T, np.float32)
 
 
 @lru_cache(maxsize=16)
@@ -59,6 +61,12 @@ def smooth_noise(
 ) -> SmoothNoise:
     """Return the same field again for the same arguments, drawn once for the slices of a patient."""
     return SmoothNoise(seed, cells, pitch)
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    """Return what limits numpy's threads: on a busy machine small products wait for them, a slice 8 times."""
+    return ThreadpoolController()
 
 
 def _spline_matrix(positions: NDArray[np.float32], cells: int, pitch: float) -> NDArray[np.float32]:
