@@ -295,6 +295,12 @@ def test_what_a_ray_worker_does_wrong_is_its_runs_failure(
     assert ended["fine"].state == "finished"
     assert ended["dies"].state == "failed"
     assert ended["dies"].message.startswith("the Ray worker was lost")
+    for number in range(4):  # on two cores two run and two wait; a fifth would be asked what is known now
+        assert pool.has_room(10**6)
+        pool.submit(f"fine {number}", 0.1)
+    assert not pool.has_room(0.1)
+    while pool._running:
+        pool.wait()
     pool.submit("lasts", 0.1)
     written = tmp_path / "pid"
     until(lambda: written.is_file() and written.read_text().endswith("\n"))

@@ -155,8 +155,14 @@ class RayPool:
         self._running: dict[Any, str] = {}
 
     def has_room(self, memory: float) -> bool:
-        """Whether it can be queued: always, Ray starts it where cores and memory are free."""
-        return True
+        """Whether it can be queued: up to twice as many as the cluster's cores or GPUs serve.
+
+        That keeps the cluster busy and lets one that grows by demand grow, and those that come later ask for
+        the memory that was learned by then.
+        """
+        there = self._ray.cluster_resources()
+        slots = there.get("GPU", 0.0) if self._gpus else there.get("CPU", 0.0) // self._threads
+        return bool(len(self._running) < 2 * max(1, slots))
 
     def submit(self, run: str, memory: float) -> None:
         """Queue a run; one that needs more memory than any node has gets the largest node for itself."""
