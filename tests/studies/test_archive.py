@@ -119,6 +119,23 @@ def test_a_study_goes_on_after_it_was_unpacked(study: StudySpec, unpacked: Study
     assert unpacked.is_finished(TUNED)
 
 
+def test_when_claims_were_written_is_packed(folder: StudyFolder, tmp_path: Path) -> None:
+    changed = StudyFolder(tmp_path / "changed")
+    shutil.copytree(folder.path, changed.path)
+    turned = {**CLAIMS[0], "claim": "they do harm", "expected": "lower"}
+    changed.write(StudySpec.model_validate({**changed.read().model_dump(), "claims": [turned]}))
+    before = tables(changed)
+    assert b"late" in before["claims.md"]
+    assert b"counts in the correction: masks help." in before["claims.md"]
+    pack_study(changed, tmp_path / "study.tar.xz")
+    with tarfile.open(tmp_path / "study.tar.xz") as archive:
+        archive.extractall(tmp_path / "there", filter="data")
+    assert tables(StudyFolder(tmp_path / "there/changed")) == before
+    changed.protocol.write_text("{}")
+    with pytest.raises(RunError, match=r"protocol\.json: can't be read"):
+        pack_study(changed, tmp_path / "again.tar.xz")
+
+
 def test_what_cant_be_packed_is_refused(study: StudySpec, folder: StudyFolder, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not a study folder"):
         pack_study(StudyFolder(tmp_path), tmp_path / "a.tar.xz")

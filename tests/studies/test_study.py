@@ -19,6 +19,7 @@ from sklearn.metrics import roc_auc_score
 from threefold.cohorts.cohort import Cohort, read_cohort
 from threefold.cohorts.degradation import DegradationSpec
 from threefold.errors import CohortError, ExperimentError, RunError, UsageError
+from threefold.reporting.study_figures import claim_figure
 from threefold.run import alone_in
 from threefold.studies import study_cohorts, study_pools
 from threefold.studies.comparison import compare_study, write_comparison
@@ -323,22 +324,44 @@ def test_a_claim_that_comes_after_its_runs_is_marked_and_one_withdrawn_still_cou
     folder.write(study)
     make_seg_right(folder)
     whole, (_, before) = compare_study(folder), compare_study(folder).claims
-    assert (whole.withdrawn, [row.late for row in whole.claims]) == (0, [0, 0])
+    assert (whole.withdrawn, [row.finished_before for row in whole.claims]) == ((), [0, 0])
     turned = {**CLAIMS[1], "claim": "they do harm", "expected": "higher"}
     now = changed(study, claims=[CLAIMS[1], turned])
     _, said = run(now, folder.path, "heads/seg/*")
-    assert "late, as runs of theirs have finished, and marked so in all tables: they do harm. " in said
+    assert "late, as runs of theirs have finished, and marked so" in said
+    assert "in the table of claims: they do harm. " in said
     comparison = compare_study(folder)
     first, second = comparison.claims
-    assert (comparison.withdrawn, first.late, second.late) == (1, 0, 4)
+    assert comparison.withdrawn == (CLAIMS[0]["claim"],)
+    assert (first.finished_before, second.finished_before) == (0, 4)
     assert first.effect == before.effect
     # Three lines count, not two.
     assert first.adjusted == second.adjusted == pytest.approx(3 * before.effect.p)
     tables = write_comparison(comparison, folder)
+    # 100 replicates are enough for two rows and too few for three.
+    assert "100 replicates are too few for 3 rows" in " ".join(tables[0].notes)
     assert [row[-1] for row in tables[0].rows] == [first.verdict, f"{second.verdict}, late"]
+    labels = [text.get_text() for text in claim_figure(comparison.claims).axes[0].get_yticklabels()]
+    assert [text.splitlines()[0] for text in labels] == ["they differ", "they do harm (late)"]
     notes = " ".join(tables[0].notes)
-    assert "after runs of theirs had finished: 1. They count" in notes
+    assert "each row counts in the correction: masks help abroad." in notes
     assert "late: written down, or changed" in notes
+
+
+def test_late_claims_say_nothing_of_the_seeds_spread_in_the_others(
+    study: StudySpec, ended: tuple[StudyFolder, list[Outcome], str], tmp_path: Path
+) -> None:
+    folder = StudyFolder(tmp_path / "study")
+    shutil.copytree(ended[0].path, folder.path)
+    further = [{**CLAIMS[1], "claim": group, "group": group} for group in ("internal", "external")]
+    folder.write(changed(study, claims=CLAIMS[1:]))
+    alone = compare_study(folder).claims[0]
+    folder.write(changed(study, claims=[CLAIMS[1], *further]))
+    first, *late = compare_study(folder).claims
+    assert [row.is_late for row in (first, *late)] == [False, True, True]
+    assert first.effect == alone.effect
+    folder.protocol.unlink()
+    assert compare_study(folder).claims[0].effect != alone.effect
 
 
 def test_a_group_that_a_split_did_not_test_leaves_a_claim_without_an_estimate(

@@ -140,6 +140,7 @@ def compare(
 
     Example: `threefold study compare study`
     """
+    from threefold.reporting.study_tables import numbered
     from threefold.reporting.table import show
     from threefold.reporting.tables import plain_value
     from threefold.studies.comparison import compare_study, write_comparison
@@ -161,6 +162,8 @@ def compare(
         return
     for table in tables[:2]:
         show(table)
+    if comparison.withdrawn and not comparison.claims:
+        typer.echo(f"All claims were withdrawn: {numbered(comparison.withdrawn)}.")
     if comparison.missing:
         typer.echo(
             f"{count(len(comparison.missing), 'run')} not finished, for example {comparison.missing[0]}: "

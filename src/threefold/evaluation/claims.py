@@ -25,7 +25,8 @@ class ClaimRow:
         verdict: supported, contradicted, undecided or not estimable.
         pairs: that the study asks for; `effect.runs` have finished.
         leaks: a split shares patients between training and test.
-        late: how many of its runs had finished when it was written down.
+        finished_before: how many of its runs had finished when it was written down; None where that is not
+            known.
     """
 
     claim: str
@@ -44,7 +45,12 @@ class ClaimRow:
     verdict: Verdict
     pairs: int
     leaks: bool
-    late: int
+    finished_before: int | None
+
+    @property
+    def is_late(self) -> bool:
+        """Whether it was written down when what it came to could have been seen."""
+        return bool(self.finished_before)
 
 
 @dataclass(frozen=True)

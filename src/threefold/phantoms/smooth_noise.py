@@ -65,7 +65,10 @@ def smooth_noise(
 
 @cache
 def _blas() -> ThreadpoolController:
-    """Return what limits the threads of numpy: waiting for them made slices 6 times slower on busy cores."""
+    """Return what limits the threads of numpy: waiting for them made slices 6 times slower on busy cores.
+
+    The limit is the process's: threads that make slices side by side would lift one another's.
+    """
     return ThreadpoolController()
 
 

@@ -55,6 +55,6 @@ def claim_figure(rows: Sequence[ClaimRow]) -> Figure:
 
 
 def _label(row: ClaimRow) -> str:
-    words = "\n".join(textwrap.wrap(f"{row.claim} ({LATE})" if row.late else row.claim, 60))
+    words = "\n".join(textwrap.wrap(f"{row.claim} ({LATE})" if row.is_late else row.claim, 60))
     mark = f"{LEAK_MARK} " if row.leaks else ""
     return f"{mark}{words}\n{row.variant} against {row.baseline}; {cohorts_of(row)}, {groups_of(row)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 from threefold.evaluation.claims import ClaimRow, PairRow, RelianceRow, VariantRow
@@ -26,14 +27,19 @@ _RULE = (
 
 
 def claim_table(
-    rows: Sequence[ClaimRow], *, confidence: float, replicates: int, margin: float, withdrawn: int
+    rows: Sequence[ClaimRow],
+    *,
+    confidence: float,
+    replicates: int,
+    margin: float,
+    withdrawn: Sequence[str],
 ) -> Table:
     """Return what each claim came to, a row for each cohort in which it was tested.
 
     Args:
         rows: what to show.
         confidence, replicates, margin: with which it was computed.
-        withdrawn: lines that are not among the rows any more, and count in the correction.
+        withdrawn: claims of the lines that are not among the rows any more, and count in the correction.
     """
     notes = [
         "Difference: variant minus baseline, mean over pairs of the same split and seed; on the same test "
@@ -43,7 +49,7 @@ def claim_table(
         "variant are means over the same cases, which can be fewer than a variant has alone.",
         _RULE.format(alpha=round(1 - confidence, 9)),
     ]
-    tested = len(rows) + withdrawn
+    tested = len(rows) + len(withdrawn)
     smallest = tested * 2 / (replicates + 1)
     if smallest >= 1 - confidence:
         notes.append(
@@ -52,15 +58,19 @@ def claim_table(
         )
     if margin:
         notes.append(f"Differences up to {margin:g} count as none.")
-    if any(row.late for row in rows):
+    if any(row.is_late for row in rows):
         notes.append(
             f"{LATE}: written down, or changed, when runs that it rests on had finished. What was seen in "
             "runs can't be tested on them."
         )
     if withdrawn:
         notes.append(
-            f"Rows that were withdrawn, or changed, after runs of theirs had finished: {withdrawn}. They "
-            "count in the correction."
+            "Withdrawn, or changed, when runs of theirs had finished; each row counts in the correction: "
+            f"{numbered(withdrawn)}."
+        )
+    if any(row.finished_before is None for row in rows):
+        notes.append(
+            "The study's folder, begun by an earlier version, does not say when these claims were written."
         )
     notes += _leak_note(rows)
     return Table(
@@ -223,9 +233,16 @@ def _p(value: float) -> str:
     return "-" if math.isnan(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
+def numbered(claims: Sequence[str]) -> str:
+    """Return each different claim once, with the number of its lines."""
+    return "; ".join(
+        claim if number == 1 else f"{claim} ({number} rows)" for claim, number in Counter(claims).items()
+    )
+
+
 def verdict_of(row: ClaimRow) -> str:
     """Return the verdict, and whether the claim came after its runs."""
-    return f"{row.verdict}, {LATE}" if row.late else row.verdict
+    return f"{row.verdict}, {LATE}" if row.is_late else row.verdict
 
 
 def groups_of(row: ClaimRow) -> str:

@@ -15,6 +15,7 @@ import yaml
 
 from threefold.errors import RunError
 from threefold.run import RunFolder, write_atomically
+from threefold.studies.protocol import read_protocol
 from threefold.studies.reliance import TABLES
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import plan_runs
@@ -50,7 +51,8 @@ def pack_study(folder: StudyFolder, out: Path) -> Packed:
         out: the new file, .tar.xz.
 
     Raises:
-        RunError: not a study, none of its runs has finished, the file exists, or the disk refuses.
+        RunError: not a study, a damaged one, none of its runs has finished, the file exists, or the disk
+            refuses.
     """
     plans = [plan.id for plan in plan_runs(folder.read())]
     runs = tuple(name for name in plans if folder.is_finished(name))
@@ -58,6 +60,7 @@ def pack_study(folder: StudyFolder, out: Path) -> Packed:
         raise RunError(
             f"{folder.path}: none of its {len(plans)} runs has finished. Run it: `threefold study run`."
         )
+    read_protocol(folder)  # a damaged one is not packed
     if out.exists():
         raise RunError(f"{out}: exists already. Nothing was overwritten: name another file.")
     if out.suffixes[-2:] != [".tar", ".xz"]:

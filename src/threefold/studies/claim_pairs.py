@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Set
 
-from threefold.studies.study_spec import LABELS, ClaimSpec, StudySpec, run_id
+from threefold.studies.study_spec import LABELS, ClaimSpec, StudySpec, claim_cohorts, run_id
 
 
 def labels_id(cohort: str) -> str:
@@ -15,6 +15,13 @@ def labels_id(cohort: str) -> str:
 def is_labels_id(name: str) -> bool:
     """Whether a name is that of a cohort's own structures, not of a run."""
     return name.rpartition("/")[2] == LABELS
+
+
+def claims_by_cohort(study: StudySpec) -> Iterator[tuple[ClaimSpec, str]]:
+    """Yield each claim with each cohort in which it is tested: a line of the comparison."""
+    for claim in study.claims:
+        for cohort in claim_cohorts(study, claim):
+            yield claim, cohort
 
 
 def asked_pairs(

@@ -30,10 +30,16 @@ from threefold.reporting.study_figures import claim_figure
 from threefold.reporting.study_tables import claim_table, pair_table, reliance_table, variant_table
 from threefold.reporting.table import Table, markdown
 from threefold.run import write_atomically
-from threefold.studies.claim_pairs import asked_pairs, finished_pairs, labels_id
+from threefold.studies.claim_pairs import (
+    asked_pairs,
+    claims_by_cohort,
+    finished_pairs,
+    is_labels_id,
+    labels_id,
+)
 from threefold.studies.evaluations import read_label_tables, read_run_predictions
 from threefold.studies.evidence import read_evidence
-from threefold.studies.protocol import Protocol, line_of, read_protocol
+from threefold.studies.protocol import line_of, protocol_of, write_down
 from threefold.studies.reliance import reliance_of
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import (
@@ -77,7 +83,7 @@ class Comparison:
         pairs: DeLong's test for each pair of a claim on the AUC.
         reliance: worst groups, probes and calibration, where the runs were looked into.
         missing: ids of runs that have not finished.
-        withdrawn: how many lines of the claims were withdrawn, or changed, after runs of them had finished.
+        withdrawn: claims of the lines that were withdrawn, or changed, after runs of theirs had finished.
     """
 
     study: StudySpec
@@ -86,7 +92,7 @@ class Comparison:
     pairs: tuple[PairRow, ...]
     reliance: tuple[RelianceRow, ...]
     missing: tuple[str, ...]
-    withdrawn: int
+    withdrawn: tuple[str, ...]
 
 
 def compare_study(folder: StudyFolder) -> Comparison:
@@ -99,7 +105,6 @@ def compare_study(folder: StudyFolder) -> Comparison:
     study = folder.read()
     plans = plan_runs(study)
     finished = {plan.id for plan in plans if folder.is_finished(plan.id)}
-    protocol = read_protocol(folder)
     judged = {labels_id(name) for name in study.cohorts if folder.labels(name).predictions.is_file()}
     if not finished:
         raise RunError(
@@ -110,26 +115,29 @@ def compare_study(folder: StudyFolder) -> Comparison:
     def tables(name: str) -> Tables:
         return read_tables(folder, name)
 
-    of = _Measuring(study, protocol, finished | judged, tables)
-    asked = [(claim, cohort) for claim in study.claims for cohort in claim_cohorts(study, claim)]
+    of = _Measuring(study, finished | judged, tables)
+    asked = list(claims_by_cohort(study))
+    lines = [line_of(study, claim, cohort) for claim, cohort in asked]
+    written = {each.line: each for each in protocol_of(study, folder).lines}
+    withdrawn = tuple(each.claim for line, each in written.items() if line not in lines)
+    before = [written[line].finished_before for line in lines]
     pairs = [of.pairs(claim, cohort) for claim, cohort in asked]
-    spreads = _spreads([claim.metric for claim, _ in asked], pairs)
-    lines = [
-        of.claim(claim, cohort, found, spread)
-        for (claim, cohort), found, spread in zip(asked, pairs, spreads, strict=True)
+    spreads = _spreads([claim.metric for claim, _ in asked], pairs, [bool(number) for number in before])
+    rows = [
+        replace(of.claim(claim, cohort, found, spread), finished_before=number)
+        for (claim, cohort), found, spread, number in zip(asked, pairs, spreads, before, strict=True)
     ]
     whole = [of.has_finished(claim, cohort) for claim, cohort in asked]
     # What has not finished counts in the correction already, and what was withdrawn still.
-    values = [line.effect.p if there else 1.0 for line, there in zip(lines, whole, strict=True)]
-    withdrawn = protocol.withdrawn(study, finished)
-    adjusted = holm([*values, *[1.0] * withdrawn])[: len(values)]
+    values = [row.effect.p if there else 1.0 for row, there in zip(rows, whole, strict=True)]
+    adjusted = holm([*values, *[1.0 for _ in withdrawn]])[: len(rows)]
     claims = tuple(
         replace(
-            line,
+            row,
             adjusted=p if there else np.nan,
-            verdict=verdict(line.effect, p, line.expected, study.confidence, finished=there),
+            verdict=verdict(row.effect, p, row.expected, study.confidence, finished=there),
         )
-        for line, p, there in zip(lines, adjusted, whole, strict=True)
+        for row, p, there in zip(rows, adjusted, whole, strict=True)
     )
     return Comparison(
         study=study,
@@ -145,6 +153,8 @@ def compare_study(folder: StudyFolder) -> Comparison:
 
 def write_comparison(comparison: Comparison, folder: StudyFolder) -> tuple[Table, ...]:
     """Write a comparison's tables (Markdown to read, CSV to compute with) and its figure.
+
+    The claims are written down as well: from now on what they came to is seen.
 
     Returns:
         The tables: claims, variants, reliance, pairs; those without a row left out.
@@ -171,6 +181,7 @@ def write_comparison(comparison: Comparison, folder: StudyFolder) -> tuple[Table
         "reliance": comparison.reliance,
         "pairs": comparison.pairs,
     }
+    write_down(study, folder)
     folder.tables.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         for old in (folder.tables / f"{name}.md", folder.tables / f"{name}.csv") if not table.rows else ():
@@ -193,18 +204,28 @@ def _in_a_field(value: Any) -> Any:
 
 def read_tables(folder: StudyFolder, name: str) -> Tables:
     """Return what a finished run left to be compared, or by `labels_id` a cohort's own structures."""
-    cohort, _, labels = name.partition("/")
-    if labels == LABELS:
-        return Tables(read_label_tables(folder.labels(cohort)))
+    if is_labels_id(name):
+        return Tables(read_label_tables(folder.labels(name.partition("/")[0])))
     run = folder.run(name)
     return Tables(read_run_predictions(run), run.read_status().get("threshold"), read_evidence(run))
 
 
-def _spreads(metrics: Sequence[str], pairs: Sequence[MeasuredPairs]) -> list[Spread | None]:
+def _spreads(
+    metrics: Sequence[str], pairs: Sequence[MeasuredPairs], late: Sequence[bool]
+) -> list[Spread | None]:
     """Return how much each line's effect varies over its pairs, learned from all lines of one metric.
 
-    Lines of the same effects (a claim worded twice, or turned round) count once.
+    Of the late lines, which were chosen when the results could be seen, nothing is learned for the others.
     """
+    of_all = _spreads_of(metrics, pairs)
+    in_time = [number for number, is_late in enumerate(late) if not is_late]
+    known = _spreads_of([metrics[number] for number in in_time], [pairs[number] for number in in_time])
+    of_those = dict(zip(in_time, known, strict=True))
+    return [of_those.get(number, spread) for number, spread in enumerate(of_all)]
+
+
+def _spreads_of(metrics: Sequence[str], pairs: Sequence[MeasuredPairs]) -> list[Spread | None]:
+    """Return it for lines of one kind; those of the same effects (a claim turned round) count once."""
     effects = [effects_of(*_unzipped(each)) for each in pairs]
     found: dict[tuple[str, bytes], Spread | None] = {}
     keys = [
@@ -225,14 +246,8 @@ def _unzipped(pairs: MeasuredPairs) -> tuple[list[tuple[Measured, Measured]], li
 class _Measuring:
     """Measures what a study's runs left; tables are read once."""
 
-    def __init__(
-        self,
-        study: StudySpec,
-        protocol: Protocol,
-        finished: Set[str],
-        tables: Callable[[str], Tables],
-    ) -> None:
-        self.study, self.protocol, self.finished, self.tables = study, protocol, finished, tables
+    def __init__(self, study: StudySpec, finished: Set[str], tables: Callable[[str], Tables]) -> None:
+        self.study, self.finished, self.tables = study, finished, tables
         self.mean = partial(mean_of, replicates=study.replicates, confidence=study.confidence)
         self.difference = partial(
             difference_of, replicates=study.replicates, confidence=study.confidence, margin=study.margin
@@ -261,7 +276,7 @@ class _Measuring:
         return found
 
     def claim(self, claim: ClaimSpec, cohort: str, pairs: MeasuredPairs, spread: Spread | None) -> ClaimRow:
-        """Return a claim's line, its p not adjusted yet."""
+        """Return a claim's line; its p is not adjusted yet, nor said when it was written down."""
         share, (both, splits) = is_share(claim.metric), _unzipped(pairs)
         return ClaimRow(
             claim=claim.claim,
@@ -282,7 +297,7 @@ class _Measuring:
             verdict="not estimable",
             pairs=len(self.study.seeds) * len(self.study.splits),
             leaks=self.leaks([name for pair in pairs for name in pair.ids]),
-            late=self.protocol.finished_before(line_of(self.study, claim, cohort), self.finished),
+            finished_before=None,
         )
 
     def _measured(self, claim: ClaimSpec, first: str, second: str) -> tuple[Measured, Measured]:

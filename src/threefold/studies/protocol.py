@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
 from threefold.errors import RunError
 from threefold.experiment.spec import Spec
-from threefold.run import make_folder, write_atomically
-from threefold.studies.claim_pairs import asked_pairs, is_labels_id
+from threefold.run import write_atomically
+from threefold.studies.claim_pairs import asked_pairs, claims_by_cohort, is_labels_id
 from threefold.studies.study_folder import StudyFolder
-from threefold.studies.study_spec import ClaimSpec, StudySpec, claim_cohorts
+from threefold.studies.study_spec import ClaimSpec, StudySpec
 
 
 class Line(Spec):
-    """What decides a claim's verdict in one cohort."""
+    """What decides a claim's verdict in one cohort.
+
+    Not the number of replicates, which may be raised: it changes p by chance alone.
+    """
 
     metric: str
     group: str
@@ -38,36 +41,23 @@ class WrittenLine(Spec):
 
     claim: str
     """In words, which decide nothing."""
-    written: str
-    """When it was written down (ISO 8601, UTC); empty where that is not known."""
-    finished: int | None
+    written: str | None
+    """When it was written down (ISO 8601, UTC); None where that is not known."""
+    finished_before: int | None
     """How many of its runs had finished by then; None where that is not known."""
-    says: Line
+    seen: bool
+    """Whether any of its runs has finished since, or had: what it came to may have been seen."""
+    line: Line
 
 
 class Protocol(Spec):
     """The claims of a study as they were written down, those that it no longer has among them."""
 
-    lines: tuple[WrittenLine, ...] = ()
-
-    def finished_before(self, says: Line, finished: Set[str]) -> int:
-        """Return how many of a line's runs had finished when it was written down; 0 if that is not known.
-
-        Args:
-            says: the line.
-            finished: ids of the runs that have finished now: a line that is not here is written now.
-        """
-        before = [line.finished or 0 for line in self.lines if line.says == says]
-        return before[0] if before else len(says.runs & finished)
-
-    def withdrawn(self, study: StudySpec, finished: Set[str]) -> int:
-        """Return how many lines a study no longer has, or has in another form, though runs have finished."""
-        now = {says for _, says in _lines(study)}
-        return sum(line.says not in now and bool(line.says.runs & finished) for line in self.lines)
+    lines: tuple[WrittenLine, ...]
 
 
 def line_of(study: StudySpec, claim: ClaimSpec, cohort: str) -> Line:
-    """Return what decides a claim's verdict in a cohort."""
+    """Return what decides a claim's verdict in a cohort; the order of seeds and splits does not."""
     return Line(
         metric=claim.metric,
         group=claim.group,
@@ -75,15 +65,12 @@ def line_of(study: StudySpec, claim: ClaimSpec, cohort: str) -> Line:
         expected=claim.expected,
         confidence=study.confidence,
         margin=study.margin,
-        pairs=tuple((first, second) for first, second, _ in asked_pairs(study, claim, cohort)),
+        pairs=tuple(sorted((first, second) for first, second, _ in asked_pairs(study, claim, cohort))),
     )
 
 
 def write_down(study: StudySpec, folder: StudyFolder) -> Sequence[WrittenLine]:
-    """Write a study into its folder, and when each of its claims was written down.
-
-    A line that was there before keeps its time. One that the study no longer has stays if any of its runs has
-    finished, since what it came to may have been seen.
+    """Write into a study's folder when each of its claims was written down.
 
     Returns:
         The lines that are new though some of their runs have finished.
@@ -91,25 +78,40 @@ def write_down(study: StudySpec, folder: StudyFolder) -> Sequence[WrittenLine]:
     Raises:
         RunError: the folder can't be written, or what it says of the claims is damaged.
     """
-    make_folder(folder.path)
     begun = folder.protocol.is_file() or folder.study.is_file()
-    known = {line.says: line for line in read_protocol(folder).lines} if begun else {}
-    asked = {says: claim.claim for claim, says in _lines(study)}
-    runs = {name for says in (*known, *asked) for name in says.runs}
-    finished = {name for name in runs if folder.is_finished(name)}
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    new = {
-        says: WrittenLine(claim=words, written=now, finished=len(says.runs & finished), says=says)
-        for says, words in asked.items()
-        if says not in known
-    }
-    kept = [line for says, line in known.items() if says in asked or says.runs & finished]
-    protocol = Protocol(lines=(*kept, *new.values()))
+    known = {each.line for each in read_protocol(folder).lines} if begun else set[Line]()
+    protocol = protocol_of(study, folder)
     text = protocol.model_dump_json(indent=2) + "\n"
     if not folder.protocol.is_file() or folder.protocol.read_text(encoding="utf-8") != text:
         write_atomically(folder.protocol, text)
-    folder.write(study)
-    return [line for line in new.values() if line.finished]
+    return [each for each in protocol.lines if each.line not in known and each.finished_before]
+
+
+def protocol_of(study: StudySpec, folder: StudyFolder) -> Protocol:
+    """Return what `write_down` would write now.
+
+    A line that was there before keeps its time. One that the study no longer has stays once any of its runs
+    has finished.
+
+    Raises:
+        RunError: what the folder says of the claims is damaged.
+    """
+    begun = folder.protocol.is_file() or folder.study.is_file()
+    before = read_protocol(folder).lines if begun else ()
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    known = {
+        each.line: each.model_copy(update={"seen": each.seen or _finished(each.line, folder) > 0})
+        for each in before
+    }
+    asked = {line_of(study, claim, cohort): claim.claim for claim, cohort in claims_by_cohort(study)}
+    kept = [each for line, each in known.items() if line in asked or each.seen]
+    new = [
+        WrittenLine(claim=words, written=now, finished_before=number, seen=number > 0, line=line)
+        for line, words in asked.items()
+        if line not in known
+        for number in (_finished(line, folder),)
+    ]
+    return Protocol(lines=(*kept, *new))
 
 
 def read_protocol(folder: StudyFolder) -> Protocol:
@@ -121,9 +123,16 @@ def read_protocol(folder: StudyFolder) -> Protocol:
         RunError: it is damaged, or the folder is not a study.
     """
     if not folder.protocol.is_file():
-        lines = _lines(folder.read())
+        study = folder.read()
         unknown = (
-            WrittenLine(claim=claim.claim, written="", finished=None, says=says) for claim, says in lines
+            WrittenLine(
+                claim=claim.claim,
+                written=None,
+                finished_before=None,
+                seen=False,
+                line=line_of(study, claim, cohort),
+            )
+            for claim, cohort in claims_by_cohort(study)
         )
         return Protocol(lines=tuple(unknown))
     try:
@@ -135,7 +144,7 @@ def read_protocol(folder: StudyFolder) -> Protocol:
         ) from error
 
 
-def _lines(study: StudySpec) -> Iterator[tuple[ClaimSpec, Line]]:
-    for claim in study.claims:
-        for cohort in claim_cohorts(study, claim):
-            yield claim, line_of(study, claim, cohort)
+def _finished(line: Line, folder: StudyFolder) -> int:
+    """Return how many of a line's runs have finished, those among them whose folders were removed since."""
+    outcomes = map(folder.outcome, line.runs)
+    return sum(outcome is not None and outcome.state == "finished" for outcome in outcomes)

@@ -10,6 +10,7 @@ from threefold.cohorts.cohort import Cohort
 from threefold.errors import RunError, ThreefoldError, UsageError
 from threefold.experiment import Experiment
 from threefold.experiments import read_experiment
+from threefold.reporting.study_tables import numbered
 from threefold.run import RunFolder, alone_in, make_folder
 from threefold.studies.notices import left_by
 from threefold.studies.protocol import write_down
@@ -78,6 +79,7 @@ def _run_alone(
         _require_same_study(folder, study)
     else:
         write_down(study, folder)
+        folder.write(study)
     needed = {plan.cohort for plan in plans}
     for name, source in study.cohorts.items():
         if name in needed:
@@ -89,11 +91,12 @@ def _run_alone(
             judge_labels(name, cohort, study, folder, progress)
     _require_the_others(study, plans, folder)
     late = write_down(study, folder)
+    folder.write(study)
     if late:
-        names = "; ".join(dict.fromkeys(line.claim for line in late))
         progress.say(
-            f"late, as runs of theirs have finished, and marked so in all tables: {names}. A new study, with "
-            "other seeds and patients, can test them."
+            "late, as runs of theirs have finished, and marked so in the table of claims: "
+            f"{numbered([each.claim for each in late])}. A new study, of other seeds and patients, can test "
+            "them."
         )
     try:
         return list(_run_all(plans, study, folder, pool, progress))
@@ -213,7 +216,7 @@ def _require_starts(folder: StudyFolder, plans: Sequence[RunPlan]) -> None:
 
 def _require_own_folder(folder: StudyFolder) -> None:
     """Refuse a folder that holds something else: a study fills it."""
-    if folder.study.is_file() or not folder.path.is_dir():
+    if folder.study.is_file() or folder.protocol.is_file() or not folder.path.is_dir():
         return
     if any(not path.name.startswith(".") for path in folder.path.iterdir()):
         raise RunError(
