@@ -313,9 +313,11 @@ def test_a_study_before_it_is_compared(study: StudyFolder) -> None:
         "how-to-reproduce",
     ]
     assert "a/one, split 0, seed 0" in found.words
+    assert "claims written" not in found.words  # the folder does not say
 
 
 def test_a_compared_study_has_claims_variants_pairs_and_links(study: StudyFolder, tmp_path: Path) -> None:
+    study.protocol.write_text('{"lines": []}')  # of before there were claims
     compare(study)
     (study.tables / "attention.md").write_text("## Attention by variant\n\n| a | b |\n| - | - |\n| 1 | 2 |\n")
     found = read(report(study.path))
@@ -332,7 +334,14 @@ def test_a_compared_study_has_claims_variants_pairs_and_links(study: StudyFolder
         "environment",
         "how-to-reproduce",
     ]
-    for words in ("Is it <so>?", "two & more", "undecided", "Attention by variant", "AUC of each pair"):
+    assert "+00:00; 1 of 1 rows when runs of theirs had finished" in found.words
+    for words in (
+        "Is it <so>?",
+        "two & more",
+        "unfinished, late",
+        "Attention by variant",
+        "AUC of each pair",
+    ):
         assert words in found.words
     assert found.tags.count("img") == 1 + 2 * 4  # the claims, and of each variant's first run four
     links = [address for address in found.addresses if not address.startswith(NOTHING_OUTSIDE)]

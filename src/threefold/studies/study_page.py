@@ -21,8 +21,10 @@ from threefold.reporting.study_tables import percent
 from threefold.reporting.table import LEAK_MARK, Table
 from threefold.run import RunFolder
 from threefold.studies.audit_section import AUDIT, audit_blocks
+from threefold.studies.claim_pairs import claims_by_cohort
 from threefold.studies.evaluations import cohort_if_there, cohort_of_run
 from threefold.studies.notices import is_older, leak_of_run, leaks_of_runs, stale_tables
+from threefold.studies.protocol import line_of, protocol_of
 from threefold.studies.reproduction import environment_facts
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import CohortSource, RunPlan, StudySpec, VariantSpec
@@ -86,7 +88,7 @@ def study_page(
             *((leaks_of_runs({plan.id: split for plan, split in splits.items()}),) if splits else ()),
         ),
         sections=(
-            Section("What was asked", tuple(_protocol(study))),
+            Section("What was asked", tuple(_protocol(study, folder))),
             *((Section("Splits and leaks", (_splits_table(splits),)),) if splits else ()),
             *(section for _, section in compared),
             *((Section("Further tables and figures", rest),) if rest else ()),
@@ -145,7 +147,7 @@ def _is_stale(folder: StudyFolder) -> bool:
     return is_older(folder.tables.glob("*.md"), [folder.study, *(folder.path / "outcomes").glob("*.json")])
 
 
-def _protocol(study: StudySpec) -> Iterator[Block]:
+def _protocol(study: StudySpec, folder: StudyFolder) -> Iterator[Block]:
     splits = "; ".join(_keys(split) or "as the recipe says" for split in study.splits)
     facts = [
         ("seeds", ", ".join(map(str, study.seeds))),
@@ -155,6 +157,7 @@ def _protocol(study: StudySpec) -> Iterator[Block]:
             f"{percent(study.confidence)}, over {study.replicates} replicates of patients and seeds",
         ),
         ("margin", f"differences up to {study.margin:g} count as none" if study.margin else ""),
+        ("claims written", _written(study, folder)),
     ]
     yield Facts(tuple((term, said) for term, said in facts if said))
     if study.overrides:
@@ -180,6 +183,15 @@ def _protocol(study: StudySpec) -> Iterator[Block]:
                 for claim in study.claims
             ),
         )
+
+
+def _written(study: StudySpec, folder: StudyFolder) -> str:
+    """Return when the study's claims were written down; empty where that is not known."""
+    now = {line_of(study, claim, cohort) for claim, cohort in claims_by_cohort(study)}
+    lines = [each for each in protocol_of(study, folder).lines if each.line in now]
+    times = ", ".join(sorted({each.written for each in lines if each.written is not None}))
+    late = sum(bool(each.finished_before) for each in lines)
+    return f"{times}; {late} of {len(lines)} rows when runs of theirs had finished" if late else times
 
 
 def _source(source: CohortSource) -> tuple[str, str]:
