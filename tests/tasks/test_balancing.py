@@ -145,7 +145,7 @@ def test_gradnorm_first_update_by_hand() -> None:
 
     total = balancer.total(two(1, 1), ONES, shared)
     # r = 1 at first; mean G = 3; G = 5 is too much and 1 too little.
-    logs = torch.tensor([-0.025 * 5 / 3, 0.025 * 1 / 3])
+    logs = torch.tensor([-0.025, 0.025])
     expected = 2 * logs.exp() / logs.exp().sum()
     torch.testing.assert_close(balancer.factors(), expected)
     assert total.item() == pytest.approx((expected * torch.tensor([7.0, 1.0])).sum().item())
@@ -154,8 +154,30 @@ def test_gradnorm_first_update_by_hand() -> None:
         balancer.balances.fill_(1.0)
     balancer.total(two(0.5, 1), ONES, shared)
     # G = 2.5 and 1, mean 1.75, wanted 1.75 * 2/3 and 1.75 * 4/3
-    logs = torch.tensor([-0.025 * 2.5 / 1.75, 0.025 * 1 / 1.75])
+    logs = torch.tensor([-0.025, 0.025])
     torch.testing.assert_close(balancer.factors(), 2 * logs.exp() / logs.exp().sum())
+
+
+def test_gradnorm_keeps_the_weights_of_other_tasks_while_one_makes_no_progress() -> None:
+    names = ("classification", "segmentation", "reconstruction")
+    balancer = build_balancer(BalancingSpec.model_validate({"method": "gradnorm"}), names)
+    shared = torch.ones(2, requires_grad=True)
+    norms = {"classification": 0.5, "segmentation": 2.0, "reconstruction": 1.0}
+    progress = {"classification": 1.0, "segmentation": 0.3, "reconstruction": 0.05}
+
+    def step(left: Mapping[str, float]) -> None:
+        values = {n: shared[0] * norms[n] + (left[n] - norms[n]) for n in names}  # the loss is `left`
+        balancer.total(values, dict.fromkeys(names, 1.0), shared)
+
+    step(dict.fromkeys(names, 1.0))
+    for _ in range(3000):
+        step(progress)
+    balanced = balancer.factors() * torch.tensor([*norms.values()])
+    # Of the classification more is wanted than there is; the others have what is wanted of them.
+    relative = torch.tensor([*progress.values()])
+    wanted = (relative / relative.mean()) ** 1.5 * balanced.mean()
+    assert wanted[0] > balanced[0]
+    torch.testing.assert_close(balanced[1:], wanted[1:], rtol=0.1, atol=0)
 
 
 def test_gradnorm_total_gives_the_weighted_gradient_once() -> None:

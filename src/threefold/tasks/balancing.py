@@ -132,14 +132,17 @@ class GradNormBalancer(Balancer):
 
     The fixed weights w stay outside, as the wanted ratio of the gradients, so that all equal to 1 is the
     paper's method. The tasks' weights are not given to the network's optimiser (whose learning rate, decay
-    and momentum are tuned for other units): one step of gradient descent on L_grad / mean_j(G_j) in log g
-    with the paper's rate 0.025 is taken here, at each training call and before the sum,
+    and momentum are tuned for other units): one step of descent on L_grad in log g, by the sign of the
+    gradient and with the paper's rate 0.025, is taken here, at each training call and before the sum,
 
-        log g_i <- log g_i - 0.025 sign(G_i - mean_j(G_j) r_i^alpha) G_i / mean_j(G_j),
+        log g_i <- log g_i - 0.025 sign(G_i - mean_j(G_j) r_i^alpha),
 
     then sum_i g_i = T is restored. In log g no weight turns negative and scales that differ by orders of
-    magnitude are reached. Everything is kept in buffers, so a resumed run goes on as if unbroken; over
-    several processes the norms and losses are averaged first, so that all hold the same weights.
+    magnitude are reached. The gradient's size is left out: in log g it is G_i, which hardly lifts a small
+    weight, so that beside a task that makes no progress, whose weight is lifted for ever, restoring the sum
+    took the others to nothing (docs/results/studies/hematoma-sensitivity.md). Everything is kept in
+    buffers, so a resumed run goes on as if unbroken; over several processes the norms and losses are
+    averaged first, so that all hold the same weights.
 
     Which W: the parameter of the last layer that every task passes through (for a Swin-Unet the weight of
     the encoder's final norm). Not `Outputs.features`: the decoders read the tokens, not their pooled mean.
@@ -201,7 +204,7 @@ class GradNormBalancer(Balancer):
         balanced = self.balances * norms
         progress = loss / self.initial_losses
         wanted = _mean(balanced, there) * (progress / _mean(progress, there)) ** self.alpha
-        step = self.rate * torch.sign(balanced - wanted) * balanced / _mean(balanced, there)
+        step = self.rate * torch.sign(balanced - wanted)
         log_balances = self.balances.log() - step.where(there & step.isfinite(), 0.0)
         self.balances.copy_(len(self.names) * log_balances.softmax(dim=0))
 
