@@ -23,6 +23,7 @@ from threefold.reporting.study_figures import claim_figure
 from threefold.run import alone_in
 from threefold.studies import study_cohorts, study_pools
 from threefold.studies.comparison import compare_study, write_comparison
+from threefold.studies.protocol import Protocol, read_protocol
 from threefold.studies.study import run_study
 from threefold.studies.study_cohorts import pointed_at, prepare_cohort
 from threefold.studies.study_folder import Outcome, StudyFolder
@@ -316,12 +317,20 @@ def test_the_correction_counts_what_has_not_finished(
     assert pd.isna(second.adjusted)
 
 
+def as_first_run(folder: StudyFolder, study: StudySpec, out: Path) -> StudyFolder:
+    """Return a copy of a study's folder as it was before other tests wrote claims into it."""
+    shutil.copytree(folder.path, out)
+    copy = StudyFolder(out)
+    lines = tuple(line for line in read_protocol(copy).lines if line.finished_before == 0)
+    copy.protocol.write_text(Protocol(lines=lines).model_dump_json())
+    copy.write(study)
+    return copy
+
+
 def test_a_claim_that_comes_after_its_runs_is_marked_and_one_withdrawn_still_counts(
     study: StudySpec, ended: tuple[StudyFolder, list[Outcome], str], tmp_path: Path
 ) -> None:
-    folder = StudyFolder(tmp_path / "study")
-    shutil.copytree(ended[0].path, folder.path)
-    folder.write(study)
+    folder = as_first_run(ended[0], study, tmp_path / "study")
     make_seg_right(folder)
     whole, (_, before) = compare_study(folder), compare_study(folder).claims
     assert (whole.withdrawn, [row.finished_before for row in whole.claims]) == ((), [0, 0])
@@ -351,8 +360,7 @@ def test_a_claim_that_comes_after_its_runs_is_marked_and_one_withdrawn_still_cou
 def test_late_claims_say_nothing_of_the_seeds_spread_in_the_others(
     study: StudySpec, ended: tuple[StudyFolder, list[Outcome], str], tmp_path: Path
 ) -> None:
-    folder = StudyFolder(tmp_path / "study")
-    shutil.copytree(ended[0].path, folder.path)
+    folder = as_first_run(ended[0], study, tmp_path / "study")
     further = [{**CLAIMS[1], "claim": group, "group": group} for group in ("internal", "external")]
     folder.write(changed(study, claims=CLAIMS[1:]))
     alone = compare_study(folder).claims[0]
