@@ -78,8 +78,7 @@ def write_down(study: StudySpec, folder: StudyFolder) -> Sequence[WrittenLine]:
     Raises:
         RunError: the folder can't be written, or what it says of the claims is damaged.
     """
-    begun = folder.protocol.is_file() or folder.study.is_file()
-    known = {each.line for each in read_protocol(folder).lines} if begun else set[Line]()
+    known = {each.line for each in _before(folder)}
     protocol = protocol_of(study, folder)
     text = protocol.model_dump_json(indent=2) + "\n"
     if not folder.protocol.is_file() or folder.protocol.read_text(encoding="utf-8") != text:
@@ -96,12 +95,10 @@ def protocol_of(study: StudySpec, folder: StudyFolder) -> Protocol:
     Raises:
         RunError: what the folder says of the claims is damaged.
     """
-    begun = folder.protocol.is_file() or folder.study.is_file()
-    before = read_protocol(folder).lines if begun else ()
     now = datetime.now(UTC).isoformat(timespec="seconds")
     known = {
         each.line: each.model_copy(update={"seen": each.seen or _finished(each.line, folder) > 0})
-        for each in before
+        for each in _before(folder)
     }
     asked = {line_of(study, claim, cohort): claim.claim for claim, cohort in claims_by_cohort(study)}
     kept = [each for line, each in known.items() if line in asked or each.seen]
@@ -142,6 +139,12 @@ def read_protocol(folder: StudyFolder) -> Protocol:
             f"{folder.protocol}: can't be read ({error}). It says when each claim was written down. Put a "
             "copy of it back, or run the study in a new --out."
         ) from error
+
+
+def _before(folder: StudyFolder) -> tuple[WrittenLine, ...]:
+    """Return what was written down before; nothing of a folder that is new."""
+    is_new = not folder.protocol.is_file() and not folder.study.is_file()
+    return () if is_new else read_protocol(folder).lines
 
 
 def _finished(line: Line, folder: StudyFolder) -> int:
