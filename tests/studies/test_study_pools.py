@@ -280,12 +280,7 @@ def test_what_a_ray_worker_does_wrong_is_its_runs_failure(
         if run == "lasts":
             real = subprocess.Popen
             note = str(folder / "pid")
-            code = (  # it takes a while to write its state
-                "import os, signal, time\n"
-                "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(3), os._exit(0)))\n"
-                f"print(os.getpid(), file=open({note!r}, 'w'))\n"
-                "time.sleep(60)"
-            )
+            code = f"import os, time; print(os.getpid(), file=open({note!r}, 'w')); time.sleep(60)"
             study_worker.subprocess.Popen = lambda command, **options: real(  # type: ignore[attr-defined]
                 [sys.executable, "-c", code], **options
             )
@@ -309,19 +304,9 @@ def test_what_a_ray_worker_does_wrong_is_its_runs_failure(
     pool.submit("lasts", 0.1)
     written = tmp_path / "pid"
     until(lambda: written.is_file() and written.read_text().endswith("\n"))
-    cancel, asked = cluster.cancel, []
-
-    def lose_the_first(task: Any) -> None:
-        asked.append(task)
-        if len(asked) > 1:
-            cancel(task)
-
-    monkeypatch.setattr(cluster, "cancel", lose_the_first)
-    monkeypatch.setattr(study_pools, "_CANCEL_AGAIN", 1.0)
     begin = time.monotonic()
     pool.stop()
-    assert 3 < time.monotonic() - begin < 40
-    assert len(asked) > 2
+    assert time.monotonic() - begin < 20
     with pytest.raises(ProcessLookupError):  # the run's own process ended with its task
         os.kill(int(written.read_text()), 0)
     with pytest.raises(

@@ -16,8 +16,6 @@ from threefold.errors import UsageError
 from threefold.studies.study_folder import GIB, Outcome
 from threefold.studies.study_worker import run_in_process
 
-_CANCEL_AGAIN = 10.0
-"""Seconds after which a task of Ray that has not ended is cancelled once more."""
 SPARE = 0.5
 """GiB that are left free."""
 
@@ -183,12 +181,10 @@ class RayPool:
 
     def stop(self) -> None:
         """Cancel what is queued, interrupt what is running, and wait until it has written its state."""
-        left = list(self._running)
-        while left:
-            for task in left:
-                self._ray.cancel(task)
-            # On a busy node a cancellation can get lost.
-            _, left = self._ray.wait(left, num_returns=len(left), timeout=_CANCEL_AGAIN)
+        for task in self._running:
+            self._ray.cancel(task)
+        if self._running:
+            self._ray.wait(list(self._running), num_returns=len(self._running))
         self._running = {}
 
     def close(self) -> None:

@@ -79,7 +79,7 @@ def run_in_process(
             status, memory = _ended(process.pid)
         except BaseException:  # this process was told to stop: so is the run, which writes its state
             process.terminate()
-            _outlast(process)
+            process.wait()
             raise
         finally:
             process.stdin.close()
@@ -105,16 +105,6 @@ def _ended(process: int) -> tuple[int, float]:
             return status, peak or _largest(usage)
         peak = max(peak, _peak_memory(process))
         time.sleep(_GLANCE)
-
-
-def _outlast(process: subprocess.Popen[bytes]) -> None:
-    """Wait for the end of a process, however often this one is told to stop meanwhile."""
-    while True:
-        try:
-            process.wait()
-            return
-        except KeyboardInterrupt:
-            continue
 
 
 def _peak_memory(process: int) -> float:
