@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -241,9 +242,11 @@ def test_the_worker_tells_what_is_wrong_by_its_exit_status(
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A Ray cluster of this machine with two workers."""
+    """A Ray cluster of this machine with two workers, which ignore Ctrl-C as if a script had started it."""
     ray = pytest.importorskip("ray")
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    signal.signal(signal.SIGINT, before)
     yield ray
     ray.shutdown()
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from importlib.util import find_spec
@@ -151,7 +152,7 @@ class RayPool:
         self._largest = int(max(node.get("memory", 0) for node in nodes))
         self._gpus = int(any(node.get("GPU", 0) >= 1 for node in nodes))
         self._folder, self._threads = folder.resolve(), threads
-        self._task = self._ray.remote(run_in_process)
+        self._task = self._ray.remote(_interruptible(run_in_process))
         self._running: dict[Any, str] = {}
 
     def has_room(self, memory: float) -> bool:
@@ -273,6 +274,19 @@ def local_workers(threads: int, gpus: int) -> int:
     """Return how many runs go at once on this machine: one a GPU, else as many as its cores have threads."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return gpus or max(1, cores // threads)
+
+
+def _interruptible(work: Callable[..., Outcome]) -> Callable[..., Outcome]:
+    """Return what Ray can cancel: it interrupts the worker.
+
+    A node that a script starts in the background ignores interrupts, and its workers inherit that.
+    """
+
+    def told(folder: Path, run: str, threads: int) -> Outcome:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        return work(folder, run, threads)
+
+    return told
 
 
 def _ray() -> Any:
