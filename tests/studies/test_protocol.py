@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from threefold.errors import RunError
-from threefold.studies.claim_pairs import claims_by_cohort
-from threefold.studies.protocol import WrittenLine, line_of, protocol_of, read_protocol, write_down
+from threefold.studies.protocol import WrittenLine, line_of, lines_of, protocol_of, read_protocol, write_down
 from threefold.studies.study_folder import Outcome, StudyFolder
 from threefold.studies.study_spec import StudySpec, plan_runs
 
@@ -118,7 +117,7 @@ def test_what_decides_a_verdict_makes_a_claim_late_when_it_changes(
 
 def withdrawn(folder: StudyFolder, study: StudySpec) -> list[str]:
     """Return the claims of the lines that a study no longer has."""
-    now = {line_of(study, claim, cohort) for claim, cohort in claims_by_cohort(study)}
+    now = {*lines_of(study)}
     return [each.claim for each in protocol_of(study, folder).lines if each.line not in now]
 
 

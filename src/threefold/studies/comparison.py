@@ -39,7 +39,7 @@ from threefold.studies.claim_pairs import (
 )
 from threefold.studies.evaluations import read_label_tables, read_run_predictions
 from threefold.studies.evidence import read_evidence
-from threefold.studies.protocol import line_of, protocol_of, write_down
+from threefold.studies.protocol import lines_of, protocol_of, write_down
 from threefold.studies.reliance import reliance_of
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import (
@@ -117,7 +117,7 @@ def compare_study(folder: StudyFolder) -> Comparison:
 
     of = _Measuring(study, finished | judged, tables)
     asked = list(claims_by_cohort(study))
-    lines = [line_of(study, claim, cohort) for claim, cohort in asked]
+    lines = lines_of(study)
     written = {each.line: each for each in protocol_of(study, folder).lines}
     withdrawn = tuple(each.claim for line, each in written.items() if line not in lines)
     before = [written[line].finished_before for line in lines]

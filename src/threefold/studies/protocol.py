@@ -69,6 +69,11 @@ def line_of(study: StudySpec, claim: ClaimSpec, cohort: str) -> Line:
     )
 
 
+def lines_of(study: StudySpec) -> list[Line]:
+    """Return the lines of a study's claims, in the order of `claims_by_cohort`."""
+    return [line_of(study, claim, cohort) for claim, cohort in claims_by_cohort(study)]
+
+
 def write_down(study: StudySpec, folder: StudyFolder) -> Sequence[WrittenLine]:
     """Write into a study's folder when each of its claims was written down.
 

@@ -21,10 +21,9 @@ from threefold.reporting.study_tables import percent
 from threefold.reporting.table import LEAK_MARK, Table
 from threefold.run import RunFolder
 from threefold.studies.audit_section import AUDIT, audit_blocks
-from threefold.studies.claim_pairs import claims_by_cohort
 from threefold.studies.evaluations import cohort_if_there, cohort_of_run
 from threefold.studies.notices import is_older, leak_of_run, leaks_of_runs, stale_tables
-from threefold.studies.protocol import line_of, protocol_of
+from threefold.studies.protocol import lines_of, protocol_of
 from threefold.studies.reproduction import environment_facts
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import CohortSource, RunPlan, StudySpec, VariantSpec
@@ -187,7 +186,7 @@ def _protocol(study: StudySpec, folder: StudyFolder) -> Iterator[Block]:
 
 def _written(study: StudySpec, folder: StudyFolder) -> str:
     """Return when the study's claims were written down; empty where that is not known."""
-    now = {line_of(study, claim, cohort) for claim, cohort in claims_by_cohort(study)}
+    now = {*lines_of(study)}
     lines = [each for each in protocol_of(study, folder).lines if each.line in now]
     times = ", ".join(sorted({each.written for each in lines if each.written is not None}))
     late = sum(bool(each.finished_before) for each in lines)
