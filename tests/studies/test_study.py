@@ -23,7 +23,7 @@ from threefold.reporting.study_figures import claim_figure
 from threefold.run import alone_in
 from threefold.studies import study_cohorts, study_pools
 from threefold.studies.comparison import compare_study, write_comparison
-from threefold.studies.protocol import Protocol, read_protocol
+from threefold.studies.protocol import Protocol, read_protocol, write_down
 from threefold.studies.study import run_study
 from threefold.studies.study_cohorts import pointed_at, prepare_cohort
 from threefold.studies.study_folder import Outcome, StudyFolder
@@ -266,6 +266,18 @@ def test_a_folder_that_holds_something_else_is_refused(study: StudySpec, tmp_pat
     with pytest.raises(RunError, match=r"out: is not empty and not a study .* Choose a new --out"):
         run(study, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["cases.csv"]
+
+
+def test_a_folder_that_a_kill_left_with_a_protocol_alone_is_gone_on_with(
+    study: StudySpec, tmp_path: Path
+) -> None:
+    folder = StudyFolder(tmp_path / "out")
+    folder.path.mkdir()
+    write_down(study, folder)
+    assert [path.name for path in folder.path.iterdir()] == ["protocol.json"]
+    (outcome,), _ = run(study, folder.path, "heads/cls/split-0-seed-0")
+    assert outcome.state == "finished"
+    assert all(line.finished_before == 0 for line in read_protocol(folder).lines)
 
 
 def test_a_claim_has_no_verdict_before_all_of_its_pairs_have_finished(
