@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-# Tests run side by side and start processes: threads that wait for each other cost more than they give.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests run side by side and start processes: threads that wait for each other cost more than they give, and
+# where a test asks for several, those that wait leave the core to others.
+_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+os.environ.update(_THREADS | os.environ)
 
 ROOT = Path(__file__).parents[1]
 
