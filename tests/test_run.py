@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from threefold.errors import CohortError, RunError
-from threefold.run import RunFolder, whole_folder, write_atomically
+from threefold.run import RunFolder, alone_in, whole_folder, write_atomically
+from threefold.training.folder import is_held
 
 
 def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
@@ -84,3 +88,71 @@ def test_the_current_folder_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(RunError, match="is the current folder"), whole_folder(Path(name), RunError):
         pass
     assert list(tmp_path.iterdir()) == [here]
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from threefold.run import alone_in
+with alone_in(Path(sys.argv[1]), "busy"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_has_one_writer_and_a_killed_one_none(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline().strip() == b"held"
+        assert is_held(run)
+        with pytest.raises(RunError, match="busy"), alone_in(tmp_path, "busy"):
+            pass
+        holder.kill()
+    assert not is_held(run)
+    with alone_in(tmp_path, "busy"):
+        assert is_held(run)
+    assert not is_held(run)
+
+
+def test_asking_who_writes_makes_no_file(tmp_path: Path) -> None:
+    assert not is_held(RunFolder(tmp_path))
+    assert not is_held(RunFolder(tmp_path / "absent"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_can_not_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".lock").touch()
+    real = os.open
+
+    def refuse(path: str, *arguments: int) -> int:
+        if Path(path).name == ".lock":
+            raise OSError(errno.EROFS, "Read-only file system")
+        return real(path, *arguments)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with (
+        pytest.raises(RunError, match=r"can't be written \(Read-only file system\)"),
+        alone_in(tmp_path, "busy"),
+    ):
+        pass
+    assert not is_held(RunFolder(tmp_path))
+
+
+@pytest.mark.parametrize("code", ["ENOSYS", "ENOLCK", "ENOTSUP", "EINVAL"])
+def test_a_file_system_without_locks_will_do(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl", reason="locks files otherwise")
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(getattr(errno, code), "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with alone_in(tmp_path, "busy"):
+        assert not is_held(RunFolder(tmp_path))
+    with alone_in(tmp_path, "busy"):
+        pass

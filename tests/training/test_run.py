@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import resource
 from collections import Counter
@@ -559,14 +558,3 @@ def test_want_of_memory_says_what_to_lower(
     monkeypatch.setattr(loop, "augment", exhaust)
     with pytest.raises(TrainingError, match=r"not enough memory.*training\.batch_size"):
         train(make_experiment(data=AUGMENTED), cohort, run.path)
-
-
-def test_the_lock_does_not_outlive_its_process(run: RunFolder) -> None:
-    run.path.mkdir()
-    child = os.fork()
-    if child == 0:
-        with locked(run):
-            os._exit(0)
-    os.waitpid(child, 0)
-    with locked(run):
-        pass

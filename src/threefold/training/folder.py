@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -19,7 +18,14 @@ from threefold.cohorts.splits import Split, write_split
 from threefold.errors import RunError
 from threefold.experiment import Experiment
 from threefold.experiments import experiment_yaml, read_experiment
-from threefold.run import RunFolder, alone_in, refuse_current_folder, whole_folder, write_atomically
+from threefold.run import (
+    RunFolder,
+    alone_in,
+    lock_of,
+    refuse_current_folder,
+    whole_folder,
+    write_atomically,
+)
 from threefold.training.history import standing
 
 # How cases reach the network, not which or in what order: a resumed run may differ in these.
@@ -116,14 +122,17 @@ def locked(run: RunFolder) -> AbstractContextManager[None]:
 
 def is_held(run: RunFolder) -> bool:
     """Whether a process is training a run now."""
-    try:
-        with (run.path / ".lock").open("r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no run, or a file system without locks
+    from filelock import Timeout
+
+    if not (run.path / ".lock").is_file():  # asking makes none
         return False
-    return False
+    try:
+        with lock_of(run.path):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # not ours to write, or a file system without locks
+        return False
 
 
 def environment() -> dict[str, Any]:
