@@ -12,8 +12,8 @@ from threefold.atlases.spec import PropagationSpec
 from threefold.cohorts.cohort import AtlasSpec, Case, Cohort, CohortSpec
 from threefold.cohorts.targets import read_structures
 from threefold.errors import CohortError, ImageError
-from threefold.images.geometry import Image
-from threefold.images.reading import Header, read_header, read_image
+from threefold.images.geometry import Header, Image
+from threefold.images.reading import read_header, read_image
 from threefold.validation import did_you_mean
 
 Pairing = Mapping[str, tuple[AtlasSpec, ...]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -198,7 +198,7 @@ def _cropped(image: Image, low: tuple[int, ...], high: tuple[int, ...]) -> Image
     affine = image.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ np.asarray(low, float)
     array = np.asarray(image.array)[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
-    return Image(array, affine, image.source, image.notes)
+    return replace(image, array=array, affine=affine)
 
 
 def _grid_affine(placement: Placement) -> Affine:

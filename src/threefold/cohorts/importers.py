@@ -7,6 +7,7 @@ cases come from and what was assumed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -195,7 +196,7 @@ def _place_files(stage: Staging, row: dict[str, Any], table: Path, number: int, 
 def _dicom_images(folder: Path, dimensions: int, uneven: str) -> Iterator[tuple[int, int, Any]]:
     """Yield index, number of cases, and Image, in the order of the slices along their normal."""
     from threefold.images.dicom import open_series, read_file
-    from threefold.images.geometry import Image, slice_affine
+    from threefold.images.geometry import slice_affine
 
     if uneven == "keep":
         series = open_series(folder)
@@ -203,7 +204,7 @@ def _dicom_images(folder: Path, dimensions: int, uneven: str) -> Iterator[tuple[
             image = read_file(one.path)
             how = f"kept as scanned: distances {series.distances()}, tilt {series.tilt:.1f} degrees"
             notes = (*image.notes, how)
-            yield index, len(series.slices), Image(image.array, image.affine, one.path, notes)
+            yield index, len(series.slices), replace(image, notes=notes)
         return
     volume = read_image(folder, uneven="resample" if uneven == "resample" else "refuse")
     if dimensions == 3:
@@ -213,4 +214,4 @@ def _dicom_images(folder: Path, dimensions: int, uneven: str) -> Iterator[tuple[
     for index in range(slices):
         affine = slice_affine(volume.affine, index)
         array = np.ascontiguousarray(volume.array[..., index])
-        yield index, slices, Image(array, affine, volume.source, volume.notes)
+        yield index, slices, replace(volume, array=array, affine=affine)

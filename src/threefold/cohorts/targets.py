@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ from numpy.typing import NDArray
 
 from threefold.cohorts.cohort import CohortSpec
 from threefold.errors import ImageError
-from threefold.images.geometry import Image, describe_difference
-from threefold.images.reading import Header, format_of, read_header, read_label_map, states_place
+from threefold.images.geometry import Header, Image, describe_difference
+from threefold.images.reading import format_of, read_header, read_label_map, states_place
 
 
 def read_mask(path: Path, slice_index: int | None, image: Image, spec: CohortSpec) -> Image:
@@ -26,7 +27,7 @@ def read_mask(path: Path, slice_index: int | None, image: Image, spec: CohortSpe
     labels = _read_on_grid(path, slice_index, image, spec)
     inside = np.isin(labels.array, spec.mask.values)
     _refuse_values(path, labels.array, ~inside & (labels.array != 0), f"0 and {list(spec.mask.values)}")
-    return Image(inside.astype(np.uint8), labels.affine, path, labels.notes)
+    return replace(labels, array=inside.astype(np.uint8))
 
 
 def read_structures(path: Path, slice_index: int | None, image: Image, spec: CohortSpec) -> Image:
@@ -39,7 +40,7 @@ def read_structures(path: Path, slice_index: int | None, image: Image, spec: Coh
     array: NDArray[Any] = labels.array
     count = len(spec.structures)
     _refuse_values(path, array, (array < 0) | (array > count), f"0 to {count} (structures of cohort.yaml)")
-    return Image(array.astype(np.uint8), labels.affine, path, labels.notes)
+    return replace(labels, array=array.astype(np.uint8))
 
 
 def _read_on_grid(path: Path, slice_index: int | None, image: Image, spec: CohortSpec) -> Image:

@@ -16,8 +16,8 @@ from threefold.cohorts.cohort import Case, Cohort, CohortSpec
 from threefold.cohorts.findings import Problem
 from threefold.cohorts.targets import target_difference
 from threefold.errors import ImageError
-from threefold.images.geometry import Image, slice_affine
-from threefold.images.reading import Header, read_header, read_image, read_label_map
+from threefold.images.geometry import Header, Image, slice_affine
+from threefold.images.reading import read_header, read_image, read_label_map
 
 HU_RANGE = (-1100.0, 32767.0)
 """What a CT scanner can give: air is -1000, and files hold 16 bits."""

@@ -8,7 +8,7 @@ even volume of an uneven or tilted one, when asked to.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from threefold.errors import ImageError
 from threefold.images.decoding import decoding
-from threefold.images.dicom_slice import LPS_TO_RAS, SliceGrid, parsed, pixels, slice_grid
-from threefold.images.geometry import Affine, Image, slice_affine
+from threefold.images.dicom_slice import LPS_TO_RAS, SliceGrid, dicom_facts, parsed, pixels, slice_grid
+from threefold.images.facts import Facts, common_facts
+from threefold.images.geometry import Affine, Header, Image, slice_affine
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -37,8 +38,8 @@ class Slice:
     grid: SliceGrid
     uid: str
     description: str
-    modality: str
     tilt: str
+    facts: Facts
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,11 @@ class Series:
         return bool((np.abs(self.steps - self.spacing) <= tolerance).all())
 
     @property
+    def facts(self) -> Facts:
+        """What the slices state, where all state the same."""
+        return common_facts([one.facts for one in self.slices])
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """Rows, columns, slices."""
         return (*self.slices[0].grid.shape, len(self.slices))
@@ -97,7 +103,7 @@ def read_file(path: Path) -> Image:
     """
     dataset, notes = parsed(path, pixels=True)
     array, more = pixels(path, dataset)
-    return Image(array, slice_grid(path, dataset).affine, path, (*notes, *more))
+    return Image(array, slice_grid(path, dataset).affine, path, (*notes, *more), dicom_facts(path, dataset))
 
 
 def patient_of(path: Path) -> str:
@@ -116,17 +122,18 @@ def patient_of(path: Path) -> str:
     return patient
 
 
-def file_grid(path: Path) -> tuple[tuple[int, int], Affine]:
-    """Return shape and affine of one file, without its pixels."""
-    grid = slice_grid(path, parsed(path, pixels=False)[0])
-    return grid.shape, grid.affine
+def file_header(path: Path) -> Header:
+    """Return the grid and the facts of one file, without its pixels."""
+    dataset, notes = parsed(path, pixels=False)
+    grid = slice_grid(path, dataset)
+    return Header(grid.shape, grid.affine, notes, dicom_facts(path, dataset))
 
 
-def series_grid(folder: Path) -> tuple[tuple[int, int, int], Affine]:
-    """Return shape and affine of the one series in a folder, strictly, without its pixels."""
+def series_header(folder: Path) -> Header:
+    """Return the grid and the facts of the one series in a folder, strictly, without its pixels."""
     series = open_series(folder)
     refuse_irregular(series)
-    return series.shape, series.affine
+    return Header(series.shape, series.affine, series.notes, series.facts)
 
 
 def read_series(
@@ -146,15 +153,16 @@ def read_series(
             return image
         _check_slice(series, slice_index, image.array.shape[2])
         array = np.ascontiguousarray(image.array[..., slice_index])
-        return Image(array, slice_affine(image.affine, slice_index), folder, image.notes)
+        return replace(image, array=array, affine=slice_affine(image.affine, slice_index))
     refuse_irregular(series)
     if slice_index is None:
         array, notes = series_pixels(series)
-        return Image(array, series.affine, folder, (*series.notes, *notes))
+        return Image(array, series.affine, folder, (*series.notes, *notes), series.facts)
     _check_slice(series, slice_index, len(series.slices))
     one = series.slices[slice_index]
     array, notes = pixels(one.path, parsed(one.path, pixels=True)[0])
-    return Image(array, slice_affine(series.affine, slice_index), folder, (*series.notes, *notes))
+    affine = slice_affine(series.affine, slice_index)
+    return Image(array, affine, folder, (*series.notes, *notes), series.facts)
 
 
 def series_pixels(series: Series) -> tuple[NDArray[np.generic], tuple[str, ...]]:
@@ -241,16 +249,15 @@ def _headers(folder: Path) -> tuple[list[Slice], tuple[str, ...]]:
 
 def _slice(path: Path, dataset: Dataset) -> Slice:
     with decoding(path, "a DICOM image"):
-        uid, description, modality, tilt = (
+        uid, description, tilt = (
             str(dataset.get(name) or missing)
             for name, missing in (
                 ("SeriesInstanceUID", "without UID"),
                 ("SeriesDescription", "no description"),
-                ("Modality", ""),
                 ("GantryDetectorTilt", ""),
             )
         )
-    return Slice(path, slice_grid(path, dataset), uid, description, modality, tilt)
+    return Slice(path, slice_grid(path, dataset), uid, description, tilt, dicom_facts(path, dataset))
 
 
 def _nothing_found(folder: Path) -> str:

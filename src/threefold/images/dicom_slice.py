@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from threefold.errors import ImageError
 from threefold.images.decoding import decoding
+from threefold.images.facts import Facts
 from threefold.images.geometry import Affine
 
 if TYPE_CHECKING:
@@ -132,6 +133,36 @@ def pixels(path: Path, dataset: Dataset) -> tuple[NDArray[np.generic], tuple[str
     if values.dtype == np.int32 and np.abs(values).max(initial=0) < 2**15:
         values = values.astype(np.int16)
     return values, tuple(notes)
+
+
+def dicom_facts(path: Path, dataset: Dataset) -> Facts:
+    """Return what a file's attributes state of its voxels."""
+
+    def text(keyword: str) -> str | None:
+        return str(dataset.get(keyword) or "").strip() or None
+
+    def number(keyword: str) -> float | None:
+        return float(dataset.get(keyword) or 0) or None
+
+    with decoding(path, "a DICOM image"):
+        modality = (text("Modality") or "").upper() or None
+        rescaled = None not in (dataset.get("RescaleSlope"), dataset.get("RescaleIntercept"))
+        hounsfield = modality == "CT" and rescaled and text("RescaleType") in (None, "HU")
+        return Facts(
+            format="dicom",
+            modality=modality,
+            unit="HU" if hounsfield else None,
+            photometric=text("PhotometricInterpretation"),
+            bits=int(dataset.get("BitsStored") or 0) or None,
+            channels=int(dataset.get("SamplesPerPixel") or 1),
+            spacing_stated=True,
+            place_stated=True,
+            manufacturer=text("Manufacturer"),
+            model=text("ManufacturerModelName"),
+            kernel=text("ConvolutionKernel"),
+            field_strength=number("MagneticFieldStrength"),
+            slice_thickness=number("SliceThickness"),
+        )
 
 
 def _padding(dataset: Dataset) -> tuple[int, int] | None:

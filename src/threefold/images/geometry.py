@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from threefold.images.facts import NOTHING_STATED, Facts
+
 Affine = NDArray[np.float64]
 
 GRID_TOLERANCE = 0.1
@@ -25,17 +27,35 @@ class Image:
             (its thickness direction).
         source: the file or folder it was read from.
         notes: what reading had to do to it (for example: resampled from uneven slices), for the record.
+        facts: what the file states of its voxels; nothing for an image that was not read from a file.
     """
 
     array: NDArray[np.generic]
     affine: NDArray[np.float64]
     source: Path
     notes: tuple[str, ...] = ()
+    facts: Facts = NOTHING_STATED
 
     @property
     def spacing(self) -> tuple[float, ...]:
         """Millimetres per voxel along each axis of the array."""
         return spacing_of(self.affine, self.array.ndim)
+
+
+@dataclass(frozen=True)
+class Header:
+    """A grid without its voxels.
+
+    Attributes:
+        shape: (I, J) or (I, J, K).
+        affine: (4, 4) voxel indices to RAS+ mm.
+        notes, facts: as of `Image`, as far as they show without the voxels.
+    """
+
+    shape: tuple[int, ...]
+    affine: NDArray[np.float64]
+    notes: tuple[str, ...] = ()
+    facts: Facts = NOTHING_STATED
 
 
 def spacing_of(affine: Affine, dimensions: int) -> tuple[float, ...]:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threefold.errors import ImageError
+from threefold.images.facts import Facts
 
 # The fields that matter here: type, shape and byte offset, by header size (348: NIfTI-1, 540: NIfTI-2).
 _Field = tuple[str, tuple[int, ...], int]
@@ -69,6 +70,7 @@ class NiftiHeader:
     slope: float
     intercept: float
     notes: tuple[str, ...]
+    facts: Facts
 
     @property
     def scaled(self) -> bool:
@@ -168,7 +170,14 @@ def _parse(data: bytes, path: Path) -> NiftiHeader:
         slope, intercept = 1.0, 0.0
     if not np.isfinite(intercept):
         raise ImageError(f"{path}: damaged NIfTI header: scl_slope {slope}, scl_inter {intercept}.")
-    return NiftiHeader(shape, affine, dtype, int(offset), slope, intercept, notes)
+    facts = Facts(
+        format="nifti",
+        bits=8 * dtype.itemsize,
+        channels=1,
+        spacing_stated=True,
+        place_stated=bool(fields["sform_code"] > 0 or fields["qform_code"] > 0),
+    )
+    return NiftiHeader(shape, affine, dtype, int(offset), slope, intercept, notes, facts)
 
 
 def _fields(data: bytes, path: Path) -> tuple[Any, Literal["<", ">"]]:

@@ -7,7 +7,7 @@ more than numpy at import; the formats' own libraries are imported when a file o
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,25 +16,13 @@ from numpy.typing import NDArray
 
 from threefold.errors import ImageError
 from threefold.images.decoding import decoding
-from threefold.images.geometry import Image, slice_affine
+from threefold.images.facts import Facts
+from threefold.images.geometry import Header, Image, slice_affine
 
 Uneven = Literal["refuse", "resample"]
 Format = Literal["nifti", "dicom", "dicom series", "picture"]
 
 _FORMATS = ".nii, .nii.gz, .dcm, .png, .jpg, .jpeg, or a folder with one DICOM series"
-
-
-@dataclass(frozen=True)
-class Header:
-    """A grid without its voxels.
-
-    Attributes:
-        shape: (I, J) or (I, J, K).
-        affine: (4, 4) voxel indices to RAS+ mm.
-    """
-
-    shape: tuple[int, ...]
-    affine: NDArray[np.float64]
 
 
 def format_of(path: Path) -> Format:
@@ -127,7 +115,7 @@ def read_label_map(
             f"({int(differs.sum())} such voxels). Is it a probability map, or resampled without "
             "nearest-neighbour?"
         )
-    return Image(whole.astype(np.int32), image.affine, image.source, image.notes)
+    return replace(image, array=whole.astype(np.int32))
 
 
 def read_header(
@@ -144,19 +132,22 @@ def read_header(
             from threefold.images.nifti import read_nifti_header
 
             nifti = read_nifti_header(path)
-            header = Header(nifti.shape, nifti.affine)
+            header = Header(nifti.shape, nifti.affine, nifti.notes, nifti.facts)
         elif kind == "picture":
-            header = Header(_picture(path)[0].size[::-1], picture_affine(path, spacing)[0])
+            picture, notes = _picture(path)
+            affine, assumed = picture_affine(path, spacing)
+            facts = _picture_facts(picture, spacing)
+            header = Header(picture.size[::-1], affine, (*notes, *assumed), facts)
         else:
             from threefold.images import dicom
 
-            header = Header(*(dicom.file_grid(path) if kind == "dicom" else dicom.series_grid(path)))
+            header = dicom.file_header(path) if kind == "dicom" else dicom.series_header(path)
     except OSError as error:
         raise _unreadable(path, error) from error
     if slice_index is None:
         return header
     _check_slice(path, header.shape, slice_index)
-    return Header(header.shape[:2], slice_affine(header.affine, slice_index))
+    return replace(header, shape=header.shape[:2], affine=slice_affine(header.affine, slice_index))
 
 
 def picture_affine(
@@ -185,9 +176,11 @@ def _read(
         if kind == "nifti":
             return _read_nifti(path, slice_index)
         if kind == "picture":
-            array, notes = _read_picture(path, labels=labels)
+            picture, notes = _picture(path)
+            facts = _picture_facts(picture, spacing)
+            array, more = _grey_values(path, picture, labels=labels)
             affine, assumed = picture_affine(path, spacing)
-            image = Image(array, affine, path, (*notes, *assumed))
+            image = Image(array, affine, path, (*notes, *more, *assumed), facts)
         else:
             from threefold.images import dicom
 
@@ -206,10 +199,11 @@ def _read_nifti(path: Path, slice_index: int | None) -> Image:
 
     if slice_index is None:
         array, header = read_nifti(path)
-        return Image(array, header.affine, path, header.notes)
+        return Image(array, header.affine, path, header.notes, header.facts)
     _check_slice(path, read_nifti_header(path).shape, slice_index)
     array, header = read_nifti(path, slice_index)
-    return Image(array, slice_affine(header.affine, slice_index), path, header.notes)
+    affine = slice_affine(header.affine, slice_index)
+    return Image(array, affine, path, header.notes, header.facts)
 
 
 def _check_slice(path: Path, shape: tuple[int, ...], index: int) -> None:
@@ -236,16 +230,24 @@ def _picture(path: Path) -> tuple[Any, list[str]]:
     return picture, notes
 
 
-def _read_picture(path: Path, *, labels: bool) -> tuple[NDArray[np.generic], tuple[str, ...]]:
+def _picture_facts(picture: Any, spacing: tuple[float, ...] | None) -> Facts:
+    return Facts(
+        format="picture",
+        photometric=picture.mode,
+        bits={"1": 1, "I": 16, "I;16": 16}.get(picture.mode, 8),
+        channels=len(picture.getbands()),
+        spacing_stated=spacing is not None,
+    )
+
+
+def _grey_values(path: Path, picture: Any, *, labels: bool) -> tuple[NDArray[np.generic], tuple[str, ...]]:
     """Return the grey values of a PNG or JPEG, (rows, columns)."""
-    picture, notes = _picture(path)
-    with decoding(path, "a PNG or JPEG") as more:
+    with decoding(path, "a PNG or JPEG") as notes:
         if picture.mode == "P" and not labels:
             picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
         elif picture.mode == "1":
             picture = picture.convert("L")  # 0 and 255
         array = np.asarray(picture)
-    notes += more
     if picture.mode == "I":  # 16-bit PNG in some versions of Pillow
         array = array.astype(np.uint16)
     if array.ndim == 3:

@@ -31,7 +31,7 @@ def resample_series(series: Series) -> Image:
     low = np.floor(shifts.min(axis=0) + 1e-6).astype(int)
     high = np.ceil(shifts.max(axis=0) - 1e-6).astype(int)
     shape = (array.shape[0] + high[0] - low[0], array.shape[1] + high[1] - low[1])
-    fill = AIR if series.slices[0].modality == "CT" else float(array.min())
+    fill = AIR if series.facts.modality == "CT" else float(array.min())
     shifted = np.stack(
         [_shifted(array[..., i], shifts[i] - low, shape, fill) for i in range(array.shape[2])], axis=-1
     )
@@ -50,7 +50,7 @@ def resample_series(series: Series) -> Image:
     )
     if largest > 0:
         done += f"; tilt of {series.tilt:.1f} degrees undone by in-plane shifts of up to {largest:.1f} mm"
-    return Image(volume, affine, series.folder, (*series.notes, *notes, done))
+    return Image(volume, affine, series.folder, (*series.notes, *notes, done), series.facts)
 
 
 def _shifted(

@@ -155,7 +155,7 @@ def refuse_other_question(trained: CohortSpec, given: CohortSpec) -> None:
 
 
 def _slice(volume: Image, index: int) -> Image:
-    return Image(volume.array[..., index], slice_affine(volume.affine, index), volume.source, volume.notes)
+    return replace(volume, array=volume.array[..., index], affine=slice_affine(volume.affine, index))
 
 
 def _direction_of_slices(volume: Image) -> tuple[str, ...]:
