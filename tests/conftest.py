@@ -15,19 +15,35 @@ os.environ.update(_THREADS | os.environ)
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """Folder of real scans beside the project (THREEFOLD_SHARED overrides `../shared`)."""
-    folder = Path(os.environ.get("THREEFOLD_SHARED", ROOT.parent / "shared")) / "data"
-    if not folder.is_dir():
-        pytest.skip(f"real scans are not at {folder} (set THREEFOLD_SHARED)")
+SCANS = {
+    "ct_ich": "36 head CT slices with masks, PhysioNet ct-ich 1.0.0",
+    "head_ct_dicom": "a tilted, uneven head CT series, dcm_qa_ct of Aliza Medical Imaging",
+    "fetal_brain": "8 fetal brain MRI averages with parcellations, Fidon et al. 2021",
+    "aortic_arch_ct": "masks of a dissected aortic arch, test files of TotalSegmentator",
+}
+"""Real scans that some tests read, which don't travel with the project: by folder."""
+
+
+def shared() -> Path:
+    """Return the folder beside the project (THREEFOLD_SHARED overrides `../shared`)."""
+    return Path(os.environ.get("THREEFOLD_SHARED", ROOT.parent / "shared"))
+
+
+@pytest.fixture
+def shared_data(request: pytest.FixtureRequest) -> Path:
+    """Folder of real scans; a test names those that it reads: `@pytest.mark.real("ct_ich")`."""
+    marker, folder = request.node.get_closest_marker("real"), shared() / "data"
+    assert marker is not None
+    for name in marker.args:
+        if not (folder / name).is_dir():
+            pytest.skip(f"needs {SCANS[name]}, in {folder / name} (set THREEFOLD_SHARED)")
     return folder
 
 
 @pytest.fixture(scope="session")
 def shared_golden() -> Path:
-    """Folder of golden numbers beside the project (THREEFOLD_SHARED overrides `../shared`)."""
-    folder = Path(os.environ.get("THREEFOLD_SHARED", ROOT.parent / "shared")) / "golden"
+    """Folder of golden numbers that are too large to travel with the project."""
+    folder = shared() / "golden"
     if not folder.is_dir():
-        pytest.skip(f"golden numbers are not at {folder} (set THREEFOLD_SHARED)")
+        pytest.skip(f"needs swin_unet_dim24.safetensors, 7.8 MB, in {folder} (set THREEFOLD_SHARED)")
     return folder

@@ -108,11 +108,9 @@ def test_label_maps_are_checked() -> None:
             betti_numbers(labels, 3)
 
 
-@pytest.mark.real
+@pytest.mark.real("aortic_arch_ct")
 def test_a_real_aortic_arch(shared_data: Path) -> None:
     folder = shared_data / "aortic_arch_ct"
-    if not folder.is_dir():
-        pytest.skip(f"no real aortic arch at {folder}")
     names = ("aorta", "subclavian_artery_left", "brachiocephalic_trunk", "common_carotid_artery_left")
     masks = [np.asarray(nib.load(folder / f"{name}.nii.gz").dataobj) > 0 for name in names]  # type: ignore[attr-defined]
     assert betti_numbers(masks[0], 1).tolist() == [[1, 9, 5]]

@@ -352,6 +352,7 @@ def test_an_experiment_that_asks_for_what_is_not_there_is_a_usage_error(
     assert not out.exists()
 
 
+@pytest.mark.real("head_ct_dicom")
 def test_two_series_in_a_folder_are_named(
     shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,7 @@ from threefold.cohorts.cohort import AtlasSpec, CohortSpec, MaskSpec, write_coho
 SYN = 0.757  # mean Dice of antspyx 0.6.3 with its defaults on this pair
 
 
-@pytest.mark.real
+@pytest.mark.real("fetal_brain")
 def test_labels_of_one_brain_fit_another(shared_data: Path, tmp_path: Path) -> None:
     data = Path(os.path.relpath(shared_data / "fetal_brain", tmp_path / "cohort"))
 

@@ -228,7 +228,7 @@ def test_import_table_and_merge(cohort: Path, tmp_path: Path) -> None:
     assert isinstance(wrong.exception, UsageError)
 
 
-@pytest.mark.real
+@pytest.mark.real("ct_ich", "head_ct_dicom")
 def test_real_scans_of_two_hospitals(shared_data: Path, tmp_path: Path) -> None:
     (tmp_path / "head.yaml").write_text(
         "name: head-ct\nmodality: ct\ndimensions: 2\nclasses: [none, haemorrhage]\npositive: haemorrhage\n"
@@ -264,7 +264,7 @@ def test_real_scans_of_two_hospitals(shared_data: Path, tmp_path: Path) -> None:
     assert _run("check", head, "--target", "label").exit_code == 1
 
 
-@pytest.mark.real
+@pytest.mark.real("head_ct_dicom")
 def test_a_real_dicom_series_as_a_case(shared_data: Path, tmp_path: Path) -> None:
     series = shared_data / "head_ct_dicom" / "series"
     spec = CohortSpec(name="x", modality="ct", dimensions=2, intensity=HU)

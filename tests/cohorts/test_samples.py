@@ -162,7 +162,7 @@ def test_an_image_alone(case: Case) -> None:
     assert placement.shape == image.array.shape == (32, 24)
 
 
-@pytest.mark.real
+@pytest.mark.real("ct_ich")
 def test_real_slices_with_their_masks(shared_data: Path) -> None:
     folder = shared_data / "ct_ich"
     spec = spec_of(

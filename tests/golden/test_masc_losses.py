@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from threefold.experiment import RegionSpec, SegmentationSpec
@@ -14,11 +11,6 @@ from threefold.images.batch import Batch
 from threefold.networks.outputs import Outputs
 from threefold.tasks.region import RegionTask
 from threefold.tasks.segmentation import SegmentationTask
-
-
-@pytest.fixture(scope="module")
-def golden(shared_golden: Path) -> dict[str, Tensor]:
-    return load_file(shared_golden / "masc_losses.safetensors")
 
 
 def batch_of(structures: Tensor, mask: Tensor) -> Batch:
@@ -36,18 +28,19 @@ def batch_of(structures: Tensor, mask: Tensor) -> Batch:
     )
 
 
-def test_the_published_losses(golden: dict[str, Tensor]) -> None:
-    outputs = Outputs(segmentation=golden["logits"])
-    batch = batch_of(golden["propagated"][:, 0], golden["manual"][:, 0])
+def test_the_published_losses(masc_losses: dict[str, Tensor]) -> None:
+    outputs = Outputs(segmentation=masc_losses["logits"])
+    batch = batch_of(masc_losses["propagated"][:, 0], masc_losses["manual"][:, 0])
     multi = SegmentationTask(SegmentationSpec(target="structures")).losses(outputs, batch).mean()
     binary = RegionTask(RegionSpec()).losses(outputs, batch).mean()
-    assert float(multi) == pytest.approx(float(golden["multi_class_loss"]), abs=1e-4)
-    assert float(binary) == pytest.approx(float(golden["binary_loss"]), abs=1e-4)
+    assert float(multi) == pytest.approx(float(masc_losses["multi_class_loss"]), abs=1e-4)
+    assert float(binary) == pytest.approx(float(masc_losses["binary_loss"]), abs=1e-4)
     assert float(multi) == pytest.approx(4.9022, abs=1e-4)
     assert float(binary) == pytest.approx(3.0941, abs=1e-4)
 
 
-def test_a_batch_is_the_mean_of_its_cases(golden: dict[str, Tensor]) -> None:
+def test_a_batch_is_the_mean_of_its_cases(masc_losses: dict[str, Tensor]) -> None:
+    golden = masc_losses
     # The published loss is right for one case only: it holds every case against the whole batch's target.
     generator = torch.Generator().manual_seed(0)
     logits = torch.cat([golden["logits"], torch.randn(2, *golden["logits"].shape[1:], generator=generator)])

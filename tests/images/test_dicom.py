@@ -240,7 +240,7 @@ def test_resample_leaves_an_even_series_alone(tmp_path: Path, dicom_series: Make
     assert image.notes == ()
 
 
-@pytest.mark.real
+@pytest.mark.real("head_ct_dicom")
 def test_the_real_tilted_uneven_head_is_refused_and_resampled_when_asked(shared_data: Path) -> None:
     folder = shared_data / "head_ct_dicom" / "series"
     with pytest.raises(ImageError) as caught:

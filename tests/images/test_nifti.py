@@ -200,7 +200,7 @@ def test_a_label_map_may_be_stored_as_floats_but_must_hold_whole_numbers(tmp_pat
         read_label_map(tmp_path / "labels.nii")
 
 
-@pytest.mark.real
+@pytest.mark.real("aortic_arch_ct", "fetal_brain")
 def test_real_files_read_as_nibabel_reads_them(shared_data: Path) -> None:
     paths = sorted(shared_data.glob("aortic_arch_ct/*.nii.gz")) + [
         shared_data / "fetal_brain/GA26_operated" / name for name in ("srr.nii.gz", "parcellation.nii.gz")

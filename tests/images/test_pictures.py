@@ -150,7 +150,7 @@ def test_a_damaged_png_is_found_by_its_checksum(tmp_path: Path) -> None:
         read_image(path)
 
 
-@pytest.mark.real
+@pytest.mark.real("ct_ich")
 def test_real_slices_and_masks(shared_data: Path) -> None:
     folder = shared_data / "ct_ich"
     images = sorted((folder / "images").iterdir())

@@ -276,7 +276,7 @@ def test_non_finite_output_names_the_case(predictor: Predictor, images: Path) ->
         list(replace(predictor, network=Broken()).predict(images, batch_size=7))
 
 
-@pytest.mark.real
+@pytest.mark.real("head_ct_dicom")
 def test_a_real_dicom_series_is_refused_or_resampled(predictor: Predictor, shared_data: Path) -> None:
     folder = shared_data / "head_ct_dicom"
     series = next(p.parent for p in sorted(folder.rglob("*")) if p.suffix.lower() == ".dcm")

@@ -236,7 +236,7 @@ def test_a_process_that_is_killed_leaves_a_table(
     assert len(pd.read_csv(tmp_path / "out" / "predictions.csv")) == 1  # not closed, nothing more to come
 
 
-@pytest.mark.real
+@pytest.mark.real("fetal_brain")
 def test_a_real_fetal_volume_keeps_its_grid(spaced: Path, shared_data: Path, tmp_path: Path) -> None:
     path = next(p for p in sorted((shared_data / "fetal_brain").rglob("*.nii.gz")) if _is_scan(p))
     predictor, _ = with_levels(spaced)

@@ -19,6 +19,7 @@ from threefold.tasks.reconstruction import ReconstructionTask
 from threefold.tasks.segmentation import SegmentationTask
 from threefold.tasks.task import Task
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 PRESENT = torch.tensor([True, False, True, False])
 
 
@@ -113,8 +114,8 @@ def test_segmentation_weighs_its_two_terms() -> None:
     assert terms["dice"][1] == 0
 
 
-def test_segmentation_loss_is_the_published_number(shared_golden: Path) -> None:
-    golden = load_file(shared_golden / "masc_losses.safetensors")
+def test_segmentation_loss_is_the_published_number() -> None:
+    golden = load_file(GOLDEN / "masc_losses.safetensors")
     logits, target = golden["logits"], golden["propagated"][:, 0]
     other_logits, other_target = logits.flip(1), target.flip(2)
     everywhere = torch.ones(2, dtype=torch.bool)
