@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from threefold.experiment import AttentionUnetSpec
-from threefold.networks import kernels3d
+from threefold.networks import kernels, kernels3d
 from threefold.networks.cam import CamLayer
 from threefold.networks.outputs import Outputs
 
@@ -171,18 +171,21 @@ class AttentionUnet(nn.Module):
         voxels of that level at least, and the segmentation is cropped again.
         """
         size = image.shape[2:]
-        values = kernels3d.as_channels_last(kernels3d.pad(image, self._padded(size)))
         segmentation = None
-        with kernels3d.precision(values):
-            skips = []
-            for block in self.encoder:
-                values = block(values)
-                skips.append(values)
-            pooled = kernels3d.pool(skips.pop())  # (B, F)
-            if self.decoder is not None and self.head is not None:
-                for level in reversed(self.decoder):
-                    values = level(values, skips.pop())
-                segmentation = kernels3d.crop(kernels3d.project(values, self.head), size).contiguous()
+        with kernels.precision(image):
+            values = kernels3d.as_channels_last(kernels3d.pad(image, self._padded(size)))
+            with kernels3d.precision(values):
+                skips = []
+                for block in self.encoder:
+                    values = block(values)
+                    skips.append(values)
+                pooled = kernels3d.pool(skips.pop())  # (B, F)
+                if self.decoder is not None and self.head is not None:
+                    for level in reversed(self.decoder):
+                        values = level(values, skips.pop())
+                    segmentation = kernels3d.crop(kernels3d.project(values, self.head), size).contiguous()
+        if segmentation is not None and kernels.avoids_bfloat16(image):
+            segmentation = segmentation.bfloat16()
         return Outputs(
             classes=None if self.classifier is None else self.classifier(pooled),
             segmentation=segmentation,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from threefold.experiment import DenseNetSpec
-from threefold.networks import kernels3d
+from threefold.networks import kernels, kernels3d
 from threefold.networks.cam import CamLayer
 from threefold.networks.outputs import Outputs
 
@@ -61,13 +61,14 @@ class DenseFeatures(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, *S) image to (B, width, *S / 32) features, rounded up."""
-        values = kernels3d.as_channels_last(image)
-        with kernels3d.precision(values):
-            values = kernels3d.dense_stem(values, self.stem.weight)
-            for block, transition in zip(self.blocks, [*self.transitions, None], strict=True):
-                values = block(values)
-                if transition is not None:
-                    values = kernels3d.dense_transition(values, transition.weight)
+        with kernels.precision(image):
+            values = kernels3d.as_channels_last(image)
+            with kernels3d.precision(values):
+                values = kernels3d.dense_stem(values, self.stem.weight)
+                for block, transition in zip(self.blocks, [*self.transitions, None], strict=True):
+                    values = block(values)
+                    if transition is not None:
+                        values = kernels3d.dense_transition(values, transition.weight)
         return values
 
 

@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
-from threefold.networks.gradients import chunk_rows, onednn, onednn_add
+from threefold.networks.gradients import chunk_rows, product, product_sum
 from threefold.networks.norms3d import as_image, like, normalise
 
 _folded: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -51,8 +51,8 @@ def gated_merge(
     bias = gate_bias + entry_bias
     step = chunk_rows(2 * width)
     for up, entry, both in zip(*(torch.split(rows, step) for rows in (above, below, joined)), strict=True):
-        summed = onednn_add(entry, entry_weight, bias, onednn(up, gate_weight, None)).clamp_min_(0)
-        torch.mul(entry, onednn(summed, score_weight, score_bias).sigmoid_(), out=both[:, :width])
+        summed = product_sum(entry, entry_weight, bias, product(up, gate_weight, None)).clamp_min_(0)
+        torch.mul(entry, product(summed, score_weight, score_bias).sigmoid_(), out=both[:, :width])
         both[:, width:].copy_(up)
     values = joined.view(*coarse.movedim(1, -1).shape[:-1], 2 * width).movedim(-1, 1)
     weight, _ = _kept(conv, None, values, lambda: _packed(values, conv, conv.weight.to(values.dtype), None))

@@ -7,13 +7,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from threefold.networks import processor
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _CHUNK_VALUES = 1 << 19  # float32 values of an intermediate chunk: 2 MB, about a core's L2 cache
+_BLAS_CHUNK_VALUES = 1 << 21  # the same between products of PyTorch's BLAS, whose smaller ones are slower
+
+
+def in_own_type(backward: Callable[P, T]) -> Callable[P, T]:
+    """Run a backward pass in the type of its tensors, inside of autocast as well.
+
+    Autocast would multiply in bfloat16 there what went forward in float32.
+    """
+
+    @wraps(backward)
+    def unchanged(*arguments: P.args, **options: P.kwargs) -> T:
+        with torch.autocast("cpu", enabled=False):
+            return backward(*arguments, **options)
+
+    return unchanged
 
 
 class MoveTokens(torch.autograd.Function):
@@ -40,9 +62,10 @@ class Linear(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(values, weight)
         ctx.has_bias = bias is not None
-        return onednn(values, weight, bias)
+        return product(values, weight, bias)
 
     @staticmethod
+    @in_own_type
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         values, weight = ctx.saved_tensors
         gradient = gradient.contiguous()
@@ -61,17 +84,17 @@ class Mlp(torch.autograd.Function):
     def forward(
         ctx: Any, values: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor
     ) -> Tensor:
-        hidden = onednn(values, weight1, bias1)
+        hidden = product(values, weight1, bias1)
         out = torch.empty_like(values)
-        pairs = zip(
-            *(torch.split(t.flatten(0, -2), chunk_rows(weight1.shape[0])) for t in (hidden, out)), strict=True
-        )
-        for chunk, result in pairs:
-            result.copy_(onednn(F.gelu(chunk), weight2, bias2))
+        step = product_rows(weight1.shape[0], values.dtype)
+        pairs = (torch.split(tensor.flatten(0, -2), step) for tensor in (hidden, out))
+        for chunk, result in zip(*pairs, strict=True):
+            result.copy_(product(F.gelu(chunk), weight2, bias2))
         ctx.save_for_backward(values, hidden, weight1, weight2)
         return out
 
     @staticmethod
+    @in_own_type
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         values, hidden, weight1, weight2 = ctx.saved_tensors
         gradient, inputs, before = (t.flatten(0, -2) for t in (gradient.contiguous(), values, hidden))
@@ -103,6 +126,7 @@ class WindowAttention(torch.autograd.Function):
         return gathered.transpose(2, 3).contiguous()  # (B, windows, N, heads, d)
 
     @staticmethod
+    @in_own_type
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         packed, weights = ctx.saved_tensors
         (batch, windows, tokens, _, heads, depth), bias_shape = ctx.shapes
@@ -127,13 +151,14 @@ class PartVariance(torch.autograd.Function):
         ctx.save_for_backward(rows, weight)
         ctx.parts = parts
         variance = rows.new_empty((rows.shape[0], parts), dtype=torch.float32)
-        step = chunk_rows(weight.shape[0])
+        step = product_rows(weight.shape[0], rows.dtype)
         for chunk, result in zip(torch.split(rows, step), torch.split(variance, step), strict=True):
-            spread = onednn(chunk, weight, None).view(chunk.shape[0], parts, -1)
+            spread = product(chunk, weight, None).view(chunk.shape[0], parts, -1)
             torch.linalg.vector_norm(spread, dim=-1, dtype=torch.float32, out=result)
         return variance.square_().div_(weight.shape[0] // parts)
 
     @staticmethod
+    @in_own_type
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         rows, weight = ctx.saved_tensors
         back, total = torch.empty_like(rows), torch.zeros(weight.shape, dtype=torch.float32)
@@ -141,30 +166,42 @@ class PartVariance(torch.autograd.Function):
         step = 4 * chunk_rows(weight.shape[0])
         chunks = (torch.split(tensor, step) for tensor in (rows, scale, back))
         for chunk, factor, result in zip(*chunks, strict=True):
-            spread = onednn(chunk, weight, None)
+            spread = product(chunk, weight, None)
             spread.view(chunk.shape[0], ctx.parts, -1).mul_(factor)
             result.copy_(_input_gradient(spread, weight))
             total += _weight_gradient(spread, chunk)
         return back, total.to(weight.dtype), None
 
 
-def onednn(values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def product(values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return values @ weight^T + bias: (..., D), (E, D), (E,) to (..., E). It has no gradient of its own."""
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(values, weight, bias, "none", [], "")
-    return product
+    if not processor.onednn_multiplies(values.dtype):
+        return F.linear(values, weight, bias)
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(values, weight, bias, "none", [], "")
+    return result
 
 
-def onednn_add(values: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
-    """Return values @ weight^T + bias + residual in one pass; it has no gradient of its own."""
-    total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(values, residual, weight, bias, "add")
-    return total
+def product_sum(values: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+    """Return values @ weight^T + bias + residual; it has no gradient of its own."""
+    if processor.onednn_multiplies(values.dtype):
+        total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(values, residual, weight, bias, "add")
+        return total
+    return F.linear(values, weight, bias).add_(residual)
+
+
+def gelu_product(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return GELU(values @ weight^T + bias); it has no gradient of its own."""
+    if processor.onednn_multiplies(values.dtype):
+        hidden: Tensor = torch.ops.mkldnn._linear_pointwise(values, weight, bias, "gelu", [], "none")
+        return hidden
+    return torch.ops.aten.gelu_(F.linear(values, weight, bias))  # type: ignore[no-any-return]
 
 
 def _input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
     """gradient @ weight; in bfloat16 the plain product is oneDNN's already."""
-    if gradient.dtype == torch.bfloat16:
+    if gradient.dtype == torch.bfloat16 or not processor.onednn_multiplies(gradient.dtype):
         return gradient @ weight
-    return onednn(gradient, weight.t(), None)
+    return product(gradient, weight.t(), None)
 
 
 def _weight_gradient(gradient: Tensor, values: Tensor) -> Tensor:
@@ -182,3 +219,10 @@ def _weight_gradient(gradient: Tensor, values: Tensor) -> Tensor:
 def chunk_rows(width: int) -> int:
     """Return how many rows of an intermediate tensor of a width are computed at once."""
     return max(_CHUNK_VALUES // width, 64)
+
+
+def product_rows(width: int, dtype: torch.dtype) -> int:
+    """Return how many rows of an intermediate tensor of a width are multiplied at once."""
+    if processor.onednn_multiplies(dtype):
+        return chunk_rows(width)
+    return max(_BLAS_CHUNK_VALUES // width, 64)

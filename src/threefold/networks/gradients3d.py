@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from threefold.networks.gradients import in_own_type
 from threefold.networks.norms3d import as_image, keep, like, normalise, normalise_backward
 
 _SMALL = 20480  # below, PyTorch leaves oneDNN for a slower convolution (batch 1, float32)
@@ -61,6 +62,7 @@ class BatchNorm(torch.autograd.Function):
         return out
 
     @staticmethod
+    @in_own_type
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         values, weight, mean, deviation, shift, out = ctx.saved_tensors
         gradient = as_image(gradient)
@@ -101,6 +103,7 @@ class InstanceNorm(torch.autograd.Function):
         return like(out, values)
 
     @staticmethod
+    @in_own_type
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         values, shift, slope, mask, normed = ctx.saved_tensors
         gradient, below = as_image(gradient), None
@@ -132,6 +135,7 @@ class SmallConvolution(torch.autograd.Function):
         return torch.convolution(values, weight, None, *ctx.options)
 
     @staticmethod
+    @in_own_type
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
         values, weight = ctx.saved_tensors
         back = None
@@ -172,6 +176,7 @@ class DenseBlock(torch.autograd.Function):
         return buffer
 
     @staticmethod
+    @in_own_type
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         values, buffer, factors, *rest = ctx.saved_tensors
         layers = len(rest) // 5

@@ -1,9 +1,11 @@
 """Levers for speed and memory on CPUs; the networks themselves know none of them.
 
-Every function computes the plain formula of its docstring. Elsewhere than on a CPU, in float64, under
-`torch.compile` or with THREEFOLD_PLAIN_KERNELS=1 it runs that formula as it stands; else:
+Every function computes the plain formula of its docstring. Elsewhere than on a CPU, in types that this one
+does not multiply fast (`processor`), under `torch.compile` or with THREEFOLD_PLAIN_KERNELS=1 it runs that
+formula as it stands; else:
 
-- linear layers run in oneDNN, with GELU and the residual sum in the same pass when no gradient is needed;
+- linear layers run in the library that is fast on this processor; in oneDNN with GELU and the residual sum in
+  the same pass when no gradient is needed;
 - the backward pass of the MLP computes GELU anew; weight gradients are multiplied narrow operand first;
 - attention copies its queries, keys and values once;
 - large intermediate tensors (the MLP's hidden units, the last expansion) exist only in chunks, which stay in
@@ -17,6 +19,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -24,21 +27,22 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
+from threefold.networks import processor
 from threefold.networks.gradients import (
     Linear,
     Mlp,
     MoveTokens,
     PartVariance,
     WindowAttention,
-    chunk_rows,
-    onednn,
-    onednn_add,
+    gelu_product,
+    product,
+    product_rows,
+    product_sum,
 )
 
 _EPSILON = 1e-5  # of LayerNorm
 _FAST_TYPES = (torch.float32, torch.bfloat16)
 _PLAIN = os.environ.get("THREEFOLD_PLAIN_KERNELS") == "1"
-_HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 _cast_weights: WeakIdKeyDictionary = WeakIdKeyDictionary()
 # Fused optimisers change weights without counting it in the tensors' versions.
 register_optimizer_step_post_hook(lambda *_: _cast_weights.clear())
@@ -105,11 +109,11 @@ def linear(
     values, weight = values.to(dtype), cast_weight(weight, dtype)
     bias = None if bias is None else cast_weight(bias, dtype)
     if differentiating(values, weight, bias, residual, scale):
-        product: Tensor = Linear.apply(values, weight, bias)  # type: ignore[no-untyped-call]
-        return _add(product, residual, scale)
+        branch: Tensor = Linear.apply(values, weight, bias)  # type: ignore[no-untyped-call]
+        return _add(branch, residual, scale)
     if residual is not None and scale is None:
-        return onednn_add(values, weight, bias, residual.to(dtype))
-    return _add(onednn(values, weight, bias), residual, scale)
+        return product_sum(values, weight, bias, residual.to(dtype))
+    return _add(product(values, weight, bias), residual, scale)
 
 
 def mlp(
@@ -142,10 +146,9 @@ def mlp(
     out = torch.empty_like(residual)
     rows = values.flatten(0, 1), residual.flatten(0, 1), out.flatten(0, 1)  # (B * L, D)
     for value, rest, result in zip(
-        *(torch.split(tensor, chunk_rows(weight1.shape[0])) for tensor in rows), strict=True
+        *(torch.split(tensor, product_rows(weight1.shape[0], dtype)) for tensor in rows), strict=True
     ):
-        hidden = torch.ops.mkldnn._linear_pointwise(value, weight1, bias1, "gelu", [], "none")
-        result.copy_(onednn_add(hidden, weight2, bias2, rest))
+        result.copy_(product_sum(gelu_product(value, weight1, bias1), weight2, bias2, rest))
     return out if scale is None else torch.lerp(residual, out, scale.to(dtype))
 
 
@@ -220,15 +223,40 @@ def has_levers(values: Tensor) -> bool:
         not _PLAIN
         and values.device.type == "cpu"
         and values.dtype in _FAST_TYPES
-        and compute_type(values) in _FAST_TYPES
         and not torch.compiler.is_compiling()
-        and _HAS_ONEDNN
+        and processor.computes(compute_type(values))
     )
+
+
+def avoids_bfloat16(values: Tensor) -> bool:
+    """Whether a network computes these values in float32, although autocast asks for bfloat16.
+
+    So it does on processors that multiply no bfloat16: PyTorch's own products take 5 to 50 times as long
+    there as those in float32.
+    """
+    return (
+        values.device.type == "cpu"
+        and values.dtype == torch.float32
+        and compute_type(values) == torch.bfloat16
+        and not processor.HAS_BFLOAT16
+    )
+
+
+def precision(image: Tensor) -> AbstractContextManager[None]:
+    """Return the context that a network computes an image in."""
+    return full_precision() if avoids_bfloat16(image) else nullcontext()
+
+
+def full_precision() -> AbstractContextManager[None]:
+    """Return the context without autocast."""
+    off: AbstractContextManager[None] = torch.autocast("cpu", enabled=False)
+    return off
 
 
 def compute_type(values: Tensor) -> torch.dtype:
     """Return the type that these values are multiplied in: autocast's, or their own."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else values.dtype
+    device = values.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else values.dtype
 
 
 def differentiating(*tensors: Tensor | None) -> bool:

@@ -61,10 +61,7 @@ def precision(values: Tensor) -> AbstractContextManager[None]:
 
     Autocast would take some of their steps back to float32.
     """
-    if not kernels.has_levers(values):
-        return nullcontext()
-    off: AbstractContextManager[None] = torch.autocast("cpu", enabled=False)
-    return off
+    return kernels.full_precision() if kernels.has_levers(values) else nullcontext()
 
 
 def softmax(logits: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from threefold.networks import kernels
 from threefold.networks.kernels3d import crop, pad
 from threefold.networks.warping import integrate, warp
 
@@ -87,6 +88,11 @@ class VoxelMorphUnet(nn.Module):
 
     def forward(self, pair: Tensor) -> Tensor:
         """Return (B, 3, *S) for (B, in_channels, *S)."""
+        with kernels.precision(pair):
+            field = self._field(pair)
+        return field.bfloat16() if kernels.avoids_bfloat16(pair) else field
+
+    def _field(self, pair: Tensor) -> Tensor:
         size = pair.shape[2:]
         padded = pad(pair, [-(-side // self.stride) * self.stride for side in size])
         values = padded.contiguous(memory_format=torch.channels_last_3d)

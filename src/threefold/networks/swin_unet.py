@@ -142,14 +142,15 @@ class SwinUnet(nn.Module):
     def forward(self, image: Tensor) -> Outputs:
         """(B, C, H, W) image to logits and reconstruction on the image's own grid."""
         height, width = image.shape[-2:]
-        features = self.encoder(image)
-        decoded = [
-            None if decoder is None else decoder(features)[..., :height, :width]
-            for decoder in (self.segmentation, self.reconstruction)
-        ]
-        return Outputs(
-            classes=None if self.classifier is None else self.classifier(features.pooled),
-            segmentation=decoded[0],
-            reconstruction=decoded[1],
-            features=features.pooled,
-        )
+        with kernels.precision(image):
+            features = self.encoder(image)
+            decoded = [
+                None if decoder is None else decoder(features)[..., :height, :width]
+                for decoder in (self.segmentation, self.reconstruction)
+            ]
+            return Outputs(
+                classes=None if self.classifier is None else self.classifier(features.pooled),
+                segmentation=decoded[0],
+                reconstruction=decoded[1],
+                features=features.pooled,
+            )
