@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "threefold"
 
 # A room may import rooms of its own storey and of those below.
 STOREYS = (
-    {"errors", "experiment", "validation", "experiments", "run", "topology", "__init__"},
+    {"errors", "experiment", "interruption", "validation", "experiments", "run", "topology", "__init__"},
     {"images"},
     {"cohorts"},
     {"phantoms"},

@@ -12,7 +12,7 @@ from threefold.atlases.pairing import pair_cases
 from threefold.atlases.propagation import propagate
 from threefold.atlases.spec import PropagationSpec, load_propagation
 from threefold.cohorts.cohort import AtlasSpec, Cohort
-from threefold.errors import CohortError, ExperimentError, ImageError
+from threefold.errors import CohortError, ExperimentError
 from threefold.images.reading import read_label_map
 from threefold.images.writing import write_nifti
 
@@ -100,9 +100,6 @@ def test_an_atlas_whose_label_map_lies_elsewhere(make_cohort: Any, tmp_path: Pat
     [
         ("atlases/image/atlas.nii.gz", "atlas 'mean': .*no such file"),
         ("atlases/reference/atlas.nii.gz", "atlas 'mean': .*no such file"),
-        ("image/two.nii.gz", "case two: .*no such file"),
-        ("mask/two.nii.gz", "case two, mask: .*no such file"),
-        ("reference/two.nii.gz", "case two, reference: .*no such file"),
     ],
 )
 def test_missing_files(missing: str, message: str, make_cohort: Any, tmp_path: Path) -> None:
@@ -118,21 +115,12 @@ def test_no_overlap_without_affine_alignment(make_cohort: Any, tmp_path: Path) -
     far[2, 3] += 200
     for path in (cohort.cases[1].image, cohort.cases[1].mask, cohort.cases[1].reference):
         write_nifti(path, np.asarray(old.array, np.float32), far)
-    message = r"case two: its image and atlas 'mean' do not overlap: \d+ mm apart along head-foot"
-    refused(cohort, message, tmp_path, affine=False)
-    propagate(cohort, tmp_path / "aligned", PLAIN)  # with an alignment that is no error
-
-
-def test_an_image_that_is_no_volume_or_not_finite(make_cohort: Any, tmp_path: Path) -> None:
-    cohort = make_cohort()
-    old = read_label_map(cohort.cases[0].mask)
-    hole = np.full(old.array.shape, np.nan, np.float32)
-    write_nifti(cohort.cases[0].image, hole, old.affine)
-    with pytest.raises(ImageError, match=r"case one: .*NaN"):
-        propagate(cohort, tmp_path / "out", PLAIN)
-    write_nifti(cohort.cases[0].image, np.ones((5, 5), np.float32), old.affine)
-    with pytest.raises(ImageError, match=r"case one: .*expected a volume"):
-        propagate(cohort, tmp_path / "out", PLAIN)
+    only_two = Cohort(cohort.folder, cohort.spec, cohort.cases[1:2])
+    message = (
+        r"no case can be used.\n  failed: two: its image and atlas 'mean' do not overlap: \d+ mm apart along "
+    )
+    refused(only_two, message, tmp_path, affine=False)
+    propagate(only_two, tmp_path / "aligned", PLAIN)  # with an alignment that is no error
 
 
 def test_mistakes_in_settings() -> None:

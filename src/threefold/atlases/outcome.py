@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from threefold import __version__
 from threefold.atlases.pairing import Pairing
 from threefold.atlases.spec import PropagationSpec
-from threefold.atlases.workplace import Workplace
+from threefold.atlases.steps import Step
+from threefold.atlases.workplace import MADE_BY, WEIGHTS_NAME, Workplace
 from threefold.cohorts.cohort import Case, Cohort, CohortSpec, fingerprint
-from threefold.cohorts.staging import FOLDERS, Staging, row_of
+from threefold.cohorts.failures import Failures, listed, sparing_others
+from threefold.cohorts.staging import FOLDERS, PROVENANCE_NAME, Staging, row_of
 from threefold.errors import CohortError
 from threefold.images.cache import ContentHashes
 from threefold.run import write_atomically
@@ -27,7 +31,10 @@ COLUMNS = {
     "atlas": "the atlas whose labels the structures are; empty where the structures were given",
     "registration": "ok, or failed: then there are no structures (see quality.csv); empty where given",
 }
-RULE = "Cases whose registration failed have no structures, so that training on structures leaves them out."
+RULE = (
+    "Cases whose registration failed have no structures, so that training on structures leaves them out. "
+    "Cases that could not be used are left out of the table."
+)
 _MEASURES = (
     "atlas",
     "registration",
@@ -46,7 +53,26 @@ _MEASURES = (
 )
 
 
-def finish(cohort: Cohort, pairing: Pairing, spec: PropagationSpec, place: Workplace, *, copy: bool) -> None:
+@dataclass(frozen=True)
+class Made:
+    """What a propagation did.
+
+    Attributes:
+        identity: hash of everything that decides the new cohort.
+        settings: hash of what decides it beside the old one.
+        steps: that the new cohort is made of.
+        failed: why a case could not be used, by id; it is left out.
+    """
+
+    identity: str
+    settings: str
+    steps: Sequence[Step]
+    failed: Failures
+
+
+def finish(
+    cohort: Cohort, pairing: Pairing, spec: PropagationSpec, place: Workplace, made: Made, *, copy: bool
+) -> None:
     """Write the new cohort around the propagated structures, and rename it into place.
 
     Args:
@@ -54,25 +80,73 @@ def finish(cohort: Cohort, pairing: Pairing, spec: PropagationSpec, place: Workp
         pairing: the cases that structures were propagated to.
         spec: how.
         place: holds each case's quality and label map.
+        made: the steps; cases whose files can't be copied are added to those that failed.
         copy: copy images and targets; false: refer to them.
 
     Raises:
-        CohortError: a file can't be copied, or the folder not be renamed.
+        CohortError: no case is left, the disk refuses, or the folder can't be renamed.
     """
-    qualities = {case_id: place.recall(f"case {case_id}") or {} for case_id in pairing}
-    for name in {*FOLDERS.values(), "atlases"} - {place.structures.name}:
+    registered = {step.of: step for step in made.steps if step.kind == "registration"}
+    for name in {*FOLDERS.values(), "atlases", Path(WEIGHTS_NAME).parent.name}:
         shutil.rmtree(place.folder / name, ignore_errors=True)  # of an attempt that was cut off here
     stage = Staging(place.folder, place.out)
     meaning = stage.place_atlases(cohort.spec, cohort.folder, copy=copy)
     meaning = meaning.model_copy(update={"columns": {**meaning.columns, **COLUMNS}})
-    rows = [_row(case, cohort.spec, qualities.get(case.case_id), stage, copy=copy) for case in cohort.cases]
+    rows, qualities = [], {}
+    for case in cohort.cases:
+        with sparing_others(made.failed, case.case_id):
+            quality = None
+            if case.case_id in registered:
+                quality = _quality(place, registered[case.case_id])
+            if case.case_id not in made.failed:
+                rows.append(_row(case, cohort.spec, quality, stage, copy=copy))
+        if case.case_id in made.failed:
+            quality = {"registration": "failed", "reason": made.failed[case.case_id]}
+        if quality is not None:
+            qualities[case.case_id] = quality
+    if not rows:
+        raise CohortError(f"{cohort.folder}: no case is left.\n  " + "\n  ".join(listed(made.failed)))
+    for case_id, quality in qualities.items():
+        if quality["registration"] == "ok":
+            _place_labels(place, registered[case_id])
+    weights = next((place.file(step, ".safetensors") for step in made.steps if step.kind == "network"), None)
+    if weights is not None and weights.is_file():
+        _copy(weights, place.folder / WEIGHTS_NAME)
     write_atomically(place.folder / QUALITY_NAME, _quality_table(cohort, qualities))
-    stage.finish(meaning, rows, _provenance(cohort, pairing, spec, place, qualities), allow_outside=not copy)
+    provenance = _provenance(cohort, pairing, spec, place, made, qualities)
+    stage.finish(meaning, rows, provenance, allow_outside=not copy)
+    place.write_steps({step.key: step for step in made.steps})
+    place.become_the_cohort()
+
+
+def left_out_of(propagated: Cohort) -> Failures:
+    """Return why cases were left out of a propagated cohort, by id."""
+    provenance = propagated.folder / PROVENANCE_NAME
     try:
-        place.folder.replace(place.out)
+        found = json.loads(provenance.read_text(encoding="utf-8"))["cases"].get("left out", {})
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise CohortError(
+            f"{provenance}: can't be read ({error}). Expected what `threefold propagate` wrote."
+        ) from error
+    return {str(case_id): str(reason) for case_id, reason in dict(found).items()}
+
+
+def _quality(place: Workplace, step: Step) -> dict[str, Any]:
+    known = place.recall(step)
+    assert known is not None  # it was done
+    return dict(known["row"])
+
+
+def _place_labels(place: Workplace, step: Step) -> None:
+    _copy(place.file(step, ".nii.gz"), place.folder / FOLDERS["structures"] / f"{step.of}.nii.gz")
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(source, target)
     except OSError as error:
-        raise CohortError(f"{place.out}: can't be made ({error}); the work is in {place.folder}.") from error
-    place.at(place.out).clear()
+        raise CohortError(f"{target}: can't be written ({error}). Repeat the command.") from error
 
 
 def _row(
@@ -104,13 +178,20 @@ def _cell(value: Any) -> Any:
 
 
 def _provenance(
-    cohort: Cohort, pairing: Pairing, spec: PropagationSpec, place: Workplace, qualities: Qualities
+    cohort: Cohort,
+    pairing: Pairing,
+    spec: PropagationSpec,
+    place: Workplace,
+    made: Made,
+    qualities: Qualities,
 ) -> dict[str, Any]:
     used = {atlas.name: atlas for atlases in pairing.values() for atlas in atlases}
     hashes = ContentHashes()
+    weights = place.folder / WEIGHTS_NAME
     return {
-        "identity": place.identity,
-        "made_by": "threefold propagate",
+        "identity": made.identity,
+        "settings": made.settings,
+        "made_by": MADE_BY,
         "version": __version__,
         "cohort": {"name": cohort.spec.name, "fingerprint": fingerprint(cohort)},
         "atlases": [
@@ -123,12 +204,17 @@ def _provenance(
             for atlas in used.values()
         ],
         "propagation": spec.model_dump(mode="json"),
-        "weights_sha256": hashes.of(place.weights) if place.weights.exists() else None,
+        "weights_sha256": hashes.of(weights) if weights.exists() else None,
         "rule": RULE,
         "cases": {
             "propagated": _with(qualities, "ok"),
             "failed": _with(qualities, "failed"),
-            "kept": sorted(case.case_id for case in cohort.cases if case.case_id not in pairing),
+            "kept": sorted(
+                case.case_id
+                for case in cohort.cases
+                if case.case_id not in pairing and case.case_id not in made.failed
+            ),
+            "left out": dict(sorted(made.failed.items())),
         },
     }
 

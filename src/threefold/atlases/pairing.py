@@ -10,6 +10,7 @@ import numpy as np
 
 from threefold.atlases.spec import PropagationSpec
 from threefold.cohorts.cohort import AtlasSpec, Case, Cohort, CohortSpec
+from threefold.cohorts.failures import Failures, listed, sparing_others
 from threefold.cohorts.targets import read_structures
 from threefold.errors import CohortError, ImageError
 from threefold.images.geometry import Header, Image
@@ -69,26 +70,35 @@ def pair_cases(cohort: Cohort, atlases: Sequence[str] | None = None) -> Pairing:
     return pairing
 
 
-def check_files(cohort: Cohort, pairing: Pairing, spec: PropagationSpec) -> None:
-    """Look at everything that can be wrong before a registration begins.
+def check_files(cohort: Cohort, pairing: Pairing, spec: PropagationSpec) -> Failures:
+    """Look at what can be wrong before a registration begins: atlases, and the headers of the cases.
+
+    Returns:
+        Why a case can't be used, by id: a missing or unreadable file, an image that an atlas of its does not
+        overlap (without affine alignment).
 
     Raises:
-        CohortError: naming the case or the atlas: a missing or unreadable file, an atlas with other labels
-            than the cohort's structures, an image that its atlas does not overlap (without affine alignment).
+        CohortError: naming the atlas: a missing or unreadable file, other labels than the cohort's
+            structures; or no case can be used.
     """
     used = {atlas.name: atlas for atlases in pairing.values() for atlas in atlases}
     grids = {name: _atlas_grid(cohort, atlas) for name, atlas in used.items()}
+    failed: Failures = {}
     for case in cohort.cases:
         if case.case_id not in pairing:
             continue
-        grid = _case_grid(case)
-        for atlas in () if spec.affine else pairing[case.case_id]:
-            apart = _apart(grid, grids[atlas.name])
-            if apart is not None:
-                raise CohortError(
-                    f"case {case.case_id}: its image and atlas '{atlas.name}' do not overlap: {apart}. "
-                    "Align them first (affine=true), or correct the files' affines."
-                )
+        with sparing_others(failed, case.case_id):
+            grid = _case_grid(case)
+            for atlas in () if spec.affine else pairing[case.case_id]:
+                apart = _apart(grid, grids[atlas.name])
+                if apart is not None:
+                    raise ImageError(
+                        f"its image and atlas '{atlas.name}' do not overlap: {apart}. Align them first "
+                        "(affine=true), or correct the files' affines."
+                    )
+    if len(failed) == len(pairing):
+        raise CohortError(f"{cohort.folder}: no case can be used.\n  " + "\n  ".join(listed(failed)))
+    return failed
 
 
 def read_atlas(cohort: Cohort, atlas: AtlasSpec) -> tuple[Image, Image]:
@@ -128,12 +138,12 @@ def _atlas_grid(cohort: Cohort, atlas: AtlasSpec) -> Header:
 def _case_grid(case: Case) -> Header:
     paths: dict[str, Path | None] = {"mask": case.mask, "reference": case.reference}
     for name, path in paths.items():
-        if path is not None and not path.exists():
-            raise CohortError(f"case {case.case_id}, {name}: {path}: no such file. Correct the table.")
-    try:
-        return read_header(case.image)
-    except ImageError as error:
-        raise CohortError(f"case {case.case_id}: {error}") from error
+        if path is not None:
+            try:
+                read_header(path)
+            except ImageError as error:
+                raise ImageError(f"{name}: {error}") from error
+    return read_header(case.image)
 
 
 def _apart(a: Header, b: Header) -> str | None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import torch
 from safetensors.torch import save
 
 from threefold.atlases.affine import align
-from threefold.atlases.outcome import finish
+from threefold.atlases.outcome import Made, finish
 from threefold.atlases.pairing import Pairing, check_files, pair_cases, read_atlas
 from threefold.atlases.quality import (
     correlation_of,
@@ -25,13 +23,16 @@ from threefold.atlases.quality import (
     region_dice,
 )
 from threefold.atlases.refinement import Pair, displacement_of, refine
+from threefold.atlases.reuse import Reuse
 from threefold.atlases.spec import PropagationSpec
+from threefold.atlases.steps import Step, Steps
 from threefold.atlases.training import build_registration, predict_field, train_registration
 from threefold.atlases.volumes import Volume, carry_labels, prepare, prepare_map, resample
-from threefold.atlases.workplace import Workplace, is_finished, open_workplace
-from threefold.cohorts.cohort import AtlasSpec, Case, Cohort, CohortSpec, fingerprint, read_cohort
+from threefold.atlases.workplace import Workplace, is_finished, open_workplace, sha256_of_file
+from threefold.cohorts.cohort import AtlasSpec, Case, Cohort, read_cohort
+from threefold.cohorts.failures import Failures, is_out_of_memory, listed, sparing_others
 from threefold.cohorts.targets import read_mask, read_structures
-from threefold.errors import CohortError, ImageError
+from threefold.errors import CohortError, ImageError, TrainingError
 from threefold.images.geometry import Affine, Image
 from threefold.images.reading import read_image
 from threefold.images.writing import write_nifti
@@ -61,14 +62,20 @@ def propagate(
     atlases: Sequence[str] | None = None,
     held_out: Collection[str] = (),
     copy: bool = True,
+    renew: bool = True,
     progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Cohort:
     """Give each case structures: the labels of its atlas, registered to its image.
 
     Each case is registered with the atlases of its class and with those of every class; with several, the
     labels of the one whose image correlates best are taken. Cases that have structures keep them. Repeated
     after a kill, the same call goes on where it was; where OUT is the finished propagation already, it is
-    read.
+    read. A case that can't be used (a file can't be read, a voxel is not finite, memory ran out) is left out
+    and the others go on.
+
+    After a change of the cohort, the steps whose files and settings are the same are not done again. With a
+    network (`spec.epochs`) every registration depends on all the cases that train it.
 
     Args:
         cohort: volumes with atlases in its cohort.yaml.
@@ -78,70 +85,136 @@ def propagate(
         held_out: ids of cases that will be tested, beside those that the table's split column calls test:
             they train no network, and their masks steer nothing.
         copy: copy images and targets into the new cohort; false: refer to them where they are.
+        renew: where OUT was made of the same cohort before it changed, and is as it was made, put the new
+            cohort in its place; false: refuse.
         progress: called with the steps that are done and all.
+        say: told what of an earlier propagation is reused, and why the rest is not.
 
     Returns:
-        The new cohort: the old one, with `structures` on each image's own grid, and the columns `atlas` and
-        `registration`. Beside it quality.csv, provenance.json and registration/weights.safetensors.
+        The new cohort: the old one without the cases that can't be used, with `structures` on each image's
+        own grid, and the columns `atlas` and `registration`. Beside it quality.csv with a row for each case
+        that had no structures, provenance.json and registration/weights.safetensors.
 
     Raises:
-        CohortError: slices, no atlases, none for a class, an atlas with other labels, no overlap, a missing
-            file, `out` is taken.
-        ImageError, WeightsError, TrainingError: naming the case or the file.
+        CohortError: slices, no atlases, none for a class, an atlas that can't be used or with other labels,
+            no case can be used, `out` is taken.
+        WeightsError, TrainingError: naming the file or the case.
+        RunError: another process is propagating into `out`, or the disk refuses.
     """
     out, pairing = Path(out), pair_cases(cohort, atlases)
-    identity = _identity(cohort, pairing, spec, held_out)
-    if not is_finished(out, identity):
+    tested = {case.case_id for case in cohort.cases if case.split == "test"}
+    steps = Steps(cohort, pairing, spec, tested | set(held_out))
+    identity = steps.identity()
+    if not is_finished(out, identity, steps.settings, renew=renew):
         build_registration(spec)  # weights that do not fit are an error now, not later
-        check_files(cohort, pairing, spec)
-        place = open_workplace(out, identity)
-        _Propagation(cohort, pairing, spec, place, frozenset(held_out), progress).run()
-        finish(cohort, pairing, spec, place, copy=copy)
+        refused = check_files(cohort, pairing, spec)
+        with open_workplace(out) as place:
+            work = _Propagation(cohort, pairing, spec, steps, place, progress, say)
+            work.run(refused)
+            made = Made(identity, steps.settings, work.done, work.failed)
+            finish(cohort, pairing, spec, place, made, copy=copy)
     return read_cohort(out, allow_outside=True)  # the table is this program's own
 
 
 class _Propagation:
-    """The work between the checks and the new cohort: alignments, the network, the cases."""
+    """The work between the checks and the new cohort: alignments, the network, the cases.
+
+    Attributes:
+        done: the steps that the new cohort is made of.
+        failed: why a case can't be used, by id.
+    """
 
     def __init__(
         self,
         cohort: Cohort,
         pairing: Pairing,
         spec: PropagationSpec,
+        steps: Steps,
         place: Workplace,
-        held_out: frozenset[str],
         progress: Progress | None,
+        say: Callable[[str], None] | None,
     ) -> None:
-        tested = {case.case_id for case in cohort.cases if case.split == "test"}
-        self.held_out = held_out | tested
-        self.cohort, self.pairing, self.spec, self.place = cohort, pairing, spec, place
-        self.cases = [case for case in cohort.cases if case.case_id in pairing]
+        self.cohort, self.pairing, self.spec, self.steps, self.place = cohort, pairing, spec, steps, place
+        self.done: list[Step] = []
+        self.failed: Failures = {}
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         used = {atlas.name: atlas for atlases in pairing.values() for atlas in atlases}
         self.atlases = {name: self._read_atlas(atlas) for name, atlas in used.items()}
-        pairs = sum(len(pairing[case.case_id]) for case in self.cases)
-        training = sum(len(pairing[case.case_id]) for case in self.cases if case.case_id not in self.held_out)
-        if spec.epochs and not training:
-            raise CohortError(
-                f"{cohort.folder}: every case is of the test part, so that none can train the registration "
-                "network. Give weights=FILE of an earlier propagation, or epochs=0."
-            )
-        self._progress, self._done = progress, 0
-        self._total = pairs + (spec.epochs * training) + len(self.cases)
+        self._progress, self._say = progress, say
+        self._taken, self._total, self._counted = 0, 0, -1
+        self._refuse_without_training(self._cases())
 
-    def run(self) -> None:
-        for case in self.cases:
-            self._align(case)
-        network = self._network()
-        for case in self.cases:
-            if self.place.recall(f"case {case.case_id}") is None:
-                self._register(case, network)
+    def run(self, refused: Failures) -> None:
+        """Do the work.
+
+        Args:
+            refused: why, by id, of the cases that are known to be no use.
+        """
+        reuse = Reuse(self.place.known)
+        self.failed |= refused
+        for case in self._cases():
+            with sparing_others(self.failed, case.case_id):
+                self._look(case)
+                self._align(case, reuse)
+        if not self._cases():
+            raise CohortError(
+                f"{self.cohort.folder}: no case can be used.\n  " + "\n  ".join(listed(self.failed))
+            )
+        training = self._training()
+        self._refuse_without_training(training)
+        network_step = self.steps.network(training)
+        if self.spec.epochs:
+            reuse.note(network_step)
+        for case in self._cases():
+            reuse.note(self.steps.registration(case, network_step))
+        if self._say is not None:
+            for line in reuse.lines():
+                self._say(line)
+        try:
+            network = self._network(network_step, training)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise TrainingError(
+                f"registration network: not enough memory for {len(training)} cases ({error}). Lower size "
+                f"(now {list(self.spec.size)}) or channels."
+            ) from error
+        for case in self._cases():
+            step = self.steps.registration(case, network_step)
+            with sparing_others(self.failed, case.case_id):
+                self._register(case, network, step)
+                self.done.append(step)
             self._step()
 
+    def _cases(self) -> list[Case]:
+        """Return the cases to register that are of use, as far as is known."""
+        return [
+            case
+            for case in self.cohort.cases
+            if case.case_id in self.pairing and case.case_id not in self.failed
+        ]
+
+    def _training(self) -> list[Case]:
+        """Return the cases that train the network."""
+        return [case for case in self._cases() if self.steps.may_train(case)] if self.spec.epochs else []
+
+    def _refuse_without_training(self, cases: Sequence[Case]) -> None:
+        if self.spec.epochs and not any(map(self.steps.may_train, cases)):
+            raise CohortError(
+                f"{self.cohort.folder}: every case is of the test part, or can't be used, so that none can "
+                "train the registration network. Give weights=FILE of an earlier propagation, or epochs=0."
+            )
+
     def _step(self) -> None:
-        self._done += 1
-        if self._progress is not None:
-            self._progress(self._done, self._total)
+        self._taken += 1
+        if self._progress is None:
+            return
+        if self._counted != len(self.failed):  # there is less to do without the cases that have failed
+            pairs = {case.case_id: len(self.pairing[case.case_id]) for case in self._cases()}
+            training = sum(pairs[case.case_id] for case in self._training())
+            self._total = sum(pairs.values()) + self.spec.epochs * training + len(pairs)
+            self._counted = len(self.failed)
+        self._progress(self._taken, max(self._total, self._taken))
 
     def _read_atlas(self, atlas: AtlasSpec) -> _Atlas:
         image, labels = read_atlas(self.cohort, atlas)
@@ -149,38 +222,65 @@ class _Propagation:
         region = torch.from_numpy((prepare_map(labels, volume) > 0).astype(np.float32))
         return _Atlas(atlas, labels, volume, region[None, None])
 
-    def _align(self, case: Case) -> None:
+    def _look(self, case: Case) -> None:
+        """Read all files of a case, so that one that is of no use is known before anything rests on it."""
+        step = self.steps.look(case)
+        if self.place.recall(step) is not None:
+            return
+        image, fixed = self._fixed(case)
+        if fixed.values.min() == fixed.values.max():
+            raise ImageError(f"{image.source}: the image holds one value only.")
+        if case.mask is not None:
+            read_mask(case.mask, None, image, self.cohort.spec)
+        if case.reference is not None:
+            read_structures(case.reference, None, image, self.cohort.spec)
+        self.place.remember(step, {})
+
+    def _align(self, case: Case, reuse: Reuse) -> None:
         fixed = None
         for atlas in self.pairing[case.case_id]:
-            name = f"alignment {case.case_id} {atlas.name}"
-            if self.place.recall(name) is None:
+            step = self.steps.alignment(case, atlas)
+            reuse.note(step)
+            if self.place.recall(step) is None:
                 matrix = np.eye(4)
                 if self.spec.affine:
                     fixed = fixed or self._fixed(case)[1]
                     matrix = align(fixed, self.atlases[atlas.name].volume, self.spec.affine_steps)
-                self.place.remember(name, {"matrix": matrix.tolist()})
+                self.place.remember(step, {"matrix": matrix.tolist()})
+            self.done.append(step)
             self._step()
 
-    def _network(self) -> VoxelMorph | None:
-        """Return the network: trained now, given, or none."""
+    def _network(self, step: Step, training: Sequence[Case]) -> VoxelMorph | None:
+        """Return the network: trained now or before, given, or none."""
+        kept = self.place.file(step, ".safetensors")
         if self.spec.epochs == 0:
             network = None if self.spec.weights is None else build_registration(self.spec)
+        elif self.place.recall(step) is not None and kept.is_file():
+            network = build_registration(self.spec.model_copy(update={"weights": str(kept)}))
+            for _ in range(self.spec.epochs * sum(len(self.pairing[case.case_id]) for case in training)):
+                self._step()
         else:
             pairs = [
                 self._pair(case, self._fixed(case), atlas)
-                for case in self.cases
-                if case.case_id not in self.held_out
+                for case in training
                 for atlas in self.pairing[case.case_id]
             ]
-            network = train_registration(pairs, self.spec, self.place.checkpoint, self._step)
+            network = train_registration(pairs, self.spec, self.place.file(step, ".ckpt"), self._step)
         if network is None:
             return None
-        state = {name: values.cpu().contiguous() for name, values in network.state_dict().items()}
-        write_atomically(self.place.weights, save(state))
+        if self.place.recall(step) is None or not kept.is_file():
+            state = {name: values.cpu().contiguous() for name, values in network.state_dict().items()}
+            write_atomically(kept, save(state))
+            self.place.remember(step, {"weights_sha256": sha256_of_file(kept)})
+        self.done.append(step)
         return network.to(self.device).eval()
 
-    def _register(self, case: Case, network: VoxelMorph | None) -> None:
+    def _register(self, case: Case, network: VoxelMorph | None, step: Step) -> None:
         """Register a case's atlases, keep the best one's labels and their quality."""
+        labels_file = self.place.file(step, ".nii.gz")
+        known = self.place.recall(step)
+        if known is not None and ("labels_sha256" not in known or _is_whole(labels_file, known)):
+            return
         image, fixed = self._fixed(case)
         found, steered = [], False
         for atlas in self.pairing[case.case_id]:
@@ -211,12 +311,12 @@ class _Propagation:
             **self._truth(case, image, labels, carry, displacement),
         }
         reasons = failures(row, labels, self.spec.failure)
-        if fixed.values.min() == fixed.values.max():
-            reasons = ["the image holds one value only"]
         row |= {"registration": "failed" if reasons else "ok", "reason": "; ".join(reasons)}
+        values: dict[str, Any] = {"row": row}
         if not reasons:
-            write_nifti(self.place.structures / f"{case.case_id}.nii.gz", labels, image.affine)
-        self.place.remember(f"case {case.case_id}", row)
+            write_nifti(labels_file, labels, image.affine)
+            values["labels_sha256"] = sha256_of_file(labels_file)
+        self.place.remember(step, values)
 
     def _truth(
         self,
@@ -231,11 +331,12 @@ class _Propagation:
         affine = carry(torch.zeros_like(displacement))
         row: dict[str, Any] = {}
         if case.mask is not None:
-            mask = np.asarray(self._target(case, read_mask, case.mask, image).array, np.uint8)
+            mask = np.asarray(read_mask(case.mask, None, image, self.cohort.spec).array, np.uint8)
             if mask.any():
                 row |= {"mask_dice": region_dice(labels, mask), "mask_dice_affine": region_dice(affine, mask)}
         if case.reference is not None:
-            truth = np.asarray(self._target(case, read_structures, case.reference, image).array, np.uint8)
+            known = read_structures(case.reference, None, image, self.cohort.spec)
+            truth = np.asarray(known.array, np.uint8)
             unmoved = carry(torch.zeros_like(displacement), np.eye(4))
             dice = dice_of(labels, truth, names)
             row |= {
@@ -266,25 +367,10 @@ class _Propagation:
         return carry
 
     def _fixed(self, case: Case) -> tuple[Image, Volume]:
-        try:
-            image = read_image(case.image)
-            if image.array.ndim != 3:
-                raise ImageError(f"{image.source}: has shape {image.array.shape}; expected a volume.")
-            return image, prepare(image, self.spec.size, self.spec.spacing, self.cohort.spec)
-        except ImageError as error:
-            raise ImageError(f"case {case.case_id}: {error}") from error
-
-    def _target(
-        self,
-        case: Case,
-        read: Callable[[Path, int | None, Image, CohortSpec], Image],
-        path: Path,
-        image: Image,
-    ) -> Image:
-        try:
-            return read(path, None, image, self.cohort.spec)
-        except ImageError as error:
-            raise ImageError(f"case {case.case_id}: {error}") from error
+        image = read_image(case.image)
+        if image.array.ndim != 3:
+            raise ImageError(f"{image.source}: has shape {image.array.shape}; expected a volume.")
+        return image, prepare(image, self.spec.size, self.spec.spacing, self.cohort.spec)
 
     def _pair(self, case: Case, read: tuple[Image, Volume], atlas: AtlasSpec) -> Pair:
         image, fixed = read
@@ -293,26 +379,19 @@ class _Propagation:
         warped = resample(moving.volume.values, moving.volume.affine, fixed.size, target, outside="border")
         region = mask = None
         # The test part's masks stay unseen, so that what is measured there is measured fairly.
-        if self.spec.mask_weight and case.mask is not None and case.case_id not in self.held_out:
-            inside = prepare_map(self._target(case, read_mask, case.mask, image), fixed)
+        if case.mask is not None and self.steps.is_steered(case):
+            inside = prepare_map(read_mask(case.mask, None, image, self.cohort.spec), fixed)
             if inside.any():
                 mask = torch.from_numpy(inside.astype(np.float32))[None, None].to(self.device)
                 region = resample(moving.region, moving.volume.affine, fixed.size, target).to(self.device)
         return Pair(fixed.values.to(self.device), warped.to(self.device), region, mask)
 
     def _alignment(self, case: Case, atlas: AtlasSpec) -> Affine:
-        kept = self.place.recall(f"alignment {case.case_id} {atlas.name}")
+        kept = self.place.recall(self.steps.alignment(case, atlas))
         assert kept is not None
         return np.asarray(kept["matrix"])
 
 
-def _identity(cohort: Cohort, pairing: Pairing, spec: PropagationSpec, held_out: Collection[str]) -> str:
-    """Hash what decides the result, as far as texts say it."""
-    content: dict[str, Any] = {
-        "cohort": fingerprint(cohort),
-        "pairs": {case: [atlas.name for atlas in atlases] for case, atlases in pairing.items()},
-        "spec": spec.model_dump(mode="json"),
-    }
-    if held_out:
-        content["held_out"] = sorted(held_out)
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _is_whole(labels: Path, known: Mapping[str, Any]) -> bool:
+    """Whether a kept label map is there, as it was written."""
+    return labels.is_file() and sha256_of_file(labels) == known["labels_sha256"]

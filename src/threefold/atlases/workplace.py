@@ -1,118 +1,266 @@
-"""The unfinished propagation beside the cohort to be: what is in it need not be done again."""
+"""The unfinished propagation beside the cohort to be: steps that are in it need not be done again.
+
+.OUT.unfinished/
+  progress/KEY.json         what a step gave, and what decided it
+  progress/KEY.nii.gz       a registration's label map
+  progress/KEY.ckpt         the state of a network's training
+  progress/KEY.safetensors  a trained network
+
+A KEY is a hash of everything that decides a step (`threefold.atlases.steps`), so nothing stale is ever found,
+and what is the same is found after any change of the cohort. The finished cohort keeps the steps in
+steps.json, for the propagation of the same cohort once it has changed.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from threefold.cohorts.staging import PROVENANCE_NAME
-from threefold.errors import CohortError, RunError
-from threefold.run import refuse_current_folder, write_atomically
+from threefold.atlases.steps import Step
+from threefold.cohorts.cohort import SPEC_NAME, TABLE_NAME
+from threefold.cohorts.staging import FOLDERS, PROVENANCE_NAME
+from threefold.errors import CohortError
+from threefold.run import alone_in, refuse_current_folder, write_atomically
+
+STEPS_NAME = "steps.json"
+WEIGHTS_NAME = "registration/weights.safetensors"
+MADE_BY = "threefold propagate"
 
 
 @dataclass(frozen=True)
+class Record:
+    """A step that was done.
+
+    Attributes:
+        kind, of, parts: of the step.
+        values: what it gave, JSON values.
+    """
+
+    kind: str
+    of: str
+    parts: Mapping[str, Any]
+    values: Mapping[str, Any]
+
+
+@dataclass
 class Workplace:
     """A hidden folder beside OUT that is renamed to OUT at the end.
 
     Attributes:
         folder: the hidden folder.
         out: the cohort's folder to be.
-        identity: hash of what is propagated and how.
+        known: the steps done before, by key.
     """
 
     folder: Path
     out: Path
-    identity: str
+    known: dict[str, Record] = field(default_factory=dict)
 
-    @property
-    def structures(self) -> Path:
-        """Propagated label maps."""
-        return self.folder / "structures"
+    def remember(self, step: Step, values: Mapping[str, Any]) -> None:
+        """Keep what a step gave."""
+        content = {"kind": step.kind, "of": step.of, "parts": step.parts, "values": values}
+        text = json.dumps(content, sort_keys=True)
+        write_atomically(self.file(step, ".json"), json.dumps({"sha256": _sha256(text), **content}) + "\n")
+        self.known[step.key] = Record(step.kind, step.of, step.parts, values)
 
-    @property
-    def weights(self) -> Path:
-        """The registration network."""
-        return self.folder / "registration" / "weights.safetensors"
+    def recall(self, step: Step) -> Mapping[str, Any] | None:
+        """Return what a step gave; None if it was not done."""
+        record = self.known.get(step.key)
+        return None if record is None else record.values
 
-    @property
-    def checkpoint(self) -> Path:
-        """The state of the network's training; removed at the end."""
-        return self.folder / "progress" / "last.ckpt"
+    def file(self, step: Step, ending: str) -> Path:
+        """Return where a step's file lies."""
+        return self.folder / "progress" / f"{step.key[:32]}{ending}"
 
-    def remember(self, name: str, values: Mapping[str, Any]) -> None:
-        """Keep plain values under a name."""
-        write_atomically(self._file(name), json.dumps(values) + "\n")
+    def write_steps(self, steps: Mapping[str, Step]) -> None:
+        """Keep the steps that the finished cohort was made of, for the time when its source has changed.
 
-    def recall(self, name: str) -> dict[str, Any] | None:
-        """Return what was kept under a name; None if nothing was."""
-        path = self._file(name)
+        Args:
+            steps: by key.
+        """
+        content = {
+            "tables": _tables(self.folder),
+            "steps": [
+                {"kind": each.kind, "of": each.of, "parts": each.parts, "values": self.known[key].values}
+                for key, each in steps.items()
+                if key in self.known
+            ],
+        }
+        write_atomically(self.folder / STEPS_NAME, json.dumps(content) + "\n")
+
+    def become_the_cohort(self) -> None:
+        """Rename the folder to OUT, in place of an earlier propagation, and remove what only going on needs.
+
+        Raises:
+            CohortError: the disk refuses.
+        """
+        earlier = _earlier(self.out)
         try:
-            return dict(json.loads(path.read_text())) if path.exists() else None
-        except ValueError as error:
-            raise CohortError(f"{path}: is damaged ({error}). Delete it and repeat the command.") from error
-
-    def at(self, folder: Path) -> Workplace:
-        """Return the same workplace in another folder."""
-        return replace(self, folder=folder)
-
-    def clear(self) -> None:
-        """Remove what only going on needs, and the weights' folder where there are none."""
-        shutil.rmtree(self.checkpoint.parent, ignore_errors=True)
-        if not self.weights.exists():
-            shutil.rmtree(self.weights.parent, ignore_errors=True)
-
-    def _file(self, name: str) -> Path:
-        # A hash, since atlas names may hold what file names may not.
-        return self.folder / "progress" / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.json"
+            if self.out.is_dir() and any(self.out.iterdir()):
+                self.out.replace(earlier)
+            self.folder.replace(self.out)
+        except OSError as error:
+            raise CohortError(
+                f"{self.out}: can't be made ({error}); the work is in {self.folder}. Repeat the command."
+            ) from error
+        shutil.rmtree(self.out / "progress", ignore_errors=True)
+        shutil.rmtree(earlier, ignore_errors=True)
 
 
-def is_finished(out: Path, identity: str) -> bool:
-    """Whether OUT is that propagation, finished; false where there is nothing yet.
+def is_finished(out: Path, identity: str, settings: str, *, renew: bool) -> bool:
+    """Whether OUT is that propagation, finished; false where there is nothing yet or other cases' results.
+
+    Args:
+        out: the cohort's folder to be.
+        identity: a hash of everything that decides it.
+        settings: a hash of what decides it beside its cohort.
+        renew: take for unfinished what was made with the same settings, of the cohort before it changed, and
+            is as it was made.
 
     Raises:
         CohortError: OUT is something else, or the current folder.
     """
     refuse_current_folder(out, CohortError)
+    _restore(out)
     if not (out.is_file() or (out.is_dir() and any(out.iterdir()))):
         return False
-    if _identity_of(out / PROVENANCE_NAME) == identity:
+    note = _read(out / PROVENANCE_NAME)
+    if note.get("identity") == identity:
         return True
-    raise CohortError(
-        f"{out}: exists already, and is not this propagation. Nothing was overwritten: name another folder."
-    )
+    if note.get("made_by") != MADE_BY or note.get("settings") != settings:
+        raise CohortError(
+            f"{out}: exists already, and is not this propagation: it was made with other settings, by an "
+            "earlier version, or by something else. Nothing was overwritten: name another folder."
+        )
+    if not renew:
+        raise CohortError(
+            f"{out}: was propagated from the cohort as it was before it changed, and runs were trained on "
+            "it. Nothing was overwritten: name another folder."
+        )
+    touched = _touched(out)
+    if touched is not None:
+        raise CohortError(
+            f"{out}: the cohort that it was propagated from has changed, and {touched} was changed since by "
+            "someone else. Nothing was overwritten: name another folder."
+        )
+    return False
 
 
-def open_workplace(out: Path, identity: str) -> Workplace:
-    """Make or find the workplace of a propagation.
+@contextmanager
+def open_workplace(out: Path) -> Iterator[Workplace]:
+    """Make or find the workplace of a propagation, alone; what an earlier one left in OUT is taken over.
 
     Raises:
-        CohortError: the unfinished propagation beside OUT is another one; the disk refuses.
+        CohortError: the disk refuses.
+        RunError: another process is propagating into OUT.
     """
-    place = Workplace(out.with_name(f".{out.name}.unfinished"), out, identity)
-    note = place.folder / PROVENANCE_NAME
+    folder = out.with_name(f".{out.name}.unfinished")
     try:
-        for folder in (place.structures, place.weights.parent, place.checkpoint.parent):
-            folder.mkdir(parents=True, exist_ok=True)
+        (folder / "progress").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CohortError(f"{folder}: can't be made ({error}).") from error
+    with alone_in(folder, f"{out}: another process is propagating into it. Wait for it, or stop it first."):
+        place = Workplace(folder, out)
+        _take_over(place)
+        for path in sorted((folder / "progress").glob("*.json")):
+            record = _checked(_read(path))
+            if record is not None:
+                place.known[_step(record).key] = record
+        yield place
+        (folder / ".lock").unlink(missing_ok=True)
+        (out / ".lock").unlink(missing_ok=True)
+
+
+def _take_over(place: Workplace) -> None:
+    """Bring the steps of the finished cohort in OUT, with their files, into the workplace."""
+    for content in _read(place.out / STEPS_NAME).get("steps", ()):
+        record = Record(**content)
+        step = _step(record)
+        note, labels = place.file(step, ".json"), place.file(step, ".nii.gz")
+        try:
+            if step.kind == "registration" and "labels_sha256" in record.values:
+                shutil.copyfile(place.out / FOLDERS["structures"] / f"{step.of}.nii.gz", labels)
+            if step.kind == "network" and "weights_sha256" in record.values:
+                shutil.copyfile(place.out / WEIGHTS_NAME, place.file(step, ".safetensors"))
+        except OSError:
+            continue  # that step is done again
         if not note.exists():
-            write_atomically(note, json.dumps({"identity": identity}) + "\n")
-    except (OSError, RunError) as error:
-        raise CohortError(f"{place.folder}: can't be made ({error}).") from error
-    if _identity_of(note) != identity:
-        raise CohortError(
-            f"{place.folder}: an unfinished propagation of other cases or with other settings. Repeat its "
-            "own command to finish it, or delete that folder."
-        )
-    return place
+            place.remember(step, record.values)
 
 
-def _identity_of(path: Path) -> str | None:
-    try:
-        found = json.loads(path.read_text()).get("identity")
-    except (OSError, ValueError, AttributeError):
+def _touched(out: Path) -> str | None:
+    """Return the file of a finished propagation that is not as it was made; None where all are."""
+    content = _read(out / STEPS_NAME)
+    for name, digest in _tables(out).items():
+        if content.get("tables", {}).get(name) != digest:
+            return name
+    for step in content.get("steps", ()):
+        digest = step["values"].get("labels_sha256")
+        labels = out / FOLDERS["structures"] / f"{step['of']}.nii.gz"
+        if digest is not None and digest != _sha256_of(labels):
+            return labels.name
+    return None
+
+
+def _tables(folder: Path) -> dict[str, str | None]:
+    return {name: _sha256_of(folder / name) for name in (SPEC_NAME, TABLE_NAME)}
+
+
+def _earlier(out: Path) -> Path:
+    return out.with_name(f".{out.name}.before")
+
+
+def _restore(out: Path) -> None:
+    """Put back the finished cohort where a process was killed between the two renamings of a renewal."""
+    earlier = _earlier(out)
+    if not earlier.is_dir():
+        return
+    if out.is_dir() and any(out.iterdir()):
+        shutil.rmtree(earlier, ignore_errors=True)
+    else:
+        earlier.replace(out)
+
+
+def _checked(content: Mapping[str, Any]) -> Record | None:
+    """Return a step's record; None where it is damaged, and the step is to be done again."""
+    content = dict(content)
+    digest = content.pop("sha256", None)
+    if digest != _sha256(json.dumps(content, sort_keys=True)):
         return None
-    return found if isinstance(found, str) else None
+    return Record(**content)
+
+
+def _step(record: Record) -> Step:
+    return Step(record.kind, record.of, record.parts)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the mapping in a JSON file; nothing where there is none, or it is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 (hex) of a file that is there."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sha256_of(path: Path) -> str | None:
+    try:
+        return sha256_of_file(path)
+    except OSError:
+        return None
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

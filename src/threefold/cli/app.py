@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from threefold import __version__
 from threefold.cli.chain import chain
@@ -20,6 +21,7 @@ from threefold.cli.importing import importing
 from threefold.cli.phantom import phantom
 from threefold.cli.predict import predict
 from threefold.cli.probe import probe
+from threefold.cli.progress import interruptible
 from threefold.cli.propagate import propagate
 from threefold.cli.recipes import recipes
 from threefold.cli.report import report
@@ -31,8 +33,18 @@ from threefold.errors import ThreefoldError
 
 _DISK_REFUSES = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EPERM, errno.EROFS)
 
+
+class _Verbs(TyperGroup):
+    """All verbs: each may be stopped by Ctrl-C or SIGTERM, says so and exits with 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with interruptible("interrupted."):
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
     name="threefold",
+    cls=_Verbs,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from threefold.interruption import terminating_as_interrupt
+
 if TYPE_CHECKING:
     from threefold.training.progress import TrainingProgress
 
@@ -40,16 +42,24 @@ def resumable(
     progress: TrainingProgress, said: str = "interrupted. The same command goes on where it was."
 ) -> Iterator[None]:
     """Give the terminal back at the end; an interruption is answered in words and with exit status 130."""
+    with interruptible(said):
+        try:
+            yield
+        finally:
+            progress.stop()
+
+
+@contextmanager
+def interruptible(said: str = "interrupted. The same command goes on where it was.") -> Iterator[None]:
+    """Answer Ctrl-C and SIGTERM in words and with exit status 130."""
     import typer
 
     try:
-        yield
+        with terminating_as_interrupt():
+            yield
     except KeyboardInterrupt:
-        progress.stop()
         typer.echo(said, err=True)
         raise typer.Exit(130) from None
-    finally:
-        progress.stop()
 
 
 def count(number: int, what: str) -> str:

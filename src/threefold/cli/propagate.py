@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from threefold.cli.options import AllowOutside
-from threefold.cli.progress import count, progress_of
+from threefold.cli.progress import count, interruptible, progress_of
 
 if TYPE_CHECKING:
     from threefold.cohorts.cohort import Cohort
@@ -43,7 +44,8 @@ def propagate(
 ) -> None:
     """Register atlases to every case and make a new cohort with their labels as structures.
 
-    The same command goes on where it was stopped.
+    The same command goes on where it was stopped, and after a change of the cohort does again only what the
+    change bears on. A case that can't be used is left out and named, and the exit status is then 1.
 
     Example: `threefold propagate my-cohort --out my-propagated-cohort --atlases CoA,RAA,DAA epochs=30`
     """
@@ -57,31 +59,49 @@ def propagate(
     cases = read_cohort(cohort, allow_outside=allow_outside)
     pair_cases(cases, names)
 
+    from threefold.atlases.outcome import left_out_of
     from threefold.atlases.propagation import propagate as run
+    from threefold.cohorts.failures import listed
     from threefold.networks.kernels import tune_allocation
 
     tune_allocation()
-    with progress_of("Propagating labels") as progress:
-        try:
-            made = run(cases, out, spec, atlases=names, copy=not reference, progress=progress)
-        except KeyboardInterrupt:
-            typer.echo("interrupted. The same command goes on where it was.", err=True)
-            raise typer.Exit(130) from None
-    summary = _summary(made)
+    with interruptible(), progress_of("Propagating labels") as progress:
+        made = run(
+            cases,
+            out,
+            spec,
+            atlases=names,
+            copy=not reference,
+            progress=progress,
+            say=lambda line: typer.echo(line, err=True),
+        )
+    left_out = left_out_of(made)
+    summary = _summary(made, left_out)
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
-        return
-    for line in _lines(summary):
-        typer.echo(line)
+    else:
+        for line in (*_lines(summary), *listed(left_out)):
+            typer.echo(line)
+    if left_out:
+        typer.echo(
+            f"{count(len(left_out), 'case')} could not be used, and left out. Correct the files or the table "
+            "and repeat the command: what is the same is not done again.",
+            err=True,
+        )
+        raise typer.Exit(1)
 
 
-def _summary(cohort: Cohort) -> dict[str, Any]:
+def _summary(cohort: Cohort, left_out: Mapping[str, str]) -> dict[str, Any]:
     """Count states, and take the means of quality.csv over the registrations that did not fail."""
     import csv
 
     with (cohort.folder / "quality.csv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
-    failed = {row["case_id"]: row["reason"] for row in rows if row["registration"] == "failed"}
+    failed = {
+        row["case_id"]: row["reason"]
+        for row in rows
+        if row["registration"] == "failed" and row["case_id"] not in left_out
+    }
     well = [row for row in rows if row["registration"] == "ok"]
     measures = ("mask_dice_affine", "mask_dice", "folding_share", "dice_unregistered", "dice_affine", "dice")
     means = {}
@@ -94,7 +114,8 @@ def _summary(cohort: Cohort) -> dict[str, Any]:
         "cases": len(cohort.cases),
         "propagated": len(well),
         "failed": failed,
-        "kept": len(cohort.cases) - len(rows),
+        "left_out": left_out,
+        "kept": len(cohort.cases) - len(well) - len(failed),
         "means": means,
     }
 

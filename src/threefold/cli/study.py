@@ -78,7 +78,6 @@ def run(
     from threefold.studies.study_folder import StudyFolder
     from threefold.studies.study_pools import LocalPool, RayPool, local_workers, visible_gpus
     from threefold.training.devices import require_one_process
-    from threefold.training.launch import terminating_as_interrupt
     from threefold.training.progress import terminal_progress
 
     require_one_process("a study")
@@ -97,7 +96,7 @@ def run(
         else LocalPool(out, spec.threads, workers or local_workers(spec.threads, gpus), visible_gpus(gpus))
     )
     progress = terminal_progress()
-    with closing(pool), resumable(progress), terminating_as_interrupt():
+    with closing(pool), resumable(progress):
         ended = run_study(spec, StudyFolder(out), pool, progress, only or ())
     failed = [outcome for outcome in ended if outcome.state != "finished"]
     for outcome in (each for each in ended if each.message):

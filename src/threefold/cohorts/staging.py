@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any
 
 from threefold.cohorts.cohort import Case, Cohort, CohortSpec, read_cohort, write_cohort
 from threefold.cohorts.table import case_id_problems
-from threefold.errors import CohortError
+from threefold.errors import CohortError, ImageError
 from threefold.run import whole_folder
 
 PROVENANCE_NAME = "provenance.json"
@@ -46,14 +47,14 @@ class Staging:
             What the table says: the path relative to the cohort's folder.
 
         Raises:
-            CohortError: if the source does not exist or can't be copied, or the case can't name a file.
+            ImageError: the source does not exist or can't be copied.
+            CohortError: the case can't name a file.
         """
         check_case_id(case_id)
         source = Path(os.path.normpath(source.absolute()))
         if source in self._placed:
             return self._placed[source]
-        if not source.exists():
-            raise CohortError(f"{source}: no such file. Correct the path in the table.")
+        _require_regular(source)
         target = Path(os.path.relpath(source, self.out.absolute()))
         if copy:
             target = Path(FOLDERS[column]) / f"{case_id}{ending(source)}"
@@ -80,26 +81,35 @@ class Staging:
             paths = {}
             for key in ("image", "structures"):
                 source = Path(os.path.normpath((folder / getattr(atlas, key)).absolute()))
-                if not source.exists():
-                    raise CohortError(f"atlas '{atlas.name}', {key}: {source}: no such file.")
+                try:
+                    _require_regular(source)
+                except ImageError as error:
+                    raise CohortError(f"atlas '{atlas.name}', {key}: {error}") from error
                 target = Path(os.path.relpath(source, self.out.absolute()))
                 if copy:
                     check_case_id(atlas.name)
                     target = Path("atlases") / f"{atlas.name}-{key}{ending(source)}"
-                    self._copy(source, target)
+                    try:
+                        self._copy(source, target)
+                    except ImageError as error:
+                        raise CohortError(f"atlas '{atlas.name}', {key}: {error}") from error
                 paths[key] = target.as_posix()
             moved.append(atlas.model_copy(update=paths))
         return spec.model_copy(update={"atlases": tuple(moved)})
 
     def _copy(self, source: Path, target: Path) -> None:
+        into = self.folder / target
         try:
-            (self.folder / target).parent.mkdir(parents=True, exist_ok=True)
+            into.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
-                shutil.copytree(source, self.folder / target)
+                _copy_series(source, into)
             else:
-                shutil.copy2(source, self.folder / target)
-        except OSError as error:
-            raise CohortError(f"{source}: can't be copied to {self.out / target} ({error}).") from error
+                shutil.copy2(source, into)
+        except (OSError, shutil.Error) as error:
+            # What was copied of it is no case's file.
+            shutil.rmtree(into, ignore_errors=True)
+            into.unlink(missing_ok=True)
+            raise ImageError(f"{source}: can't be copied to {self.out / target} ({error}).") from error
 
     def finish(
         self,
@@ -112,6 +122,26 @@ class Staging:
         """Write cohort.yaml, cases.csv and provenance.json (where the cases come from, what was assumed)."""
         write_cohort(self.folder, spec, rows, allow_outside=allow_outside)
         (self.folder / PROVENANCE_NAME).write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
+
+
+def _require_regular(source: Path) -> None:
+    """Refuse what is no file and no folder; opening a FIFO, for example, would wait for ever."""
+    try:
+        mode = source.stat().st_mode
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        what = "no such file" if missing else f"can't be read ({error.strerror})"
+        raise ImageError(f"{source}: {what}. Correct the path in the table.") from error
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise ImageError(f"{source}: is neither a file nor a folder. Correct the path in the table.")
+
+
+def _copy_series(source: Path, target: Path) -> None:
+    """Copy the files of a DICOM series: those in the folder itself."""
+    target.mkdir()
+    for path in sorted(source.iterdir()):
+        if path.is_file():
+            shutil.copy2(path, target / path.name)
 
 
 def check_case_id(case_id: str) -> None:

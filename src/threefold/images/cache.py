@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,10 @@ class ContentHashes:
             if path.is_dir():
                 files = sorted(file for file in path.iterdir() if file.is_file())
                 return _sha256("\n".join(f"{file.name} {self.of(file)}" for file in files).encode())
-            stat = path.stat()
-            state = f"{path.absolute()} {stat.st_size} {stat.st_mtime_ns}"
+            found = path.stat()
+            if not stat.S_ISREG(found.st_mode):  # opening a FIFO would wait for ever
+                raise ImageError(f"{path}: is neither a file nor a folder.")
+            state = f"{path.absolute()} {found.st_size} {found.st_mtime_ns}"
             if state not in self._known:
                 self._known[state] = self._remembered(state) or self._compute(path, state)
             return self._known[state]

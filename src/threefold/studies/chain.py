@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from threefold.atlases.outcome import QUALITY_NAME
+from threefold.atlases.outcome import QUALITY_NAME, left_out_of
 from threefold.atlases.propagation import propagate
 from threefold.atlases.spec import PropagationSpec, load_propagation
 from threefold.cohorts.cohort import Cohort
+from threefold.cohorts.failures import listed
 from threefold.cohorts.splits import Split, make_split
 from threefold.errors import CohortError
 from threefold.evaluation.paired import MEASURES, Gain, registration_gains, variant_gains
@@ -126,8 +127,13 @@ def run_chain(chain: Chain, cohort: Cohort, progress: TrainingProgress) -> Chain
         folder,
         chain.propagation,
         held_out={case.case_id for split in splits.values() for case in split.cases(cohort, "test")},
+        # What runs were trained on is not replaced under them.
+        renew=not any(chain.run_folder(stage).exists() for stage in chain.experiments),
         progress=partial(progress.step, "propagating"),
+        say=progress.say,
     )
+    for line in listed(left_out_of(propagated)):
+        progress.say(f"warning: left out of {folder}: {line}")
     first = next(iter(chain.experiments.values()))
     reports = {}
     for stage, experiment in chain.experiments.items():

@@ -11,10 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from threefold.atlases.outcome import left_out_of
 from threefold.atlases.propagation import propagate
 from threefold.atlases.spec import PropagationSpec
 from threefold.cohorts.cohort import Cohort, fingerprint, read_cohort
 from threefold.cohorts.degradation import degrade
+from threefold.cohorts.failures import listed
 from threefold.cohorts.splits import make_split
 from threefold.errors import RunError, UsageError
 from threefold.phantoms.registry import PHANTOMS
@@ -167,8 +169,18 @@ def _propagated(
     now = {"cohort": made_of, "propagation": spec.model_dump(mode="json"), "held out": sorted(held_out)}
     _require_same(out, now, folder.runs(name))
     progress.say(f"{out}: {'already there' if out.is_dir() else 'propagating the labels of the atlases'}")
-    step = partial(progress.step, f"propagating {name}")
-    return propagate(cohort, out, spec, held_out=held_out, progress=step)
+    made = propagate(
+        cohort,
+        out,
+        spec,
+        held_out=held_out,
+        renew=not folder.runs(name).exists(),
+        progress=partial(progress.step, f"propagating {name}"),
+        say=progress.say,
+    )
+    for line in listed(left_out_of(made)):
+        progress.say(f"warning: left out of {out}: {line}")
+    return made
 
 
 def _made_once(

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import re
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from types import FrameType
 from typing import Any
 
 import torch
@@ -101,24 +99,6 @@ def _memory_explained() -> Iterator[None]:
             f"not enough memory ({str(error).splitlines()[0]}). Lower training.batch_size and raise "
             "training.accumulate by as much, or set network.encoder.gradient_checkpointing=true."
         ) from error
-
-
-@contextmanager
-def terminating_as_interrupt() -> Iterator[None]:
-    """Treat SIGTERM (a scheduler's stop) as Ctrl-C; outside the main thread nothing changes."""
-
-    def interrupt(signum: int, frame: FrameType | None) -> Any:
-        raise KeyboardInterrupt
-
-    try:
-        previous = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _brought_home(text: str) -> Exception:

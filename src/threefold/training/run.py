@@ -18,6 +18,7 @@ from threefold.cohorts.splits import Split, read_split, required_targets
 from threefold.cohorts.store import SampleStore
 from threefold.errors import CohortError, ThreefoldError
 from threefold.experiment import CascadeSpec, Experiment
+from threefold.interruption import terminating_as_interrupt, undisturbed
 from threefold.networks.build import build_network
 from threefold.run import RunFolder, State
 from threefold.training.before import before_experiment, before_folder, trainings_of
@@ -26,7 +27,7 @@ from threefold.training.devices import is_leader
 from threefold.training.finish import finish
 from threefold.training.folder import check_resumable, create_folder, locked, refuse_existing
 from threefold.training.history import Row, standing
-from threefold.training.launch import terminating_as_interrupt, train_network
+from threefold.training.launch import train_network
 from threefold.training.lineage import require_unseen
 from threefold.training.loop import Job
 from threefold.training.progress import Silence, TrainingProgress
@@ -210,7 +211,7 @@ def _write_state(folder: RunFolder, experiment: Experiment, state: State, **fiel
 
 def _record(folder: RunFolder, experiment: Experiment, state: State, message: str) -> None:
     """Write how a run ended; where even that fails, the error under way says more."""
-    with suppress(ThreefoldError, OSError):
+    with undisturbed(), suppress(ThreefoldError, OSError):
         _write_state(folder, experiment, state, message=message)
 
 

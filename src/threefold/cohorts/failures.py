@@ -1,0 +1,81 @@
+"""A case that can't be used harms only itself: what loops over cases do with the error of one."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from threefold.errors import ImageError
+
+Failures = dict[str, str]
+"""Why by case id."""
+
+_EVERYONES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE})
+"""What the system refuses to every case alike: a full disk, no more open files."""
+_SHOWN = 10
+_LONGEST = 500
+
+
+@contextmanager
+def sparing_others(failed: Failures, case_id: str) -> Iterator[None]:
+    """Do one case's work in this context: what makes this case unusable is noted, and nothing is raised.
+
+    A full disk and whatever else would stop the next case as well is raised, and so are mistakes of this
+    program.
+
+    Args:
+        failed: gets the reason.
+        case_id: of the case.
+    """
+    try:
+        yield
+    except (ImageError, MemoryError, OSError, RuntimeError) as error:
+        reason = reason_of(error)
+        if reason is None:
+            raise
+        failed[case_id] = reason
+
+
+def reason_of(error: BaseException) -> str | None:
+    """Return why one case can't be used; None where the error is not of that case alone."""
+    if _is_everyones(error):
+        return None
+    if isinstance(error, ImageError):
+        return _short(error)
+    if is_out_of_memory(error):
+        return f"not enough memory ({_short(error) or 'for its arrays'})"
+    if isinstance(error, OSError):
+        where = "" if error.filename is None else f"{error.filename}: "
+        return f"{where}{error.strerror or error}"
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, in Python, numpy or torch (whose error is a RuntimeError)."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and (
+        "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    )
+
+
+def listed(failed: Mapping[str, str]) -> list[str]:
+    """Return a line for each of the first few failed cases, and how many more there are."""
+    lines = [f"failed: {case_id}: {reason}" for case_id, reason in list(failed.items())[:_SHOWN]]
+    if len(failed) > _SHOWN:
+        lines.append(f"failed: {len(failed) - _SHOWN} more")
+    return lines
+
+
+def _is_everyones(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _EVERYONES:
+            return True
+        error = error.__cause__
+    return False
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
