@@ -15,7 +15,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "threefold"
 
 # A room may import rooms of its own storey and of those below.
 STOREYS = (
-    {"errors", "experiment", "interruption", "validation", "experiments", "run", "topology", "__init__"},
+    {"errors", "experiment", "interruption", "paths", "validation"}
+    | {"experiments", "run", "topology", "__init__"},
     {"images"},
     {"cohorts"},
     {"phantoms"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 
 from threefold.errors import ExperimentError
 from threefold.experiment import Experiment
+from threefold.paths import Boundary
 from threefold.validation import did_you_mean, parse_spec, parse_yaml, read_yaml
 
 _RECIPES = files("threefold") / "studies" / "recipes"
@@ -51,7 +53,8 @@ def read_recipe(name: str) -> Experiment:
 def load_experiment(recipe_or_file: str, overrides: Sequence[str] = ()) -> Experiment:
     """Return the experiment of a recipe's name or of a YAML file, with overrides applied.
 
-    A recipe or file may say `extends: NAME` (a recipe, or a file beside it): its keys then change that one.
+    A recipe or file may say `extends: NAME` (a recipe, or a file beside or below it): its keys then change
+    that one.
 
     Args:
         recipe_or_file: a name from `recipe_names()`, or the path of a YAML file.
@@ -106,7 +109,12 @@ def apply_override(data: dict[str, Any], override: str) -> None:
 
 
 def _read_extended(recipe_or_file: str, seen: tuple[str, ...]) -> dict[str, Any]:
-    """Return an experiment's plain data with what it extends merged under it."""
+    """Return an experiment's plain data with what it extends merged under it.
+
+    Args:
+        recipe_or_file: a recipe or a file.
+        seen: those that extend it, the first one's folder holding all files.
+    """
     if recipe_or_file in seen:
         raise ExperimentError(f"{recipe_or_file}: extends itself ({' -> '.join([*seen, recipe_or_file])}).")
     is_file = recipe_or_file.endswith((".yaml", ".yml"))
@@ -120,7 +128,14 @@ def _read_extended(recipe_or_file: str, seen: tuple[str, ...]) -> dict[str, Any]
     if not isinstance(extends, str):
         raise ExperimentError(f"{recipe_or_file}: extends: expected a recipe or a file, found {extends!r}.")
     if is_file and extends.endswith((".yaml", ".yml")):
-        extends = str(Path(recipe_or_file).parent / extends)
+        first = Path([*seen, recipe_or_file][0]).parent
+        base = os.path.normpath(Path(recipe_or_file).parent / extends)
+        how = Boundary(first, "that folder").leaves(Path(base).absolute())
+        if how is not None:
+            raise ExperimentError(
+                f"{recipe_or_file}: extends: expected a recipe or a file in {first}: {how}. Copy it there."
+            )
+        extends = base
     return _merged(_read_extended(extends, (*seen, recipe_or_file)), data)
 
 

@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from threefold.errors import CohortError, RunError
 from threefold.experiment import Spec
+from threefold.paths import Boundary
 from threefold.run import write_atomically
 from threefold.validation import parse_spec, read_yaml
 
@@ -184,7 +185,7 @@ def read_cohort(folder: Path, *, allow_outside: bool = False) -> Cohort:
 
     Args:
         folder: the cohort's folder.
-        allow_outside: accept paths that leave the folder (`../`, absolute).
+        allow_outside: accept paths of cases and atlases that leave the folder (`../`, absolute, links).
 
     Raises:
         CohortError: naming the file, row and column, what was expected and what was found. Rows are
@@ -206,6 +207,8 @@ def read_cohort(folder: Path, *, allow_outside: bool = False) -> Cohort:
                 "`threefold import --help` lists ways to make one."
             )
     spec = read_spec(folder)
+    if not allow_outside:
+        _refuse_atlases_outside(folder, spec)
     return Cohort(folder, spec, read_rows(folder / TABLE_NAME, spec, allow_outside=allow_outside))
 
 
@@ -238,6 +241,8 @@ def write_cohort(
     from threefold.cohorts.table import format_rows, parse_table
 
     folder = Path(folder)
+    if not allow_outside:
+        _refuse_atlases_outside(folder, spec)
     table = format_rows(rows)
     cases = parse_table(table, folder / TABLE_NAME, spec, allow_outside=allow_outside)
     meaning = yaml.safe_dump(
@@ -265,6 +270,18 @@ def fingerprint(cohort: Cohort) -> str:
         ],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _refuse_atlases_outside(folder: Path, spec: CohortSpec) -> None:
+    boundary = Boundary(folder, "the cohort's folder")
+    for atlas in spec.atlases:
+        for key in ("image", "structures"):
+            how = boundary.leaves(getattr(atlas, key))
+            if how is not None:
+                raise CohortError(
+                    f"{folder / SPEC_NAME}: atlas '{atlas.name}', {key}: {how}. Copy the file into the "
+                    "folder, or allow it by name (--allow-outside)."
+                )
 
 
 def _relative(case: Case, folder: Path) -> dict[str, Any]:

@@ -77,8 +77,9 @@ class Staging:
             CohortError: naming the atlas, if a file does not exist or can't be copied.
         """
         moved = []
-        for atlas in spec.atlases:
+        for number, atlas in enumerate(spec.atlases):
             paths = {}
+            file_name = f"atlas-{number}" if case_id_problems(atlas.name) else atlas.name
             for key in ("image", "structures"):
                 source = Path(os.path.normpath((folder / getattr(atlas, key)).absolute()))
                 try:
@@ -87,8 +88,7 @@ class Staging:
                     raise CohortError(f"atlas '{atlas.name}', {key}: {error}") from error
                 target = Path(os.path.relpath(source, self.out.absolute()))
                 if copy:
-                    check_case_id(atlas.name)
-                    target = Path("atlases") / f"{atlas.name}-{key}{ending(source)}"
+                    target = Path("atlases") / f"{file_name}-{key}{ending(source)}"
                     try:
                         self._copy(source, target)
                     except ImageError as error:

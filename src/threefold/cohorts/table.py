@@ -13,6 +13,7 @@ from typing import Any, Literal, cast, get_args
 from threefold.cohorts.cohort import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, Case, CohortSpec
 from threefold.errors import CohortError
 from threefold.experiment import Part
+from threefold.paths import Boundary
 from threefold.validation import did_you_mean, nearest, sentence
 
 _COLUMNS = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
@@ -56,11 +57,12 @@ def parse_table(text: str, path: Path, spec: CohortSpec, *, allow_outside: bool 
     if not rows:
         raise CohortError(f"{path}: the table is empty: a header and no case. Expected a row for each case.")
     folder = path.parent.absolute()
+    boundary = None if allow_outside else Boundary(folder, "the cohort's folder")
     problems: list[str] = []
     cases: list[Case] = []
     first_row: dict[str, int] = {}
     for number, cells in rows:
-        found, case = _parse_row(cells, spec, folder, allow_outside)
+        found, case = _parse_row(cells, spec, folder, boundary)
         name = cells["case_id"]
         if name and name in first_row:
             found.append(
@@ -164,7 +166,7 @@ def _within_one_edit(a: str, b: str) -> bool:
 
 
 def _parse_row(
-    cells: Mapping[str, str], spec: CohortSpec, folder: Path, allow_outside: bool
+    cells: Mapping[str, str], spec: CohortSpec, folder: Path, boundary: Boundary | None
 ) -> tuple[list[str], Case | None]:
     """Return the problems of a row, and the case where there are none."""
     problems: list[str] = []
@@ -175,7 +177,7 @@ def _parse_row(
     if part and part not in _PARTS:
         problems.append(f"column split: unknown part '{part}'.{did_you_mean(part, _PARTS)}")
     for column in ("image", "mask", "structures", "reference"):
-        problems += _path_problems(column, cells.get(column, ""), allow_outside)
+        problems += _path_problems(column, cells.get(column, ""), boundary)
     if problems:
         return problems, None
     label = cells.get("label", "")
@@ -253,17 +255,11 @@ def _slice_problems(cells: Mapping[str, str], spec: CohortSpec) -> list[str]:
     return []
 
 
-def _path_problems(column: str, value: str, allow_outside: bool) -> list[str]:
-    if not value or allow_outside:
+def _path_problems(column: str, value: str, boundary: Boundary | None) -> list[str]:
+    how = boundary.leaves(value) if value and boundary is not None else None
+    if how is None:
         return []
-    # Judged by the text: a link inside the folder is its owner's own doing.
-    steps = Path(os.path.normpath(value))
-    if steps.is_absolute() or steps.parts[:1] == ("..",):
-        return [
-            f"column {column}: '{value}' leaves the cohort's folder. Copy the file into the folder, or allow "
-            "it by name (--allow-outside)"
-        ]
-    return []
+    return [f"column {column}: {how}. Copy the file into the folder, or allow it by name (--allow-outside)"]
 
 
 def _resolve(folder: Path, value: str) -> Path:

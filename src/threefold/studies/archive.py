@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from threefold.errors import RunError
+from threefold.paths import Boundary
 from threefold.run import RunFolder, write_atomically
 from threefold.studies.protocol import read_protocol
 from threefold.studies.reliance import TABLES
@@ -66,9 +67,16 @@ def pack_study(folder: StudyFolder, out: Path) -> Packed:
     if out.suffixes[-2:] != [".tar", ".xz"]:
         raise RunError(f"{out}: expected a name that ends in .tar.xz, which is what is written.")
     home = folder.path.resolve()
+    boundary = Boundary(home, "the study's folder")
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for path in _files(folder, runs):
+            how = boundary.leaves(home / path.relative_to(folder.path))
+            if how is not None or not path.is_file():
+                raise RunError(
+                    f"{path}: {how or 'is no file'}. What is no part of the study is not packed: put the "
+                    "file itself there."
+                )
             content = _portable(path, home)
             about = tarfile.TarInfo(f"{home.name}/{path.relative_to(folder.path).as_posix()}")
             about.size = len(content)

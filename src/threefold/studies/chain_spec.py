@@ -12,6 +12,7 @@ from pydantic import model_validator
 from threefold.errors import ExperimentError
 from threefold.experiment import Experiment, Spec
 from threefold.experiments import load_experiment
+from threefold.paths import PathPart
 from threefold.validation import did_you_mean, parse_spec, parse_yaml, read_yaml
 
 _CHAINS = files("threefold") / "studies" / "chains"
@@ -21,7 +22,7 @@ PROPAGATION = "propagation"
 class StageSpec(Spec):
     """One training of a chain."""
 
-    name: str
+    name: PathPart
     """Names its run folder, and its overrides."""
     recipe: str
     init_from: str | None = None

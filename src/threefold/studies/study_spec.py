@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -16,14 +15,12 @@ from pydantic import Field, model_validator
 from threefold.cohorts.degradation import DegradationSpec
 from threefold.errors import ExperimentError
 from threefold.experiment.spec import NonNegative, Positive, PositiveInt, Seed, Spec
+from threefold.paths import PathPart, is_path_part
 from threefold.validation import did_you_mean, parse_spec, parse_yaml, read_yaml
 
 _STUDIES = files("threefold") / "studies" / "studies"
 LABELS = "labels"
 """As a claim's baseline: the cohort's own structures instead of a variant's."""
-_PART = r"^[A-Za-z0-9](-?[A-Za-z0-9_.+=])*-?$"
-_Part = Annotated[str, Field(pattern=_PART, max_length=80)]
-"""A name that is a part of a path. Two dashes in a row part names in the names of logs."""
 Scalar = bool | int | float | str
 
 
@@ -100,10 +97,10 @@ class ClaimSpec(Spec):
 class StudySpec(Spec):
     """Experiments compared on the same cases."""
 
-    name: _Part
+    name: PathPart
     description: str = ""
-    cohorts: Annotated[dict[_Part, CohortSource], Field(min_length=1)]
-    variants: Annotated[dict[_Part, VariantSpec], Field(min_length=1)]
+    cohorts: Annotated[dict[PathPart, CohortSource], Field(min_length=1)]
+    variants: Annotated[dict[PathPart, VariantSpec], Field(min_length=1)]
     overrides: tuple[str, ...] = ()
     """`key.path=value` of every training."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
@@ -129,7 +126,7 @@ class StudySpec(Spec):
         for what, values in (("variants", expanded), ("seeds", self.seeds), ("splits", self.splits)):
             _refuse_twice(what, values)
         for name in expanded:
-            if re.match(_PART, name) is None:
+            if not is_path_part(name):
                 raise ValueError(
                     f"variants.{name}: a value of its key can't be a part of a path. Write a variant of its "
                     "own, with the value in its overrides"

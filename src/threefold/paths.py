@@ -1,0 +1,71 @@
+"""Paths that texts name: whether they stay in a folder, and whether a name can be a part of a path."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+PART_PATTERN = r"^[A-Za-z0-9](-?[A-Za-z0-9_.+=])*-?$"
+PathPart = Annotated[str, Field(pattern=PART_PATTERN, max_length=80)]
+"""A name that is a part of a path. Two dashes in a row part names in the names of logs."""
+
+
+def is_path_part(name: str) -> bool:
+    """Whether a name can be a part of a path anywhere: no separators, no leading dot, no spaces."""
+    return re.fullmatch(PART_PATTERN.strip("^$"), name) is not None
+
+
+class Boundary:
+    """A folder that paths are to stay in, by their text and by the links that they go through."""
+
+    def __init__(self, folder: Path, name: str = "the folder") -> None:
+        """Look at nothing yet but where the folder really is; `name` is what errors call it."""
+        self._name = name
+        self._folder = Path(folder).absolute()
+        self._real = _real(self._folder)
+        self._real_of = {self._folder: self._real}
+
+    def leaves(self, path: str | Path) -> str | None:
+        """Say how a path leaves the folder; None where it stays in it.
+
+        Of a folder (a DICOM series) the links among its files are followed too. What is not there stays in
+        the folder as far as its text says.
+
+        Args:
+            path: absolute, or relative to the folder.
+        """
+        try:
+            return self._leaves(path)
+        except (OSError, ValueError):  # a name too long, a null character: no such path, which reading says
+            return None
+
+    def _leaves(self, path: str | Path) -> str | None:
+        whole = Path(os.path.normpath(self._folder / path))
+        if not whole.is_relative_to(os.path.normpath(self._folder)):
+            return f"'{path}' leaves {self._name}"
+        real = self._resolved(whole)
+        if not real.is_relative_to(self._real):
+            return f"'{path}' leaves {self._name} through a link, to {real}"
+        if real.is_dir():
+            with os.scandir(real) as entries:
+                links = [Path(entry.path) for entry in entries if entry.is_symlink()]
+            outside = [link.name for link in links if not _real(link).is_relative_to(self._real)]
+            if outside:
+                return f"'{path}' holds the link {min(outside)}, which leaves {self._name}"
+        return None
+
+    def _resolved(self, whole: Path) -> Path:
+        """As `Path.resolve`, asking where a folder above files is once."""
+        above = whole.parent
+        if above not in self._real_of:
+            self._real_of[above] = _real(above)
+        there = self._real_of[above] / whole.name
+        return _real(there) if there.is_symlink() else there
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # `Path.resolve` fails at a loop of links
