@@ -34,9 +34,8 @@ from threefold.networks.gradients import (
     MoveTokens,
     PartVariance,
     WindowAttention,
-    gelu_product,
+    chunk_rows,
     product,
-    product_rows,
     product_sum,
 )
 
@@ -103,7 +102,7 @@ def linear(
     Returns:
         (B, L, E).
     """
-    if not has_levers(values):
+    if not _multiplies_in_onednn(values):
         return _add(F.linear(values, weight, bias), residual, scale)
     dtype = compute_type(values)
     values, weight = values.to(dtype), cast_weight(weight, dtype)
@@ -134,7 +133,7 @@ def mlp(
     Returns:
         (B, L, D).
     """
-    if not has_levers(values):
+    if not _multiplies_in_onednn(values):
         return _add(F.linear(F.gelu(F.linear(values, *first)), *second), residual, scale)
     dtype = compute_type(values)
     values = values.to(dtype)
@@ -146,9 +145,10 @@ def mlp(
     out = torch.empty_like(residual)
     rows = values.flatten(0, 1), residual.flatten(0, 1), out.flatten(0, 1)  # (B * L, D)
     for value, rest, result in zip(
-        *(torch.split(tensor, product_rows(weight1.shape[0], dtype)) for tensor in rows), strict=True
+        *(torch.split(tensor, chunk_rows(weight1.shape[0])) for tensor in rows), strict=True
     ):
-        result.copy_(product_sum(gelu_product(value, weight1, bias1), weight2, bias2, rest))
+        hidden = torch.ops.mkldnn._linear_pointwise(value, weight1, bias1, "gelu", [], "none")
+        result.copy_(product_sum(hidden, weight2, bias2, rest))
     return out if scale is None else torch.lerp(residual, out, scale.to(dtype))
 
 
@@ -226,6 +226,10 @@ def has_levers(values: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and processor.computes(compute_type(values))
     )
+
+
+def _multiplies_in_onednn(values: Tensor) -> bool:
+    return has_levers(values) and processor.onednn_multiplies(compute_type(values))
 
 
 def avoids_bfloat16(values: Tensor) -> bool:
