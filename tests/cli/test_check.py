@@ -176,34 +176,27 @@ def test_a_terminal_gets_the_same_facts(cohort: Path, capsys: pytest.CaptureFixt
         assert word in shown
 
 
-MEASURE = """
-import resource, sys
-start = resource.getrusage(resource.RUSAGE_SELF)
+LIGHT = """
+import sys
 from threefold.cli.app import main
 sys.argv = ["threefold", "check", sys.argv[1]]
 try:
     main()
 except SystemExit as status:
     assert status.code in (0, None), status.code
-end = resource.getrusage(resource.RUSAGE_SELF)
 heavy = sorted({"torch", "pandas", "scipy", "sklearn", "lightning", "matplotlib"} & set(sys.modules))
 assert not heavy, heavy
-print(end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime)
+print(len([name for name in sys.modules if name.split(".")[0] not in sys.stdlib_module_names]))
 """
 
 
 def test_check_answers_without_the_heavy_libraries(cohort: Path) -> None:
-    seconds = []
-    for _ in range(3):
-        result = subprocess.run(
-            [sys.executable, "-c", MEASURE, cohort], capture_output=True, text=True, check=False
-        )
-        assert result.returncode == 0, result.stderr
-        seconds.append(float(result.stdout.splitlines()[-1]))
-        if seconds[-1] < 0.4:
-            break
-    # CPU time is not free of what else runs on the machine; the best of three is.
-    assert min(seconds) < 0.4, seconds
+    result = subprocess.run(
+        [sys.executable, "-c", LIGHT, cohort], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    # Modules of others: numpy, pydantic, typer and PyYAML are half of these, any of the heavy ones is more.
+    assert int(result.stdout.splitlines()[-1]) < 500
 
 
 def test_import_table_and_merge(cohort: Path, tmp_path: Path) -> None:

@@ -219,14 +219,12 @@ def test_stopping_ends_the_processes_also_one_that_starts_only_then(
 ) -> None:
     fake_worker(monkeypatch, "import time; time.sleep(60)")
     pool = LocalPool(tmp_path, 1, 2)
-    begin = time.monotonic()
     pool.submit(RUN, 0.0)
     pool.submit("one/b/split-0-seed-0", 0.0)
     pool.stop()  # most likely before the processes are there
     ended = [outcome for _ in range(2) if pool._running for outcome in pool.wait()]
-    assert [outcome.state for outcome in ended] == ["interrupted"] * 2
+    assert [outcome.state for outcome in ended] == ["interrupted"] * 2  # left alone, they finish
     pool.close()
-    assert time.monotonic() - begin < 20
 
 
 def test_the_worker_tells_what_is_wrong_by_its_exit_status(
@@ -283,7 +281,10 @@ def test_what_a_ray_worker_does_wrong_is_its_runs_failure(
         if run == "lasts":
             real = subprocess.Popen
             note = str(folder / "pid")
-            code = f"import os, time; print(os.getpid(), file=open({note!r}, 'w')); time.sleep(60)"
+            code = (
+                f"import os, time; print(os.getpid(), file=open({note!r}, 'w')); time.sleep(60); "
+                f"print('left alone', file=open({note!r}, 'a'))"
+            )
             study_worker.subprocess.Popen = lambda command, **options: real(  # type: ignore[attr-defined]
                 [sys.executable, "-c", code], **options
             )
@@ -307,11 +308,9 @@ def test_what_a_ray_worker_does_wrong_is_its_runs_failure(
     pool.submit("lasts", 0.1)
     written = tmp_path / "pid"
     until(lambda: written.is_file() and written.read_text().endswith("\n"))
-    begin = time.monotonic()
     pool.stop()
-    assert time.monotonic() - begin < 20
     with pytest.raises(ProcessLookupError):  # the run's own process ended with its task
-        os.kill(int(written.read_text()), 0)
+        os.kill(int(written.read_text()), 0)  # and did not come to its own end
     with pytest.raises(
         UsageError, match="`threads` is 64, but no node of the Ray cluster has more than 2 cores"
     ):

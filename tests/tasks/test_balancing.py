@@ -265,7 +265,7 @@ def test_gradnorm_of_two_processes_is_that_of_their_means(tmp_path: Path) -> Non
         [sys.executable, "-c", TWO_PROCESSES, str(rank), str(tmp_path / "store")] for rank in range(2)
     ]
     processes = [subprocess.Popen(c, stdout=subprocess.PIPE, text=True) for c in commands]
-    found = [[float(x) for x in process.communicate(timeout=60)[0].split()] for process in processes]
+    found = [[float(x) for x in process.communicate()[0].split()] for process in processes]
     spec = BalancingSpec(method="gradnorm", gradnorm_alpha=1.0)
     alone, shared = build_balancer(spec, ("a", "b", "c")), torch.ones(1, requires_grad=True)
     for step in range(3):
