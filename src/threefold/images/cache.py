@@ -19,6 +19,7 @@ from threefold.errors import ImageError, RunError
 from threefold.run import write_atomically
 
 _DIGEST = hashlib.sha256().digest_size
+_UNTOLD = 4 * 2**30  # bytes that are taken to be there where the system does not tell
 
 
 class ContentHashes:
@@ -126,6 +127,8 @@ def _machine_memory() -> int:
                     return int(line.split()[1]) * 1024
     except OSError:
         pass
+    if not hasattr(os, "sysconf"):  # Windows
+        return _UNTOLD
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # systems that do not say
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import stat
 import subprocess
@@ -24,6 +23,7 @@ from threefold.studies.study_spec import RunPlan, StudySpec, plan_runs
 
 INTERRUPTED = 130
 _INTERRUPTING = (INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)
+_KILLED = -9  # by SIGKILL, which Windows has not
 _WITHOUT_EVIDENCE = 4
 _STATES: dict[int, OutcomeState] = {
     0: "finished",
@@ -76,14 +76,13 @@ def run_in_process(
         if started is not None:
             started(process)
         try:
-            status, memory = _ended(process.pid)
+            code, memory = _ended(process)
         except BaseException:  # this process was told to stop: so is the run, which writes its state
             process.terminate()
             process.wait()
             raise
         finally:
             process.stdin.close()
-    code = process.returncode = os.waitstatus_to_exitcode(status)
     return Outcome(
         run=run,
         state=_STATES.get(code, "failed"),
@@ -93,18 +92,29 @@ def run_in_process(
     )
 
 
-def _ended(process: int) -> tuple[int, float]:
-    """Wait for the end of a process; return its status and its largest resident memory, GiB.
+def _ended(process: subprocess.Popen[bytes]) -> tuple[int, float]:
+    """Wait for the end of a process; return its exit code and its largest resident memory, GiB.
 
     By glances, since Ray cancels a task between two instructions of Python and not inside a system call.
     """
     peak = 0.0
     while True:
-        found, status, usage = os.wait4(process, os.WNOHANG)
-        if found:
-            return status, peak or _largest(usage)
-        peak = max(peak, _peak_memory(process))
+        code, largest = _polled(process)
+        if code is not None:
+            return code, peak or largest
+        peak = max(peak, _peak_memory(process.pid))
         time.sleep(_GLANCE)
+
+
+def _polled(process: subprocess.Popen[bytes]) -> tuple[int | None, float]:
+    """Return the exit code of a process that has ended, and its largest memory, GiB, where it is told."""
+    if not hasattr(os, "wait4"):  # Windows
+        return process.poll(), 0.0
+    found, status, usage = os.wait4(process.pid, os.WNOHANG)
+    if not found:
+        return None, 0.0
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / GIB
 
 
 def _peak_memory(process: int) -> float:
@@ -118,10 +128,6 @@ def _peak_memory(process: int) -> float:
         return 0.0
     kilobytes = next((line.split()[1] for line in lines if line.startswith("VmHWM")), "0")
     return int(kilobytes) * 1024 / GIB
-
-
-def _largest(usage: resource.struct_rusage) -> float:
-    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / GIB
 
 
 def experiment_of(study: StudyFolder, plan: RunPlan) -> Experiment:
@@ -219,7 +225,7 @@ def _end_with_the_starter() -> None:
 
 def _why(log: Path, begin: int, code: int) -> str:
     """Return what a process died of: its error, else its last line, of what it said from byte `begin` on."""
-    if code == -signal.SIGKILL:
+    if code == _KILLED:
         return "killed from outside (signal 9): most likely the memory was used up"
     if code in _INTERRUPTING:
         return "stopped by a signal"
