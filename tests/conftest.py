@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,3 +50,32 @@ def shared_golden() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs swin_unet_dim24.safetensors, 7.8 MB, in {folder} (set THREEFOLD_SHARED)")
     return folder
+
+
+EVALUATING = ("acceptance", "cli", "docs", "studies")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _blank_figures_of_runs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Leave the figures of evaluated runs blank, where drawing them would be half of a test's time.
+
+    They are drawn in the tests of figures, and in modules that are marked `drawn`.
+    """
+    if request.path.parent.name not in EVALUATING or request.node.get_closest_marker("drawn"):
+        yield
+        return
+    from PIL import Image
+
+    from threefold.run import write_atomically
+
+    def blank(figure: Any, path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        width, height = figure.get_size_inches()
+        Image.new("RGB", (int(150 * width), int(150 * height)), "white").save(buffer, format="PNG")
+        write_atomically(path, buffer.getvalue())
+        return path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("threefold.reporting.run_report.save", blank)
+        yield

@@ -35,6 +35,7 @@ SHORT = (
     "data.preprocessing.size=[56, 56]",
     "evaluation.replicates=50",
 )
+PHANTOM_SHORT = ("external_patients_per_site=2", "slices=[1, 2]")
 STUDY_SHORT = (
     "training.epochs=1",
     "training.selection.metric=loss",
@@ -97,6 +98,8 @@ def run(arguments: list[str]) -> str:
     if of_arch:
         # After what is given, so that a reader's 60 epochs are 1 here.
         arguments = [*arguments, *ARCH_SHORT[of_arch[0]]]
+    elif arguments[0] == "phantom":
+        arguments = [*arguments, *PHANTOM_SHORT]
     elif arguments[0] == "train" and not arguments[1].endswith(".yaml"):
         given = {word.partition("=")[0] for word in arguments}
         arguments = [*arguments, *(short for short in SHORT if short.partition("=")[0] not in given)]

@@ -1,7 +1,9 @@
-"""The shipped chain, whole, at a size for a test: propagation, three trainings, one table; and again."""
+"""The demo's chain, whole, at a size for a test: propagation, three trainings, one table; and again."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import sys
 from dataclasses import replace
@@ -15,6 +17,7 @@ from threefold.cohorts.cohort import Cohort, read_cohort
 from threefold.cohorts.splits import make_split
 from threefold.experiment import SplitSpec
 from threefold.phantoms.fetal_heart import PRESETS, make_fetal_heart_cohort
+from threefold.phantoms.fetal_protocol import FetalHeartSpec
 
 TINY = (
     "propagation.size=[24,24,24]",
@@ -32,10 +35,16 @@ TINY = (
 )
 
 
-def tiny_hearts(folder: Path, patients: tuple[int, int, int]) -> Cohort:
-    """Make the demo's phantom of so many patients with CoA, RAA and DAA, on a grid of 24 voxels a side."""
+def tiny_spec(patients: tuple[int, int, int]) -> FetalHeartSpec:
+    """Return the demo's phantom of so many patients with CoA, RAA and DAA, on a grid of 24 voxels a side."""
     small = {"patients": patients, "size": 24, "spacing": 2.1, "deformation": 0.3}
-    return make_fetal_heart_cohort(folder, PRESETS["demo"].model_copy(update=small), 0)
+    return PRESETS["demo"].model_copy(update=small)
+
+
+@pytest.fixture(scope="module")
+def hearts(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    """Few DAA, so that the validation cases have none that is labelled."""
+    return make_fetal_heart_cohort(tmp_path_factory.mktemp("chain") / "hearts", tiny_spec((6, 6, 2)), 0)
 
 
 def call(*arguments: str) -> None:
@@ -45,16 +54,15 @@ def call(*arguments: str) -> None:
 
 
 def test_a_chain_started_once_a_device_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    hearts: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cohort = tiny_hearts(tmp_path / "hearts", (2, 2, 2))
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     for name in ("GROUP_RANK", "LOCAL_RANK", "TORCHELASTIC_RUN_ID"):
         monkeypatch.setenv(name, "0")
     out = tmp_path / "chain"
     with pytest.raises(SystemExit) as stop:
-        call("chain", "aortic-arch-demo", "--cohort", str(cohort.folder), "--out", str(out))
+        call("chain", "aortic-arch-demo", "--cohort", str(hearts.folder), "--out", str(out))
     assert stop.value.code == 2
     assert "a chain is one process" in capsys.readouterr().err
     assert not out.exists()
@@ -70,28 +78,66 @@ def test_a_chain_started_once_a_device_is_refused(
     ],
 )
 def test_what_would_end_a_later_stage_is_refused_before_anything_is_done(
-    change: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    change: str, message: str, hearts: Cohort, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cohort = tiny_hearts(tmp_path / "hearts", (6, 6, 2))
     out = tmp_path / "chain"
     with pytest.raises(SystemExit) as stop:
-        call("chain", "aortic-arch-demo", "--cohort", str(cohort.folder), "--out", str(out), *TINY, change)
+        call("chain", "aortic-arch-demo", "--cohort", str(hearts.folder), "--out", str(out), *TINY, change)
     assert stop.value.code
     assert message in capsys.readouterr().err
     assert not out.exists()
 
 
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder that the demo of the aortic arch left, and what it printed."""
+    out, printed = tmp_path_factory.mktemp("demo") / "demo", io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setitem(PRESETS, "demo", tiny_spec((5, 5, 5)))
+        with pytest.raises(SystemExit) as stop:
+            call("demo", "aortic-arch", "--out", str(out), "--seed", "0", *TINY)
+    assert not stop.value.code
+    return out, printed.getvalue()
+
+
 @pytest.mark.acceptance
-def test_the_shipped_chain_runs_whole_and_goes_on_where_it_was(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_demo_of_the_aortic_arch_from_nothing(
+    demo: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cohort = tiny_hearts(tmp_path / "hearts", (5, 5, 5))
-    out = tmp_path / "chain"
-    command = ("chain", "aortic-arch-demo", "--cohort", str(cohort.folder), "--out", str(out), *TINY)
+    out, printed = demo
+    for title in ("Variants by structure", "Variants by class", "What each step gains, paired by case"):
+        assert title in printed
+    assert f"side by side: tables in {out / 'tables'}" in printed
+    assert {path.name for path in (out / "tables").iterdir()} == {
+        "comparison.md",
+        "comparison.csv",
+        "gains.md",
+        "gains.csv",
+    }
+    assert (out / "runs/joint/figures/volumes-DAA.png").is_file()
+    # A chain is of one cohort and one way of propagating: nothing else is taken for it.
+    with pytest.raises(SystemExit) as stop:
+        call("demo", "aortic-arch", "--out", str(out), "--seed", "0", *TINY, "propagation.epochs=2")
+    assert stop.value.code == 1
+    assert "exists already, and is not this propagation" in capsys.readouterr().err
+
+
+@pytest.mark.acceptance
+def test_the_shipped_chain_is_whole_and_goes_on_where_it_was(
+    demo: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, _ = demo
+    weights = (out / "runs/joint/weights.safetensors").read_bytes()
+    cohort = read_cohort(out / "cohort")
+    seeds = ("training.seed=0", "data.split.seed=0", "propagation.seed=0")
+    command = ("chain", "aortic-arch-demo", "--cohort", str(cohort.folder), "--out", str(out), *TINY, *seeds)
     with pytest.raises(SystemExit) as stop:
         call(*command, "--json")
     assert not stop.value.code
-    found = json.loads(capsys.readouterr().out)
+    said = capsys.readouterr()
+    assert "propagated: already there" in said.err
+    assert (out / "runs/joint/weights.safetensors").read_bytes() == weights
+    found = json.loads(said.out)
     assert list(found["stages"]) == ["propagation", "segmenter", "classifier", "joint"]
     dice = {
         stage: next(
@@ -123,15 +169,6 @@ def test_the_shipped_chain_runs_whole_and_goes_on_where_it_was(
     assert gains["affine", "registered"]["n"] > 0
     diagnosed = {row["metric"] for row in found["stages"]["joint"]["rows"]}
     assert {"balanced_accuracy", "hd95_mm", "b1_error", "topology_right"} <= diagnosed
-
-    weights = (out / "runs/joint/weights.safetensors").read_bytes()
-    with pytest.raises(SystemExit):
-        call(*command)
-    said = capsys.readouterr()
-    assert "propagated: already there" in said.out + said.err
-    assert (out / "runs/joint/weights.safetensors").read_bytes() == weights
-    assert "Variants by class" in said.out
-    assert "What each step gains, paired by case" in said.out
 
     with pytest.raises(SystemExit) as stop:
         call("predict", str(out / "runs/joint"), str(cohort.cases[0].image), "--out", str(tmp_path / "p"))

@@ -10,11 +10,9 @@ from pathlib import Path
 import pytest
 
 from threefold.cli.app import main
-from threefold.phantoms import fetal_heart, head_ct
+from threefold.phantoms import head_ct
 from threefold.studies import demos
 from threefold.training import progress
-
-from .test_chain import TINY
 
 
 class Stopped(progress.Silence):
@@ -63,30 +61,6 @@ def test_demo_from_nothing_and_again(
     _call("demo", "hematoma", "--out", str(out), "--seed", "2", *SMALL)
     assert capsys.readouterr().out == printed
     assert (out / "run" / "weights.safetensors").read_bytes() == weights
-
-
-@pytest.mark.acceptance
-def test_the_demo_of_the_aortic_arch_from_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tiny = {"patients": (5, 5, 5), "size": 24, "spacing": 2.1, "deformation": 0.3}
-    monkeypatch.setitem(fetal_heart.PRESETS, "demo", fetal_heart.PRESETS["demo"].model_copy(update=tiny))
-    out = tmp_path / "demo"
-    _call("demo", "aortic-arch", "--out", str(out), "--seed", "1", *TINY)
-    printed = capsys.readouterr().out
-    for title in ("Variants by structure", "Variants by class", "What each step gains, paired by case"):
-        assert title in printed
-    assert f"side by side: tables in {out / 'tables'}" in printed
-    assert {path.name for path in (out / "tables").iterdir()} == {
-        "comparison.md",
-        "comparison.csv",
-        "gains.md",
-        "gains.csv",
-    }
-    assert (out / "runs/joint/figures/volumes-DAA.png").is_file()
-    # A chain is of one cohort and one way of propagating: nothing else is taken for it.
-    _call("demo", "aortic-arch", "--out", str(out), "--seed", "1", *TINY, "propagation.epochs=2", code=1)
-    assert "exists already, and is not this propagation" in capsys.readouterr().err
 
 
 def test_an_interrupted_demo_says_that_it_goes_on(

@@ -31,6 +31,7 @@ from threefold.studies.study_spec import load_study
 from ..reporting.browser import browser
 from ..reporting.test_html import Document
 
+pytestmark = pytest.mark.drawn
 NOTHING_OUTSIDE = ("#", "data:")
 DECODED = "[...document.images].filter(image => image.naturalWidth > 0).length"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from PIL import Image
 from threefold.cohorts.cohort import Cohort, CohortSpec, IntensitySpec, MaskSpec, write_cohort
 from threefold.experiment import Experiment
 from threefold.images.writing import write_nifti
+from threefold.run import RunFolder
+from threefold.training.run import train
 
 SIDE = 32
 VOLUME = 16
@@ -184,6 +187,23 @@ def cohort(make_cohort: MakeCohort) -> Cohort:
 def make_experiment() -> MakeExperiment:
     """Build a mini experiment."""
     return build_experiment
+
+
+@pytest.fixture(scope="session")
+def _finished_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cohort, RunFolder]:
+    folder = tmp_path_factory.mktemp("finished")
+    cohort = write_cases(folder / "cohort")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("THREEFOLD_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        return cohort, train(build_experiment(epochs=1), cohort, folder / "run")
+
+
+@pytest.fixture
+def finished(_finished_once: tuple[Cohort, RunFolder], tmp_path: Path) -> tuple[Cohort, RunFolder]:
+    """A cohort that is not to be changed, and a run of `make_experiment(epochs=1)` on it that may be."""
+    cohort, run = _finished_once
+    shutil.copytree(run.path, tmp_path / "run")
+    return cohort, RunFolder(tmp_path / "run")
 
 
 @pytest.fixture

@@ -43,6 +43,7 @@ from threefold.training.run import train
 
 MakeCohort = Callable[..., Cohort]
 MakeExperiment = Callable[..., Any]
+Finished = tuple[Cohort, RunFolder]
 
 
 class Told(Silence):
@@ -159,8 +160,8 @@ def test_the_callers_random_numbers_and_settings_stay_as_they_were(
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_a_run_is_never_overwritten(cohort: Cohort, make_experiment: MakeExperiment, run: RunFolder) -> None:
-    train(make_experiment(epochs=1), cohort, run.path)
+def test_a_run_is_never_overwritten(finished: Finished, make_experiment: MakeExperiment) -> None:
+    cohort, run = finished
     before = run.weights.read_bytes()
     with pytest.raises(RunError, match=r"there is a run already \(state: finished\).*--resume"):
         train(make_experiment(epochs=1), cohort, run.path)
@@ -185,9 +186,9 @@ def test_an_empty_folder_is_taken(cohort: Cohort, make_experiment: MakeExperimen
 
 
 def test_resuming_a_finished_run_says_so_and_does_nothing(
-    cohort: Cohort, make_experiment: MakeExperiment, run: RunFolder
+    finished: Finished, make_experiment: MakeExperiment
 ) -> None:
-    train(make_experiment(epochs=1), cohort, run.path)
+    cohort, run = finished
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
     told = Told()
     train(make_experiment(epochs=1), cohort, run.path, resume=True, progress=told)
@@ -196,18 +197,18 @@ def test_resuming_a_finished_run_says_so_and_does_nothing(
 
 
 def test_resuming_with_another_experiment_shows_what_differs(
-    cohort: Cohort, make_experiment: MakeExperiment, run: RunFolder
+    finished: Finished, make_experiment: MakeExperiment
 ) -> None:
-    train(make_experiment(epochs=1), cohort, run.path)
+    cohort, run = finished
     changed = make_experiment(epochs=1, optimiser={"learning_rate": 0.5})
     with pytest.raises(RunError, match=r"training\.optimiser\.learning_rate: 0\.01 in the run, 0\.5 now"):
         train(changed, cohort, run.path, resume=True)
 
 
 def test_resuming_on_another_cohort_is_refused(
-    cohort: Cohort, make_cohort: MakeCohort, make_experiment: MakeExperiment, run: RunFolder
+    finished: Finished, make_cohort: MakeCohort, make_experiment: MakeExperiment
 ) -> None:
-    train(make_experiment(epochs=1), cohort, run.path)
+    _, run = finished
     with pytest.raises(RunError, match="fingerprint"):
         train(make_experiment(epochs=1), make_cohort("other", patients=24), run.path, resume=True)
 
@@ -219,9 +220,9 @@ def test_resume_starts_where_there_is_nothing(
 
 
 def test_a_checkpoint_of_another_network_is_refused(
-    cohort: Cohort, make_experiment: MakeExperiment, run: RunFolder
+    finished: Finished, make_experiment: MakeExperiment
 ) -> None:
-    train(make_experiment(epochs=1), cohort, run.path)
+    cohort, run = finished
     run.write_status(state="interrupted")
     content = load_checkpoint(run.last_checkpoint)
     content["network"]["classifier.weight"] = torch.zeros(3, 16)
@@ -231,9 +232,9 @@ def test_a_checkpoint_of_another_network_is_refused(
 
 
 def test_two_processes_never_train_into_one_folder(
-    cohort: Cohort, make_experiment: MakeExperiment, run: RunFolder
+    finished: Finished, make_experiment: MakeExperiment
 ) -> None:
-    train(make_experiment(epochs=1), cohort, run.path)
+    cohort, run = finished
     run.write_status(state="running")
     with locked(run), pytest.raises(RunError, match="another process"):
         train(make_experiment(epochs=1), cohort, run.path, resume=True)
