@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "threefold"
 
 # A room may import rooms of its own storey and of those below.
 STOREYS = (
-    {"errors", "experiment", "interruption", "paths", "validation"}
+    {"errors", "experiment", "file_names", "interruption", "paths", "validation"}
     | {"experiments", "run", "topology", "__init__"},
     {"images"},
     {"cohorts"},
@@ -37,7 +37,17 @@ FOREIGN = {
     "typer": {"cli"},
     "matplotlib": {"reporting"},
 }
-NO_TORCH = ("experiment", "experiments", "validation", "errors", "run", "topology", "evaluation", "phantoms")
+NO_TORCH = (
+    "experiment",
+    "experiments",
+    "validation",
+    "errors",
+    "run",
+    "topology",
+    "file_names",
+    "evaluation",
+    "phantoms",
+)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,20 @@ def test_progress_counts_to_the_end(make_cohort: Make) -> None:
     seen: list[tuple[int, int]] = []
     audit(make_cohort(), progress=lambda done, total: seen.append((done, total)))
     assert seen == [(n, 24) for n in range(1, 25)]
+
+
+def test_ids_that_can_not_name_files_everywhere(make_cohort: Make) -> None:
+    cohort = make_cohort()
+    names = ("aux", "scan:1", "Scan", "scan")
+    renamed = (replace(case, case_id=name) for case, name in zip(cohort.cases, names, strict=False))
+    cases = (*renamed, *cohort.cases[len(names) :])
+    first, second = _found(audit(Cohort(cohort.folder, cohort.spec, cases)), "ids", "warn")
+    assert (
+        "2 case_id(s) can't name files on Windows: 'aux' (a device there), 'scan:1' (no ':'" in first.message
+    )
+    assert first.cases == ("aux", "scan:1")
+    assert "in case alone: Scan/scan" in second.message
+    assert second.cases == ("Scan", "scan")
 
 
 @pytest.mark.parametrize("headers_only", [False, True])

@@ -10,6 +10,7 @@ from pathlib import Path
 from threefold.cohorts.cohort import Case, Cohort
 from threefold.cohorts.findings import Finding, Severity
 from threefold.cohorts.splits import PARTS, Split, Target
+from threefold.file_names import unportable
 from threefold.validation import did_you_mean
 
 
@@ -53,6 +54,32 @@ def check_patient_ids(cohort: Cohort) -> Iterator[Finding]:
             f"{len(several)} patient(s) at more than one site: {_some(several)}. They count as one person "
             "each. Where they are different people, put the site into patient_id.",
             _cases_of(cohort, several),
+        )
+
+
+def check_case_ids(cohort: Cohort) -> Iterator[Finding]:
+    """Warn of ids that name files which not every system can hold, or tell apart."""
+    held = {case.case_id: unportable(case.case_id) for case in cohort.cases}
+    unheld = [f"'{name}' ({why})" for name, why in held.items() if why is not None]
+    if unheld:
+        yield Finding(
+            "warn",
+            "ids",
+            f"{len(unheld)} case_id(s) can't name files on Windows: {_some(unheld)}. Masks are named by "
+            "them: rename these cases if the cohort or its runs may go there.",
+            tuple(name for name, why in held.items() if why is not None),
+        )
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in held:
+        alike[name.casefold()].append(name)
+    several = [names for names in alike.values() if len(names) > 1]
+    if several:
+        yield Finding(
+            "warn",
+            "ids",
+            f"Ids that differ in case alone: {_some(['/'.join(names) for names in several])}. Windows and "
+            "macOS take their files for one: rename them.",
+            tuple(name for names in several for name in names),
         )
 
 

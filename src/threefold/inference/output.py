@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from threefold.errors import RunError
 from threefold.evaluation.predictions import probability_column, write_predictions
+from threefold.file_names import portable
 from threefold.images.geometry import Image
 from threefold.images.writing import label_map_suffix, write_label_map
 from threefold.run import make_folder
@@ -153,7 +154,7 @@ class PredictionFolder:
     def _mask_name(self, case_id: str, image: Image) -> str:
         """Return a path within the folder for a mask, told apart from those that are used."""
         make_folder(self.path / "masks")
-        stem = re.sub(r"[^\w.+=@# -]+", "_", case_id).lstrip("._") or "image"
+        stem = portable(re.sub(r"[^\w.+=@# -]+", "_", case_id).lstrip("._") or "image")
         suffix, number, name = label_map_suffix(image), 2, stem
         while name.casefold() in self._used:
             name, number = f"{stem}_{number}", number + 1

@@ -19,6 +19,7 @@ from threefold.cohorts.degradation import degrade
 from threefold.cohorts.failures import listed
 from threefold.cohorts.splits import make_split
 from threefold.errors import RunError, UsageError
+from threefold.file_names import portable
 from threefold.phantoms.registry import PHANTOMS
 from threefold.run import write_atomically
 from threefold.studies.evaluations import write_label_tables
@@ -68,7 +69,7 @@ def pointed_at(study: StudySpec, cohort: Path) -> PointedStudy:
             for name, source in study.cohorts.items()
         }
     else:
-        name = re.sub(r"[^A-Za-z0-9_.+=]+", "-", folder.name).strip("-._+=")[:80] or "cohort"
+        name = portable(re.sub(r"[^A-Za-z0-9_.+=]+", "-", folder.name).strip("-._+=")[:80] or "cohort")
         ways = [source.propagation for source in study.cohorts.values() if source.propagation is not None]
         content["cohorts"] = {name: {"folder": str(folder), "propagation": next(iter(ways), None)}}
         for variant in content["variants"].values():
