@@ -50,6 +50,9 @@ NO_TORCH = (
 )
 
 
+OPENING_NO_TEXT = ("PIL.Image.open", "Image.open", "gzip.open", "tarfile.open", "os.open")
+
+
 @dataclass(frozen=True)
 class SourceFile:
     """A file of the package, read and parsed once."""
@@ -57,6 +60,7 @@ class SourceFile:
     name: str
     lines: int
     imports: tuple[tuple[int, str], ...]  # line and module
+    texts: tuple[tuple[int, str], ...]  # line of a text file that is opened, and what it leaves to the system
 
     @property
     def room(self) -> str:
@@ -71,13 +75,37 @@ def _imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.module
 
 
+def _texts(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield where text files are read or written in the encoding, or with the line ends, of the system."""
+    for node in ast.walk(tree):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name)):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+        words = [value.value for value in node.args if isinstance(value, ast.Constant)]
+        mode = next((w for w in words if isinstance(w, str) and {*w} <= {*"rwxabt+"}), "r")
+        method = isinstance(node.func, ast.Attribute)
+        writes = name == "write_text" or (name == "open" and mode[0] in "wxa")
+        if name not in ("open", "read_text", "write_text") or "b" in mode:
+            continue
+        if name == "open" and method and ast.unparse(node.func) in OPENING_NO_TEXT:
+            continue
+        if name == "read_text" and not method:  # the project's own, which knows encodings
+            continue
+        given = {keyword.arg for keyword in node.keywords}
+        if "encoding" not in given and "utf-8" not in words:
+            yield node.lineno, f"{name} without an encoding"
+        if writes and "newline" not in given:
+            yield node.lineno, f"{name} without newline"
+
+
 @pytest.fixture(scope="module")
 def files() -> list[SourceFile]:
     found = []
     for path in sorted(SOURCE.rglob("*.py")):
         text = path.read_text(encoding="utf-8")
         name = path.relative_to(SOURCE).as_posix()
-        found.append(SourceFile(name, len(text.splitlines()), tuple(_imports(ast.parse(text)))))
+        tree = ast.parse(text)
+        found.append(SourceFile(name, len(text.splitlines()), tuple(_imports(tree)), tuple(_texts(tree))))
     assert len(found) > 200
     return found
 
@@ -99,6 +127,11 @@ def test_imports_point_one_way(files: list[SourceFile]) -> None:
                 or (file.room in NO_TORCH and top in ("torch", "lightning"))
             ):
                 wrong.append(f"{file.name}:{line}: {file.room} may not import {other or top}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_text_is_the_same_on_every_system(files: list[SourceFile]) -> None:
+    wrong = [f"{file.name}:{line}: {what}" for file in files for line, what in file.texts]
     assert not wrong, "\n".join(wrong)
 
 

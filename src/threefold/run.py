@@ -134,7 +134,7 @@ class RunFolder:
                 f"`threefold train ... --out RUN` left.{runs_below(self.path)}"
             )
         try:
-            return dict(json.loads(self.status.read_text()))
+            return dict(json.loads(self.status.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise RunError(
                 f"{self.status}: can't be read ({error}). Expected the state that `threefold train` wrote; "

@@ -121,7 +121,8 @@ class Staging:
     ) -> None:
         """Write cohort.yaml, cases.csv and provenance.json (where the cases come from, what was assumed)."""
         write_cohort(self.folder, spec, rows, allow_outside=allow_outside)
-        (self.folder / PROVENANCE_NAME).write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
+        content = json.dumps(provenance, indent=2) + "\n"
+        (self.folder / PROVENANCE_NAME).write_text(content, encoding="utf-8", newline="\n")
 
 
 def _require_regular(source: Path) -> None:

@@ -60,7 +60,7 @@ class ContentHashes:
         memo = self._memo(state)
         if memo is None or not memo.is_file():
             return None
-        digest = memo.read_text(errors="replace")
+        digest = memo.read_text(encoding="utf-8", errors="replace")
         return digest if len(digest) == 2 * _DIGEST and set(digest) <= set("0123456789abcdef") else None
 
     def _compute(self, path: Path, state: str) -> str:
@@ -121,7 +121,7 @@ def available_memory_bytes() -> int:
 
 def _machine_memory() -> int:
     try:
-        with Path("/proc/meminfo").open() as lines:
+        with Path("/proc/meminfo").open(encoding="utf-8") as lines:
             for line in lines:
                 if line.startswith("MemAvailable:"):
                     return int(line.split()[1]) * 1024
@@ -139,7 +139,8 @@ def _container_memory(root: Path = Path("/sys/fs/cgroup")) -> int:
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
         try:
-            return max(0, int((root / limit).read_text()) - int((root / used).read_text()))
+            allowed, taken = (int((root / name).read_text(encoding="utf-8")) for name in (limit, used))
+            return max(0, allowed - taken)
         except (OSError, ValueError):  # not there, or "max"
             continue
     return 2**62

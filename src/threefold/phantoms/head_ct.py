@@ -214,7 +214,7 @@ def _write(
         if progress is not None:
             progress(done, len(cases))
     write_parameters(folder, spec, seed, cases)
-    with (folder / "truth.csv").open("w", newline="") as stream:
+    with (folder / "truth.csv").open("w", encoding="utf-8", newline="") as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(("case_id", "hematoma", "marker"))
         table.writerows(truth)

@@ -281,7 +281,7 @@ def _write(folder: Path, spec: ObjectBackgroundSpec, seed: int, progress: Progre
         write_png(folder / "previews" / f"{site}.png", np.hstack(pictures[:_SHEET]))
     write_parameters(folder, spec, seed, cases)
     truth = "".join(f"{case.case_id},truth/{case.case_id}.png\n" for case in cases)
-    (folder / "truth.csv").write_text(f"case_id,object\n{truth}")
+    (folder / "truth.csv").write_text(f"case_id,object\n{truth}", encoding="utf-8", newline="\n")
     write_cohort(folder, _cohort_spec(spec, seed), rows)
 
 

@@ -37,7 +37,8 @@ def write_parameters(
     """
     head = json.dumps({"spec": spec.model_dump(mode="json"), "seed": seed, **(facts or {})})
     lines = ",\n".join(json.dumps(asdict(case)) for case in cases)
-    (folder / PARAMETERS).write_text(f'{head[:-1]}, "cases": [\n{lines}\n]}}\n', encoding="utf-8")
+    content = f'{head[:-1]}, "cases": [\n{lines}\n]}}\n'
+    (folder / PARAMETERS).write_text(content, encoding="utf-8", newline="\n")
 
 
 def read_parameters(folder: Path, case: type[C]) -> tuple[C, ...]:

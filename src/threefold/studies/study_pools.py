@@ -223,7 +223,7 @@ def free_memory() -> float:
     free = math.inf if available is None else available * 1024
     for folder, limit, used, cached in _control_groups():
         try:
-            allowed, taken = (int((folder / name).read_text()) for name in (limit, used))
+            allowed, taken = (int((folder / name).read_text(encoding="utf-8")) for name in (limit, used))
         except (OSError, ValueError):  # no such version of control groups, or no limit ("max")
             continue
         # Pages of files that were read count as used, and go when memory is asked for.
@@ -235,7 +235,7 @@ def _control_groups() -> Iterator[tuple[Path, str, str, str]]:
     """Yield the control groups that this process is in, and those that they are in: each may have a limit."""
     own: dict[str, str] = {}
     with suppress(OSError):
-        for line in _OWN_GROUPS.read_text().splitlines():
+        for line in _OWN_GROUPS.read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)
             own |= {name: path.strip("/") for name in controllers.split(",")}
     for name, (root, limit, used, cached) in _CONTROL_GROUPS.items():
@@ -249,7 +249,7 @@ def _control_groups() -> Iterator[tuple[Path, str, str, str]]:
 def _fields(path: Path) -> dict[str, int]:
     """Return the numbers of a file of lines `name number` or `name: number unit`; none where it is absent."""
     try:
-        words = [line.split() for line in path.read_text().splitlines()]
+        words = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
     except OSError:
         return {}
     return {line[0].rstrip(":"): int(line[1]) for line in words if len(line) > 1}
@@ -258,7 +258,7 @@ def _fields(path: Path) -> dict[str, int]:
 def resident_memory(process: int) -> float:
     """Return the resident memory of a process, GiB; 0 where it has ended."""
     try:
-        pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+        pages = int(Path(f"/proc/{process}/statm").read_text(encoding="utf-8").split()[1])
     except (OSError, IndexError):
         return 0.0
     return pages * os.sysconf("SC_PAGE_SIZE") / GIB

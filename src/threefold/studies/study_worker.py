@@ -123,7 +123,7 @@ def _peak_memory(process: int) -> float:
     What `wait4` reports counts the starter's memory as well, of which a new process is a copy at first.
     """
     try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0.0
     kilobytes = next((line.split()[1] for line in lines if line.startswith("VmHWM")), "0")

@@ -76,7 +76,7 @@ def check_resumable(run: RunFolder, experiment: Experiment, cohort: Cohort) -> N
     """
     check_same_experiment(run, experiment)
     try:
-        known = json.loads(run.cohort.read_text())
+        known = json.loads(run.cohort.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(
             f"{run.cohort}: can't be read ({error}). Expected the cohort that the run was started on, as "
