@@ -187,7 +187,9 @@ class AttentionUnet(nn.Module):
         if segmentation is not None and kernels.avoids_bfloat16(image):
             segmentation = segmentation.bfloat16()
         return Outputs(
-            classes=None if self.classifier is None else self.classifier(pooled),
+            classes=None
+            if self.classifier is None
+            else self.classifier(pooled.to(self.classifier.weight.dtype)),
             segmentation=segmentation,
             features=pooled,
         )

@@ -109,4 +109,4 @@ class DenseNet(nn.Module):
         # Below 8 voxels oneDNN's gradient of the 7x7 convolution writes out of bounds, besides.
         padded = kernels3d.pad(image, [max(side, _SMALLEST) for side in image.shape[2:]])
         pooled = kernels3d.pool(self.features(padded))  # (B, F)
-        return Outputs(classes=self.head(pooled), features=pooled)
+        return Outputs(classes=self.head(pooled.to(self.head.weight.dtype)), features=pooled)

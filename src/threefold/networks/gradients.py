@@ -151,11 +151,11 @@ class PartVariance(torch.autograd.Function):
         ctx.save_for_backward(rows, weight)
         ctx.parts = parts
         variance = rows.new_empty((rows.shape[0], parts), dtype=torch.float32)
-        step = chunk_rows(weight.shape[0])
+        step, width = chunk_rows(weight.shape[0]), weight.shape[0] // parts
         for chunk, result in zip(torch.split(rows, step), torch.split(variance, step), strict=True):
-            spread = product(chunk, weight, None).view(chunk.shape[0], parts, -1)
+            spread = product(chunk, weight, None).view(len(chunk), parts, width)
             torch.linalg.vector_norm(spread, dim=-1, dtype=torch.float32, out=result)
-        return variance.square_().div_(weight.shape[0] // parts)
+        return variance.square_().div_(width)
 
     @staticmethod
     @in_own_type
@@ -183,7 +183,7 @@ def _part_gradients(rows: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor
     chunks = (torch.split(tensor, step) for tensor in (rows, scale, back))
     for chunk, factor, result in zip(*chunks, strict=True):
         spread = product(chunk, weight, None)
-        spread.view(*factor.shape[:2], -1).mul_(factor)
+        spread.view(*factor.shape[:2], weight.shape[0] // factor.shape[1]).mul_(factor)
         result.copy_(_input_gradient(spread, weight))
         total += _weight_gradient(spread, chunk)
     return back, total.to(weight.dtype)

@@ -210,7 +210,7 @@ def expansion_head(tokens: Tensor, expand: Tensor, gain: Tensor, shift: Tensor, 
         rows, centred = tokens.to(dtype).flatten(0, 1), centred.to(dtype)
         variance: Tensor = PartVariance.apply(rows, centred, len(parts))  # type: ignore[no-untyped-call]
     else:
-        spread = F.linear(tokens, centred).view(batch * length, len(parts), -1)
+        spread = F.linear(tokens, centred).view(batch * length, len(parts), gain.shape[0])
         variance = spread.square().mean(-1)
     scale = torch.rsqrt(variance.view(*shape[:3], 1) + _EPSILON)
     logits: Tensor = numerator * scale + head @ shift
@@ -225,6 +225,7 @@ def has_levers(values: Tensor) -> bool:
         and values.dtype in _FAST_TYPES
         and not torch.compiler.is_compiling()
         and processor.computes(compute_type(values))
+        and values.numel() > 0
     )
 
 

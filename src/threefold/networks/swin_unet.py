@@ -76,9 +76,10 @@ class FinalExpanding(nn.Module):
             self.norm.bias,
             self.head.weight,
         )
-        pixels = pixels.view(batch, height, width, self.patch, self.patch, -1)
+        channels = pixels.shape[-1]
+        pixels = pixels.view(batch, height, width, self.patch, self.patch, channels)
         planes = pixels.permute(0, 5, 1, 3, 2, 4)  # (B, K, H, patch, W, patch)
-        return planes.reshape(batch, -1, height * self.patch, width * self.patch)
+        return planes.reshape(batch, channels, height * self.patch, width * self.patch)
 
 
 class SwinDecoder(nn.Module):
