@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "threefold"
 # A room may import rooms of its own storey and of those below.
 STOREYS = (
     {"errors", "experiment", "file_names", "interruption", "paths", "validation"}
-    | {"experiments", "run", "topology", "__init__"},
+    | {"checksums", "experiments", "partials", "run", "topology", "__init__"},
     {"images"},
     {"cohorts"},
     {"phantoms"},
@@ -38,6 +38,7 @@ FOREIGN = {
     "matplotlib": {"reporting"},
 }
 NO_TORCH = (
+    "checksums",
     "experiment",
     "experiments",
     "validation",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -156,3 +158,106 @@ def test_a_file_system_without_locks_will_do(
         assert not is_held(RunFolder(tmp_path))
     with alone_in(tmp_path, "busy"):
         pass
+
+
+def _partials(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name.endswith(".partial"))
+
+
+def test_what_killed_processes_left_is_removed_and_what_live_ones_write_is_not(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    machine = re.sub(r"[^A-Za-z0-9-]", "-", platform.node())[:24] or "-"
+    abandoned = [f".a.csv.{dead.pid}@{machine}.partial", f".status.json.{dead.pid}.partial"]
+    live = [f".d.csv.{os.getpid()}@{machine}.partial", f".b.{os.getppid()}.partial"]
+    elsewhere, long_ago = f".a.csv.{dead.pid}@another.partial", f".c.csv.{dead.pid}@another.partial"
+    others = [".a.partial", ".12.partial", "a.csv.12.partial", f".a.csv.{10**400}.partial.csv"]
+    for name in (*abandoned, *live, elsewhere, long_ago, *others):
+        (tmp_path / name[:250]).write_text("half")
+    os.utime(tmp_path / long_ago, (0, 0))
+    folder = tmp_path / f".out.{dead.pid}@{machine}.partial"
+    folder.mkdir()
+    (folder / "file").write_text("half")
+    write_atomically(tmp_path / "a.csv", "whole")
+    kept = {path.name for path in tmp_path.iterdir()}
+    assert kept == {*live, elsewhere, *(name[:250] for name in others), "a.csv"}
+
+
+def test_a_new_folder_removes_what_was_to_become_it_and_nothing_else(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for name in ("out", "other"):
+        (tmp_path / f".{name}.{dead.pid}.partial").mkdir()
+    with whole_folder(tmp_path / "out", RunError):
+        pass
+    assert _partials(tmp_path) == [f".other.{dead.pid}.partial"]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, MemoryError])
+def test_an_interruption_amid_a_write_leaves_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
+) -> None:
+    path = tmp_path / "a.csv"
+    write_atomically(path, "old")
+
+    def interrupt(descriptor: int) -> None:
+        raise stop
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(stop):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_the_longest_name_that_the_disk_takes_can_be_written(tmp_path: Path) -> None:
+    for name in ("n" * 255, "\N{SNOWMAN}" * 85):
+        write_atomically(tmp_path / name, "x")
+        assert (tmp_path / name).read_text() == "x"
+
+
+def test_a_name_that_is_no_text_is_written_with_backslashes(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a.csv", os.fsdecode(b"caf\xe9.png"))
+    assert (tmp_path / "a.csv").read_text(encoding="utf-8") == r"caf\udce9.png"
+
+
+STATUS = {"state": "finished", "epoch": 2, "threshold": 0.4}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("threshold", float("nan")),
+        ("threshold", float("inf")),
+        ("threshold", -0.1),
+        ("threshold", "0.5"),
+        ("threshold", [0.5]),
+        ("threshold", True),
+        ("state", "done"),
+        ("state", None),
+        ("epoch", -1),
+        ("epoch", 1.5),
+        ("epoch", "2"),
+        ("best_value", "x"),
+    ],
+)
+def test_a_status_that_can_not_be_is_refused_by_name(tmp_path: Path, field: str, value: object) -> None:
+    run = RunFolder(tmp_path)
+    run.write_status(**STATUS)
+    assert run.read_status() == STATUS
+    run.write_status(**{**STATUS, field: value})
+    with pytest.raises(RunError, match=rf"status\.json:\s+{field}: .*\s.*copy the run folder again"):
+        run.read_status()
+
+
+def test_a_status_without_a_state_is_refused(tmp_path: Path) -> None:
+    RunFolder(tmp_path).write_status(threshold=0.5)
+    with pytest.raises(RunError, match="state: missing"):
+        RunFolder(tmp_path).read_status()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"\xff\xfe", b"null", b"[" * 100_000, b"\0"])
+def test_a_status_that_is_no_json_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "status.json").write_bytes(content)
+    with pytest.raises(RunError, match=r"status\.json: .*copy the run folder again"):
+        RunFolder(tmp_path).read_status()

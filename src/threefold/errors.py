@@ -6,11 +6,29 @@ The command line prints the message alone and exits with `exit_code`.
 
 from __future__ import annotations
 
+_LONGEST_MESSAGE = 6000
+_LONGEST_VALUE = 300
+
+
+def bounded(text: str, longest: int = _LONGEST_VALUE) -> str:
+    """Return a text of at most about `longest` characters; what is left out is the middle, and said."""
+    if len(text) <= longest:
+        return text
+    head, tail = longest * 2 // 3, longest // 3
+    return f"{text[:head]} [... {len(text) - head - tail} characters left out ...] {text[-tail:]}"
+
 
 class ThreefoldError(Exception):
-    """Base of all errors that are the data's, the experiment's or the machine's, not the program's."""
+    """Base of all errors that are the data's, the experiment's or the machine's, not the program's.
+
+    A message is bounded: what a file holds may be in it.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """Return the message, bounded."""
+        return bounded(super().__str__(), _LONGEST_MESSAGE)
 
 
 class UsageError(ThreefoldError):

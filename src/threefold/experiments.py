@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
-from threefold.errors import ExperimentError
+from threefold.errors import ExperimentError, bounded
 from threefold.experiment import Experiment
 from threefold.paths import Boundary
-from threefold.validation import did_you_mean, parse_spec, parse_yaml, read_yaml
+from threefold.validation import did_you_mean, parse_spec, parse_yaml, read_yaml, yaml_value
 
 _RECIPES = files("threefold") / "studies" / "recipes"
 
@@ -96,10 +96,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     keys = path.split(".")
     if not separator or not all(keys):
         raise ExperimentError(f"'{override}': expected key.path=value, for example training.epochs=3.")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as problem:
-        raise ExperimentError(f"'{override}': the value is not valid YAML. {problem}") from None
+    value = yaml_value(text, f"'{bounded(override)}'", ExperimentError)
     inner = data
     for key in keys[:-1]:
         if not isinstance(inner.get(key), dict):

@@ -1,50 +1,92 @@
-"""Stopping by a signal: a scheduler's SIGTERM is answered as Ctrl-C is."""
+"""Stopping by a signal: Ctrl-C, a scheduler's SIGTERM and a closed terminal are answered alike."""
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+_ASKED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal stopped the program; `exit_code` says which, as shells do: 130, 143, 129."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+def exit_code_of(stop: KeyboardInterrupt) -> int:
+    """Return the exit code that says which signal stopped the program."""
+    return stop.exit_code if isinstance(stop, Stopped) else 128 + signal.SIGINT
+
 
 @contextmanager
 def terminating_as_interrupt() -> Iterator[None]:
-    """Treat SIGTERM (a scheduler's stop) as Ctrl-C; outside the main thread nothing changes.
+    """Raise `Stopped` on the first SIGINT, SIGTERM or SIGHUP; outside the main thread nothing changes.
 
-    Once: what follows is the writing down of what was done, which a second SIGTERM does not disturb.
+    On the first alone: what follows writes down what was done, which a second signal does not disturb. A
+    signal that this process ignores (as `nohup` wants it) stays ignored. A forked process that inherits this
+    does not raise: its work is the parent's to end.
     """
+    owner = os.getpid()
 
-    def interrupt(signum: int, frame: FrameType | None) -> Any:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise KeyboardInterrupt
+    def stop(number: int, frame: FrameType | None) -> Any:
+        if os.getpid() != owner:
+            return
+        for each in taken:
+            signal.signal(each, signal.SIG_IGN)
+        raise Stopped(number)
 
+    taken: dict[int, Any] = {}
     try:
-        previous = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:
+        for each in _ASKED:
+            handler = signal.getsignal(each)
+            outer = getattr(handler, "__qualname__", None) == stop.__qualname__
+            if outer or handler in (None, signal.SIG_IGN):
+                continue  # an outer call's, another library's, or ignored on purpose
+            taken[each] = signal.signal(each, stop)
+    except ValueError:  # not the main thread
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for each, handler in taken.items():
+            signal.signal(each, handler)
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Ignore SIGINT and SIGTERM while a few lines are written; outside the main thread nothing changes.
+    """Ignore signals that ask to stop while a few lines are written; outside the main thread nothing changes.
 
     A signal to a process group, and the starter's own signal to its processes, come twice.
     """
-    asked = (signal.SIGINT, signal.SIGTERM)
     try:
-        previous = [signal.signal(each, signal.SIG_IGN) for each in asked]
+        previous = {
+            each: signal.signal(each, signal.SIG_IGN)
+            for each in _ASKED
+            if signal.getsignal(each) is not None  # another library's, which could not be put back
+        }
     except ValueError:
         yield
         return
     try:
         yield
     finally:
-        for each, handler in zip(asked, previous, strict=True):
+        for each, handler in previous.items():
             signal.signal(each, handler)
+
+
+def leave_quietly(worker: int = 0) -> None:
+    """Let a process that serves another leave the signals to that: Ctrl-C is not its own, SIGTERM ends it.
+
+    A worker that dies of a signal to the whole group looks like one that crashed, and the work like failed.
+    """
+    for each in _ASKED:
+        signal.signal(each, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))

@@ -27,9 +27,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from threefold.errors import RunError, ThreefoldError
+from threefold.partials import partial_of, remove_abandoned
+from threefold.validation import parse_spec, read_json
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -38,7 +42,45 @@ State = Literal["running", "interrupted", "failed", "finished"]
 _NAMED = 5
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 """What file systems without locks answer."""
+COPY_AGAIN = "Expected what `threefold train` wrote: copy the run folder again."
 _Content = TypeVar("_Content")
+
+
+class _StoppedEarly(BaseModel):
+    """After how many epochs of how many `threefold finish` finished a training, and how that had ended."""
+
+    epochs: Annotated[int, Field(ge=1)]
+    of: Annotated[int, Field(ge=1)]
+    state: str
+
+    model_config = ConfigDict(strict=True)
+
+
+class _Status(BaseModel):
+    """What later verbs trust of status.json; other fields are told and not computed with."""
+
+    state: State
+    epoch: Annotated[int, Field(ge=0)] | None = None
+    epochs: Annotated[int, Field(ge=0)] | None = None
+    metric: str | None = None
+    best_epoch: Annotated[int, Field(ge=1)] | None = None
+    best_value: float | None = None
+    threshold: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    message: str = ""
+    stopped_early: _StoppedEarly | None = None
+
+    model_config = ConfigDict(strict=True)
+
+
+class _TrainedOn(BaseModel):
+    """What later verbs trust of cohort.json; its `spec` is read as the meaning of a cohort is."""
+
+    name: str
+    fingerprint: str
+    folder: str
+    spec: dict[str, Any] = Field(default_factory=dict)
+
+    model_config = ConfigDict(strict=True)
 
 
 @dataclass(frozen=True)
@@ -126,20 +168,26 @@ class RunFolder:
         """Return status.json.
 
         Raises:
-            RunError: if the folder is not a run.
+            RunError: if the folder is not a run, or a field is not what it can be.
         """
         if not self.status.is_file():
             raise RunError(
                 f"{self.path}: not a run folder (no {self.status.name}). Expected a folder that "
                 f"`threefold train ... --out RUN` left.{runs_below(self.path)}"
             )
-        try:
-            return dict(json.loads(self.status.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise RunError(
-                f"{self.status}: can't be read ({error}). Expected the state that `threefold train` wrote; "
-                "copy the run folder again."
-            ) from error
+        content = read_json(self.status, RunError, COPY_AGAIN)
+        parse_spec(_Status, content, where=str(self.status), error=RunError, remedy=COPY_AGAIN)
+        return content
+
+    def read_cohort(self) -> dict[str, Any]:
+        """Return cohort.json: name, fingerprint and folder of the cohort, and its meaning as plain data.
+
+        Raises:
+            RunError: it is not there, or a field is not what it can be.
+        """
+        content = read_json(self.cohort, RunError, COPY_AGAIN)
+        parse_spec(_TrainedOn, content, where=str(self.cohort), error=RunError, remedy=COPY_AGAIN)
+        return content
 
     def write_status(self, **fields: Any) -> None:
         """Replace status.json in one step."""
@@ -149,23 +197,75 @@ class RunFolder:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write `content` beside `path`, flush it to disk, rename it into place.
 
-    A reader sees the old file or the new one, never a part.
+    A reader sees the old file or the new one, never a part. What processes that were killed left half-written
+    in that folder is removed. A name that is no UTF-8 is written with a backslash for each byte that is none.
+
+    Raises:
+        RunError: the disk refuses; the file that was there is untouched.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    data = content.encode() if isinstance(content, str) else content
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    remove_abandoned(path.parent)
+    beside = partial_of(path)
     try:
-        with beside.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(path)
+        _store(beside, data)
+        put_in_place(beside, path)
     except OSError as error:
-        with suppress(OSError):  # the folder itself may be what is missing
-            beside.unlink()
         raise RunError(
             f"{path}: could not be written ({error.strerror or error}). The previous file, if there was "
             "one, is untouched. Free space or fix the permission, then go on with --resume."
         ) from error
+    finally:
+        with suppress(OSError):  # the folder itself may be what is missing
+            beside.unlink(missing_ok=True)
+
+
+def write_new(path: Path, content: str | bytes) -> None:
+    """Write a file of a folder that is not in place yet (`whole_folder`).
+
+    Raises:
+        OSError: the disk refuses, which `whole_folder` explains.
+    """
+    _store(path, content.encode(errors="backslashreplace") if isinstance(content, str) else content)
+
+
+def copy_new(source: Path, target: Path) -> None:
+    """Copy a file into a folder that is not in place yet (`whole_folder`).
+
+    Raises:
+        OSError: the disk refuses, which `whole_folder` explains.
+    """
+    _copy(source, target)
+
+
+def put_in_place(source: Path, target: Path) -> None:
+    """Rename a file or folder that is whole, and flush the folder that it is in.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    _rename(source, target)
+    with suppress(OSError):  # not every system can flush a folder; the name is then as durable as it can be
+        descriptor = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+# Every byte that the program leaves goes through these three; tests let each fail, one call at a time.
+def _store(path: Path, data: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copy2(source, target)
+
+
+def _rename(source: Path, target: Path) -> None:
+    source.replace(target)
 
 
 def or_removed(
@@ -203,7 +303,8 @@ def whole_folder(path: Path, error: type[ThreefoldError]) -> Iterator[Path]:
         error: there is something at `path`, it is the current folder, or the disk refuses.
     """
     refuse_current_folder(path, error)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    remove_abandoned(path.parent, path.name)
+    beside = partial_of(path)
     try:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise error(
@@ -212,7 +313,7 @@ def whole_folder(path: Path, error: type[ThreefoldError]) -> Iterator[Path]:
             )
         beside.mkdir(parents=True)
         yield beside
-        beside.replace(path)
+        put_in_place(beside, path)
     except OSError as problem:
         raise error(
             f"{path}: can't be made ({problem.strerror or problem}); nothing was left there. Free space, "

@@ -3,18 +3,53 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from threefold.errors import ThreefoldError
+from threefold.errors import ThreefoldError, bounded
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 T = TypeVar("T", bound=BaseModel)
+
+_LARGEST_TEXT = 20_000_000
+"""Bytes of a text that is read whole; experiments and notes are a thousandth of it."""
+_MOST_VALUES = 200_000
+_DEEPEST = 60
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+def read_text(path: Path, error: type[ThreefoldError]) -> str:
+    """Return the text of a file that a person or this program wrote.
+
+    Raises:
+        error: it is missing, no file (a folder, a pipe, a device), not UTF-8, or larger than such a file is.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise error(f"{path}: expected a file of text, found a folder, a pipe or a device.")
+        with path.open("rb") as stream:
+            data = stream.read(_LARGEST_TEXT + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        raise error(f"{path}: no such file.") from None
+    except (OSError, ValueError) as problem:  # ValueError: a NUL in the name
+        raise error(f"{path}: can't be read ({getattr(problem, 'strerror', None) or problem}).") from problem
+    if len(data) > _LARGEST_TEXT:
+        raise error(
+            f"{path}: is larger than {_LARGEST_TEXT // 10**6} MB; expected a short text. Is it another file?"
+        )
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise error(f"{path}: can't be read as text ({problem}). Save it as UTF-8.") from None
 
 
 def read_yaml(path: Path, error: type[ThreefoldError]) -> dict[str, Any]:
@@ -23,21 +58,16 @@ def read_yaml(path: Path, error: type[ThreefoldError]) -> dict[str, Any]:
     Raises:
         error: if the file is missing, not text, not YAML, or not a mapping.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise error(f"{path}: no such file.") from None
-    except (OSError, UnicodeDecodeError) as problem:
-        raise error(f"{path}: can't be read as text ({problem}).") from problem
-    return parse_yaml(text, str(path), error)
+    return parse_yaml(read_text(path, error), str(path), error)
 
 
 def parse_yaml(text: str, where: str, error: type[ThreefoldError]) -> dict[str, Any]:
-    """Return the mapping in a YAML text; `where` names it in errors."""
-    try:
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as problem:
-        raise error(f"{where}: not valid YAML. {problem}") from None
+    """Return the mapping in a YAML text; `where` names it in errors.
+
+    Raises:
+        error: it is no YAML, no mapping, a key is there twice, or its anchors would unfold it beyond measure.
+    """
+    data = yaml_value(text, where, error)
     if data is None:
         raise error(f"{where}: is empty; expected keys and values.")
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
@@ -45,7 +75,106 @@ def parse_yaml(text: str, where: str, error: type[ThreefoldError]) -> dict[str, 
     return data
 
 
-def parse_spec(model: type[T], data: Mapping[str, Any], *, where: str, error: type[ThreefoldError]) -> T:
+def yaml_value(text: str, where: str, error: type[ThreefoldError]) -> Any:
+    """Return what a YAML text says; arguments and errors as `parse_yaml`, but for the mapping."""
+    try:
+        data = yaml.load(text, _Loader)
+    except MemoryError:
+        raise
+    except RecursionError:
+        raise error(f"{where}: not valid YAML: nested too deeply.") from None
+    except Exception as problem:  # beside YAMLError, the parser lets through what its conversions raise
+        raise error(f"{where}: not valid YAML. {bounded(str(problem))}") from None
+    _refuse_unfolding(data, where, error)
+    return data
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, where plain YAML keeps the last and forgets the others."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key '{bounded(key.value)}' is there twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _refuse_unfolding(data: Any, where: str, error: type[ThreefoldError]) -> None:
+    """Refuse what is small as text and huge, deep or endless as data: an alias stands for a whole anchor."""
+    left, level = _MOST_VALUES, [data]
+    for _ in range(_DEEPEST):
+        below: list[Any] = []
+        for one in level:
+            inner = one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+            left -= len(inner)
+            if left < 0:
+                break
+            below.extend(inner)
+        if left < 0 or not below:
+            break
+        level = below
+    if left < 0 or below:
+        raise error(
+            f"{where}: unfolds to more than {_MOST_VALUES} values or {_DEEPEST} levels. Expected settings "
+            "written out: use anchors (&, *) for few and small things."
+        )
+
+
+def read_json(path: Path, error: type[ThreefoldError], remedy: str) -> dict[str, Any]:
+    """Return the object in a JSON file that a command wrote.
+
+    Args:
+        path: the file.
+        error: what to raise.
+        remedy: what to do where it is damaged.
+
+    Raises:
+        error: if the file is missing, can't be read, or holds something else.
+    """
+    try:
+        data = json.loads(read_text(path, error))
+    except error as problem:
+        raise error(f"{problem} {remedy}") from None
+    except RecursionError:
+        raise error(f"{path}: can't be read: nested too deeply. {remedy}") from None
+    except ValueError as problem:
+        raise error(f"{path}: can't be read ({problem}). {remedy}") from None
+    if not isinstance(data, dict):
+        raise error(f"{path}: expected names and values, found {type(data).__name__}. {remedy}")
+    return data
+
+
+def read_table(path: Path, error: type[ThreefoldError], remedy: str, **options: Any) -> pd.DataFrame:
+    """Return a table (CSV) that a command wrote.
+
+    Args:
+        path: the file.
+        error: what to raise.
+        remedy: what to do where it is damaged.
+        options: of `pandas.read_csv`.
+
+    Raises:
+        error: if the file is missing, can't be read, or is no table.
+    """
+    import pandas as pd
+
+    try:
+        table: pd.DataFrame = pd.read_csv(path, **options)
+    except MemoryError:
+        raise
+    except Exception as problem:  # the parser raises more than its documented errors
+        raise error(f"{path}: can't be read as a table ({bounded(str(problem))}). {remedy}") from problem
+    return table
+
+
+def parse_spec(
+    model: type[T], data: Mapping[str, Any], *, where: str, error: type[ThreefoldError], remedy: str = ""
+) -> T:
     """Build `model` from plain data.
 
     Args:
@@ -53,6 +182,7 @@ def parse_spec(model: type[T], data: Mapping[str, Any], *, where: str, error: ty
         data: keys and values, as YAML gives them.
         where: names the source in the message (a path, a recipe).
         error: what to raise.
+        remedy: what to do, where the message is not enough.
 
     Raises:
         error: one line per problem: the key's path, what was expected, what was found and, for an unknown
@@ -62,7 +192,9 @@ def parse_spec(model: type[T], data: Mapping[str, Any], *, where: str, error: ty
         return model.model_validate(dict(data))
     except ValidationError as problem:
         lines = [_describe(model, detail) for detail in problem.errors()]
-        raise error("\n  ".join([f"{where}:", *dict.fromkeys(lines)])) from None
+        raise error(
+            "\n  ".join([f"{where}:", *dict.fromkeys(lines), *([remedy] if remedy else [])])
+        ) from None
 
 
 def nearest(word: str, candidates: Sequence[str]) -> str | None:
@@ -97,7 +229,7 @@ def _describe(model: type[BaseModel], detail: ErrorDetails) -> str:
     if detail["type"] in ("tuple_type", "list_type"):
         message = "expected a list"
     found = detail["input"]
-    shown = "" if isinstance(found, Mapping | BaseModel) else f", found {found!r}"
+    shown = "" if isinstance(found, Mapping | BaseModel) else f", found {bounded(repr(found))}"
     return sentence(f"{key}: {message}{shown}" if key else f"{message}{shown}")
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,7 +17,9 @@ from typer.testing import CliRunner
 
 import threefold
 from threefold.cli.app import app, main
+from threefold.errors import ThreefoldError
 from threefold.experiments import recipe_names
+from threefold.interruption import Stopped
 
 
 def _output(*arguments: str) -> str:
@@ -63,3 +70,81 @@ def test_errors_are_printed_alone_with_their_code(
     assert printed.out == ""
     assert printed.err.startswith("error: ")
     assert said in printed.err
+
+
+class _OddError(Exception):
+    pass
+
+
+FAILURES: list[tuple[BaseException, int, str]] = [
+    (KeyboardInterrupt(), 130, "interrupted."),
+    (Stopped(signal.SIGTERM), 143, "interrupted."),
+    (MemoryError("Unable to allocate 9 TiB"), 1, "not enough memory (Unable to allocate 9 TiB)"),
+    (RecursionError("maximum depth"), 1, "nested too deeply"),
+    (OSError(errno.ENOSPC, "No space left on device", "run/a"), 1, "run/a: the disk refuses (No space left"),
+    (OSError(errno.ELOOP, "Too many levels of symbolic links", b"b\xff"), 1, "the system refuses (Too many"),
+    (OSError("no number"), 1, "the system refuses (no number)"),
+    (
+        UnicodeEncodeError("ascii", "\xe9", 0, 1, "ordinal not in range"),
+        70,
+        "UnicodeEncodeError: 'ascii' codec",
+    ),
+    (_OddError("first line\nwhat it is"), 70, "(_OddError: what it is)"),
+    (KeyError("x"), 70, "(KeyError: 'x')"),
+    (AssertionError(), 70, "(AssertionError)"),
+    (ThreefoldError("a" * 2_000_000 + ". Do that."), 1, "1994010 characters left out"),
+    (ThreefoldError("a\x1b[31m\r\nb\udce9\tc"), 1, "error: a\\x1b[31m\\r\nb\\udce9\tc\n"),
+]
+
+
+@pytest.mark.parametrize(("error", "code", "said"), FAILURES, ids=lambda value: type(value).__name__)
+def test_nothing_but_a_message_and_a_code_leaves_the_program(
+    error: BaseException,
+    code: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr("threefold.cli.app.app", fail)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(SystemExit) as stop:
+        main()
+    printed = capsys.readouterr().err
+    assert stop.value.code == code
+    assert said in printed
+    assert "Traceback" not in printed
+    assert len(printed) < 7000
+    reports = list(tmp_path.glob("threefold-*.txt"))
+    assert len(reports) == (code == 70)
+    if reports:
+        assert str(reports[0]) in printed
+        assert type(error).__name__ in reports[0].read_text(encoding="utf-8")
+
+
+def test_the_traceback_is_printed_where_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("THREEFOLD_TRACEBACK", "1")
+    monkeypatch.setattr(sys, "argv", ["threefold", "check", "nowhere"])
+    with pytest.raises(SystemExit):
+        main()
+    printed = capsys.readouterr().err
+    assert printed.startswith("Traceback")
+    assert printed.splitlines()[-1].startswith("error: nowhere")
+
+
+def test_terminals_without_the_letters_and_readers_that_leave_are_answered() -> None:
+    """A terminal of ASCII alone, and a pipe whose reader has gone."""
+    script = f"'{sys.executable}' -m threefold"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    shown = subprocess.run(
+        [sys.executable, "-m", "threefold", "check", "Z\xfcrich-\udce9"], env=environment, capture_output=True
+    )
+    assert (shown.returncode, b"Traceback" in shown.stderr) == (1, False)
+    assert b"Z\\xfcrich" in shown.stderr
+    piped = subprocess.run(f"{script} schema study | true", shell=True, capture_output=True, text=True)
+    assert piped.stderr == ""

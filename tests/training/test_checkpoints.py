@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from threefold.errors import RunError, WeightsError
-from threefold.run import RunFolder
-from threefold.training.checkpoints import load_checkpoint, load_network, remove_unfinished, save_checkpoint
+from threefold.training.checkpoints import load_checkpoint, load_network, save_checkpoint
 
 
 def test_a_checkpoint_comes_back_as_plain_data(tmp_path: Path) -> None:
@@ -81,7 +80,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
 def test_another_file_of_torch_is_no_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     torch.save({"model": {}}, path)
-    with pytest.raises(RunError, match="expected a checkpoint of format 1"):
+    with pytest.raises(RunError, match="expected a checkpoint of format 2"):
         load_checkpoint(path)
 
 
@@ -98,13 +97,18 @@ def test_another_networks_weights_are_refused_with_what_differs(tmp_path: Path) 
     assert torch.equal(network[0].weight, before)
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
-    run.last_checkpoint.parent.mkdir()
-    leftovers = [tmp_path / ".status.json.12.partial", tmp_path / "checkpoints" / ".last.ckpt.12.partial"]
-    kept = [tmp_path / "status.json", run.last_checkpoint]
-    for path in (*leftovers, *kept):
-        path.write_text("x")
-    remove_unfinished(run)
-    assert not any(path.exists() for path in leftovers)
-    assert all(path.exists() for path in kept)
+def test_a_checkpoint_of_before_the_checksums_is_read_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "last.ckpt"
+    torch.save({"format": 1, "epoch": 3}, path)
+    assert load_checkpoint(path)["epoch"] == 3
+    assert "last.ckpt has no checksum" in caplog.text
+
+
+def test_a_checkpoint_that_lost_its_checksum_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    save_checkpoint(path, {"epoch": 3})
+    torch.save(torch.load(path, weights_only=True), path)
+    with pytest.raises(RunError, match=r"last\.ckpt: expected a checksum at its end"):
+        load_checkpoint(path)

@@ -22,6 +22,8 @@ from threefold.training.checkpoints import load_checkpoint
 from threefold.training.run import train
 
 EPOCHS = 4
+PATIENCE = 600
+"""Seconds; on a busy machine a process takes minutes to start."""
 
 # Everything that has a state or draws numbers: momentum, learned weights, augmentation, stochastic depth.
 CHANGES: dict[str, Any] = {
@@ -65,13 +67,13 @@ class Trainee:
         """Wait for messages that begin with `prefix`."""
         seen = 0
         while seen < count:
-            assert self.messages.poll(120), f"no message {prefix!r}"
+            assert self.messages.poll(PATIENCE), f"no message {prefix!r}"
             seen += self.messages.recv().startswith(prefix)
 
     def end(self, sign: signal.Signals) -> int:
         """Send a signal; return the exit code."""
         os.kill(self.process.pid, sign)
-        self.process.join(60)
+        self.process.join(PATIENCE)
         return int(self.process.exitcode)
 
 

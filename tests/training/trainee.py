@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 import threefold.run
 from threefold.cohorts.cohort import read_cohort
 from threefold.experiments import read_experiment
+from threefold.interruption import exit_code_of
 from threefold.training.progress import Silence
 from threefold.training.run import train
 
@@ -52,3 +54,14 @@ def work(experiment: Path, cohort: Path, run: Path, stop_at: str | None, parent:
         parent.send("interrupted")
         return
     parent.send("finished")
+
+
+def lead(experiment: Path, cohort: Path, run: Path, parent: Connection) -> None:
+    """Train as the leader of a new process group; exit as the command does."""
+    os.setsid()
+    torch.set_num_threads(1)
+    try:
+        train(read_experiment(experiment), read_cohort(cohort), run)
+    except KeyboardInterrupt as stop:
+        parent.send("interrupted")
+        sys.exit(exit_code_of(stop))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ from threefold.cohorts.failures import Failures, listed, sparing_others
 from threefold.cohorts.staging import FOLDERS, PROVENANCE_NAME, Staging, row_of
 from threefold.errors import CohortError
 from threefold.images.cache import ContentHashes
-from threefold.run import write_atomically
+from threefold.run import copy_new, write_atomically
+from threefold.validation import read_json
 
 Qualities = Mapping[str, Mapping[str, Any]]
 """Case id to the case's row of quality.csv."""
@@ -122,9 +122,10 @@ def finish(
 def left_out_of(propagated: Cohort) -> Failures:
     """Return why cases were left out of a propagated cohort, by id."""
     provenance = propagated.folder / PROVENANCE_NAME
+    wrote = "Expected what `threefold propagate` wrote."
     try:
-        found = json.loads(provenance.read_text(encoding="utf-8"))["cases"].get("left out", {})
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        found = read_json(provenance, CohortError, wrote)["cases"].get("left out", {})
+    except (KeyError, AttributeError) as error:
         raise CohortError(
             f"{provenance}: can't be read ({error}). Expected what `threefold propagate` wrote."
         ) from error
@@ -144,7 +145,7 @@ def _place_labels(place: Workplace, step: Step) -> None:
 def _copy(source: Path, target: Path) -> None:
     try:
         target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(source, target)
+        copy_new(source, target)
     except OSError as error:
         raise CohortError(f"{target}: can't be written ({error}). Repeat the command.") from error
 

@@ -29,6 +29,7 @@ from threefold.atlases.steps import Step, Steps
 from threefold.atlases.training import build_registration, predict_field, train_registration
 from threefold.atlases.volumes import Volume, carry_labels, prepare, prepare_map, resample
 from threefold.atlases.workplace import Workplace, is_finished, open_workplace, sha256_of_file
+from threefold.checksums import seal_tensors
 from threefold.cohorts.cohort import AtlasSpec, Case, Cohort, read_cohort
 from threefold.cohorts.failures import Failures, is_out_of_memory, listed, sparing_others
 from threefold.cohorts.targets import read_mask, read_structures
@@ -270,7 +271,7 @@ class _Propagation:
             return None
         if self.place.recall(step) is None or not kept.is_file():
             state = {name: values.cpu().contiguous() for name, values in network.state_dict().items()}
-            write_atomically(kept, save(state))
+            write_atomically(kept, seal_tensors(save(state)))
             self.place.remember(step, {"weights_sha256": sha256_of_file(kept)})
         self.done.append(step)
         return network.to(self.device).eval()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from threefold.atlases.refinement import Pair, registration_loss
 from threefold.atlases.spec import PropagationSpec
+from threefold.checksums import note_unchecked, seal_archive, verify_archive, verify_tensors
 from threefold.errors import TrainingError, WeightsError
 from threefold.networks.registration import VoxelMorph, VoxelMorphUnet
 from threefold.run import write_atomically
@@ -34,7 +35,10 @@ def build_registration(spec: PropagationSpec) -> VoxelMorph:
         return network
     path = Path(spec.weights)
     try:
+        verify_tensors(path, WeightsError, "Copy the file again from where it is whole.")
         state = load_file(path)
+    except (WeightsError, MemoryError):
+        raise
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path}: can't be read as safetensors ({error}).") from error
     except Exception as error:  # safetensors' own error class is not public
@@ -118,7 +122,7 @@ def _save(path: Path, network: VoxelMorph, optimiser: torch.optim.Optimizer, epo
     stream = io.BytesIO()
     state = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "epoch": epoch}
     torch.save(state, stream)
-    write_atomically(path, stream.getvalue())
+    write_atomically(path, seal_archive(stream.getvalue()))
 
 
 def _resume(path: Path, network: VoxelMorph, optimiser: torch.optim.Optimizer) -> int:
@@ -126,9 +130,13 @@ def _resume(path: Path, network: VoxelMorph, optimiser: torch.optim.Optimizer) -
     if not path.exists():
         return 0
     try:
+        if not verify_archive(path, WeightsError, "Delete it; training then starts anew."):
+            note_unchecked(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict(state["network"])
         optimiser.load_state_dict(state["optimiser"])
         return int(state["epoch"])
+    except (WeightsError, MemoryError):
+        raise
     except Exception as error:
         raise WeightsError(f"{path}: is damaged ({error}). Delete it; training then starts anew.") from error

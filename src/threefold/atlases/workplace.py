@@ -26,7 +26,7 @@ from threefold.atlases.steps import Step
 from threefold.cohorts.cohort import SPEC_NAME, TABLE_NAME
 from threefold.cohorts.staging import FOLDERS, PROVENANCE_NAME
 from threefold.errors import CohortError
-from threefold.run import alone_in, refuse_current_folder, write_atomically
+from threefold.run import alone_in, copy_new, put_in_place, refuse_current_folder, write_atomically
 
 STEPS_NAME = "steps.json"
 WEIGHTS_NAME = "registration/weights.safetensors"
@@ -103,8 +103,8 @@ class Workplace:
         earlier = _earlier(self.out)
         try:
             if self.out.is_dir() and any(self.out.iterdir()):
-                self.out.replace(earlier)
-            self.folder.replace(self.out)
+                put_in_place(self.out, earlier)
+            put_in_place(self.folder, self.out)
         except OSError as error:
             raise CohortError(
                 f"{self.out}: can't be made ({error}); the work is in {self.folder}. Repeat the command."
@@ -185,9 +185,9 @@ def _take_over(place: Workplace) -> None:
         note, labels = place.file(step, ".json"), place.file(step, ".nii.gz")
         try:
             if step.kind == "registration" and "labels_sha256" in record.values:
-                shutil.copyfile(place.out / FOLDERS["structures"] / f"{step.of}.nii.gz", labels)
+                copy_new(place.out / FOLDERS["structures"] / f"{step.of}.nii.gz", labels)
             if step.kind == "network" and "weights_sha256" in record.values:
-                shutil.copyfile(place.out / WEIGHTS_NAME, place.file(step, ".safetensors"))
+                copy_new(place.out / WEIGHTS_NAME, place.file(step, ".safetensors"))
         except OSError:
             continue  # that step is done again
         if not note.exists():

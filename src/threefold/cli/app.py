@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +15,8 @@ from threefold.cli.demo import demo
 from threefold.cli.evaluate import evaluate
 from threefold.cli.explain import explain
 from threefold.cli.exporting import exporting
+from threefold.cli.failures import explained
+from threefold.cli.finish import finish
 from threefold.cli.importing import importing
 from threefold.cli.phantom import phantom
 from threefold.cli.predict import predict
@@ -29,13 +29,10 @@ from threefold.cli.schema import schema
 from threefold.cli.similarity import similarity
 from threefold.cli.study import study
 from threefold.cli.train import train
-from threefold.errors import ThreefoldError
-
-_DISK_REFUSES = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EPERM, errno.EROFS)
 
 
 class _Verbs(TyperGroup):
-    """All verbs: each may be stopped by Ctrl-C or SIGTERM, says so and exits with 130."""
+    """All verbs: each may be stopped by Ctrl-C, SIGTERM or SIGHUP, says so, and exits with its code."""
 
     def invoke(self, ctx: Any) -> Any:
         with interruptible("interrupted."):
@@ -75,6 +72,7 @@ app.command()(check)
 app.command()(propagate)
 app.command()(degrade)
 app.command()(train)
+app.command()(finish)
 app.command()(chain)
 app.command()(evaluate)
 app.command()(explain)
@@ -91,19 +89,6 @@ app.command()(schema)
 
 
 def main() -> None:
-    """Run the program; an error that a user can act on is printed alone, with its exit code."""
-    try:
+    """Run the program; an error is printed alone, with its exit code."""
+    with explained():
         app()
-    except ThreefoldError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        if error.errno not in _DISK_REFUSES:
-            raise
-        where = "" if error.filename is None else f"{error.filename}: "
-        print(
-            f"error: {where}the disk refuses ({error.strerror}). Free space or fix the permission, then "
-            "repeat the command.",
-            file=sys.stderr,
-        )
-        sys.exit(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +11,8 @@ import typer
 
 from threefold.cli.options import AllowOutside
 from threefold.cli.progress import progress_of
-from threefold.errors import UsageError
+from threefold.errors import CohortError, UsageError
+from threefold.validation import read_json
 
 if TYPE_CHECKING:
     from threefold.cohorts.cohort import Cohort
@@ -294,7 +294,8 @@ def _pairs(values: Sequence[str] | None, option: str) -> dict[str, str]:
 def _say(cohort: Cohort) -> None:
     patients = len({case.patient_id for case in cohort.cases})
     typer.echo(f"{cohort.folder}: {len(cohort.cases)} cases of {patients} patients")
-    left_out = json.loads((cohort.folder / "provenance.json").read_text("utf-8")).get("left out", ())
+    provenance = read_json(cohort.folder / "provenance.json", CohortError, "Import the cohort again.")
+    left_out = provenance.get("left out", ())
     if left_out:
         typer.echo(f"Left out: {len(left_out)}; provenance.json says which and why.")
     typer.echo(f"Next: threefold check {cohort.folder}")

@@ -172,19 +172,14 @@ def _make(
 
 
 def _changes(settings: list[str]) -> dict[str, Any]:
-    import yaml
+    from threefold.validation import yaml_value
 
     changes: dict[str, Any] = {}
     for setting in settings:
         key, separator, text = setting.partition("=")
         if not separator or not key:
             raise UsageError(f"'{setting}': expected KEY=VALUE, for example noise=0.5.")
-        try:
-            changes[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UsageError(
-                f"'{setting}': the value is not valid YAML; expected a number, a word or [low, high]."
-            ) from None
+        changes[key] = yaml_value(text, f"'{setting}'", UsageError)
     return changes
 
 

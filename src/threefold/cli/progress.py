@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from threefold.interruption import terminating_as_interrupt
+from threefold.interruption import exit_code_of, terminating_as_interrupt
 
 if TYPE_CHECKING:
     from threefold.training.progress import TrainingProgress
@@ -41,7 +41,7 @@ def progress_of(what: str) -> Iterator[Progress]:
 def resumable(
     progress: TrainingProgress, said: str = "interrupted. The same command goes on where it was."
 ) -> Iterator[None]:
-    """Give the terminal back at the end; an interruption is answered in words and with exit status 130."""
+    """Give the terminal back at the end; an interruption is answered in words and by the exit status."""
     with interruptible(said):
         try:
             yield
@@ -51,15 +51,15 @@ def resumable(
 
 @contextmanager
 def interruptible(said: str = "interrupted. The same command goes on where it was.") -> Iterator[None]:
-    """Answer Ctrl-C and SIGTERM in words and with exit status 130."""
+    """Answer a signal in words and by the exit status: 130 of Ctrl-C, 143 of SIGTERM, 129 of SIGHUP."""
     import typer
 
     try:
         with terminating_as_interrupt():
             yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         typer.echo(said, err=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(exit_code_of(stop)) from None
 
 
 def count(number: int, what: str) -> str:

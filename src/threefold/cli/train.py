@@ -43,7 +43,8 @@ def train(
     """Train a recipe on a cohort; the run folder holds everything that it leaves.
 
     The exit status is 0 where the run is finished, 1 where data or training failed, 2 where the command or
-    the experiment is wrong, and 130 where a signal (Ctrl-C, SIGTERM) stopped it: what was trained is kept.
+    the experiment is wrong, and 130, 143 or 129 where Ctrl-C, SIGTERM or SIGHUP stopped it: what was trained
+    is kept, and `threefold finish RUN` makes a run of it.
 
     Example: `threefold train hematoma/mtl-cls-seg-rec --cohort my-cohort --out my-run training.epochs=50`
     """

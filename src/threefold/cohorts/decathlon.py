@@ -34,7 +34,7 @@ from threefold.cohorts.staging import FOLDERS, Staging, ending, finished, stagin
 from threefold.errors import CohortError, ImageError
 from threefold.experiment import Part
 from threefold.images.reading import read_header, read_label_map
-from threefold.validation import did_you_mean, parse_spec
+from threefold.validation import did_you_mean, parse_spec, read_json
 
 EXTRA = "threefold"
 """Key, of the file and of each entry, of what the published reader does not know."""
@@ -114,13 +114,8 @@ def import_decathlon(
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise CohortError(f"{path}: can't be read ({error.strerror or error}).") from error
-    except ValueError as error:
-        raise CohortError(f"{path}: not JSON ({error}). Correct the file there.") from None
-    if not isinstance(content, dict) or not any(name in content for name in (*LISTS, *_OTHER_NAMES)):
+    content = read_json(path, CohortError, "Correct the file there.")
+    if not any(name in content for name in (*LISTS, *_OTHER_NAMES)):
         raise CohortError(f"{path}: expected the lists {', '.join(LISTS)}, found none of them.")
     return content
 

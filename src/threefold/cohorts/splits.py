@@ -188,14 +188,16 @@ def read_split(path: Path) -> Split:
         RunError: naming the file and the row, if it is not a split.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"{path}: the split can't be read ({error}).") from error
     kind, leaking, table = (*text.split("\n", 2), "", "")[:3]
     try:
         patients = tuple(json.loads(leaking.removeprefix("# leaking patients: ")))
         header, *rows = csv.reader(io.StringIO(table, newline=""), strict=True)
-    except (ValueError, TypeError, csv.Error):
+        if not all(isinstance(name, str) for name in patients):
+            raise TypeError
+    except (ValueError, TypeError, RecursionError, csv.Error):
         header, rows, patients = [], [], ()
     if not kind.startswith("# kind: ") or tuple(header) != _HEADER:
         raise RunError(

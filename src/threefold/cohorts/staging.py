@@ -15,7 +15,7 @@ from typing import Any
 from threefold.cohorts.cohort import Case, Cohort, CohortSpec, read_cohort, write_cohort
 from threefold.cohorts.table import case_id_problems
 from threefold.errors import CohortError, ImageError
-from threefold.run import whole_folder
+from threefold.run import copy_new, whole_folder, write_atomically
 
 PROVENANCE_NAME = "provenance.json"
 FOLDERS = {"image": "images", "mask": "masks", "structures": "structures", "reference": "reference"}
@@ -104,7 +104,7 @@ class Staging:
             if source.is_dir():
                 _copy_series(source, into)
             else:
-                shutil.copy2(source, into)
+                copy_new(source, into)
         except (OSError, shutil.Error) as error:
             # What was copied of it is no case's file.
             shutil.rmtree(into, ignore_errors=True)
@@ -121,8 +121,7 @@ class Staging:
     ) -> None:
         """Write cohort.yaml, cases.csv and provenance.json (where the cases come from, what was assumed)."""
         write_cohort(self.folder, spec, rows, allow_outside=allow_outside)
-        content = json.dumps(provenance, indent=2) + "\n"
-        (self.folder / PROVENANCE_NAME).write_text(content, encoding="utf-8", newline="\n")
+        write_atomically(self.folder / PROVENANCE_NAME, json.dumps(provenance, indent=2) + "\n")
 
 
 def _require_regular(source: Path) -> None:
@@ -142,7 +141,7 @@ def _copy_series(source: Path, target: Path) -> None:
     target.mkdir()
     for path in sorted(source.iterdir()):
         if path.is_file():
-            shutil.copy2(path, target / path.name)
+            copy_new(path, target / path.name)
 
 
 def check_case_id(case_id: str) -> None:

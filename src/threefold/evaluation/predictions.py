@@ -25,8 +25,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from threefold.checksums import verify_table, write_table
 from threefold.errors import PredictionsError
-from threefold.run import write_atomically
 from threefold.validation import did_you_mean
 
 PARTS = ("train", "validation", "test")
@@ -34,6 +34,12 @@ TEXT_COLUMNS = ("case_id", "patient_id", "site", "site_group", "part", "label")
 MASK_COLUMNS = ("mask_truth_voxels", "mask_predicted_voxels", "mask_overlap_voxels")
 RECONSTRUCTION_COLUMNS = ("psnr", "ssim")
 PROBABILITY_PREFIX = "probability_"
+
+CHANGED = (
+    "Where you changed it on purpose, delete the checksum and repeat the command; else copy both files "
+    "again, or make a run's own anew with `threefold finish RUN`."
+)
+"""What to do with a table that is not what was written."""
 
 # Room for probabilities that were printed with three digits or computed in bf16.
 SUM_TOLERANCE = 5e-3
@@ -93,6 +99,7 @@ def read_predictions(
     Raises:
         PredictionsError: naming the file, column, case, what was expected and what was found.
     """
+    verify_table(path, PredictionsError, CHANGED)
     try:
         # As text: '007' stays '007', and a class named NA or None stays a name.
         # The header is read as a row, or pandas would rename a column that is there twice, and take the
@@ -111,9 +118,9 @@ def read_predictions(
 
 
 def write_predictions(table: pd.DataFrame, path: Path) -> None:
-    """Write a table of predictions (CSV) in one step; a reader sees the old file or the new one."""
+    """Write a table of predictions (CSV) in one step, and its checksum beside it."""
     widened = table.astype(dict.fromkeys(table.select_dtypes(np.floating).columns, np.float64))
-    write_atomically(path, widened.to_csv(index=False, lineterminator="\n"))
+    write_table(path, widened.to_csv(index=False, lineterminator="\n"))
 
 
 def validate(

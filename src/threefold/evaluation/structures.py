@@ -22,9 +22,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from threefold.checksums import verify_table
 from threefold.errors import PredictionsError
 from threefold.evaluation.overlap import dice
-from threefold.evaluation.predictions import Predictions
+from threefold.evaluation.predictions import CHANGED, Predictions
 from threefold.evaluation.structure_measures import UNION
 
 Floats = NDArray[np.float64]
@@ -60,6 +61,7 @@ def read_structures_table(path: Path) -> pd.DataFrame:
     Raises:
         PredictionsError: naming the file, the column and the case.
     """
+    verify_table(path, PredictionsError, CHANGED)
     try:
         # As text, like the table of predictions: case '007' stays '007', a structure named NA stays a name.
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")

@@ -9,12 +9,10 @@ for prediction in Predictor.from_run("my-run").predict(["scan.nii.gz", "folder"]
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -31,8 +29,8 @@ from threefold.inference.sources import Inputs, Source, find_sources, prepare, r
 from threefold.inference.structures import topology_columns
 from threefold.networks.build import build_network
 from threefold.networks.pretrained import load_pretrained
-from threefold.run import RunFolder
-from threefold.validation import parse_spec
+from threefold.run import COPY_AGAIN, RunFolder
+from threefold.validation import parse_spec, read_json
 
 OnError = Callable[[Source, ImageError], None]
 """Called with a source that can't be predicted and why; the others go on."""
@@ -234,22 +232,14 @@ def _device(name: str) -> torch.device:
 
 
 def _read_cohort_spec(folder: RunFolder) -> CohortSpec:
-    content = _read_json(folder.cohort)
-    return parse_spec(CohortSpec, content.get("spec", {}), where=str(folder.cohort), error=RunError)
+    spec = folder.read_cohort()["spec"]
+    return parse_spec(CohortSpec, spec, where=str(folder.cohort), error=RunError)
 
 
 def _version(folder: RunFolder) -> str:
     description = folder.weights.with_suffix(".json")
-    trained_with = _read_json(description).get("version", "?") if description.is_file() else "?"
+    trained_with = "?"
+    if description.is_file():
+        trained_with = read_json(description, RunError, COPY_AGAIN).get("version", "?")
     digest = hashlib.sha256(folder.weights.read_bytes()).hexdigest()
     return f"{trained_with}+{digest[:12]}"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise RunError(
-            f"{path}: can't be read ({error}). Expected the file that `threefold train` wrote; copy the run "
-            "folder again."
-        ) from error

@@ -5,17 +5,16 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from threefold.checksums import note_unchecked, verify_archive, verify_tensors
 from threefold.errors import WeightsError
 from threefold.networks.cascade import Cascade
 from threefold.networks.joint import JointSwin
@@ -25,6 +24,7 @@ from threefold.run import RunFolder
 
 _CONTAINERS = ("model", "state_dict", "network")  # where a checkpoint keeps its weights, if not at the top
 _WRAPPERS = re.compile(r"^(module\.|swin_unet\.|network\.)+")  # prefixes of the networks around the network
+_COPY_AGAIN = "Copy the file again from where it is whole."
 _DERIVED = ("attn_mask", "relative_position_index")  # published buffers that follow from the sizes
 
 
@@ -123,9 +123,14 @@ def _read(path: Path) -> dict[str, Tensor]:
         )
     try:
         if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+            checked = verify_tensors(path, WeightsError, _COPY_AGAIN)
+            content: object = load_file(path)
+        else:
+            checked = verify_archive(path, WeightsError, _COPY_AGAIN)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (WeightsError, MemoryError):
+        raise
+    except Exception as error:  # what the libraries raise on bytes that are no checkpoint is not documented
         # The first sentence: torch goes on to advise reading the file unsafely.
         reason = str(error).strip().split("\n")[0].split(". ")[0]
         raise WeightsError(
@@ -133,6 +138,8 @@ def _read(path: Path) -> dict[str, Tensor]:
             ".safetensors file or a .pth file that torch.load reads with weights_only=True; files that "
             "hold other Python objects must be saved anew as a plain state dict."
         ) from error
+    if not checked and path == RunFolder(path.parent).weights and path.with_suffix(".json").is_file():
+        note_unchecked(path)
     for container in _CONTAINERS:
         if isinstance(content, Mapping) and isinstance(content.get(container), Mapping):
             content = content[container]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from threefold.errors import CohortError
 from threefold.phantoms.parameters_file import PARAMETERS, read_parameters
 from threefold.phantoms.phantom import Counterfactuals
 from threefold.phantoms.registry import PHANTOMS
+from threefold.validation import read_table
 
 _DIFFERS_AT_MOST = 0.02
 """Share of the pixels that another processor's rounding may change; other parameters change nearly all."""
@@ -91,7 +91,12 @@ def _truth(folder: Path) -> Mapping[str, dict[str, Path]]:
     path = folder / "truth.csv"
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    columns = [name for name in (rows[0] if rows else {}) if name != "case_id"]
-    return {name: {row["case_id"]: folder / row[name] for row in rows if row[name]} for name in columns}
+    again = "Make the cohort again with `threefold phantom`."
+    rows = read_table(path, CohortError, again, dtype=str, keep_default_na=False)
+    if "case_id" not in rows:
+        raise CohortError(f"{path}: expected a column case_id. {again}")
+    cases = list(rows.pop("case_id"))
+    return {
+        str(name): {case: folder / file for case, file in zip(cases, files, strict=True) if file}
+        for name, files in rows.items()
+    }

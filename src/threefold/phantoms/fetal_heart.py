@@ -33,7 +33,7 @@ from threefold.phantoms.parameters_file import write_parameters
 from threefold.phantoms.phantom import Phantom, Progress
 from threefold.phantoms.sites import site_groups
 from threefold.phantoms.tube_rendering import FAR, Grid, Volume, cover, distances, inside
-from threefold.run import whole_folder
+from threefold.run import whole_folder, write_new
 
 __all__ = [
     "FETAL_HEART",
@@ -240,7 +240,7 @@ def _write(folder: Path, spec: FetalHeartSpec, seed: int, progress: Progress | N
 
 
 def _write_volume(path: Path, volume: NDArray[Any], rendering: FetalRendering) -> None:
-    path.write_bytes(encode_nifti(volume, rendering.affine))
+    write_new(path, encode_nifti(volume, rendering.affine))
 
 
 def preview(rendering: FetalRendering, case: FetalCase) -> NDArray[np.uint8]:

@@ -8,6 +8,7 @@ and `make_head_ct_cohort` writes a cohort. A case can be rendered again with one
 from __future__ import annotations
 
 import csv
+import io
 import math
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -28,7 +29,7 @@ from threefold.phantoms.hematoma import draw_hematoma
 from threefold.phantoms.parameters_file import write_parameters
 from threefold.phantoms.phantom import Counterfactuals, Phantom, Progress, Switch
 from threefold.phantoms.sites import site_groups, site_name
-from threefold.run import whole_folder
+from threefold.run import whole_folder, write_new
 
 __all__ = [
     "HEAD_CT",
@@ -186,14 +187,13 @@ def _write(
         rendering = render_case(case)
         file = f"{case.case_id}.nii.gz"
         mask = None
-        # The whole folder is renamed at the end, so that its files need no flushing one by one.
-        (folder / "images" / file).write_bytes(encode_nifti(rendering.hu, rendering.affine))
+        write_new(folder / "images" / file, encode_nifti(rendering.hu, rendering.affine))
         hematoma = encode_nifti(rendering.hematoma, rendering.affine)
-        (folder / "truth/hematoma" / file).write_bytes(hematoma)
-        (folder / "truth/marker" / file).write_bytes(encode_nifti(rendering.marker, rendering.affine))
+        write_new(folder / "truth/hematoma" / file, hematoma)
+        write_new(folder / "truth/marker" / file, encode_nifti(rendering.marker, rendering.affine))
         if case.site in masked:
             mask = f"masks/{file}"
-            (folder / mask).write_bytes(hematoma)
+            write_new(folder / mask, hematoma)
         rows.append(
             {
                 "case_id": case.case_id,
@@ -214,10 +214,11 @@ def _write(
         if progress is not None:
             progress(done, len(cases))
     write_parameters(folder, spec, seed, cases)
-    with (folder / "truth.csv").open("w", encoding="utf-8", newline="") as stream:
-        table = csv.writer(stream, lineterminator="\n")
-        table.writerow(("case_id", "hematoma", "marker"))
-        table.writerows(truth)
+    stream = io.StringIO()
+    table = csv.writer(stream, lineterminator="\n")
+    table.writerow(("case_id", "hematoma", "marker"))
+    table.writerows(truth)
+    write_new(folder / "truth.csv", stream.getvalue())
     write_cohort(folder, _cohort_spec(spec, seed), rows)
 
 

@@ -25,7 +25,7 @@ from threefold.phantoms.parameters_file import write_parameters
 from threefold.phantoms.phantom import Counterfactuals, Phantom, Progress, Switch
 from threefold.phantoms.planted import labels_and_agreement
 from threefold.phantoms.sites import site_groups, site_name
-from threefold.run import whole_folder
+from threefold.run import whole_folder, write_new
 
 KINDS = ("three-lobed", "five-lobed")
 INTERNAL_SITES = 4
@@ -281,7 +281,7 @@ def _write(folder: Path, spec: ObjectBackgroundSpec, seed: int, progress: Progre
         write_png(folder / "previews" / f"{site}.png", np.hstack(pictures[:_SHEET]))
     write_parameters(folder, spec, seed, cases)
     truth = "".join(f"{case.case_id},truth/{case.case_id}.png\n" for case in cases)
-    (folder / "truth.csv").write_text(f"case_id,object\n{truth}", encoding="utf-8", newline="\n")
+    write_new(folder / "truth.csv", f"case_id,object\n{truth}")
     write_cohort(folder, _cohort_spec(spec, seed), rows)
 
 

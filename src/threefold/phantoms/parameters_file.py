@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from threefold.errors import CohortError
 from threefold.experiment import Spec
+from threefold.run import write_new
+from threefold.validation import read_json
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -37,8 +39,7 @@ def write_parameters(
     """
     head = json.dumps({"spec": spec.model_dump(mode="json"), "seed": seed, **(facts or {})})
     lines = ",\n".join(json.dumps(asdict(case)) for case in cases)
-    content = f'{head[:-1]}, "cases": [\n{lines}\n]}}\n'
-    (folder / PARAMETERS).write_text(content, encoding="utf-8", newline="\n")
+    write_new(folder / PARAMETERS, f'{head[:-1]}, "cases": [\n{lines}\n]}}\n')
 
 
 def read_parameters(folder: Path, case: type[C]) -> tuple[C, ...]:
@@ -57,7 +58,7 @@ def read_parameters(folder: Path, case: type[C]) -> tuple[C, ...]:
     if not path.is_file():
         raise CohortError(f"{path}: not found. Expected a folder that `threefold phantom` made.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, CohortError, "Make the cohort again with `threefold phantom`.")
         return TypeAdapter(tuple[case, ...]).validate_python(content["cases"])  # type: ignore[valid-type]
     except (ValueError, KeyError, TypeError) as error:
         raise CohortError(

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from threefold.cohorts.cohort import Case, Cohort, CohortSpec
 from threefold.cohorts.samples import read_image_only
 from threefold.cohorts.targets import read_mask
+from threefold.errors import RunError, bounded
 from threefold.evaluation.evaluate import Evaluation, evaluate
 from threefold.evaluation.overlap import dice
 from threefold.evaluation.predictions import Predictions, probability_column
@@ -41,6 +43,10 @@ from threefold.reporting.tables import write_tables
 from threefold.reporting.volume_examples import choose_volumes
 from threefold.reporting.volume_figures import VolumeExample, volume_figure
 from threefold.run import RunFolder, or_removed, write_atomically
+from threefold.validation import read_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _EXAMPLES_PER_ROW = 6
 
@@ -87,7 +93,7 @@ def write_report(
         "roc": roc_figure(predictions, spec),
         "calibration": calibration_figure(predictions, spec),
         "shift": shift_figure(evaluation),
-        "losses": loss_figure(pd.read_csv(history)) if history is not None and history.is_file() else None,
+        "losses": _losses(history) if history is not None and history.is_file() else None,
         "confusion": confusion_figure(predictions, threshold=evaluation.threshold) if several else None,
         "examples": examples_figure(slices),
     }
@@ -210,3 +216,17 @@ def _example(
         counts = (row[f"mask_{what}_voxels"] for what in ("truth", "predicted", "overlap"))
         lines.append(f"Dice {float(dice(*(np.array([float(c)]) for c in counts))[0]):.2f}")
     return Example("\n".join(lines), array[0], truth, predicted)
+
+
+def _losses(history: Path) -> Figure | None:
+    """Return the figure of a run's metrics.csv.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    remedy = "Put it back, or remove it: the figure of the losses is then left out."
+    table = read_table(history, RunError, remedy)
+    try:
+        return loss_figure(table.astype(float))
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{history}: not losses by epoch ({bounded(str(error))}). {remedy}") from error

@@ -20,6 +20,7 @@ from threefold.studies.protocol import read_protocol
 from threefold.studies.reliance import TABLES
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import plan_runs
+from threefold.validation import read_json, read_yaml
 
 _OF_STUDY = ("study.yaml", "protocol.json", "cohorts/*.json", "labels/*.json", "labels/*/*.csv")
 
@@ -111,13 +112,16 @@ def _tables(run: RunFolder) -> tuple[Path, ...]:
     )
 
 
+_AGAIN = "Put it back, or pack without that run."
+
+
 def _portable(path: Path, home: Path) -> bytes:
     """Return a file's content, its paths of this machine cut."""
     if path.suffix == ".json":
-        content = _cut(json.loads(path.read_text(encoding="utf-8")), home)
+        content = _cut(read_json(path, RunError, _AGAIN), home)
         return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
     if path.suffix == ".yaml":
-        content = _cut(yaml.safe_load(path.read_text(encoding="utf-8")), home)
+        content = _cut(read_yaml(path, RunError), home)
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100).encode()
     return path.read_bytes()
 

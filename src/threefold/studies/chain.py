@@ -30,6 +30,7 @@ from threefold.training.lineage import seen_of
 from threefold.training.progress import TrainingProgress
 from threefold.training.requirements import require_settings, require_split
 from threefold.training.run import train
+from threefold.validation import read_table
 
 
 @dataclass(frozen=True)
@@ -185,8 +186,10 @@ def _stage_splits(chain: Chain, cohort: Cohort) -> dict[str, Split]:
 
 def _gains(propagated: Cohort, reports: Mapping[str, Report], spec: EvaluationSpec) -> Iterator[Gain]:
     """Yield what registration gains over affine alignment, and each stage over propagation alone."""
-    quality = pd.read_csv(
+    quality = read_table(
         propagated.folder / QUALITY_NAME,
+        CohortError,
+        "It is of the propagation: put it back, or propagate again.",
         dtype={"case_id": str},
         keep_default_na=False,  # a case may be named NA
         na_values={name: [""] for name in MEASURES},

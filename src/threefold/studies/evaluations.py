@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from threefold.checksums import checksum_of, note_unchecked
 from threefold.cohorts.cohort import Cohort, CohortSpec, fingerprint, read_cohort
 from threefold.cohorts.splits import Split, read_split
 from threefold.errors import CohortError, PredictionsError, RunError
@@ -17,6 +18,7 @@ from threefold.experiments import read_experiment
 from threefold.reporting.run_report import Report, choose_examples, write_report
 from threefold.run import RunFolder, make_folder, write_atomically
 from threefold.studies.chain_spec import PROPAGATION
+from threefold.studies.notices import stopped_early
 from threefold.validation import parse_spec
 
 Progress = Callable[[int, int], None]
@@ -68,6 +70,11 @@ def read_run_predictions(run: RunFolder) -> Predictions:
         positive=_positive(trained, experiment),
         leaks=read_split(run.split).leaks,
     )
+    if not checksum_of(run.predictions).is_file():
+        note_unchecked(run.predictions)
+    early = stopped_early(status)
+    if early is not None:
+        predictions = replace(predictions, notes=(*predictions.notes, early))
     return _with_structures(predictions, run)
 
 
@@ -237,7 +244,7 @@ def _claim(out: RunFolder, cohort: Cohort) -> None:
     """Make the folder of a cohort's evaluation; it is made anew for the same cohort alone."""
     found = fingerprint(cohort)
     if out.cohort.is_file():
-        known = json.loads(out.cohort.read_text(encoding="utf-8"))
+        known = out.read_cohort()
         if known["fingerprint"] != found:
             raise RunError(
                 f"{out.path}: holds the evaluation of another cohort ('{known['name']}' of "
@@ -252,15 +259,11 @@ def _claim(out: RunFolder, cohort: Cohort) -> None:
 
 def of_run(run: RunFolder) -> tuple[Experiment, CohortSpec, Path]:
     """Return a run's experiment, the meaning of its cohort, and where that was."""
-    try:
-        described: Mapping[str, Any] = json.loads(run.cohort.read_text(encoding="utf-8"))
-        spec, folder = described["spec"], Path(described["folder"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{run.cohort}: expected the cohort that the run was trained on ({error}).") from error
+    described = run.read_cohort()
     return (
         read_experiment(run.experiment),
-        parse_spec(CohortSpec, spec, where=str(run.cohort), error=RunError),
-        folder,
+        parse_spec(CohortSpec, described["spec"], where=str(run.cohort), error=RunError),
+        Path(described["folder"]),
     )
 
 
@@ -296,7 +299,7 @@ def cohort_of_run(run: RunFolder, given: Cohort | None = None) -> Cohort:
             f"{run.path}: the cohort that it was trained on can't be read ({error}). Where it was moved, "
             "name its folder with --cohort."
         ) from error
-    if fingerprint(cohort) != json.loads(run.cohort.read_text(encoding="utf-8"))["fingerprint"]:
+    if fingerprint(cohort) != run.read_cohort()["fingerprint"]:
         raise CohortError(
             f"{cohort.folder}: not the cohort that {run.path} was trained on, or its cohort.yaml or cases.csv"
             " changed since. Put the cohort of then back, or name it with --cohort where it was moved."

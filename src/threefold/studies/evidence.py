@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ from threefold.reporting.figures import save
 from threefold.run import RunFolder, or_removed, write_atomically
 from threefold.studies.evaluations import cohort_of_run, read_run_predictions
 from threefold.studies.probing import Probed, probe_run
+from threefold.validation import read_table
 
 if TYPE_CHECKING:
     from threefold.cohorts.cohort import Case, Cohort
@@ -109,15 +110,15 @@ def read_evidence(run: RunFolder) -> pd.DataFrame:
     """
     if not run.evidence.is_file():
         return pd.DataFrame()
+    again = f"Remove it and run `threefold explain {run.path}`."
+    options: dict[str, Any] = {"dtype": {"case_id": str}, "keep_default_na": False, "na_values": [""]}
+    table = read_table(run.evidence, PredictionsError, again, **options)
     try:
-        table = pd.read_csv(run.evidence, dtype={"case_id": str}, keep_default_na=False, na_values=[""])
         if table["case_id"].duplicated().any():
             raise ValueError("a case is there twice")
         return table.set_index("case_id").astype(np.float64)
-    except (OSError, ValueError, KeyError) as error:
-        raise PredictionsError(
-            f"{run.evidence}: can't be read ({error}). Remove it and run `threefold explain {run.path}`."
-        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise PredictionsError(f"{run.evidence}: can't be read ({error}). {again}") from error
 
 
 def _notes(explainer: Explainer, cases: int, larger: int, *, measured: bool) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from threefold.cohorts.splits import Split
 from threefold.reporting.html import Notice
@@ -46,6 +47,17 @@ def shared_patients(split: Split) -> str:
 def left_by(verb: str, run: RunFolder) -> Path:
     """Return a file that is there once `evaluate` or `explain` has been through a run."""
     return {"evaluate": run.tables / "metrics.json", "explain": run.evidence}[verb]
+
+
+def stopped_early(status: Mapping[str, Any]) -> str | None:
+    """Return that a run was finished before its training was, in a sentence; None where it was not."""
+    early = status.get("stopped_early")
+    if not early:
+        return None
+    return (
+        f"The training stopped ({early['state']}) after {early['epochs']} of {early['of']} epochs; "
+        f"`threefold finish` made a run of its best epoch until then, {status['best_epoch']}."
+    )
 
 
 def stale_tables(run: RunFolder) -> Iterator[Notice]:

@@ -139,7 +139,7 @@ def read_protocol(folder: StudyFolder) -> Protocol:
         return Protocol(lines=tuple(unknown))
     try:
         return Protocol.model_validate_json(folder.protocol.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(
             f"{folder.protocol}: can't be read ({error}). It says when each claim was written down. Put a "
             "copy of it back, or run the study in a new --out."

@@ -14,6 +14,7 @@ from threefold.run import RunFolder
 from threefold.studies.probing import SHORTCUT
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import RunPlan
+from threefold.validation import read_table
 
 _COLUMNS: dict[str, tuple[str, dict[str, Any]]] = {
     "worst group": ("shortcut", {"column": SHORTCUT, "worst": True, "metric": "accuracy"}),
@@ -74,7 +75,7 @@ def _of_run(run: RunFolder) -> Iterator[tuple[tuple[str, str], float]]:
         if not path.is_file():
             continue
         try:
-            rows = _rows(pd.read_csv(path), what, wanted)
+            rows = _rows(read_table(path, PredictionsError, ""), what, wanted)
             for group, value in zip(rows["group"], rows["value"], strict=True):
                 if not pd.isna(value):
                     yield (str(group), what), float(value)

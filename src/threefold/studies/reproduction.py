@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from threefold.cohorts.cohort import read_cohort
-from threefold.errors import CohortError
+from threefold.errors import CohortError, RunError
 from threefold.experiment import Experiment
 from threefold.reporting.html import Block, Code, Folded, Heading, Text
 from threefold.run import RunFolder
 from threefold.studies.evaluations import cohort_if_there
+from threefold.validation import read_json, read_text
+
+_STUDY_AND_RUN = 3
+"""Words of a study's own process: the program, the study, the run."""
 
 
 def environment_facts(run: RunFolder) -> Iterator[tuple[str, str]]:
@@ -24,13 +27,15 @@ def environment_facts(run: RunFolder) -> Iterator[tuple[str, str]]:
         return
     yield "started", str(found.get("started", ""))
     yield "python", str(found.get("python", ""))
-    for name, version in dict(found.get("packages") or {}).items():
+    packages = found.get("packages")
+    for name, version in packages.items() if isinstance(packages, dict) else ():
         if version is not None:
             yield str(name), str(version)
     yield "platform", str(found.get("platform", ""))
     cores, threads = found.get("cores"), found.get("threads")
     yield "processor", f"{found.get('processor', '')}, {cores} cores, {threads} threads"
-    yield "GPUs", ", ".join(map(str, found.get("gpus") or [])) or "none"
+    gpus = found.get("gpus")
+    yield "GPUs", ", ".join(map(str, gpus if isinstance(gpus, list) else ())) or "none"
 
 
 def reproduction(run: RunFolder, experiment: Experiment, home: Path) -> Iterator[Block]:
@@ -42,6 +47,7 @@ def reproduction(run: RunFolder, experiment: Experiment, home: Path) -> Iterator
         home: where the cohort was.
     """
     command = _environment(run).get("command")
+    command = command if isinstance(command, list | str) else None
     if command:
         yield Heading("As it was run")
         yield Code(typed(command))
@@ -59,8 +65,8 @@ def reproduction(run: RunFolder, experiment: Experiment, home: Path) -> Iterator
         "the experiment. On the CPU with as many threads, the weights are the same."
     )
     try:
-        written = run.experiment.read_text(encoding="utf-8")
-    except OSError:
+        written = read_text(run.experiment, RunError)
+    except RunError:
         return
     yield Folded("The experiment as run, every default written out", (Code(written),))
 
@@ -78,7 +84,7 @@ def typed(command: object) -> str:
     """Return what a user types for it, from the arguments of the process: not where the program lies."""
     words = [str(word) for word in command] if isinstance(command, list) else [str(command)]
     program = Path(words[0]).name if words else ""
-    if program == "study_worker.py":
+    if program == "study_worker.py" and len(words) == _STUDY_AND_RUN:
         study, run = words[1:]
         words[1:] = ["study", "run", f"{study}/study.yaml", "--out", study, "--only", run]
     return shlex.join(["threefold", *words[1:]])
@@ -86,6 +92,6 @@ def typed(command: object) -> str:
 
 def _environment(run: RunFolder) -> dict[str, Any]:
     try:
-        return dict(json.loads(run.environment.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return read_json(run.environment, RunError, "")
+    except RunError:
         return {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,8 +21,9 @@ from threefold.reporting.table import Table, cell
 from threefold.run import RunFolder
 from threefold.studies.audit_section import AUDIT, audit_blocks
 from threefold.studies.evaluations import cohort_if_there, of_run
-from threefold.studies.notices import leak_of_run, left_by, shared_patients, some, stale_tables
+from threefold.studies.notices import leak_of_run, left_by, shared_patients, some, stale_tables, stopped_early
 from threefold.studies.reproduction import environment_facts, leaves_its_folder, reproduction
+from threefold.validation import read_json
 
 Progress = Callable[[int, int], None]
 
@@ -99,7 +99,7 @@ def _read(run: RunFolder) -> _Read:
     status = run.read_status()
     experiment, trained, home = of_run(run)
     cohort = cohort_if_there(home)
-    known = str(json.loads(run.cohort.read_text(encoding="utf-8")).get("fingerprint", ""))
+    known = run.read_cohort()["fingerprint"]
     same = cohort is not None and fingerprint(cohort) == known
     return _Read(
         run=run,
@@ -134,6 +134,9 @@ def _opening(read: _Read) -> Iterator[Block]:
             f"The run has not been evaluated. `threefold evaluate {read.run.path}` makes its tables and "
             "figures.",
         )
+    early = stopped_early(read.status)
+    if early is not None:
+        yield Notice("warning", early)
     yield from stale_tables(read.run)
     yield leak_of_run(read.split)
 
@@ -144,8 +147,8 @@ def _headline(run: RunFolder) -> Table | None:
     if not path.is_file():
         return None
     try:
-        found = [_row(fields) for fields in json.loads(path.read_text(encoding="utf-8"))["rows"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = [_row(fields) for fields in read_json(path, RunError, "")["rows"]]
+    except (RunError, KeyError, TypeError) as error:
         raise RunError(f"{path}: can't be read ({error}). Make it again: `threefold evaluate`.") from error
     rows = [row for row in found if row.level == "case" and not row.class_name and row.metric in _HEADLINES]
     groups = list(dict.fromkeys(row.group for row in rows if row.group_kind in ("all", "site group")))

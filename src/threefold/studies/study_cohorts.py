@@ -14,6 +14,7 @@ from typing import Any
 from threefold.atlases.outcome import left_out_of
 from threefold.atlases.propagation import propagate
 from threefold.atlases.spec import PropagationSpec
+from threefold.checksums import remove_table
 from threefold.cohorts.cohort import Cohort, fingerprint, read_cohort
 from threefold.cohorts.degradation import degrade
 from threefold.cohorts.failures import listed
@@ -28,7 +29,7 @@ from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import LABELS, ClaimSpec, CohortSource, StudySpec, claim_cohorts, plan_runs
 from threefold.studies.study_worker import experiment_of
 from threefold.training.progress import TrainingProgress
-from threefold.validation import parse_spec
+from threefold.validation import parse_spec, read_json
 
 MadeOf = dict[str, Any]
 """What a cohort was made of, as JSON."""
@@ -144,7 +145,7 @@ def judge_labels(
     if tables.predictions.is_file() and note.is_file() and note.read_text(encoding="utf-8") == judged:
         return
     note.unlink(missing_ok=True)
-    tables.predictions.unlink(missing_ok=True)  # else new structures could stand beside old cases
+    remove_table(tables.predictions)  # else new structures could stand beside old cases
     write_label_tables(cohort, None, tables, progress=partial(progress.step, f"judging {name}"))
     write_atomically(note, judged)  # last: where it is, the tables are this cohort's
 
@@ -205,7 +206,8 @@ def _made_once(
 def _require_same(out: Path, made_of: MadeOf, runs: Path) -> None:
     """Note what a cohort is made of; refuse another one that is there, or that runs were trained on."""
     note = out.with_name(f"{out.name}.json")
-    known = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
+    remedy = "Remove it and the cohort beside it: both are made again."
+    known = read_json(note, RunError, remedy) if note.is_file() else None
     trained = known is not None and runs.is_dir() and any(runs.iterdir())
     if known != made_of and (out.is_dir() or trained):
         raise RunError(

@@ -18,13 +18,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
+from pydantic import Field, TypeAdapter, ValidationError
 
-from threefold.errors import RunError
+from threefold.errors import RunError, bounded
 from threefold.run import RunFolder, make_folder, write_atomically
 from threefold.studies.study_spec import CohortSource, StudySpec, load_study
+from threefold.validation import read_json
 
 OutcomeState = Literal["finished", "failed", "interrupted"]
 GIB = 2**30
@@ -45,8 +47,8 @@ class Outcome:
     run: str
     state: OutcomeState
     message: str
-    seconds: float
-    memory: float
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    memory: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -129,12 +131,12 @@ class StudyFolder:
         path = self.outcome_file(run_id)
         if not path.is_file():
             return None
+        remedy = "Remove it: the run is looked at anew."
+        content = read_json(path, RunError, remedy)
         try:
-            return Outcome(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise RunError(
-                f"{path}: can't be read ({error}). Remove it: the run is looked at anew."
-            ) from error
+            return TypeAdapter(Outcome).validate_python(content)
+        except ValidationError as error:
+            raise RunError(f"{path}: not how a run ended ({bounded(str(error))}). {remedy}") from None
 
     def is_finished(self, run_id: str) -> bool:
         """Whether a run ended well, and what it left is there."""

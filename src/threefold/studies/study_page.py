@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from threefold.cohorts.cohort import Cohort
 from threefold.cohorts.splits import PARTS, Split, read_split, required_targets
-from threefold.errors import CohortError
+from threefold.errors import CohortError, RunError
 from threefold.experiment.spec import Spec
 from threefold.experiments import read_experiment
 from threefold.reporting.evidence import Chapter, read_evidence, sections_of
@@ -28,6 +28,7 @@ from threefold.studies.reproduction import environment_facts
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import CohortSource, RunPlan, StudySpec, VariantSpec
 from threefold.studies.study_status import RunStanding, standing_of, status_table
+from threefold.validation import read_text
 
 REPORT_NAME = "report.html"
 
@@ -377,7 +378,7 @@ def _reproduction(folder: StudyFolder) -> Iterator[Block]:
     yield Code("\n".join(lines))
     yield Text("One run alone: `--only COHORT/VARIANT/split-K-seed-S`, as the runs above are named.")
     try:
-        written = folder.study.read_text(encoding="utf-8")
-    except OSError:
+        written = read_text(folder.study, RunError)
+    except RunError:
         return
     yield Folded("The study as it was last run", (Code(written),))

@@ -1,9 +1,8 @@
-"""Checkpoints: whole or not at all, and data only (`torch.load(..., weights_only=True)`)."""
+"""Checkpoints: whole or not at all, checked, and data only (`torch.load(..., weights_only=True)`)."""
 
 from __future__ import annotations
 
 import io
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from threefold.checksums import note_unchecked, seal_archive, verify_archive
 from threefold.errors import RunError, WeightsError
-from threefold.run import RunFolder, write_atomically
+from threefold.run import write_atomically
 
-FORMAT = 1
+FORMAT = 2
+_WITHOUT_CHECKSUM = 1
 _LOST = "Copy it again from where it is whole, or train anew into another --out."
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint beside `path`, flush it, rename it into place.
+    """Write a checkpoint beside `path`, with its checksum, flush it, rename it into place.
 
     Whenever the process is killed, `path` is the old checkpoint or the new one.
 
@@ -32,33 +33,34 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **content}, buffer)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, seal_archive(buffer.getvalue()))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint on the CPU; nothing in it is executed.
 
     Raises:
-        RunError: if there is none, or it is not one of this program's.
+        RunError: if there is none, it is damaged, or it is not one of this program's.
     """
     try:
+        checked = verify_archive(path, RunError, _LOST)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise RunError(f"{path}: no such checkpoint. {_LOST}") from None
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as problem:
+    except (RunError, MemoryError):
+        raise
+    except Exception as problem:  # what torch raises on bytes that are no checkpoint is not documented
         # The first sentence: torch goes on to advise reading the file unsafely.
         reason = (str(problem).splitlines() or [type(problem).__name__])[0].split(". ")[0]
         raise RunError(f"{path}: not a readable checkpoint ({reason}). {_LOST}") from problem
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    found = content.get("format") if isinstance(content, dict) else None
+    if found not in (FORMAT, _WITHOUT_CHECKSUM):
         raise RunError(f"{path}: expected a checkpoint of format {FORMAT}, found something else. {_LOST}")
-    return content
-
-
-def remove_unfinished(run: RunFolder) -> None:
-    """Remove what a killed process left beside the files of a run (`.NAME.PID.partial`)."""
-    for folder in (run.path, run.last_checkpoint.parent):
-        for leftover in folder.glob(".*.partial"):
-            leftover.unlink(missing_ok=True)
+    if not checked and found == FORMAT:
+        raise RunError(f"{path}: expected a checksum at its end, found none: it was damaged. {_LOST}")
+    if not checked:
+        note_unchecked(path)
+    return dict(content)
 
 
 def load_network(network: torch.nn.Module, state: Mapping[str, Tensor], source: Path | str) -> None:

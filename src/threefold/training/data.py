@@ -14,6 +14,7 @@ from threefold.cohorts.cohort import Case
 from threefold.cohorts.store import SampleStore
 from threefold.experiment import TasksSpec
 from threefold.images.batch import Batch, Sample, collate
+from threefold.interruption import leave_quietly
 
 
 class Cases(Dataset[Sample]):
@@ -165,6 +166,7 @@ def make_loader(
         collate_fn=collate,
         num_workers=workers,
         persistent_workers=workers > 0,
+        worker_init_fn=leave_quietly,
         pin_memory=pin_memory,
     )
 

@@ -11,8 +11,10 @@ import safetensors.torch
 import torch
 
 import threefold
+from threefold.checksums import remove_table, seal_tensors, verify_table, verify_tensors
 from threefold.cohorts.cohort import Cohort, CohortSpec
 from threefold.cohorts.splits import Split
+from threefold.errors import RunError
 from threefold.evaluation.classification import choose_threshold
 from threefold.evaluation.predictions import probability_column, write_predictions
 from threefold.experiment import Experiment, Part
@@ -52,8 +54,8 @@ def write_weights(experiment: Experiment, cohort: Cohort, run: RunFolder, histor
     best = load_checkpoint(run.best_checkpoint)
     epoch = int(best["epoch"])
     state = {name: tensor.contiguous() for name, tensor in best["network"].items()}
-    # One key: safetensors writes several in any order, and the same weights are to be the same bytes.
-    write_atomically(run.weights, safetensors.torch.save(state, {"threefold": threefold.__version__}))
+    content = safetensors.torch.save(state, {"threefold": threefold.__version__})
+    write_atomically(run.weights, seal_tensors(content))
     selection = experiment.training.selection
     description = {
         "experiment": experiment.name,
@@ -69,6 +71,41 @@ def write_weights(experiment: Experiment, cohort: Cohort, run: RunFolder, histor
     }
     text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
     write_atomically(run.weights.with_suffix(".json"), text)
+
+
+def history_of_best(run: RunFolder) -> list[Row]:
+    """Return the history up to the last whole epoch, which best.ckpt may be ahead of last.ckpt with.
+
+    Raises:
+        RunError: no epoch is whole.
+    """
+    if not run.best_checkpoint.is_file():
+        raise RunError(
+            f"{run.path}: has no checkpoint of a whole epoch ({run.best_checkpoint.name}), so there are no "
+            f"weights to finish with. Train on: `threefold train {run.experiment} ... --resume`."
+        )
+    best = load_checkpoint(run.best_checkpoint)
+    last = load_checkpoint(run.last_checkpoint) if run.last_checkpoint.is_file() else {}
+    history = max((best.get("history", []), last.get("history", [])), key=len)
+    if len(history) < int(best["epoch"]):  # best.ckpt held no history in earlier versions
+        raise RunError(
+            f"{run.path}: {run.best_checkpoint.name} is of epoch {best['epoch']}, of which there is no "
+            f"record. Train that epoch again: `threefold train {run.experiment} ... --resume`."
+        )
+    return list(history)
+
+
+def has_whole_outputs(run: RunFolder) -> bool:
+    """Whether weights and predictions of a finished run are there and are what was written."""
+    try:
+        if not (run.weights.is_file() and run.predictions.is_file()):
+            return False
+        verify_tensors(run.weights, RunError, "")
+        for table in (run.predictions, run.structures):
+            verify_table(table, RunError, "")
+    except RunError:
+        return False
+    return True
 
 
 def _predict(
@@ -97,6 +134,8 @@ def _predict(
         parts = [rows for rows in (getattr(table, name) for table in tables) if len(rows)]
         if parts:
             write_predictions(pd.concat(parts, ignore_index=True), path)
+        else:
+            remove_table(path)
     return _threshold(experiment, cohort.spec, tables[0].cases)
 
 

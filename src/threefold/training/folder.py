@@ -47,7 +47,7 @@ def create_folder(run: RunFolder, experiment: Experiment, cohort: Cohort, split:
         write_atomically(beside.cohort, _json(_describe(cohort)))
         write_split(beside.split, split)
         write_atomically(beside.environment, _json(environment()))
-        beside.write_status(state="running", **standing([], experiment))
+        beside.write_status(state="interrupted", **standing([], experiment))  # until the training starts
 
 
 def refuse_existing(run: RunFolder) -> None:
@@ -75,13 +75,7 @@ def check_resumable(run: RunFolder, experiment: Experiment, cohort: Cohort) -> N
         RunError: showing the keys that differ.
     """
     check_same_experiment(run, experiment)
-    try:
-        known = json.loads(run.cohort.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"{run.cohort}: can't be read ({error}). Expected the cohort that the run was started on, as "
-            "`threefold train` wrote it; copy the run folder again, or choose another --out."
-        ) from error
+    known = run.read_cohort()
     if known["fingerprint"] != fingerprint(cohort):
         raise RunError(
             f"{run.path}: was started on cohort '{known['name']}' with fingerprint "

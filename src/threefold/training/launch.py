@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import re
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,12 +20,14 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 from threefold import errors
 from threefold.errors import ThreefoldError, TrainingError
+from threefold.interruption import exit_code_of, terminating_as_interrupt
 from threefold.networks.kernels import tune_allocation
 from threefold.training.devices import make_fabric, quiet_lightning
 from threefold.training.history import Row
 from threefold.training.loop import Job, Training
 
 _MARK = "threefold-error:"
+_SECONDS_TO_END = 10.0
 
 
 def train_network(job: Job) -> list[Row]:
@@ -35,7 +40,7 @@ def train_network(job: Job) -> list[Row]:
     fabric = make_fabric(job.experiment.training)
     try:
         # A partial, since arguments are searched for modules, which does not know frozen dataclasses.
-        history: list[Row] = fabric.launch(partial(_work, job))
+        history: list[Row] = fabric.launch(partial(_work, job, os.getpid()))
         return history
     except ProcessRaisedException as problem:
         raise _brought_home(str(problem)) from None
@@ -45,13 +50,35 @@ def train_network(job: Job) -> list[Row]:
             "want of memory. Lower training.batch_size or training.devices, then go on with --resume."
         ) from None
     except KeyboardInterrupt:
-        for child in multiprocessing.active_children():
-            child.terminate()
+        _end_processes()
         raise
 
 
-def _work(job: Job, fabric: Fabric) -> list[Row]:
-    """Run in each process."""
+def _end_processes() -> None:
+    """End the processes that this one started, and wait: none writes after the run's state is written."""
+    processes = multiprocessing.active_children()
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + _SECONDS_TO_END
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+def _work(job: Job, starter: int, fabric: Fabric) -> list[Row]:
+    """Run in each process; `starter` is the one that trains alone, or started this one."""
+    if os.getpid() == starter:
+        return _train(job, fabric)
+    try:
+        with terminating_as_interrupt():  # so that it ends its own readers of cases
+            return _train(job, fabric)
+    except KeyboardInterrupt as stop:
+        sys.exit(exit_code_of(stop))
+
+
+def _train(job: Job, fabric: Fabric) -> list[Row]:
     quiet_lightning()
     if fabric.device.type == "cpu":
         tune_allocation()
@@ -61,10 +88,11 @@ def _work(job: Job, fabric: Fabric) -> list[Row]:
             training.run()
         return training.history
     except ThreefoldError as error:
+        message = _as_raised(error)
         if fabric.world_size == 1:
-            raise
+            raise type(error)(message) from error
         # Only text crosses processes.
-        raise RuntimeError(_MARK + json.dumps([type(error).__name__, str(error)])) from None
+        raise RuntimeError(_MARK + json.dumps([type(error).__name__, message])) from None
     finally:
         if fabric.is_global_zero:
             job.progress.stop()
@@ -88,17 +116,31 @@ def deterministic(device: torch.device) -> Iterator[None]:
         options.fill_uninitialized_memory = filled
 
 
+def _as_raised(error: ThreefoldError) -> str:
+    """Return an error's message, without the traceback that a process which reads cases puts before it."""
+    message = str(error.args[0]) if error.args else ""
+    if not message.startswith("Caught "):
+        return message
+    return message.rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2].strip()
+
+
 @contextmanager
 def _memory_explained() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        raise TrainingError(
-            f"not enough memory ({str(error).splitlines()[0]}). Lower training.batch_size and raise "
-            "training.accumulate by as much, or set network.encoder.gradient_checkpointing=true."
-        ) from error
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is the former
+        said = (str(error).splitlines() or ["MemoryError"])[0]
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise TrainingError(
+                f"not enough memory ({said}). Lower training.batch_size and raise training.accumulate by as "
+                "much, or set network.encoder.gradient_checkpointing=true; then go on with --resume."
+            ) from error
+        if said.startswith("DataLoader worker"):
+            raise TrainingError(
+                f"a process that reads cases ended without a word ({said}), most often for want of memory. "
+                "Lower data.workers, then go on with --resume."
+            ) from error
+        raise
 
 
 def _brought_home(text: str) -> Exception:

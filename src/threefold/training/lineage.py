@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -32,7 +31,7 @@ def require_unseen(experiment: Experiment, cohort: Cohort, split: Split) -> tupl
         if not seen:
             continue
         some = f"{len(seen)} of the {len(tested)} test cases (for example {seen[0]})"
-        if _fingerprint_of(run) == fingerprint(cohort):
+        if run.read_cohort()["fingerprint"] == fingerprint(cohort):
             raise RunError(
                 f"{run.path}: trained or selected the weights to start from on {some}. The test would know "
                 "its cases from training: use that run's split (data.split), or other weights."
@@ -61,10 +60,3 @@ def _ancestors(experiment: Experiment) -> Iterator[RunFolder]:
         known.add(run.path)
         yield run
         experiment = read_experiment(run.experiment)
-
-
-def _fingerprint_of(run: RunFolder) -> str:
-    try:
-        return str(json.loads(run.cohort.read_text(encoding="utf-8"))["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{run.cohort}: expected the cohort that the run was trained on ({error}).") from error

@@ -336,14 +336,16 @@ class Training:
     def _save(self) -> None:
         """Write best.ckpt if this epoch is the best, then last.ckpt, then metrics.csv and status.json.
 
-        last.ckpt is what a resume trusts, and it holds the history: a kill between two of the three is
-        mended by training that epoch again.
+        last.ckpt is what a resume trusts, and it holds the history. A kill before it is mended by training
+        that epoch again, a kill after it by writing the two others from it. So best.ckpt may be an epoch
+        ahead, and holds the history, too.
         """
         run, selection = self.job.run, self.job.experiment.training.selection
         network = self.learner.network.state_dict()
         epoch = len(self.history)
         if best_row(self.history, selection) == epoch - 1:
-            save_checkpoint(run.best_checkpoint, {"epoch": epoch, "network": network})
+            best = {"epoch": epoch, "network": network, "history": self.history}
+            save_checkpoint(run.best_checkpoint, best)
         save_checkpoint(
             run.last_checkpoint,
             {

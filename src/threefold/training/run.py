@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -18,15 +19,16 @@ from threefold.cohorts.splits import Split, read_split, required_targets
 from threefold.cohorts.store import SampleStore
 from threefold.errors import CohortError, ThreefoldError
 from threefold.experiment import CascadeSpec, Experiment
+from threefold.experiments import read_experiment
 from threefold.interruption import terminating_as_interrupt, undisturbed
 from threefold.networks.build import build_network
 from threefold.run import RunFolder, State
 from threefold.training.before import before_experiment, before_folder, trainings_of
-from threefold.training.checkpoints import load_checkpoint, remove_unfinished
+from threefold.training.checkpoints import load_checkpoint
 from threefold.training.devices import is_leader
-from threefold.training.finish import finish
+from threefold.training.finish import finish, has_whole_outputs, history_of_best
 from threefold.training.folder import check_resumable, create_folder, locked, refuse_existing
-from threefold.training.history import Row, standing
+from threefold.training.history import Row, out_of_patience, standing, write_history
 from threefold.training.launch import train_network
 from threefold.training.lineage import require_unseen
 from threefold.training.loop import Job
@@ -73,6 +75,14 @@ def train(
     folder, teller = RunFolder(Path(run)), progress or Silence()
     experiment = settled(experiment)
     require_settings(experiment)
+    with terminating_as_interrupt():
+        _check_and_train(folder, experiment, cohort, teller, resume=resume)
+    return folder
+
+
+def _check_and_train(
+    folder: RunFolder, experiment: Experiment, cohort: Cohort, teller: TrainingProgress, *, resume: bool
+) -> None:
     if resume and _holds_something(folder):
         check_resumable(folder, experiment, cohort)
         split = read_split(folder.split)
@@ -83,7 +93,6 @@ def train(
         _check_network(experiment, cohort, folder)
         _check_preprocessing(experiment, cohort, split)
     _train_into(folder, experiment, cohort, split, teller)
-    return folder
 
 
 def _train_into(
@@ -99,19 +108,73 @@ def _train_into(
     if not is_leader():
         _train_stages(folder, experiment, cohort, split, progress)
         return
-    with locked(folder), terminating_as_interrupt(), torch.random.fork_rng():
-        remove_unfinished(folder)
+    with locked(folder), _recording(folder, experiment), torch.random.fork_rng():
         _write_state(folder, experiment, "running")
-        try:
-            history = _train_stages(folder, experiment, cohort, split, progress)
-            threshold = finish(experiment, cohort, split, folder, history, progress)
-        except KeyboardInterrupt:
-            _record(folder, experiment, "interrupted", "stopped by a signal")
-            raise
-        except BaseException as error:
-            _record(folder, experiment, "failed", str(error))
-            raise
+        history = _train_stages(folder, experiment, cohort, split, progress)
+        threshold = finish(experiment, cohort, split, folder, history, progress)
         _write_state(folder, experiment, "finished", threshold=threshold)
+
+
+def finish_early(run: Path, cohort: Cohort, *, progress: TrainingProgress | None = None) -> RunFolder:
+    """Make a finished run of a training that was stopped: its best weights so far, predictions, threshold.
+
+    status.json then says after how many epochs. Of a finished run nothing changes, but what is missing or
+    damaged of its predictions is made anew.
+
+    Args:
+        run: the folder of a training that was interrupted, killed or failed.
+        cohort: that it was started on.
+        progress: told what happens; None: silence.
+
+    Raises:
+        RunError: not a run, no epoch is whole, another cohort, a process is training it now, or the disk
+            refuses.
+        ImageError: naming the case that can't be read.
+        KeyboardInterrupt: stopped by a signal; the same call goes on.
+    """
+    folder, teller = RunFolder(Path(run)), progress or Silence()
+    status = folder.read_status()
+    experiment = read_experiment(folder.experiment)
+    check_resumable(folder, experiment, cohort)
+    split = read_split(folder.split)
+    if status["state"] == "finished" and has_whole_outputs(folder):
+        teller.say(f"{folder.path}: this run is finished; nothing to do.")
+        return folder
+    with locked(folder), terminating_as_interrupt(), torch.random.fork_rng():
+        history = history_of_best(folder)
+        teller.say(f"{folder.path}: finishing after {len(history)} of {experiment.training.epochs} epochs")
+        threshold = finish(experiment, cohort, split, folder, history, teller)
+        early = status.get("stopped_early")
+        if status["state"] != "finished" and not _is_over(experiment, history):
+            early = {"epochs": len(history), "of": experiment.training.epochs, "state": _stopped_as(status)}
+        fields = {"threshold": threshold, **({"stopped_early": early} if early else {})}
+        write_history(folder.metrics, history)
+        folder.write_status(state="finished", **standing(history, experiment), **fields)
+    return folder
+
+
+def _is_over(experiment: Experiment, history: Sequence[Row]) -> bool:
+    """Whether there was no epoch left to train."""
+    training = experiment.training
+    return len(history) >= training.epochs or out_of_patience(history, training.selection)
+
+
+def _stopped_as(status: Mapping[str, Any]) -> str:
+    """Return how a training ended; a process that was killed could not say so."""
+    return "killed" if status["state"] == "running" else str(status["state"])
+
+
+@contextmanager
+def _recording(folder: RunFolder, experiment: Experiment) -> Iterator[None]:
+    """Write how a training ended where it did not end well."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _record(folder, experiment, "interrupted", "stopped by a signal")
+        raise
+    except BaseException as error:
+        _record(folder, experiment, "failed", str(error) or type(error).__name__)
+        raise
 
 
 def _train_stages(
@@ -202,10 +265,11 @@ def make_store(experiment: Experiment, cohort: Cohort, n_cases: int) -> SampleSt
 
 
 def _write_state(folder: RunFolder, experiment: Experiment, state: State, **fields: Any) -> None:
-    """Write status.json from what is on disk."""
+    """Write metrics.csv and status.json from last.ckpt, which a kill may have left ahead of both."""
     history: list[Row] = []
     if folder.last_checkpoint.is_file():
         history = load_checkpoint(folder.last_checkpoint)["history"]
+        write_history(folder.metrics, history)
     folder.write_status(state=state, **standing(history, experiment), **fields)
 
 

@@ -1,0 +1,54 @@
+"""`threefold finish`: the best epoch so far of a training that was stopped, as a finished run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from threefold.cli.progress import count, resumable
+from threefold.cohorts.cohort import read_cohort
+from threefold.run import RunFolder
+
+
+def finish(
+    run: Annotated[Path, typer.Argument(help="The folder of a training that was stopped.")],
+    cohort: Annotated[
+        Path | None, typer.Option(help="Folder of the cohort that it was started on, where that was moved.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the run's status as JSON on standard output at the end.")
+    ] = False,
+) -> None:
+    """Make a finished run of a stopped training: weights of its best epoch so far, predictions, evaluation.
+
+    For a training that was interrupted, killed or failed and is not worth going on with. The run says after
+    how many of its epochs it was finished, in status.json and in every report. Of a finished run nothing
+    changes, except that weights or predictions that are missing or damaged are made anew.
+
+    Example: `threefold finish my-run`
+    """
+    folder = RunFolder(run)
+    folder.read_status()
+
+    from threefold.studies.evaluations import cohort_of_run, evaluate_run
+    from threefold.training.progress import terminal_progress
+    from threefold.training.run import finish_early
+
+    given = None if cohort is None else read_cohort(cohort, allow_outside=True)
+    cases = cohort_of_run(folder, given)
+    progress = terminal_progress()
+    with resumable(progress):
+        finish_early(run, cases, progress=progress)
+        evaluate_run(folder)
+    status = folder.read_status()
+    if as_json:
+        typer.echo(json.dumps({"run": str(run), **status}, indent=2))
+        return
+    typer.echo(
+        f"{run}: finished after {count(status['epoch'], 'epoch')} of {status['epochs']}; best is "
+        f"{status['best_epoch']} (validation {status['metric']} {status['best_value']:.4f}). "
+        f"Numbers by hospital: threefold evaluate {run}"
+    )

@@ -1,0 +1,166 @@
+"""A training that stopped: its folder says how far it came, and `finish` makes a run of its best epoch."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from threefold.cohorts.cohort import Cohort
+from threefold.errors import RunError
+from threefold.evaluation.predictions import read_predictions
+from threefold.run import RunFolder
+from threefold.studies.evaluations import read_run_predictions
+from threefold.studies.reports import report
+from threefold.training import loop
+from threefold.training.checkpoints import load_checkpoint
+from threefold.training.run import finish_early, train
+
+EPOCHS = 3
+
+
+@pytest.fixture
+def stopped(
+    cohort: Cohort, make_experiment: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., RunFolder]:
+    """Train until a file of an epoch is about to be written, and stop there."""
+
+    def stop(name: str, epoch: int, error: type[BaseException] = KeyboardInterrupt) -> RunFolder:
+        run = RunFolder(tmp_path / "run")
+
+        def checkpoint(path: Path, content: Any) -> None:
+            if path.name == name and content["epoch"] == epoch:
+                raise error
+            save(path, content)
+
+        def history(path: Path, rows: Any) -> None:
+            if path.name == name and len(rows) == epoch:
+                raise error
+            write(path, rows)
+
+        save, write = loop.save_checkpoint, loop.write_history
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "save_checkpoint", checkpoint)
+            patch.setattr(loop, "write_history", history)
+            with pytest.raises(error):
+                train(make_experiment(epochs=EPOCHS), cohort, run.path)
+        return run
+
+    return stop
+
+
+def _epochs(run: RunFolder) -> list[int]:
+    with run.metrics.open(newline="") as stream:
+        return [int(row["epoch"]) for row in csv.DictReader(stream)]
+
+
+def test_metrics_and_status_are_whole_after_a_stop_in_the_last_epoch(
+    stopped: Callable[..., RunFolder], cohort: Cohort, make_experiment: Callable[..., Any]
+) -> None:
+    run = stopped("metrics.csv", EPOCHS)
+    assert _epochs(run) == [1, 2, 3]
+    assert run.read_status()["epoch"] == EPOCHS
+    # As a kill leaves it: nothing is written after last.ckpt.
+    rows = run.metrics.read_text().splitlines(keepends=True)
+    run.metrics.write_text("".join(rows[:-1]))
+    run.write_status(**{**run.read_status(), "state": "running", "epoch": EPOCHS - 1})
+    train(make_experiment(epochs=EPOCHS), cohort, run.path, resume=True)
+    assert _epochs(run) == [1, 2, 3]
+
+
+def test_a_stopped_training_is_finished_from_its_best_epoch_and_says_so(
+    stopped: Callable[..., RunFolder], cohort: Cohort, tmp_path: Path
+) -> None:
+    left = stopped("metrics.csv", 2)
+    for state, said in (("interrupted", "interrupted"), ("failed", "failed"), ("running", "killed")):
+        run = RunFolder(tmp_path / state)
+        shutil.copytree(left.path, run.path)
+        run.write_status(**{**run.read_status(), "state": state})
+        finish_early(run.path, cohort)
+        status, best = run.read_status(), load_checkpoint(run.best_checkpoint)
+        assert status["state"] == "finished"
+        assert status["stopped_early"] == {"epochs": 2, "of": EPOCHS, "state": said}
+        assert status["best_epoch"] == best["epoch"]
+        assert status["epoch"] == len(_epochs(run)) == 2
+        for name, value in load_file(run.weights).items():
+            assert torch.equal(value, best["network"][name]), name
+        assert len(read_predictions(run.predictions).table) == 8  # validation and test
+
+
+def test_every_report_says_after_how_many_epochs(stopped: Callable[..., RunFolder], cohort: Cohort) -> None:
+    run = stopped("best.ckpt", 2)
+    finish_early(run.path, cohort)
+    sentence = "after 1 of 3 epochs"
+    assert any(sentence in note for note in read_run_predictions(run).notes)
+    page = report(run.path)
+    assert sentence in page.read_text(encoding="utf-8")
+
+
+def test_a_kill_between_the_two_checkpoints_of_an_epoch_can_be_finished(
+    stopped: Callable[..., RunFolder], cohort: Cohort
+) -> None:
+    run = stopped("last.ckpt", 1)
+    assert not run.last_checkpoint.exists()
+    finish_early(run.path, cohort)
+    assert run.read_status()["stopped_early"]["epochs"] == 1
+
+
+def test_a_training_without_a_whole_epoch_is_refused(
+    stopped: Callable[..., RunFolder], cohort: Cohort
+) -> None:
+    run = stopped("best.ckpt", 1)
+    with pytest.raises(RunError, match="no checkpoint of a whole epoch"):
+        finish_early(run.path, cohort)
+    assert run.read_status()["state"] == "interrupted"
+
+
+def test_a_finished_run_is_left_alone_and_its_damaged_predictions_are_made_anew(
+    cohort: Cohort, make_experiment: Callable[..., Any], tmp_path: Path
+) -> None:
+    run = train(make_experiment(epochs=1), cohort, tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
+    finish_early(run.path, cohort)
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()} == before
+    whole, status = run.predictions.read_bytes(), run.read_status()
+    run.predictions.write_bytes(whole.replace(b"0.4", b"0.5"))
+    finish_early(run.path, cohort)
+    assert run.predictions.read_bytes() == whole
+    assert run.read_status() == status  # it was trained to the end
+
+
+def test_a_run_of_before_the_checksums_is_evaluated_and_finished(
+    cohort: Cohort, make_experiment: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = train(make_experiment(epochs=1), cohort, tmp_path / "run")
+    for path in (run.best_checkpoint, run.last_checkpoint):
+        content = {**torch.load(path, weights_only=True), "format": 1}
+        content.pop("history" if path == run.best_checkpoint else "", None)
+        torch.save(content, path)
+    for path in run.path.glob("*.sha256"):
+        path.unlink()
+    assert len(read_run_predictions(run).table) == 8
+    assert "predictions.csv has no checksum" in caplog.text
+    run.predictions.unlink()
+    finish_early(run.path, cohort)
+    assert run.predictions.is_file()
+    assert "best.ckpt has no checksum" in caplog.text
+
+
+def test_another_cohort_is_refused(
+    stopped: Callable[..., RunFolder], make_cohort: Callable[..., Cohort], tmp_path: Path
+) -> None:
+    run = stopped("best.ckpt", 2)
+    described = json.loads(run.cohort.read_text())
+    with pytest.raises(RunError, match="was started on cohort"):
+        finish_early(run.path, make_cohort("other", patients=14))
+    assert json.loads(run.cohort.read_text()) == described
+    shutil.rmtree(run.path)
+    with pytest.raises(RunError, match="not a run folder"):
+        finish_early(run.path, make_cohort("another"))
