@@ -315,7 +315,7 @@ class _Propagation:
         row |= {"registration": "failed" if reasons else "ok", "reason": "; ".join(reasons)}
         values: dict[str, Any] = {"row": row}
         if not reasons:
-            write_nifti(labels_file, labels, image.affine)
+            write_nifti(labels_file, labels, image.affine, place=image.stored_place)
             values["labels_sha256"] = sha256_of_file(labels_file)
         self.place.remember(step, values)
 

@@ -24,7 +24,7 @@ CacheKind = Literal["memory", "disk", "none"]
 
 MEMORY_SHARE = 0.5
 """Share of the available memory that prepared cases may take."""
-_FORMAT = 1
+_FORMAT = 2
 """Raise it whenever reading or preprocessing changes what a sample holds."""
 
 _log = logging.getLogger(__name__)

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from threefold.cohorts.cohort import CohortSpec
 from threefold.errors import ImageError
+from threefold.images.formats import format_of, states_place
 from threefold.images.geometry import Header, Image, describe_difference
-from threefold.images.reading import format_of, read_header, read_label_map, states_place
+from threefold.images.reading import read_header, read_label_map
 
 
 def read_mask(path: Path, slice_index: int | None, image: Image, spec: CohortSpec) -> Image:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threefold.errors import ImageError, RunError
+from threefold.images.formats import is_folder
 from threefold.run import write_atomically
 
 _DIGEST = hashlib.sha256().digest_size
@@ -37,10 +38,10 @@ class ContentHashes:
         """Return the hash of a file's bytes, or of the names and hashes of a folder's files.
 
         Raises:
-            ImageError: if it can't be read.
+            ImageError: if it can't be read, or is neither a file nor a folder.
         """
         try:
-            if path.is_dir():
+            if is_folder(path):
                 files = sorted(file for file in path.iterdir() if file.is_file())
                 return _sha256("\n".join(f"{file.name} {self.of(file)}" for file in files).encode())
             found = path.stat()

@@ -10,36 +10,54 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from threefold.errors import ImageError
-from threefold.images.decoding import decoding
-from threefold.images.dicom_slice import LPS_TO_RAS, SliceGrid, dicom_facts, parsed, pixels, slice_grid
+from threefold.images.decoding import decoding, short
+from threefold.images.dicom_pixels import (
+    Pixels,
+    object_name,
+    padding_note,
+    read_encoding,
+    read_pixels,
+    stated_number,
+)
+from threefold.images.dicom_slice import LPS_TO_RAS, SliceGrid, parsed, slice_grid
 from threefold.images.facts import Facts, common_facts
+from threefold.images.formats import first_bytes, is_dicom
 from threefold.images.geometry import Affine, Header, Image, slice_affine
+from threefold.images.memory import refuse_beyond_memory
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
 SPACING_TOLERANCE = 0.01
 """Distances that differ by less than this share of their median (or by 0.01 mm) are taken as even."""
+_MOST_NAMES = 10
 TILT_TOLERANCE = 0.1
 """Degrees between the slices' normal and the line through their positions that pass as rounding."""
 
 
 @dataclass(frozen=True)
 class Slice:
-    """One file of a series: where it lies, and what it says of itself (empty where it does not)."""
+    """One file of a series: where it lies, and what it says of itself (empty where it does not).
+
+    Attributes:
+        tilt: GantryDetectorTilt.
+        between: SpacingBetweenSlices, mm.
+    """
 
     path: Path
     grid: SliceGrid
     uid: str
     description: str
     tilt: str
+    between: float | None
     facts: Facts
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -99,11 +117,15 @@ def read_file(path: Path) -> Image:
     """Read one file as a slice (rows, columns), in HU for CT.
 
     Raises:
-        ImageError: if it is damaged, holds no image, several frames or colour, or lacks its place.
+        ImageError: if it is damaged, holds no image, several frames or colour, lacks its place, or does not
+            say what its values mean.
     """
     dataset, notes = parsed(path, pixels=True)
-    array, more = pixels(path, dataset)
-    return Image(array, slice_grid(path, dataset).affine, path, (*notes, *more), dicom_facts(path, dataset))
+    encoding = read_encoding(path, dataset)
+    affine = slice_grid(path, dataset).affine
+    pixels = read_pixels(path, dataset, encoding)
+    notes = (*notes, *encoding.notes, *pixels.notes, *padding_note(pixels.padded, encoding.facts))
+    return Image(pixels.values, affine, path, notes, encoding.facts)
 
 
 def patient_of(path: Path) -> str:
@@ -116,7 +138,8 @@ def patient_of(path: Path) -> str:
     patient = str(dataset.get("PatientID") or "").strip()
     if not patient:
         raise ImageError(f"{path}: has no PatientID")
-    needed = int(dataset.Rows) * int(dataset.Columns) * int(dataset.BitsAllocated) // 8
+    rows, columns = read_encoding(path, dataset).shape
+    needed = rows * columns * int(dataset.BitsAllocated) // 8
     if not dataset.file_meta.TransferSyntaxUID.is_compressed and path.stat().st_size < needed:
         raise ImageError(f"{path}: is {path.stat().st_size} bytes, its pixels alone are {needed}")
     return patient
@@ -125,8 +148,9 @@ def patient_of(path: Path) -> str:
 def file_header(path: Path) -> Header:
     """Return the grid and the facts of one file, without its pixels."""
     dataset, notes = parsed(path, pixels=False)
+    encoding = read_encoding(path, dataset)
     grid = slice_grid(path, dataset)
-    return Header(grid.shape, grid.affine, notes, dicom_facts(path, dataset))
+    return Header(grid.shape, grid.affine, (*notes, *encoding.notes), encoding.facts)
 
 
 def series_header(folder: Path) -> Header:
@@ -160,23 +184,41 @@ def read_series(
         return Image(array, series.affine, folder, (*series.notes, *notes), series.facts)
     _check_slice(series, slice_index, len(series.slices))
     one = series.slices[slice_index]
-    array, notes = pixels(one.path, parsed(one.path, pixels=True)[0])
+    pixels = _pixels(one)
+    notes = (*pixels.notes, *padding_note(pixels.padded, one.facts))
     affine = slice_affine(series.affine, slice_index)
-    return Image(array, affine, folder, (*series.notes, *notes), series.facts)
+    return Image(pixels.values, affine, folder, (*series.notes, *notes), series.facts)
 
 
 def series_pixels(series: Series) -> tuple[NDArray[np.generic], tuple[str, ...]]:
     """Return the pixels of all slices, (rows, columns, slices), and notes on them."""
-    read = [pixels(one.path, parsed(one.path, pixels=True)[0]) for one in series.slices]
-    counts = Counter(note for _, notes in read for note in notes)
-    notes = tuple(f"in {count} of {len(read)} slices: {note}" for note, count in counts.items())
-    return np.stack([array for array, _ in read], axis=-1), notes
+    each = int(np.prod(series.shape))
+    refuse_beyond_memory(series.folder, f"{' x '.join(map(str, series.shape))} voxels", 5 * each)
+    volume: NDArray[Any] = np.empty(series.shape, np.int16)
+    counts: Counter[str] = Counter()
+    padded = 0
+    for index, one in enumerate(series.slices):
+        pixels = _pixels(one)
+        volume = volume.astype(np.result_type(volume, pixels.values), copy=False)
+        volume[..., index] = pixels.values
+        counts.update(pixels.notes)
+        padded += pixels.padded
+    return volume, (*_counted(counts, len(series.slices)), *padding_note(padded, series.facts))
+
+
+def _pixels(one: Slice) -> Pixels:
+    dataset, _ = parsed(one.path, pixels=True)
+    return read_pixels(one.path, dataset, read_encoding(one.path, dataset))
+
+
+def _counted(counts: Counter[str], slices: int) -> tuple[str, ...]:
+    return tuple(f"in {count} of {slices} slices: {note}" for note, count in counts.items())
 
 
 def open_series(folder: Path) -> Series:
     """Read the headers of the one series in a folder and sort its slices along their normal.
 
-    Files that are not DICOM (a licence, a DICOMDIR) are passed over and noted.
+    Files that are no images (a licence, a DICOMDIR, a report, a pipe) are passed over and noted.
 
     Raises:
         ImageError: no series, several, slices of different grids, or two at one place.
@@ -186,7 +228,7 @@ def open_series(folder: Path) -> Series:
     for one in slices:
         by_series[one.uid].append(one)
     if not by_series:
-        raise ImageError(_nothing_found(folder))
+        raise ImageError(_nothing_found(folder, notes))
     if len(by_series) > 1:
         found = "; ".join(
             f"{uid} '{files[0].description}' ({len(files)} files, for example {files[0].path.name})"
@@ -205,7 +247,20 @@ def open_series(folder: Path) -> Series:
     _refuse_doubled(name, slices, steps)
     shear = np.linalg.norm(moves - steps[:, None] * slices[0].grid.normal, axis=1)
     tilt = float(np.degrees(np.arctan2(shear, steps)).max(initial=0.0))
+    counts = Counter(note for one in slices for note in one.notes)
+    notes += (*_counted(counts, len(slices)), *_stated_distance(slices, steps))
     return Series(folder, name, tuple(slices), steps, tilt, notes)
+
+
+def _stated_distance(slices: list[Slice], steps: NDArray[np.float64]) -> tuple[str, ...]:
+    """Return a note where the distance that is stated is not the one between the slices' places."""
+    stated = slices[0].between
+    if stated is None or not len(steps) or abs(stated - np.median(steps)) <= SPACING_TOLERANCE * stated:
+        return ()
+    measured = f"{np.median(steps):.2f} mm"
+    return (
+        f"SpacingBetweenSlices says {stated:.2f} mm, the slices' places {measured}: the places are taken",
+    )
 
 
 def refuse_irregular(series: Series) -> None:
@@ -232,38 +287,48 @@ def _headers(folder: Path) -> tuple[list[Slice], tuple[str, ...]]:
     """Read the header of each DICOM image in a folder; note what was passed over."""
     slices, passed = [], []
     for path in sorted(folder.iterdir()):
-        if path.is_dir() or path.name.startswith("."):
+        if path.name.startswith("."):
             continue
-        with path.open("rb") as stream:
-            is_dicom = stream.read(132)[128:] == b"DICM"
-        if not is_dicom and path.suffix.lower() not in (".dcm", ".ima"):
+        if not path.is_file():
+            if not path.is_dir():  # a pipe, a device, a link to nowhere
+                passed.append(path.name)
+            continue
+        called_dicom = path.suffix.lower() in (".dcm", ".ima")
+        if not called_dicom and not (path.stat().st_size and is_dicom(first_bytes(path)[0])):
             passed.append(path.name)
             continue
-        dataset, _ = parsed(path, pixels=False)
-        if "DirectoryRecordSequence" in dataset:  # a DICOMDIR
-            passed.append(path.name)
-        else:
-            slices.append(_slice(path, dataset))
-    return slices, (f"passed over, not DICOM images: {', '.join(passed)}",) if passed else ()
+        dataset, notes = parsed(path, pixels=False)
+        if "Rows" in dataset:
+            slices.append(_slice(path, dataset, notes))
+        else:  # a DICOMDIR, a report, a presentation state
+            passed.append(f"{path.name} ({object_name(dataset)})")
+    if not passed:
+        return slices, ()
+    more = f" and {len(passed) - _MOST_NAMES} more" if len(passed) > _MOST_NAMES else ""
+    return slices, (f"passed over, not DICOM images: {', '.join(passed[:_MOST_NAMES])}{more}",)
 
 
-def _slice(path: Path, dataset: Dataset) -> Slice:
+def _slice(path: Path, dataset: Dataset, notes: tuple[str, ...]) -> Slice:
+    encoding = read_encoding(path, dataset)
     with decoding(path, "a DICOM image"):
         uid, description, tilt = (
-            str(dataset.get(name) or missing)
+            short(dataset.get(name) or missing, 80)
             for name, missing in (
                 ("SeriesInstanceUID", "without UID"),
                 ("SeriesDescription", "no description"),
                 ("GantryDetectorTilt", ""),
             )
         )
-    return Slice(path, slice_grid(path, dataset), uid, description, tilt, dicom_facts(path, dataset))
+        between = stated_number(dataset, "SpacingBetweenSlices")
+    grid = slice_grid(path, dataset)
+    return Slice(path, grid, uid, description, tilt, between, encoding.facts, (*notes, *encoding.notes))
 
 
-def _nothing_found(folder: Path) -> str:
+def _nothing_found(folder: Path, notes: tuple[str, ...]) -> str:
     within = sorted(path.name for path in folder.iterdir() if path.is_dir())
     hint = f" It has folders: {', '.join(within[:5])}. Name the one with the series." if within else ""
-    return f"{folder}: expected a folder with one DICOM series, found no DICOM file in it.{hint}"
+    others = "".join(f" ({note})" for note in notes)
+    return f"{folder}: a folder; expected one DICOM series in it, found no DICOM image{others}.{hint}"
 
 
 def _refuse_mixed(name: str, slices: list[Slice]) -> None:

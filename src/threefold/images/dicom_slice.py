@@ -1,24 +1,28 @@
-"""One DICOM file: where its pixels lie, and what they are."""
+"""One DICOM file: its attributes, and where its pixels lie."""
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from threefold.errors import ImageError
-from threefold.images.decoding import decoding
-from threefold.images.facts import Facts
+from threefold.images.decoding import decoding, short
+from threefold.images.formats import first_bytes, has_preamble, is_dicom
 from threefold.images.geometry import Affine
+from threefold.images.memory import refuse_beyond_memory
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-AIR = -1024
-"""HU of voxels outside the field of view."""
+_PIXEL_DATA = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+_META_START = 132
+_MOST_INFLATED = 2**28
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 
@@ -72,17 +76,27 @@ def slice_grid(path: Path, dataset: Dataset) -> SliceGrid:
             if dataset.get(name) in (None, "", [])
         ]
         if missing:
+            detector = ""
+            if "PixelSpacing" in missing and dataset.get("ImagerPixelSpacing"):
+                detector = " Its ImagerPixelSpacing is measured at the detector, not in the patient."
             raise ImageError(
                 f"{path}: the DICOM file lacks {', '.join(missing)}; expected an image that says where it "
-                "lies. Copy it again if it was cut off; convert an enhanced (multi-frame) file to NIfTI."
+                f"lies.{detector} Copy it again if it was cut off; convert an enhanced (multi-frame) file to "
+                "NIfTI."
             )
         shape = (int(dataset.Rows), int(dataset.Columns))
         position = np.array(dataset.ImagePositionPatient, float)
         orientation = np.array(dataset.ImageOrientationPatient, float)
         spacing = np.array(dataset.PixelSpacing, float)
         thickness = float(dataset.get("SliceThickness") or 1.0)
+        aspect = np.array(dataset.get("PixelAspectRatio") or spacing, float)
     if position.shape != (3,) or orientation.shape != (6,) or spacing.shape != (2,):
         raise ImageError(f"{path}: position, orientation or pixel spacing have a wrong number of values.")
+    if aspect.shape != (2,) or not np.isclose(aspect[0] * spacing[1], aspect[1] * spacing[0], rtol=0.01):
+        raise ImageError(
+            f"{path}: PixelAspectRatio and PixelSpacing contradict each other: {short(aspect, 40)} and "
+            f"{spacing.tolist()}. Ask for the original export."
+        )
     right, down = orientation[:3], orientation[3:]
     numbers = np.concatenate([position, orientation, spacing, [thickness]])
     if not (
@@ -103,77 +117,6 @@ def slice_grid(path: Path, dataset: Dataset) -> SliceGrid:
     )
 
 
-def pixels(path: Path, dataset: Dataset) -> tuple[NDArray[np.generic], tuple[str, ...]]:
-    """Return the pixels of a file, rescaled (HU for CT), (rows, columns), and notes on them.
-
-    CT pixels outside the field of view (PixelPaddingValue) become air.
-    """
-    with decoding(path, "a DICOM image") as notes:
-        frames, colours = int(dataset.get("NumberOfFrames") or 1), int(dataset.get("SamplesPerPixel", 1))
-        if (frames, colours) != (1, 1):
-            raise ImageError(
-                f"{path}: {frames} frames of {colours} colours; expected one grey slice a file. "
-                "Convert multi-frame files to NIfTI."
-            )
-        stored: NDArray[Any] = dataset.pixel_array
-        slope = float(dataset.get("RescaleSlope", 1) or 1)
-        intercept = float(dataset.get("RescaleIntercept", 0) or 0)
-        padding = _padding(dataset) if dataset.get("Modality") == "CT" else None
-    if stored.shape != (dataset.Rows, dataset.Columns):
-        raise ImageError(f"{path}: {stored.shape} pixels; expected {dataset.Rows} x {dataset.Columns}.")
-    if slope == 1 and intercept.is_integer() and stored.dtype.kind in "iu":
-        values: NDArray[Any] = stored.astype(np.int32) + int(intercept)
-    else:
-        values = stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
-    if padding is not None:
-        outside = (stored >= padding[0]) & (stored <= padding[1])
-        if outside.any():
-            values[outside] = AIR
-            notes.append(f"{int(outside.sum())} pixels outside the field of view set to {AIR} HU")
-    if values.dtype == np.int32 and np.abs(values).max(initial=0) < 2**15:
-        values = values.astype(np.int16)
-    return values, tuple(notes)
-
-
-def dicom_facts(path: Path, dataset: Dataset) -> Facts:
-    """Return what a file's attributes state of its voxels."""
-
-    def text(keyword: str) -> str | None:
-        return str(dataset.get(keyword) or "").strip() or None
-
-    def number(keyword: str) -> float | None:
-        return float(dataset.get(keyword) or 0) or None
-
-    with decoding(path, "a DICOM image"):
-        modality = (text("Modality") or "").upper() or None
-        rescaled = None not in (dataset.get("RescaleSlope"), dataset.get("RescaleIntercept"))
-        hounsfield = modality == "CT" and rescaled and text("RescaleType") in (None, "HU")
-        return Facts(
-            format="dicom",
-            modality=modality,
-            unit="HU" if hounsfield else None,
-            photometric=text("PhotometricInterpretation"),
-            bits=int(dataset.get("BitsStored") or 0) or None,
-            channels=int(dataset.get("SamplesPerPixel") or 1),
-            spacing_stated=True,
-            place_stated=True,
-            manufacturer=text("Manufacturer"),
-            model=text("ManufacturerModelName"),
-            kernel=text("ConvolutionKernel"),
-            field_strength=number("MagneticFieldStrength"),
-            slice_thickness=number("SliceThickness"),
-        )
-
-
-def _padding(dataset: Dataset) -> tuple[int, int] | None:
-    """Return the range of stored values that mean "no pixel" (DICOM PS3.3 C.7.5.1.1.2)."""
-    first = dataset.get("PixelPaddingValue")
-    if first is None:
-        return None
-    last = dataset.get("PixelPaddingRangeLimit", first)
-    return min(int(first), int(last)), max(int(first), int(last))
-
-
 def parsed(path: Path, *, pixels: bool) -> tuple[Dataset, tuple[str, ...]]:
     """Return a file's attributes, with or without its pixels, and what the decoder warned of.
 
@@ -182,8 +125,42 @@ def parsed(path: Path, *, pixels: bool) -> tuple[Dataset, tuple[str, ...]]:
     """
     with decoding(path, "a DICOM image") as notes:
         import pydicom
+        from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-        dataset = pydicom.dcmread(path, stop_before_pixels=not pixels)
-        if pixels and "PixelData" not in dataset:
+        head, _ = first_bytes(path)
+        bare = is_dicom(head) and not has_preamble(head)
+        refuse_beyond_memory(path, "a DICOM file", path.stat().st_size if pixels else 0)
+        if not bare:
+            _refuse_deflate_bomb(path)
+        dataset = pydicom.dcmread(path, stop_before_pixels=not pixels, force=bare)
+        if "TransferSyntaxUID" not in dataset.file_meta:
+            implicit, little = dataset.original_encoding
+            little_endian = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+            dataset.file_meta.TransferSyntaxUID = little_endian if little else ExplicitVRBigEndian
+            notes.append("a DICOM file without its file meta information: how it is encoded was found out")
+        if pixels and "Rows" in dataset and not any(name in dataset for name in _PIXEL_DATA):
             raise ImageError(f"{path}: the DICOM file holds no pixels (truncated, or not an image).")
     return dataset, tuple(notes)
+
+
+def _refuse_deflate_bomb(path: Path) -> None:
+    """Refuse a deflated file that grows past the limit; pydicom would unpack it whole, however large."""
+    from pydicom.filereader import read_dataset
+
+    with path.open("rb") as stream:
+        stream.seek(_META_START)
+        meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+        if meta.get("TransferSyntaxUID") != _DEFLATED:
+            return
+        unpacker, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while not unpacker.eof and size <= _MOST_INFLATED:
+            packed = unpacker.unconsumed_tail or stream.read(2**16)
+            unpacked = len(unpacker.decompress(packed, 2**20))
+            if not packed and not unpacked:
+                break  # cut off; the decoder says so
+            size += unpacked
+    if size > _MOST_INFLATED:
+        raise ImageError(
+            f"{path}: a deflated DICOM file that grows past {_MOST_INFLATED // 2**20} MiB; expected one "
+            "slice. Is it damaged? Else rewrite it without deflation."
+        )

@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import permutations, product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from threefold.images.facts import NOTHING_STATED, Facts
+
+if TYPE_CHECKING:
+    from threefold.images.nifti_place import NiftiPlace
 
 Affine = NDArray[np.float64]
 
@@ -28,6 +32,7 @@ class Image:
         source: the file or folder it was read from.
         notes: what reading had to do to it (for example: resampled from uneven slices), for the record.
         facts: what the file states of its voxels; nothing for an image that was not read from a file.
+        stored_place: of a NIfTI, how it states where its voxels lie, for masks that have to lie there.
     """
 
     array: NDArray[np.generic]
@@ -35,6 +40,7 @@ class Image:
     source: Path
     notes: tuple[str, ...] = ()
     facts: Facts = NOTHING_STATED
+    stored_place: NiftiPlace | None = None
 
     @property
     def spacing(self) -> tuple[float, ...]:

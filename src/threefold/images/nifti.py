@@ -1,4 +1,4 @@
-"""NIfTI files (https://nifti.nimh.nih.gov/nifti-1): one-file NIfTI-1 and NIfTI-2, plain or gzipped.
+"""NIfTI files (https://nifti.nimh.nih.gov/nifti-1): NIfTI-1 and NIfTI-2 in one file, plain or gzipped.
 
 A reader of our own, because the usual one takes as long to import as `threefold check` may take in all,
 believes any header (a damaged one asks for terabytes) and leaves the checksum of a gzipped file unread.
@@ -18,17 +18,21 @@ from numpy.typing import NDArray
 
 from threefold.errors import ImageError
 from threefold.images.facts import Facts
+from threefold.images.memory import refuse_beyond_memory
+from threefold.images.nifti_place import NiftiPlace, read_place
 
 # The fields that matter here: type, shape and byte offset, by header size (348: NIfTI-1, 540: NIfTI-2).
 _Field = tuple[str, tuple[int, ...], int]
 _FIELDS: dict[int, dict[str, _Field]] = {
     348: {
         "dim": ("i2", (8,), 40),
+        "intent_code": ("i2", (), 68),
         "datatype": ("i2", (), 70),
         "pixdim": ("f4", (8,), 76),
         "vox_offset": ("f4", (), 108),
         "scl_slope": ("f4", (), 112),
         "scl_inter": ("f4", (), 116),
+        "xyzt_units": ("u1", (), 123),
         "qform_code": ("i2", (), 252),
         "sform_code": ("i2", (), 254),
         "quatern": ("f4", (3,), 256),
@@ -49,33 +53,55 @@ _FIELDS: dict[int, dict[str, _Field]] = {
         "quatern": ("f8", (3,), 352),
         "qoffset": ("f8", (3,), 376),
         "srow": ("f8", (3, 4), 400),
+        "xyzt_units": ("i4", (), 500),
+        "intent_code": ("i4", (), 504),
     },
 }
 _MAGIC = {348: b"n+1", 540: b"n+2\x00\r\n\x1a\n"}  # numpy drops trailing zeros
 _DATATYPES = {
     2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8",
 }  # fmt: skip
+_REFUSED_DATATYPES = {
+    0: "unknown", 1: "binary", 32: "complex64", 128: "RGB24 (colour)", 1536: "float128", 1792: "complex128",
+    2048: "complex256", 2304: "RGBA32 (colour)",
+}  # fmt: skip
+_LABELS, _STATISTICS = 1002, range(2, 25)
+_PAIRS = (b"ni1", b"ni2\x00\r\n\x1a\n")
 _DEFLATE_RATIO = 1032
 """No gzipped file holds more than this many times its size."""
+_CHUNK = 2**18
 
 
 @dataclass(frozen=True)
 class NiftiHeader:
-    """What a header says: grid, type and place of the voxels, scaling."""
+    """What a header says: grid, type and place of the voxels, scaling.
+
+    Attributes:
+        intent: what the values are by the header's intent code, where that is not an image; else empty.
+    """
 
     shape: tuple[int, ...]
-    affine: NDArray[np.float64]
+    place: NiftiPlace
     dtype: np.dtype[Any]
     offset: int
     slope: float
     intercept: float
     notes: tuple[str, ...]
+    intent: str
     facts: Facts
 
     @property
     def scaled(self) -> bool:
         """Whether stored values have to be scaled to become the image's."""
         return (self.slope, self.intercept) != (1.0, 0.0)
+
+    @property
+    def value_type(self) -> np.dtype[Any]:
+        """The type of the image's values: the stored one, or floating where they are scaled."""
+        if not self.scaled:
+            return self.dtype.newbyteorder("=")
+        narrow = self.dtype.itemsize <= 2 or self.dtype.newbyteorder("=") == np.float32
+        return np.dtype(np.float32 if narrow else np.float64)
 
 
 def read_nifti_header(path: Path) -> NiftiHeader:
@@ -85,7 +111,7 @@ def read_nifti_header(path: Path) -> NiftiHeader:
         ImageError: if the file is missing, damaged, not a one-file NIfTI, or not a slice or volume.
     """
     with _opened(path) as stream:
-        return _parse(_read(stream, 540, path, whole=False), path)
+        return _parse(_read(stream, 540, path), path)
 
 
 def read_nifti(path: Path, slice_index: int | None = None) -> tuple[NDArray[np.generic], NiftiHeader]:
@@ -100,51 +126,70 @@ def read_nifti(path: Path, slice_index: int | None = None) -> tuple[NDArray[np.g
         header of the whole file. Trailing axes of length 1 are dropped, the third one too.
 
     Raises:
-        ImageError: as `read_nifti_header`; a truncated file; a gzip checksum that does not fit.
+        ImageError: as `read_nifti_header`; a truncated file; a gzip checksum that does not fit; more voxels
+            than memory is free for. No more of a gzip stream is decompressed than the header asks for.
     """
     with _opened(path) as stream:
-        header = _parse(_read(stream, 540, path, whole=False), path)
+        header = _parse(_read(stream, 540, path), path)
         shape, start = header.shape, header.offset
         if slice_index is not None:
             shape = shape[:2]
             start += slice_index * shape[0] * shape[1] * header.dtype.itemsize
-        length = int(np.prod(shape, dtype=object)) * header.dtype.itemsize
+        count = int(np.prod(shape, dtype=object))
+        each = header.dtype.itemsize + (header.value_type.itemsize if header.scaled else 0)
+        size = f"{' x '.join(map(str, shape))} voxels of {header.dtype.itemsize} bytes"
+        refuse_beyond_memory(path, size, count * (each + 1))  # + 1: whether they are finite
+        stored = np.empty(count, header.dtype)
         try:
             stream.seek(start)
         except (OSError, EOFError, zlib.error) as error:
             raise _damaged(path, error) from error
-        data = _read(stream, length, path)
-        if slice_index is None and path.suffix == ".gz":
-            _read(stream, 1, path, whole=False)  # the gzip checksum is compared at the end of the data
-    array = np.frombuffer(data, header.dtype).reshape(shape, order="F")  # file order: i runs fastest
-    array = array.astype(header.dtype.newbyteorder("="), copy=False)
-    return _scaled(array, header), header
+        _read_into(stream, stored.view(np.uint8).data, path)
+        if slice_index is None:
+            _read(stream, 1, path)  # a gzip checksum is compared at the end of the data
+    if not stored.dtype.isnative:
+        stored = stored.byteswap(inplace=True).view(stored.dtype.newbyteorder("="))
+    values = _scaled(stored, header) if header.scaled else stored
+    return values.reshape(shape, order="F"), header  # file order: i runs fastest
 
 
-def _scaled(array: NDArray[Any], header: NiftiHeader) -> NDArray[np.generic]:
-    if not header.scaled:
-        return array
-    dtype = np.float32 if array.dtype.itemsize <= 2 or array.dtype == np.float32 else np.float64
+def _scaled(stored: NDArray[Any], header: NiftiHeader) -> NDArray[Any]:
+    """Scale the (n,) stored values, a part at a time: the product is floating and would be a third copy."""
+    values = np.empty(stored.shape, header.value_type)
     with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is reported by read_image
-        scaled: NDArray[np.generic] = (array * header.slope + header.intercept).astype(dtype)
-    return scaled
+        for start in range(0, len(stored), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            values[part] = stored[part] * header.slope + header.intercept
+    return values
 
 
 def _opened(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+    return gzip.open(path) if _is_gzip(path) else path.open("rb")  # type: ignore[return-value]
 
 
-def _read(stream: IO[bytes], length: int, path: Path, *, whole: bool = True) -> bytes:
-    """Read `length` bytes; fewer are an error where `whole`."""
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(2) == b"\x1f\x8b"
+
+
+def _read(stream: IO[bytes], length: int, path: Path) -> bytes:
     try:
-        data = stream.read(length)
+        return stream.read(length)
     except (OSError, EOFError, zlib.error) as error:
         raise _damaged(path, error) from error
-    if whole and len(data) < length:
-        raise ImageError(
-            f"{path}: truncated: {length} bytes of voxels expected, {len(data)} found. Copy the file again."
-        )
-    return data
+
+
+def _read_into(stream: IO[bytes], target: memoryview, path: Path) -> None:
+    """Fill a buffer from a stream; a stream that ends before is an error."""
+    at = 0
+    while at < len(target):
+        part = _read(stream, min(_CHUNK, len(target) - at), path)
+        if not part:
+            raise ImageError(
+                f"{path}: truncated: {len(target)} bytes of voxels expected, {at} found. Copy the file again."
+            )
+        target[at : at + len(part)] = part
+        at += len(part)
 
 
 def _damaged(path: Path, error: Exception) -> ImageError:
@@ -156,28 +201,42 @@ def _parse(data: bytes, path: Path) -> NiftiHeader:
     shape = _shape(fields["dim"], path)
     code = int(fields["datatype"])
     if code not in _DATATYPES:
-        raise ImageError(
-            f"{path}: NIfTI datatype {code} (complex, colour or unknown); expected integers or real numbers."
-        )
+        name = _REFUSED_DATATYPES.get(code, "unknown")
+        raise ImageError(f"{path}: NIfTI datatype {code} ({name}); expected integers or real numbers.")
     dtype = np.dtype(_DATATYPES[code]).newbyteorder(order)
     offset = float(fields["vox_offset"])
     if not (np.isfinite(offset) and 0 <= offset < 2**40):
         raise ImageError(f"{path}: damaged NIfTI header: voxels start at byte {offset}.")
     _check_size(path, int(offset) + int(np.prod(shape, dtype=object)) * dtype.itemsize, shape, dtype)
-    affine, notes = _affine(fields, len(shape), path)
-    slope, intercept = float(fields["scl_slope"]), float(fields["scl_inter"])
-    if not np.isfinite(slope) or slope == 0:  # the standard: no scaling
-        slope, intercept = 1.0, 0.0
-    if not np.isfinite(intercept):
-        raise ImageError(f"{path}: damaged NIfTI header: scl_slope {slope}, scl_inter {intercept}.")
+    place, notes = read_place(fields, len(shape), path)
+    slope, intercept, ignored = _scaling(fields, path)
     facts = Facts(
         format="nifti",
         bits=8 * dtype.itemsize,
         channels=1,
         spacing_stated=True,
-        place_stated=bool(fields["sform_code"] > 0 or fields["qform_code"] > 0),
+        place_stated=place.has_sform or place.has_qform,
     )
-    return NiftiHeader(shape, affine, dtype, int(offset), slope, intercept, notes, facts)
+    intent = _intent(int(fields["intent_code"]))
+    return NiftiHeader(shape, place, dtype, int(offset), slope, intercept, (*notes, *ignored), intent, facts)
+
+
+def _scaling(fields: Any, path: Path) -> tuple[float, float, tuple[str, ...]]:
+    """Return slope and intercept, and a note on an intercept that does not count."""
+    slope, intercept = float(fields["scl_slope"]), float(fields["scl_inter"])
+    if slope == 0 or np.isnan(slope):  # the standard: no scaling; nibabel writes NaN for it
+        if np.isfinite(intercept) and intercept != 0:
+            return 1.0, 0.0, (f"scl_slope is {slope:g}, so scl_inter {intercept:g} is not added",)
+        return 1.0, 0.0, ()
+    if not (np.isfinite(slope) and np.isfinite(intercept)):
+        raise ImageError(f"{path}: damaged NIfTI header: scl_slope {slope}, scl_inter {intercept}.")
+    return slope, intercept, ()
+
+
+def _intent(code: int) -> str:
+    if code == _LABELS:
+        return f"labels (intent code {code})"
+    return f"a statistic (intent code {code})" if code in _STATISTICS else ""
 
 
 def _fields(data: bytes, path: Path) -> tuple[Any, Literal["<", ">"]]:
@@ -198,10 +257,12 @@ def _fields(data: bytes, path: Path) -> tuple[Any, Literal["<", ">"]]:
             }
         )
         record = np.frombuffer(data, layout, 1)[0]
+        if record["magic"] in _PAIRS:
+            raise ImageError(f"{path}: the header of a .hdr/.img pair. Convert the pair to one .nii.gz file.")
         if record["magic"] != _MAGIC[size]:
             raise ImageError(
-                f"{path}: not a one-file NIfTI (magic {record['magic']!r}). "
-                "Convert a .hdr/.img pair to .nii.gz; copy a damaged file again."
+                f"{path}: not a one-file NIfTI (magic {bytes(record['magic'])!r}). Convert an ANALYZE "
+                "file, which does not say left from right, to .nii.gz; copy a damaged file again."
             )
         return record, order
     raise ImageError(f"{path}: not a NIfTI file, or damaged: its first bytes are not a NIfTI header's.")
@@ -225,53 +286,9 @@ def _shape(dim: NDArray[Any], path: Path) -> tuple[int, ...]:
 def _check_size(path: Path, needed: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     """Refuse a header that promises more than the file holds, before memory is asked for."""
     size = path.stat().st_size
-    most = size * _DEFLATE_RATIO if path.suffix == ".gz" else size
+    most = size * _DEFLATE_RATIO if _is_gzip(path) else size
     if needed > most:
         raise ImageError(
             f"{path}: truncated or damaged: its header promises {shape} voxels of {dtype.itemsize} bytes "
             f"({needed} bytes with the header), the file has {size}. Copy the file again."
         )
-
-
-def _affine(fields: Any, dimensions: int, path: Path) -> tuple[NDArray[np.float64], tuple[str, ...]]:
-    """Return voxel indices to RAS+ mm: sform before qform, as is the custom."""
-    affine = np.eye(4)
-    notes: tuple[str, ...] = ()
-    pixdim = fields["pixdim"].astype(np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
-        if fields["sform_code"] > 0:
-            affine[:3] = fields["srow"]
-        elif fields["qform_code"] > 0:
-            affine[:3, :3] = _rotation(fields["quatern"].astype(np.float64)) * pixdim[1:4]
-            affine[:3, 2] *= -1 if pixdim[0] < 0 else 1
-            affine[:3, 3] = fields["qoffset"]
-        else:
-            affine[:3, :3] = np.diag(pixdim[1:4] * (-1, 1, 1))
-            notes = ("no orientation in the file (sform and qform codes are 0): taken as LAS",)
-        if dimensions == 2 and not affine[:3, 2].any():  # a slice need not say how thick it is
-            normal = np.cross(affine[:3, 0], affine[:3, 1])
-            affine[:3, 2] = normal / (np.linalg.norm(normal) or 1.0)
-        usable = bool(np.isfinite(affine).all()) and _invertible(affine)
-    if not usable:
-        raise ImageError(f"{path}: its affine is not usable: {affine[:3].tolist()}. Fix sform or qform.")
-    return affine, notes
-
-
-def _invertible(affine: NDArray[np.float64]) -> bool:
-    lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    if not (np.isfinite(lengths).all() and (lengths > 1e-6).all() and (lengths < 1e6).all()):
-        return False
-    return bool(abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-3)
-
-
-def _rotation(bcd: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rotation matrix of the unit quaternion (a, b, c, d) with a >= 0 (nifti1.h, METHOD 2)."""
-    b, c, d = bcd
-    a = np.sqrt(max(0.0, 1.0 - (b * b + c * c + d * d)))
-    return np.array(
-        [
-            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
-            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
-            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
-        ]
-    )

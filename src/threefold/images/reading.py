@@ -1,59 +1,27 @@
 """Read an image or a label map from any of the formats that Threefold knows.
 
-NIfTI (.nii, .nii.gz), DICOM (a file, or a folder that is one series), PNG and JPEG. Nothing here needs
-more than numpy at import; the formats' own libraries are imported when a file of theirs is read.
+NIfTI (plain or gzipped), DICOM (a file, or a folder that is one series), PNG and JPEG, told apart by their
+bytes. Nothing here needs more than numpy at import; the formats' own libraries are imported when a file of
+theirs is read.
 """
 
 from __future__ import annotations
 
-import io
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from threefold.errors import ImageError
-from threefold.images.decoding import decoding
-from threefold.images.facts import Facts
+from threefold.images.formats import format_of, unreadable
 from threefold.images.geometry import Header, Image, slice_affine
+from threefold.images.memory import out_of_memory, refuse_beyond_memory
 
 Uneven = Literal["refuse", "resample"]
-Format = Literal["nifti", "dicom", "dicom series", "picture"]
-
-_FORMATS = ".nii, .nii.gz, .dcm, .png, .jpg, .jpeg, or a folder with one DICOM series"
-
-
-def format_of(path: Path) -> Format:
-    """Return the format of a file that exists and is not empty.
-
-    Raises:
-        ImageError: if there is no such file, it is empty, or of no known format.
-    """
-    name = path.name.lower()
-    try:
-        if path.is_dir():
-            return "dicom series"
-        if path.stat().st_size == 0:
-            raise ImageError(f"{path}: the file is empty (0 bytes). Copy it again.")
-        if name.endswith((".nii", ".nii.gz")):
-            return "nifti"
-        if name.endswith((".png", ".jpg", ".jpeg")):
-            return "picture"
-        with path.open("rb") as stream:
-            if name.endswith(".dcm") or stream.read(132)[128:] == b"DICM":
-                return "dicom"
-    except FileNotFoundError as error:
-        raise ImageError(f"{path}: no such file. Correct its path.") from error
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    raise ImageError(f"{path}: not an image of a known format; expected {_FORMATS}.")
-
-
-def states_place(path: Path) -> bool:
-    """Whether the file's format says where its voxels lie in the patient (PNG and JPEG do not)."""
-    return format_of(path) != "picture"
+_Result = TypeVar("_Result")
 
 
 def read_image(
@@ -78,12 +46,11 @@ def read_image(
         columns towards the patient's left.
 
     Raises:
-        ImageError: missing, empty, truncated or damaged file; colour; NaN or infinite voxels (how many
-            and where); a DICOM folder that is not one complete series; no slice of that index.
+        ImageError: missing, empty, truncated or damaged file; no regular file; colour; voxels whose meaning
+            the file leaves open (a CT that is not in HU); NaN or infinite voxels (how many and where); a
+            DICOM folder that is not one complete series; no slice of that index; more than fits in memory.
     """
-    image = _read(path, slice_index, spacing, uneven, labels=False)
-    _refuse_not_finite(image)
-    return image
+    return _guarded(path, lambda: _finite(_read(path, slice_index, spacing, uneven, labels=False)))
 
 
 def read_label_map(
@@ -99,23 +66,14 @@ def read_label_map(
     Raises:
         ImageError: as `read_image`, or a voxel that is not a whole number.
     """
-    image = _read(path, slice_index, spacing, "refuse", labels=True)
-    _refuse_not_finite(image)
-    array: NDArray[Any] = image.array
-    if array.dtype.kind in "iu":
-        return image
-    whole = np.rint(array)
-    if np.abs(whole).max(initial=0) > np.iinfo(np.int32).max:
-        raise ImageError(f"{path}: holds {whole.flat[np.abs(whole).argmax()]:g}, which is no label.")
-    differs = whole != array
-    if differs.any():
-        where = tuple(int(i) for i in np.argwhere(differs)[0])
-        raise ImageError(
-            f"{path}: expected a label map of whole numbers, found {array[where]:g} at voxel {where} "
-            f"({int(differs.sum())} such voxels). Is it a probability map, or resampled without "
-            "nearest-neighbour?"
-        )
-    return replace(image, array=whole.astype(np.int32))
+
+    def read() -> Image:
+        image = _finite(_read(path, slice_index, spacing, "refuse", labels=True))
+        if image.array.dtype.kind in "iu":
+            return image
+        return replace(image, array=_whole_numbers(path, image.array))
+
+    return _guarded(path, read)
 
 
 def read_header(
@@ -126,24 +84,7 @@ def read_header(
     Raises:
         ImageError: as `read_image`, as far as it shows without the voxels.
     """
-    kind = format_of(path)
-    try:
-        if kind == "nifti":
-            from threefold.images.nifti import read_nifti_header
-
-            nifti = read_nifti_header(path)
-            header = Header(nifti.shape, nifti.affine, nifti.notes, nifti.facts)
-        elif kind == "picture":
-            picture, notes = _picture(path)
-            affine, assumed = picture_affine(path, spacing)
-            facts = _picture_facts(picture, spacing)
-            header = Header(picture.size[::-1], affine, (*notes, *assumed), facts)
-        else:
-            from threefold.images import dicom
-
-            header = dicom.file_header(path) if kind == "dicom" else dicom.series_header(path)
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    header = _guarded(path, lambda: _header(path, spacing))
     if slice_index is None:
         return header
     _check_slice(path, header.shape, slice_index)
@@ -168,42 +109,77 @@ def picture_affine(
     return affine, notes
 
 
+def _guarded(path: Path, read: Callable[[], _Result]) -> _Result:
+    """Read, and say so in one kind of error if the system or the memory does not allow it."""
+    try:
+        return read()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except MemoryError as error:
+        raise out_of_memory(path) from error
+
+
+def _header(path: Path, spacing: tuple[float, ...] | None) -> Header:
+    kind = format_of(path)
+    if kind == "nifti":
+        from threefold.images.nifti import read_nifti_header
+
+        nifti = read_nifti_header(path)
+        return Header(nifti.shape, nifti.place.affine, nifti.notes, nifti.facts)
+    if kind == "picture":
+        from threefold.images.pictures import open_picture
+
+        picture = open_picture(path)
+        affine, assumed = picture_affine(path, spacing)
+        facts = picture.facts(spacing_stated=spacing is not None)
+        return Header(picture.shape, affine, (*picture.notes, *assumed), facts)
+    from threefold.images import dicom
+
+    return dicom.file_header(path) if kind == "dicom" else dicom.series_header(path)
+
+
 def _read(
     path: Path, slice_index: int | None, spacing: tuple[float, ...] | None, uneven: Uneven, *, labels: bool
 ) -> Image:
     kind = format_of(path)
-    try:
-        if kind == "nifti":
-            return _read_nifti(path, slice_index)
-        if kind == "picture":
-            picture, notes = _picture(path)
-            facts = _picture_facts(picture, spacing)
-            array, more = _grey_values(path, picture, labels=labels)
-            affine, assumed = picture_affine(path, spacing)
-            image = Image(array, affine, path, (*notes, *more, *assumed), facts)
-        else:
-            from threefold.images import dicom
+    if kind == "nifti":
+        return _read_nifti(path, slice_index, labels=labels)
+    if kind == "picture":
+        image = _read_picture(path, spacing, labels=labels)
+    else:
+        from threefold.images import dicom
 
-            if kind == "dicom series":
-                return dicom.read_series(path, slice_index=slice_index, uneven=uneven)
-            image = dicom.read_file(path)
-    except OSError as error:
-        raise _unreadable(path, error) from error
+        if kind == "dicom series":
+            return dicom.read_series(path, slice_index=slice_index, uneven=uneven)
+        image = dicom.read_file(path)
     if slice_index is not None:
         _check_slice(path, image.array.shape, slice_index)
     return image
 
 
-def _read_nifti(path: Path, slice_index: int | None) -> Image:
+def _read_picture(path: Path, spacing: tuple[float, ...] | None, *, labels: bool) -> Image:
+    from threefold.images.pictures import grey_values, open_picture
+
+    picture = open_picture(path)
+    array, notes = grey_values(picture, labels=labels)
+    affine, assumed = picture_affine(path, spacing)
+    facts = picture.facts(spacing_stated=spacing is not None)
+    return Image(array, affine, path, (*notes, *assumed), facts)
+
+
+def _read_nifti(path: Path, slice_index: int | None, *, labels: bool) -> Image:
     from threefold.images.nifti import read_nifti, read_nifti_header
 
-    if slice_index is None:
-        array, header = read_nifti(path)
-        return Image(array, header.affine, path, header.notes, header.facts)
-    _check_slice(path, read_nifti_header(path).shape, slice_index)
+    if slice_index is not None:
+        _check_slice(path, read_nifti_header(path).shape, slice_index)
     array, header = read_nifti(path, slice_index)
-    affine = slice_affine(header.affine, slice_index)
-    return Image(array, affine, path, header.notes, header.facts)
+    affine = header.place.affine
+    if slice_index is not None:
+        affine = slice_affine(affine, slice_index)
+    notes = header.notes
+    if header.intent and not labels:
+        notes += (f"its header says that it holds {header.intent}, not an image",)
+    return Image(array, affine, path, notes, header.facts, header.place)
 
 
 def _check_slice(path: Path, shape: tuple[int, ...], index: int) -> None:
@@ -214,74 +190,14 @@ def _check_slice(path: Path, shape: tuple[int, ...], index: int) -> None:
         )
 
 
-def _picture(path: Path) -> tuple[Any, list[str]]:
-    """Open a PNG or JPEG without decoding its pixels; also return the list that warnings are noted in."""
-    data = path.read_bytes()
-    with decoding(path, "a PNG or JPEG") as notes:
-        import PIL.Image
-
-        picture = PIL.Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
-        if picture.format == "PNG":
-            picture.verify()  # compares the checksums, which decoding does not; afterwards open anew
-            picture = PIL.Image.open(io.BytesIO(data), formats=("PNG",))
-        turned = picture.getexif().get(0x0112, 1)
-    if turned != 1:
-        raise ImageError(f"{path}: carries a camera rotation (EXIF orientation {turned}). Save it upright.")
-    return picture, notes
-
-
-def _picture_facts(picture: Any, spacing: tuple[float, ...] | None) -> Facts:
-    return Facts(
-        format="picture",
-        photometric=picture.mode,
-        bits={"1": 1, "I": 16, "I;16": 16}.get(picture.mode, 8),
-        channels=len(picture.getbands()),
-        spacing_stated=spacing is not None,
-    )
-
-
-def _grey_values(path: Path, picture: Any, *, labels: bool) -> tuple[NDArray[np.generic], tuple[str, ...]]:
-    """Return the grey values of a PNG or JPEG, (rows, columns)."""
-    with decoding(path, "a PNG or JPEG") as notes:
-        if picture.mode == "P" and not labels:
-            picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
-        elif picture.mode == "1":
-            picture = picture.convert("L")  # 0 and 255
-        array = np.asarray(picture)
-    if picture.mode == "I":  # 16-bit PNG in some versions of Pillow
-        array = array.astype(np.uint16)
-    if array.ndim == 3:
-        array, reduced = _grey(path, array, picture.mode)
-        notes.append(reduced)
-    return array, tuple(notes)
-
-
-def _grey(path: Path, array: NDArray[Any], mode: str) -> tuple[NDArray[Any], str]:
-    """Reduce colour channels that are all equal, and opaque transparency, to one channel."""
-    if mode in ("LA", "RGBA"):
-        if (array[..., -1] != 255).any():
-            raise ImageError(f"{path}: has transparent pixels; expected a grey image. Save it without alpha.")
-        array = array[..., :-1]
-    elif mode != "RGB":
-        raise ImageError(f"{path}: colour mode {mode}; expected a grey image.")
-    differs = (array != array[..., :1]).any(axis=-1)
-    if differs.any():
-        row, column = np.argwhere(differs)[0]
-        raise ImageError(
-            f"{path}: a colour image; expected grey (red = green = blue). {int(differs.sum())} pixels are "
-            f"coloured, the first at row {row}, column {column}: {array[row, column].tolist()}. "
-            "Annotations burnt into the picture? Export it as grey."
-        )
-    return array[..., 0], f"{mode} with equal channels, reduced to grey"
-
-
-def _refuse_not_finite(image: Image) -> None:
+def _finite(image: Image) -> Image:
+    """Return the image, if all of its voxels are finite."""
     array: NDArray[Any] = image.array
     if array.dtype.kind != "f":
-        return
+        return image
     finite = np.isfinite(array)
     if finite.all():
-        return
+        return image
     where = tuple(int(i) for i in np.argwhere(~finite)[0])
     nans = int(np.isnan(array).sum())
     raise ImageError(
@@ -290,5 +206,25 @@ def _refuse_not_finite(image: Image) -> None:
     )
 
 
-def _unreadable(path: Path, error: OSError) -> ImageError:
-    return ImageError(f"{path}: can't be read ({error.strerror or error}). Fix the file or its permission.")
+def _whole_numbers(path: Path, array: NDArray[Any]) -> NDArray[np.int32]:
+    """Return floating labels as int32, in the same order in memory; a plane at a time, to hold one copy."""
+    refuse_beyond_memory(path, f"{array.size} labels", 4 * array.size)
+    labels = np.empty_like(array, np.int32)
+    differing = 0
+    where: tuple[int, ...] = ()
+    for plane in range(array.shape[-1]):
+        values = array[..., plane]
+        whole = np.rint(values)
+        if np.abs(whole).max(initial=0) > np.iinfo(np.int32).max:
+            raise ImageError(f"{path}: holds {whole.flat[np.abs(whole).argmax()]:g}, which is no label.")
+        differs = whole != values
+        if differs.any() and not differing:
+            where = (*(int(i) for i in np.argwhere(differs)[0]), plane)
+        differing += int(differs.sum())
+        labels[..., plane] = whole
+    if differing:
+        raise ImageError(
+            f"{path}: expected a label map of whole numbers, found {array[where]:g} at voxel {where} "
+            f"({differing} such voxels). Is it a probability map, or resampled without nearest-neighbour?"
+        )
+    return labels

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threefold.images.dicom import Series, series_pixels
-from threefold.images.dicom_slice import AIR
+from threefold.images.dicom_pixels import AIR
 from threefold.images.geometry import Image
 
 
@@ -18,7 +18,7 @@ def resample_series(series: Series) -> Image:
     The slices' own plane, orientation and pixel spacing are kept: a tilted gantry shifts each slice within
     its plane against the one before, which is undone by shifting it back (the grid grows so that no slice
     is cut off); along the normal the slices are as far apart as the median distance was. Voxels that no
-    slice covers are air in CT, else the series' smallest value.
+    slice covers are air in HU, else the series' smallest value.
 
     Returns:
         (rows, columns, slices) float32, with a note of what was done.
@@ -31,7 +31,7 @@ def resample_series(series: Series) -> Image:
     low = np.floor(shifts.min(axis=0) + 1e-6).astype(int)
     high = np.ceil(shifts.max(axis=0) - 1e-6).astype(int)
     shape = (array.shape[0] + high[0] - low[0], array.shape[1] + high[1] - low[1])
-    fill = AIR if series.facts.modality == "CT" else float(array.min())
+    fill = AIR if series.facts.unit == "HU" else float(array.min())
     shifted = np.stack(
         [_shifted(array[..., i], shifts[i] - low, shape, fill) for i in range(array.shape[2])], axis=-1
     )

@@ -11,32 +11,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threefold.errors import ImageError, RunError
+from threefold.images.formats import states_place
 from threefold.images.geometry import Image
-from threefold.images.reading import states_place
+from threefold.images.nifti_place import NiftiPlace
 from threefold.run import write_atomically
 
 
-def write_nifti(path: Path, array: NDArray[Any], affine: NDArray[np.float64]) -> None:
+def write_nifti(
+    path: Path, array: NDArray[Any], affine: NDArray[np.float64], *, place: NiftiPlace | None = None
+) -> None:
     """Write a slice or a volume as NIfTI-1; the same input gives the same bytes.
 
     Args:
         path: ends in .nii or .nii.gz.
-        array, affine: as `encode_nifti` takes them.
+        array, affine, place: as `encode_nifti` takes them.
 
     Raises:
         ImageError: no permission, no space, or a folder that is not there.
     """
     if not path.name.endswith((".nii", ".nii.gz")):
         raise ImageError(f"{path}: expected a name that ends in .nii or .nii.gz.")
-    _write(path, encode_nifti(array, affine, compress=path.suffix == ".gz"))
+    _write(path, encode_nifti(array, affine, place=place, compress=path.suffix == ".gz"))
 
 
-def encode_nifti(array: NDArray[Any], affine: NDArray[np.float64], *, compress: bool = True) -> bytes:
+def encode_nifti(
+    array: NDArray[Any],
+    affine: NDArray[np.float64],
+    *,
+    place: NiftiPlace | None = None,
+    compress: bool = True,
+) -> bytes:
     """Return a slice or a volume as the bytes of a NIfTI-1 file, the same for the same input.
 
     Args:
         array: (I, J), stored as (I, J, 1), or (I, J, K). bool is stored as uint8, int64 as int32.
         affine: (4, 4) voxel indices to RAS+ mm; stored as sform, and as qform as far as that can say it.
+        place: `Image.stored_place` of the NIfTI whose grid this is, or whose slice: its sform, qform, codes
+            and unit of length are stored instead, so that whatever a reader goes by, it lies on that image.
         compress: with gzip.
     """
     if array.ndim not in (2, 3):
@@ -50,13 +61,29 @@ def encode_nifti(array: NDArray[Any], affine: NDArray[np.float64], *, compress: 
             raise ValueError(f"values up to {np.abs(array).max()} do not fit NIfTI's int32")
         array = array.astype(np.int32)
     make: Any = Nifti1Image
-    image = make(array[..., None] if array.ndim == 2 else array, affine)
-    image.set_sform(affine, code="scanner")
-    image.set_qform(affine, code="scanner", strip_shears=True)
-    image.header.set_xyzt_units("mm")
+    image = make(array[..., None] if array.ndim == 2 else array, None)
+    same = None if place is None else place.of_grid(affine)
+    if same is None:
+        image.set_sform(affine, code="scanner")
+        image.set_qform(affine, code="scanner", strip_shears=True)
+        image.header.set_xyzt_units("mm")
+    else:
+        _set_place(image.header, same)
     data = image.to_bytes()
     # mtime=0 keeps the time out of the file; level 4 is half the time of 6 for 3 % more bytes on CT
     return gzip.compress(data, compresslevel=4, mtime=0) if compress else bytes(data)
+
+
+def _set_place(header: Any, place: NiftiPlace) -> None:
+    header["sform_code"], header["qform_code"] = place.sform_code, place.qform_code
+    for axis, row in zip("xyz", place.sform, strict=True):
+        header[f"srow_{axis}"] = row
+    for name, value in zip(("quatern_b", "quatern_c", "quatern_d"), place.quatern, strict=True):
+        header[name] = value
+    for name, value in zip(("qoffset_x", "qoffset_y", "qoffset_z"), place.qoffset, strict=True):
+        header[name] = value
+    header["pixdim"][:4] = place.pixdim[:4]
+    header["xyzt_units"] = place.unit
 
 
 def label_map_suffix(like: Image) -> str:
@@ -70,7 +97,7 @@ def write_label_map(path: Path, array: NDArray[Any], like: Image, *, labels: int
     Args:
         path: ends in .nii, .nii.gz or .png (`label_map_suffix` says which fits the image).
         array: integers or bool, of the image's shape.
-        like: whose affine a NIfTI gets.
+        like: on whose grid it lies; a NIfTI gets its affine, or what the NIfTI that it was read from states.
         labels: number of labels beside the background. A PNG of one label holds 0 and 255, so that it can
             be seen; of several, the labels.
 
@@ -85,7 +112,7 @@ def write_label_map(path: Path, array: NDArray[Any], like: Image, *, labels: int
     if path.suffix == ".png":
         write_png(path, array * np.uint8(255) if labels == 1 else array)
     else:
-        write_nifti(path, array, like.affine)
+        write_nifti(path, array, like.affine, place=like.stored_place)
 
 
 def write_png(path: Path, array: NDArray[np.uint8]) -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 from threefold.cohorts.cohort import SPEC_NAME, Cohort, CohortSpec, read_cohort
 from threefold.errors import CohortError, ImageError
 from threefold.experiment import PreprocessingSpec
+from threefold.images.formats import format_of
 from threefold.images.geometry import Image, closest_axes, slice_affine
 from threefold.images.preprocessing import prepare_image
-from threefold.images.reading import Uneven, format_of, read_image
+from threefold.images.reading import Uneven, read_image
 from threefold.inference.engine import Prepared
 
 PathLike = str | os.PathLike[str]
