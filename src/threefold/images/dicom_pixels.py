@@ -134,10 +134,11 @@ def read_encoding(path: Path, dataset: Dataset) -> Encoding:
             notes.append("has a RealWorldValueMapping, which was not applied")
         if _text(dataset, "LossyImageCompression") == "01":
             notes.append("was compressed with loss")
+        shape = int(dataset.Rows), int(dataset.Columns)
         padding = _padding(dataset, allocated, signed=bool(sign))
         facts = _facts(dataset, modality, "HU" if modality == "CT" and unit == "HU" else None)
     return Encoding(
-        photometric, (int(dataset.Rows), int(dataset.Columns)), samples, allocated, stored, high, bool(sign),
+        photometric, shape, samples, allocated, stored, high, bool(sign),
         slope, intercept, table, padding, facts, tuple(notes),
     )  # fmt: skip
 
