@@ -15,8 +15,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "threefold"
 
 # A room may import rooms of its own storey and of those below.
 STOREYS = (
-    {"errors", "experiment", "file_names", "interruption", "paths", "validation"}
-    | {"checksums", "experiments", "partials", "run", "topology", "__init__"},
+    {"checksums", "csv_tables", "errors", "experiment", "file_names", "interruption", "partials", "paths"}
+    | {"validation", "experiments", "run", "topology", "__init__"},
     {"images"},
     {"cohorts"},
     {"phantoms"},
@@ -39,6 +39,7 @@ FOREIGN = {
 }
 NO_TORCH = (
     "checksums",
+    "csv_tables",
     "experiment",
     "experiments",
     "validation",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 import json
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from threefold.csv_tables import read_frame
 from threefold.errors import ThreefoldError, bounded
 
 if TYPE_CHECKING:
@@ -149,27 +151,21 @@ def read_json(path: Path, error: type[ThreefoldError], remedy: str) -> dict[str,
     return data
 
 
-def read_table(path: Path, error: type[ThreefoldError], remedy: str, **options: Any) -> pd.DataFrame:
-    """Return a table (CSV) that a command wrote.
+def read_table(path: Path, error: type[ThreefoldError], remedy: str) -> pd.DataFrame:
+    """Return a table (CSV) that a command wrote, as text.
 
     Args:
         path: the file.
         error: what to raise.
         remedy: what to do where it is damaged.
-        options: of `pandas.read_csv`.
 
     Raises:
         error: if the file is missing, can't be read, or is no table.
     """
-    import pandas as pd
-
     try:
-        table: pd.DataFrame = pd.read_csv(path, **options)
-    except MemoryError:
-        raise
-    except Exception as problem:  # the parser raises more than its documented errors
+        return read_frame(path)
+    except (OSError, UnicodeDecodeError, csv.Error) as problem:
         raise error(f"{path}: can't be read as a table ({bounded(str(problem))}). {remedy}") from problem
-    return table
 
 
 def parse_spec(

@@ -33,7 +33,15 @@ def test_columns_are_those_of_the_table() -> None:
     distances = ["asd_mm", "hd95_mm", "cl_dice"]
     betti = [f"{side}_b{number}" for side in ("truth", "predicted") for number in range(3)]
     counts = ["truth_voxels", "predicted_voxels", "overlap_voxels"]
-    assert fields == ["structure", *counts, *distances, *betti]
+    assert fields == ["structure", *counts, *distances, *betti, "asd_px", "hd95_px"]
+
+
+def test_distances_without_a_stated_spacing_are_in_pixels() -> None:
+    in_pixels = structure_rows(truth, predicted, NAMES, None)
+    in_mm = structure_rows(truth, predicted, NAMES, (1.0, 1.0, 1.0))
+    assert [(row.asd_px, row.hd95_px) for row in in_pixels] == [(row.asd_mm, row.hd95_mm) for row in in_mm]
+    assert {(row.asd_mm, row.hd95_mm) for row in in_pixels} == {(None, None)}
+    assert {(row.asd_px, row.hd95_px) for row in in_mm} == {(None, None)}
 
 
 def test_a_row_a_structure_in_order_and_the_union_last(rows: dict[str, StructureMeasures]) -> None:

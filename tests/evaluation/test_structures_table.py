@@ -18,6 +18,7 @@ from threefold.errors import PredictionsError
 from threefold.evaluation.evaluate import Evaluation, confusion_name, evaluate
 from threefold.evaluation.groups import GroupKind, Level
 from threefold.evaluation.intervals import patient_weights
+from threefold.evaluation.metrics import title
 from threefold.evaluation.predictions import Predictions, validate, write_predictions
 from threefold.evaluation.rows import Row
 from threefold.evaluation.structures import (
@@ -438,3 +439,39 @@ def test_time_grows_with_the_structures() -> None:
         seconds.append(time.process_time() - start)
         assert len([row for row in evaluation.rows if row.metric == "hd95_mm"]) > 2 * (number + 2) * 9
     assert seconds[1] < 8 * seconds[0]  # of four times as many; pairs would take sixteen times
+
+
+# Distances in pixels
+
+
+def test_distances_in_pixels_are_never_averaged_with_those_in_mm(tmp_path: Path) -> None:
+    rows = make_table(patients=12, cases=2, sites=2, classes=CLASSES)
+    structures = make_structures(rows["case_id"].tolist())
+    pixels = structures["case_id"].isin(rows["case_id"][::2])
+    for name in ("asd", "hd95"):
+        structures[f"{name}_px"] = structures[f"{name}_mm"].where(pixels)
+        structures[f"{name}_mm"] = structures[f"{name}_mm"].mask(pixels)
+    write_predictions(structures, tmp_path / "structures.csv")
+    mixed = with_structures(validate(rows), read_structures_table(tmp_path / "structures.csv"))
+    evaluation = evaluate(mixed, QUICK)
+    for unit, chosen in (("px", pixels), ("mm", ~pixels)):
+        of_unit = structures[chosen & (structures["structure"] == "AO") & (structures["truth_voxels"] > 0)]
+        row = find(evaluation, f"asd_{unit}", "AO")
+        assert (row.n, row.value) == (len(of_unit), pytest.approx(of_unit[f"asd_{unit}"].mean()))
+    said = " ".join(mixed.notes)
+    assert (
+        "12 cases state no spacing: their distances are in pixels, apart from those of the other 12" in said
+    )
+
+
+def test_where_no_case_states_a_spacing_nothing_is_in_mm() -> None:
+    rows = make_table(patients=6, cases=1, sites=1)
+    structures = make_structures(rows["case_id"].tolist(), names=())
+    for name in ("asd", "hd95"):
+        structures[f"{name}_px"] = structures[f"{name}_mm"]
+        structures[f"{name}_mm"] = np.nan
+    mine = with_structures(validate(rows), validate_structures(structures))
+    metrics = {row.metric for row in evaluate(mine, QUICK).rows}
+    assert {"asd_px", "hd95_px"} < metrics
+    assert not {"asd_mm", "hd95_mm"} & metrics
+    assert title("hd95_px:AO") == "HD95 (pixels) (AO)"

@@ -163,3 +163,27 @@ def test_command_compares_runs_and_prints_json(
 def test_command_refuses_mixed_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     _call("evaluate", *arguments, code=2)
     assert "error:" in capsys.readouterr().err
+
+
+def test_an_evaluation_that_stops_leaves_nothing_in_the_way(
+    run: RunFolder, cohort_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = RunFolder(tmp_path / "run")
+    shutil.copytree(run.path, mine.path, ignore=shutil.ignore_patterns("evaluations"))
+    evaluations = mine.path / "evaluations"
+    earlier = evaluations / cohort_folder.name
+    (earlier / "tables").mkdir(parents=True)
+    (earlier / "cohort.json").write_text(
+        '{"name": "x", "fingerprint": "of a cohort that was corrected since"}'
+    )
+
+    def stops(*_: object, masks: Path, **__: object) -> None:
+        masks.mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("threefold.inference.cases.predict_cases", stops)
+    for _ in range(2):  # what never became whole is in no one's way
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_run_on(mine, read_cohort(cohort_folder))
+        assert [path.name for path in evaluations.iterdir() if path.is_dir()] == [cohort_folder.name]
+        assert sorted(path.name for path in earlier.iterdir()) == ["cohort.json", "tables"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from threefold.atlases.workplace import MADE_BY, WEIGHTS_NAME, Workplace
 from threefold.cohorts.cohort import Case, Cohort, CohortSpec, fingerprint
 from threefold.cohorts.failures import Failures, listed, sparing_others
 from threefold.cohorts.staging import FOLDERS, PROVENANCE_NAME, Staging, row_of
+from threefold.csv_tables import table_text
 from threefold.errors import CohortError
 from threefold.images.cache import ContentHashes
 from threefold.run import copy_new, write_atomically
@@ -166,12 +165,9 @@ def _row(
 
 def _quality_table(cohort: Cohort, qualities: Qualities) -> str:
     names = [f"dice {name}" for name in cohort.spec.structures]
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, ["case_id", *_MEASURES, *names], lineterminator="\n", restval="")
-    writer.writeheader()
-    for case_id, row in qualities.items():
-        writer.writerow({"case_id": case_id, **{key: _cell(value) for key, value in row.items()}})
-    return stream.getvalue()
+    columns = [*_MEASURES, *names]
+    rows = ([case_id, *(_cell(row.get(name)) for name in columns)] for case_id, row in qualities.items())
+    return table_text([["case_id", *columns], *rows])
 
 
 def _cell(value: Any) -> Any:

@@ -11,6 +11,7 @@ import typer
 
 from threefold.cli.options import AllowOutside
 from threefold.cli.progress import count, interruptible, progress_of
+from threefold.csv_tables import table_rows
 
 if TYPE_CHECKING:
     from threefold.cohorts.cohort import Cohort
@@ -93,10 +94,8 @@ def propagate(
 
 def _summary(cohort: Cohort, left_out: Mapping[str, str]) -> dict[str, Any]:
     """Count states, and take the means of quality.csv over the registrations that did not fail."""
-    import csv
-
-    with (cohort.folder / "quality.csv").open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    header, *cells = table_rows((cohort.folder / "quality.csv").read_bytes().decode("utf-8"))
+    rows = [dict(zip(header, row, strict=True)) for row in cells]
     failed = {
         row["case_id"]: row["reason"]
         for row in rows

@@ -13,6 +13,7 @@ from threefold.cohorts.findings import SEVERITIES, Finding, gather
 from threefold.cohorts.splits import PARTS, Split, Target, make_split
 from threefold.cohorts.table_checks import (
     awaits_propagation,
+    check_alike_names,
     check_case_ids,
     check_duplicates,
     check_patient_ids,
@@ -113,6 +114,7 @@ def audit(
     findings += check_site_groups(cohort)
     findings += check_patient_ids(cohort)
     findings += check_case_ids(cohort)
+    findings += check_alike_names(cohort)
     findings += check_targets(cohort, asked)
     findings += () if "structures" in asked else note_atlases(cohort)
     if split is not None:

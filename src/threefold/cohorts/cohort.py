@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
+from threefold.cohorts.reserved_names import RESERVED_GROUPS, RESERVED_STRUCTURES
 from threefold.errors import CohortError, RunError
 from threefold.experiment import Spec
 from threefold.paths import Boundary
@@ -109,6 +110,8 @@ class CohortSpec(Spec):
         _refuse_repeats("classes", self.classes)
         _refuse_repeats("structures", self.structures)
         _refuse_repeats("atlases", [atlas.name for atlas in self.atlases])
+        _refuse_reserved("structures", self.structures, RESERVED_STRUCTURES)
+        _refuse_reserved("site_groups", self.site_groups, RESERVED_GROUPS)
         for atlas in self.atlases:
             if atlas.label is not None and atlas.label not in self.classes:
                 raise ValueError(
@@ -290,6 +293,12 @@ def _relative(case: Case, folder: Path) -> dict[str, Any]:
         path = row[column]
         row[column] = None if path is None else Path(os.path.relpath(path, folder.absolute())).as_posix()
     return row
+
+
+def _refuse_reserved(key: str, names: Iterable[str], reserved: Collection[str]) -> None:
+    taken = [name for name in names if name in reserved]
+    if taken:
+        raise ValueError(f"{key}: the program's own tables use the name '{taken[0]}'; choose another")
 
 
 def _refuse_repeats(key: str, names: Iterable[str]) -> None:

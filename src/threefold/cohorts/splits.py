@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Literal, get_args
 
 from threefold.cohorts.cohort import Case, Cohort, CohortSpec
 from threefold.cohorts.stratification import Stratum, apportion, assign
+from threefold.csv_tables import table_rows, table_text
 from threefold.errors import CohortError, RunError
 from threefold.experiment import Part, SplitSpec, TasksSpec
 from threefold.run import write_atomically
@@ -173,12 +173,8 @@ def write_split(path: Path, split: Split) -> None:
     Raises:
         RunError: if the disk refuses; the file that was there is untouched.
     """
-    stream = io.StringIO()
-    stream.write(f"# kind: {split.kind}\n# leaking patients: {json.dumps(split.leaking_patients)}\n")
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(_HEADER)
-    writer.writerows(sorted(split.parts.items()))
-    write_atomically(path, stream.getvalue())
+    head = f"# kind: {split.kind}\n# leaking patients: {json.dumps(split.leaking_patients)}\n"
+    write_atomically(path, head + table_text([_HEADER, *sorted(split.parts.items())]))
 
 
 def read_split(path: Path) -> Split:
@@ -194,7 +190,7 @@ def read_split(path: Path) -> Split:
     kind, leaking, table = (*text.split("\n", 2), "", "")[:3]
     try:
         patients = tuple(json.loads(leaking.removeprefix("# leaking patients: ")))
-        header, *rows = csv.reader(io.StringIO(table, newline=""), strict=True)
+        header, *rows = table_rows(table)
         if not all(isinstance(name, str) for name in patients):
             raise TypeError
     except (ValueError, TypeError, RecursionError, csv.Error):

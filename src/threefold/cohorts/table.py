@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from threefold.cohorts.cohort import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, Case, CohortSpec
+from threefold.cohorts.reserved_names import column_problem
+from threefold.csv_tables import table_rows, table_text
 from threefold.errors import CohortError
 from threefold.experiment import Part
 from threefold.paths import Boundary
@@ -41,7 +42,7 @@ def read_text(path: Path) -> str:
         CohortError: if the file can't be read as text.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")  # as text mode would, but for the line breaks in cells
     except UnicodeDecodeError as error:
         raise CohortError(
             f"{path}: not UTF-8 text (byte {error.start}). Save the table as 'CSV UTF-8'."
@@ -87,12 +88,7 @@ def format_rows(rows: Iterable[Mapping[str, Any]]) -> str:
         *(name for name in OPTIONAL_COLUMNS if name in filled),
         *(name for name in used if name not in _COLUMNS),
     ]
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(header)
-    for row in rows:
-        writer.writerow([_cell(row.get(name)) for name in header])
-    return stream.getvalue()
+    return table_text([header, *([_cell(row.get(name)) for name in header] for row in rows)])
 
 
 def split_table(text: str, path: Path) -> tuple[list[str], list[Row]]:
@@ -102,7 +98,7 @@ def split_table(text: str, path: Path) -> tuple[list[str], list[Row]]:
         CohortError: on anything that is not a rectangular table with named columns.
     """
     try:
-        records = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+        records = list(table_rows(text))
     except csv.Error as error:
         raise CohortError(f"{path}: not a valid CSV table ({error}).") from None
     if not records or not any(cell.strip() for cell in records[0]):
@@ -134,6 +130,8 @@ def _cell(value: Any) -> str:
 
 def _check_header(header: Sequence[str], path: Path, spec: CohortSpec) -> None:
     unknown = [name for name in header if name not in _COLUMNS]
+    for problem in filter(None, map(column_problem, unknown)):
+        raise CohortError(f"{path}: {problem}.")
     for name in REQUIRED_COLUMNS:
         if name not in header:
             near = nearest(name, unknown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -71,16 +72,37 @@ def check_case_ids(cohort: Cohort) -> Iterator[Finding]:
         )
     alike: dict[str, list[str]] = defaultdict(list)
     for name in held:
-        alike[name.casefold()].append(name)
+        alike[_folded(name)].append(name)
     several = [names for names in alike.values() if len(names) > 1]
     if several:
         yield Finding(
             "warn",
             "ids",
-            f"Ids that differ in case alone: {_some(['/'.join(names) for names in several])}. Windows and "
-            "macOS take their files for one: rename them.",
+            "Ids that differ in case alone, or in how an accent is stored: "
+            f"{_some(['/'.join(names) for names in several])}. Windows and macOS take their files for one: "
+            "rename them.",
             tuple(name for names in several for name in names),
         )
+
+
+def check_alike_names(cohort: Cohort) -> Iterator[Finding]:
+    """Warn of patients and of sites whose names differ by case, spaces or accents' form alone."""
+    names = {"patients": [case.patient_id for case in cohort.cases], "sites": list(cohort.sites)}
+    for check, known in names.items():
+        alike: dict[str, set[str]] = defaultdict(set)
+        for name in known:
+            alike["".join(_folded(name).split())].add(name)
+        pairs = [
+            " and ".join(f"'{name}'" for name in sorted(found)) for found in alike.values() if len(found) > 1
+        ]
+        if pairs:
+            yield Finding(
+                "warn",
+                check,
+                f"{len(pairs)} {check} written in several ways (by case, spaces or how an accent is stored): "
+                f"{_some(pairs)}. Each way counts as one of its own, so that a split may put them in several "
+                "parts. Where they are one, write them alike.",
+            )
 
 
 def check_targets(cohort: Cohort, asked: Collection[Target]) -> Iterator[Finding]:
@@ -268,6 +290,11 @@ def _cases_of(cohort: Cohort, patients: Iterable[str]) -> tuple[str, ...]:
 def _other(names: Iterable[str], there: str) -> str:
     others = [f"'{name}'" for name in names if name != there]
     return " or ".join(others) if others else "a second class"
+
+
+def _folded(name: str) -> str:
+    """Return a name without case, its accents stored in one way."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _some(names: Sequence[str]) -> str:

@@ -132,7 +132,9 @@ def _test_cases(predictions: Predictions, column: str) -> pd.DataFrame:
             f"column {column}: expected 1 to {MOST_VALUES} values among the labelled test cases, found "
             f"{values}. Name a column of categories."
         )
-    return test.assign(**{column: test[column].astype(str)})
+    told = test.copy()
+    told[column] = test[column].astype(str)
+    return told
 
 
 def require_column(predictions: Predictions, column: str) -> None:

@@ -2,7 +2,9 @@
 structure segmentation", CVPR, eq. 1 to 3).
 
 With the masks V and their skeletons S: topology precision |S_P and V_L| / |S_P|, topology sensitivity
-|S_L and V_P| / |S_L|, and clDice their harmonic mean. Skeletons are Lee's (1994), by scikit-image.
+|S_L and V_P| / |S_L|, and clDice their harmonic mean. Skeletons are Lee's (1994), by scikit-image, which
+erases some blocks whole (two voxels each way, for one): a structure of which nothing is left keeps the voxel
+nearest its centre, or a prediction that is right to the voxel would have a clDice of 0.
 """
 
 from __future__ import annotations
@@ -53,10 +55,23 @@ def skeletons(volume: Labels) -> Labels:
 
     components = label_components(volume)
     lines = np.zeros_like(volume)
+    if not volume.any():  # of both masks empty not even a box is left
+        return lines
     for number, box in enumerate(find_objects(components), start=1):
         line = skeletonize(components[box] == number)  # type: ignore[no-untyped-call]
         lines[box][line] = volume[box][line]
+    most = int(volume.max()) + 1
+    voxels, left = (np.bincount(labels.ravel(), minlength=most) for labels in (volume, lines))
+    for label in np.flatnonzero((voxels > 0) & (left == 0)):
+        lines[_central_voxel(volume == label)] = label
     return lines
+
+
+def _central_voxel(mask: NDArray[np.bool_]) -> tuple[int, ...]:
+    """Return the index of the voxel nearest a mask's centre; of several the first in scan order."""
+    voxels = np.argwhere(mask)
+    away = np.square(voxels - voxels.mean(axis=0)).sum(axis=1)
+    return tuple(voxels[away.argmin()].tolist())
 
 
 def _share_inside(lines: Labels, volume: Labels, count: int) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ step in recall over the distinct scores, without interpolation. Both agree with 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +21,9 @@ Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
 CALIBRATION_BINS = 10
+_ONE_AGAINST_REST = ("f1", "auc", "sensitivity", "specificity", "average_precision")
+ALL = (*_ONE_AGAINST_REST, "balanced_accuracy", "accuracy", "brier", "calibration_error")
+"""The metrics of the diagnosis."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,11 @@ def weighted_auc(positive: Bools, scores: Floats, weights: Floats) -> Floats:
     Returns:
         (R,); NaN with one class.
     """
-    positives, negatives = weights_by_score(positive, scores, weights)
+    return _auc(*weights_by_score(positive, scores, weights))
+
+
+def _auc(positives: Floats, negatives: Floats) -> Floats:
+    """Return the AUC, (R,), from the weights of positives and negatives by score (R, U)."""
     below = np.cumsum(negatives, axis=1) - negatives
     wins = np.einsum("ru,ru->r", positives, below + negatives / 2)
     return _ratio(wins, positives.sum(axis=1) * negatives.sum(axis=1))
@@ -102,7 +109,11 @@ def weighted_average_precision(positive: Bools, scores: Floats, weights: Floats)
     Returns:
         (R,); NaN without positives.
     """
-    positives, negatives = weights_by_score(positive, scores, weights)
+    return _average_precision(*weights_by_score(positive, scores, weights))
+
+
+def _average_precision(positives: Floats, negatives: Floats) -> Floats:
+    """Return the average precision, (R,), from the weights of positives and negatives by score (R, U)."""
     found = np.cumsum(positives[:, ::-1], axis=1)
     alarms = found + np.cumsum(negatives[:, ::-1], axis=1)
     precision = np.divide(found, alarms, out=np.zeros_like(found), where=alarms > 0)
@@ -219,7 +230,13 @@ def choose_threshold(
 
 
 def classification_metrics(
-    labels: Ints, probabilities: Floats, weights: Floats, *, positive: int | None, threshold: float
+    labels: Ints,
+    probabilities: Floats,
+    weights: Floats,
+    *,
+    positive: int | None,
+    threshold: float,
+    names: Collection[str] = ALL,
 ) -> Mapping[tuple[str, int | None], Floats]:
     """Compute every metric of the diagnosis.
 
@@ -229,6 +246,7 @@ def classification_metrics(
         weights: (R, n).
         positive: index of the positive class of two; None: every class against the rest, and their mean.
         threshold: two classes: positive where p >= threshold. More: the most probable class is decided.
+        names: the metrics that are wanted.
 
     Returns:
         (R,) values by (metric, class); class None is the metric itself: of the positive class with two
@@ -237,25 +255,29 @@ def classification_metrics(
     """
     if positive is not None:
         decided = probabilities[:, positive] >= threshold
-        values = _binary_metrics(labels == positive, probabilities[:, positive], decided, weights)
+        values = _binary_metrics(labels == positive, probabilities[:, positive], decided, weights, names)
         return {(name, None): value for name, value in values.items()}
     classes = probabilities.shape[1]
     decision = probabilities.argmax(axis=1)
-    one_against_rest = ("f1", "auc", "sensitivity", "specificity", "average_precision")
+    needed = {*names} | ({"sensitivity"} if "balanced_accuracy" in names else set())
+    one_against_rest = [name for name in _ONE_AGAINST_REST if name in needed]
     per_class = [
-        _binary_metrics(labels == k, probabilities[:, k], decision == k, weights) for k in range(classes)
+        _binary_metrics(labels == k, probabilities[:, k], decision == k, weights, one_against_rest)
+        for k in range(classes)
     ]
     means: dict[tuple[str, int | None], Floats] = {
         (name, None): np.mean([values[name] for values in per_class], axis=0) for name in one_against_rest
     }
     right = decision == labels
+    of_all: dict[str, Callable[[], Floats]] = {
+        "balanced_accuracy": lambda: means["sensitivity", None],  # the mean recall over the classes
+        "accuracy": lambda: weighted_mean(right.astype(np.float64), weights),
+        "brier": lambda: brier(np.eye(classes)[labels], probabilities, weights),
+        "calibration_error": lambda: calibration_error(right, probabilities.max(axis=1, initial=0), weights),
+    }
     return {
         **means,
-        # The mean recall over the classes.
-        ("balanced_accuracy", None): means["sensitivity", None],
-        ("accuracy", None): weighted_mean(right.astype(np.float64), weights),
-        ("brier", None): brier(np.eye(classes)[labels], probabilities, weights),
-        ("calibration_error", None): calibration_error(right, probabilities.max(axis=1, initial=0), weights),
+        **{(name, None): value() for name, value in of_all.items() if name in names},
         **{(name, k): per_class[k][name] for name in one_against_rest for k in range(classes)},
     }
 
@@ -278,19 +300,25 @@ def confusion_shares(labels: Ints, decision: Ints, weights: Floats, *, classes: 
     return _ratio(counts, totals)
 
 
-def _binary_metrics(positive: Bools, scores: Floats, decided: Bools, weights: Floats) -> dict[str, Floats]:
+def _binary_metrics(
+    positive: Bools, scores: Floats, decided: Bools, weights: Floats, names: Collection[str]
+) -> dict[str, Floats]:
     counts = confusion(positive, decided, weights)
-    return {
-        "f1": f1(counts),
-        "auc": weighted_auc(positive, scores, weights),
-        "balanced_accuracy": balanced_accuracy(counts),
-        "sensitivity": sensitivity(counts),
-        "specificity": specificity(counts),
-        "average_precision": weighted_average_precision(positive, scores, weights),
-        "accuracy": accuracy(counts),
-        "brier": brier(positive.astype(np.float64), scores, weights),
-        "calibration_error": calibration_error(positive, scores, weights),
+    # Ranking the weights is most of the work: once for both areas, and of no weights where neither is wanted.
+    areas = {"auc", "average_precision"} & {*names}
+    ranked = weights_by_score(positive, scores, weights if areas else weights[:0])
+    of: dict[str, Callable[[], Floats]] = {
+        "f1": lambda: f1(counts),
+        "auc": lambda: _auc(*ranked),
+        "balanced_accuracy": lambda: balanced_accuracy(counts),
+        "sensitivity": lambda: sensitivity(counts),
+        "specificity": lambda: specificity(counts),
+        "average_precision": lambda: _average_precision(*ranked),
+        "accuracy": lambda: accuracy(counts),
+        "brier": lambda: brier(positive.astype(np.float64), scores, weights),
+        "calibration_error": lambda: calibration_error(positive, scores, weights),
     }
+    return {name: value() for name, value in of.items() if name in names}
 
 
 def weights_by_score(positive: Bools, scores: Floats, weights: Floats) -> tuple[Floats, Floats]:

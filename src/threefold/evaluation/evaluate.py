@@ -25,9 +25,11 @@ from threefold.evaluation.groups import (
     Level,
     Units,
     case_units,
+    group_notes,
     groups_of,
     patient_units,
 )
+from threefold.evaluation.intervals import MOST_DRAWN, replicates_for
 from threefold.evaluation.metrics import METRICS, Metric
 from threefold.evaluation.predictions import Predictions, probability_column
 from threefold.evaluation.rows import Place, Row
@@ -107,7 +109,7 @@ def evaluate(
             to 1.
     """
     spec = spec or EvaluationSpec()
-    test = predictions.part("test")
+    test = predictions.schema_part("test")
     if test.empty:
         parts = predictions.table["part"].value_counts().to_dict()
         raise PredictionsError(
@@ -115,18 +117,14 @@ def evaluate(
         )
     cut, source, notes = decision_threshold(predictions, spec, threshold)
     rows: list[Row] = []
+    whole, groups = case_units(test, predictions), groups_of(test)
     levels: tuple[Level, ...] = ("case", "patient")
     for level in levels:
-        by_group = [
-            _Numbers(
-                Place(level, group, spec, predictions.leaks),
-                _units(level, group, predictions, spec),
-                predictions,
-                cut,
-            )
-            for group in groups_of(test)
-        ]
-        found = [row for numbers in by_group for row in numbers.rows()]
+        found: list[Row] = []
+        for group in groups:
+            cases = whole.where(test.index.get_indexer(group.rows.index))
+            units = _units(level, cases, predictions, spec)
+            found += _Numbers(Place(level, group, spec, predictions.leaks), units, predictions, cut).rows()
         found += structure_numbers(level, predictions, spec)
         rows += found
         rows += _worst_sites(found)
@@ -148,7 +146,7 @@ def evaluate(
             if site and group
         },
         spec=spec,
-        notes=(*predictions.notes, *notes),
+        notes=(*predictions.notes, *notes, *group_notes(test), *_replicate_notes(groups, spec)),
         test_cases=frozenset(test["case_id"]),
     )
 
@@ -172,7 +170,7 @@ def decision_threshold(
         return given, "given", ()
     if predictions.positive is None or spec.threshold == "0.5":
         return 0.5, "default", ()
-    validation = predictions.part("validation")
+    validation = predictions.schema_part("validation")
     validation = validation[validation["label"] != ""]
     labels = (validation["label"] == predictions.positive).to_numpy()
     if len(set(labels)) < 2:
@@ -182,8 +180,19 @@ def decision_threshold(
     return choose_threshold(labels, scores, spec.threshold), "validation", ()
 
 
-def _units(level: Level, group: Group, predictions: Predictions, spec: EvaluationSpec) -> Units:
-    cases = case_units(group.rows, predictions)
+def _replicate_notes(groups: Sequence[Group], spec: EvaluationSpec) -> tuple[str, ...]:
+    """Say which intervals rest on fewer resamples than asked for."""
+    largest = max(len(group.rows) for group in groups)
+    fewest = replicates_for(largest, spec.replicates)
+    if fewest == spec.replicates:
+        return ()
+    return (
+        f"Intervals of groups of more than {MOST_DRAWN // spec.replicates} cases are by fewer resamples, "
+        f"{fewest} for {largest} cases.",
+    )
+
+
+def _units(level: Level, cases: Units, predictions: Predictions, spec: EvaluationSpec) -> Units:
     if level == "case":
         return cases
     return patient_units(cases, positive=predictions.positive_index, rule=spec.patient_rule)

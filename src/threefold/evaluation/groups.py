@@ -33,6 +33,9 @@ GroupKind = Literal["all", "site group", "site", "class", "value", "worst site"]
 # Fewer patients than this say too little of a site to call it the worst.
 WORST_SITE_PATIENTS = 5
 
+MOST_GROUPS = 200
+"""Site groups, and sites, that get numbers of their own: more are no table that anyone reads."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -69,8 +72,8 @@ class Units:
         """Return n."""
         return len(self.patients)
 
-    def where(self, chosen: NDArray[np.bool_]) -> Units:
-        """Return the chosen units, their patients numbered anew."""
+    def where(self, chosen: NDArray[np.bool_] | Ints) -> Units:
+        """Return the chosen units, by mask or by place, their patients numbered anew."""
         return Units(
             patients=np.unique(self.patients[chosen], return_inverse=True)[1].astype(np.int64),
             labels=self.labels[chosen],
@@ -80,13 +83,39 @@ class Units:
 
 
 def groups_of(rows: pd.DataFrame) -> tuple[Group, ...]:
-    """Return all cases, then each site group, then each site; cases that name none are in `all` only."""
+    """Return all cases, then each site group, then each site; cases that name none are in `all` only.
+
+    Of more than `MOST_GROUPS` of a kind those with the most patients (`group_notes` says so).
+    """
     groups = [Group("all", "all", rows)]
-    kinds: tuple[tuple[GroupKind, str], ...] = (("site group", "site_group"), ("site", "site"))
-    for kind, column in kinds:
-        names = natural_order({str(name) for name in rows[column]} - {""})
-        groups += [Group(kind, name, rows[rows[column] == name]) for name in names]
+    for kind, column in _KINDS:
+        places = rows.groupby(column, sort=False).indices
+        shown = _largest(rows, column)
+        groups += [Group(kind, name, rows.iloc[places[name]]) for name in natural_order(shown)]
     return tuple(groups)
+
+
+_KINDS: tuple[tuple[GroupKind, str], ...] = (("site group", "site_group"), ("site", "site"))
+
+
+def _largest(rows: pd.DataFrame, column: str) -> set[str]:
+    """Return the names of a column that get numbers of their own: all, or those with the most patients."""
+    named = rows[rows[column] != ""]
+    if named[column].nunique() <= MOST_GROUPS:
+        return {str(name) for name in named[column].unique()}
+    patients = named.groupby(column)["patient_id"].nunique()
+    return {str(name) for name in patients.sort_values(kind="stable", ascending=False).index[:MOST_GROUPS]}
+
+
+def group_notes(rows: pd.DataFrame) -> tuple[str, ...]:
+    """Say which site groups and sites have no numbers of their own, where there are too many to show."""
+    counts = ((kind, rows.loc[rows[column] != "", column].nunique()) for kind, column in _KINDS)
+    return tuple(
+        f"{count} {kind}s: those {MOST_GROUPS} with the most patients have numbers of their own, and the "
+        "worst is of these; all count in the numbers over all cases."
+        for kind, count in counts
+        if count > MOST_GROUPS
+    )
 
 
 def wide_groups(rows: pd.DataFrame) -> tuple[Group, ...]:
@@ -108,14 +137,10 @@ def natural_order(names: set[str]) -> list[str]:
 def case_units(rows: pd.DataFrame, predictions: Predictions) -> Units:
     """Return each case as a unit."""
     truth, predicted, common = (rows[name].to_numpy(np.float64) for name in MASK_COLUMNS)
+    numbers = {name: number for number, name in enumerate(predictions.classes)}
     return Units(
         patients=np.unique(rows["patient_id"].to_numpy(str), return_inverse=True)[1].astype(np.int64),
-        labels=np.array(
-            [predictions.classes.index(label) if label else -1 for label in rows["label"]]
-            if predictions.classes
-            else [-1] * len(rows),
-            dtype=np.int64,
-        ),
+        labels=np.array([numbers.get(label, -1) for label in rows["label"]], dtype=np.int64),
         probabilities=rows[[probability_column(name) for name in predictions.classes]].to_numpy(np.float64),
         values={
             "dice": overlap.dice(truth, predicted, common),

@@ -32,6 +32,10 @@ FEWEST_PATIENTS = 5
 
 SAME_VALUE = "every resample gives the same value"
 
+MOST_DRAWN = 40_000_000
+"""Cases drawn for an interval, over all replicates; groups of up to 40,000 cases have 1,000 replicates."""
+FEWEST_REPLICATES = 200
+
 _ELEMENTS_AT_ONCE = 2_000_000
 
 
@@ -74,17 +78,27 @@ FEW = Interval(np.nan, np.nan, 0, f"fewer than {FEWEST_PATIENTS} patients")
 """Of what so few patients say."""
 
 
+def replicates_for(cases: int, asked: int) -> int:
+    """Return how many replicates n cases get: those that are asked for, or fewer where the cases are many.
+
+    The ends of an interval by 200 replicates lie within about a tenth of its half width of those by many
+    more, and of so many cases the interval is narrow.
+    """
+    return min(asked, max(FEWEST_REPLICATES, MOST_DRAWN // max(1, cases)))
+
+
 def patient_weights(patients: Ints, replicates: int, seed: int) -> Iterator[Floats]:
     """Yield how often each case counts in each replicate, in blocks of replicates (r, n).
 
     Args:
         patients: (n,) patient of each case, numbered 0..P-1 without gaps.
-        replicates: R, the sum of r over the blocks.
+        replicates: asked for; R, the sum of r over the blocks, is `replicates_for` so many cases.
         seed: the same seed gives the same weights.
     """
     generator = np.random.default_rng(seed)
     count = int(patients.max()) + 1 if len(patients) else 0
     block = max(1, _ELEMENTS_AT_ONCE // max(1, len(patients)))
+    replicates = replicates_for(len(patients), replicates)
     for start in range(0, replicates if count else 0, block):
         rows = min(block, replicates - start)
         yield drawn_patients(generator, count, rows)[:, patients]
@@ -110,16 +124,17 @@ def bootstrap(
     Args:
         metrics: from weights (R, n) to values (R,) by key; NaN where a metric does not exist.
         patients: (n,) patient of each case, numbered 0..P-1 without gaps.
-        replicates: number of resamples.
+        replicates: number of resamples; of many cases fewer (`replicates_for`).
         confidence: for example 0.95.
         seed: of the resampling.
     """
-    blocks = [metrics(weights) for weights in patient_weights(patients, replicates, seed)]
-    if not blocks:
+    if not len(patients):
         return {}
-    few = len(np.unique(patients)) < FEWEST_PATIENTS
+    if len(np.unique(patients)) < FEWEST_PATIENTS:
+        return dict.fromkeys(metrics(np.ones((1, len(patients)))), FEW)
+    blocks = [metrics(weights) for weights in patient_weights(patients, replicates, seed)]
     return {
-        key: FEW if few else percentile_interval(np.concatenate([block[key] for block in blocks]), confidence)
+        key: percentile_interval(np.concatenate([block[key] for block in blocks]), confidence)
         for key in blocks[0]
     }
 

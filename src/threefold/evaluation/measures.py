@@ -120,10 +120,10 @@ def has_group(tables: Tables, group: str) -> bool:
 
 def _tested(tables: Tables, group: str) -> pd.DataFrame:
     """Return the test cases of a group, by case id."""
-    rows = tables.predictions.part("test").set_index("case_id", drop=False)
+    column, is_column, value = group.partition("=")
+    rows = tables.predictions.schema_part("test", column).set_index("case_id", drop=False)
     if group == OF_ALL:
         return rows
-    column, is_column, value = group.partition("=")
     if is_column and column in rows:
         chosen = rows[column].astype(str) == value
         if chosen.any():
@@ -165,7 +165,12 @@ def _diagnosis(tables: Tables, metric: str, rows: pd.DataFrame) -> tuple[Bools, 
 
         def of(weights: Floats) -> Floats:
             found = classification_metrics(
-                labels, probabilities, weights, positive=predictions.positive_index, threshold=threshold
+                labels,
+                probabilities,
+                weights,
+                positive=predictions.positive_index,
+                threshold=threshold,
+                names=(metric,),
             )
             return found[metric, None]
 

@@ -63,6 +63,8 @@ METRICS: dict[str, Metric] = {
         Metric("structure_dice", "Dice", of="structure"),
         Metric("asd_mm", "ASD (mm)", False, bounds=_ANY, of="structure"),
         Metric("hd95_mm", "HD95 (mm)", False, bounds=_ANY, of="structure"),
+        Metric("asd_px", "ASD (pixels)", False, bounds=_ANY, of="structure"),
+        Metric("hd95_px", "HD95 (pixels)", False, bounds=_ANY, of="structure"),
         Metric("cl_dice", "clDice", of="structure"),
         Metric("b0_error", "b0 error (pieces)", False, bounds=_ANY, of="structure"),
         Metric("b1_error", "b1 error (tunnels)", False, bounds=_ANY, of="structure"),

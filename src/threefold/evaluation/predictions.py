@@ -12,10 +12,14 @@ Columns (CSV, UTF-8; an empty cell means absent; further columns are kept):
   mask_predicted_voxels     voxels of the predicted mask
   mask_overlap_voxels       voxels in both; empty where there is no true mask
   psnr, ssim                of the reconstruction (dB; -1..1)
+  graph_edits, arch, topology_class, agrees: of the topology (`inference.structures`); may be left out
+  not_measured              what could not be measured of the case, and why; the cells of it are empty
 """
 
 from __future__ import annotations
 
+import csv
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +30,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from threefold.checksums import verify_table, write_table
+from threefold.csv_tables import frame_text, read_frame
 from threefold.errors import PredictionsError
 from threefold.validation import did_you_mean
 
@@ -33,7 +38,9 @@ PARTS = ("train", "validation", "test")
 TEXT_COLUMNS = ("case_id", "patient_id", "site", "site_group", "part", "label")
 MASK_COLUMNS = ("mask_truth_voxels", "mask_predicted_voxels", "mask_overlap_voxels")
 RECONSTRUCTION_COLUMNS = ("psnr", "ssim")
+TOPOLOGY_COLUMNS = ("graph_edits", "arch", "topology_class", "agrees")
 PROBABILITY_PREFIX = "probability_"
+NOT_MEASURED = "not_measured"
 
 CHANGED = (
     "Where you changed it on purpose, delete the checksum and repeat the command; else copy both files "
@@ -70,6 +77,17 @@ class Predictions:
         """Return the rows of one part."""
         return self.table[self.table["part"] == name]
 
+    def schema_part(self, name: str, *further: str) -> pd.DataFrame:
+        """Return the rows of one part, of thousands of further columns those alone that are named."""
+        always = (
+            *TEXT_COLUMNS,
+            *map(probability_column, self.classes),
+            *MASK_COLUMNS,
+            *RECONSTRUCTION_COLUMNS,
+        )
+        there = [column for column in (*TOPOLOGY_COLUMNS, *further) if column in self.table]
+        return self.table.loc[self.table["part"] == name, list(dict.fromkeys([*always, *there]))]
+
     @property
     def positive_index(self) -> int | None:
         """Index of the positive class; None for any but two classes."""
@@ -101,26 +119,21 @@ def read_predictions(
     """
     verify_table(path, PredictionsError, CHANGED)
     try:
-        # As text: '007' stays '007', and a class named NA or None stays a name.
-        # The header is read as a row, or pandas would rename a column that is there twice, and take the
-        # first column for an index where every row has a cell too many.
-        rows = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        table = read_frame(path)
     except FileNotFoundError:
         raise PredictionsError(f"{path}: no such file. Expected a table of predictions (CSV).") from None
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as problem:
+    except (OSError, UnicodeDecodeError, csv.Error) as problem:
         raise PredictionsError(
             f"{path}: not a readable CSV table ({problem}). Expected one row a case under a header with "
             "case_id and probability_<class> or mask_* columns."
         ) from None
-    names = [str(name).strip() or f"column {index + 1}" for index, name in enumerate(rows.iloc[0])]
-    table = rows.iloc[1:].set_axis(names, axis=1).reset_index(drop=True)
     return validate(table, source=str(path), classes=classes, positive=positive, leaks=leaks)
 
 
 def write_predictions(table: pd.DataFrame, path: Path) -> None:
     """Write a table of predictions (CSV) in one step, and its checksum beside it."""
     widened = table.astype(dict.fromkeys(table.select_dtypes(np.floating).columns, np.float64))
-    write_table(path, widened.to_csv(index=False, lineterminator="\n"))
+    write_table(path, frame_text(widened))
 
 
 def validate(
@@ -187,6 +200,12 @@ def validate(
             f"{len(straddling)} patients (for example {straddling[0]}) are at several sites: each counts as "
             "one patient. Where they are different people, put the site into patient_id."
         )
+    if NOT_MEASURED in clean:
+        clean[NOT_MEASURED] = _text(table[NOT_MEASURED])
+        failed = clean[clean[NOT_MEASURED] != ""]
+        if len(failed):
+            first = f"{failed['case_id'].iloc[0]}: {failed[NOT_MEASURED].iloc[0]}"
+            notes.append(f"{len(failed)} cases could not be measured whole (first {first}).")
     shared = _patients_on_both_sides(clean)
     if shared and not leaks:
         notes.append(
@@ -238,7 +257,7 @@ def _at(
 
 def _check_columns(table: pd.DataFrame, source: str) -> None:
     columns = [str(name) for name in table.columns]
-    twice = sorted({name for name in columns if columns.count(name) > 1})
+    twice = sorted(name for name, count in Counter(columns).items() if count > 1)
     if twice:
         raise PredictionsError(f"{source}: column {twice[0]} is there twice; expected each name once.")
     if "case_id" not in columns:

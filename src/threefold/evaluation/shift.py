@@ -38,6 +38,7 @@ METRICS_SHOWN = (
     "psnr",
     "structure_dice",
     "hd95_mm",
+    "hd95_px",
     "cl_dice",
     "topology_right",
 )
@@ -102,7 +103,7 @@ def shifts(
     Returns:
         By other group and metric; empty without two site groups among the test cases.
     """
-    names = [group.name for group in groups_of(predictions.part("test")) if group.kind == "site group"]
+    names = [group.name for group in groups_of(predictions.schema_part("test")) if group.kind == "site group"]
     tables = Tables(predictions, threshold)
     return tuple(
         row
@@ -114,7 +115,7 @@ def shifts(
 
 def _shift(tables: Tables, metric: str, first: str, other: str, spec: EvaluationSpec) -> Iterator[Shift]:
     try:
-        both = [measured(tables, metric, group) for group in (first, other)]
+        both = [measured(tables, metric, f"site_group={group}") for group in (first, other)]
     except PredictionsError:
         return  # the predictions have no such target
     if not any(len(each.patients) for each in both):
@@ -125,7 +126,8 @@ def _shift(tables: Tables, metric: str, first: str, other: str, spec: Evaluation
     note = ", ".join(f"{each.group} has no value" for each in at if not np.isfinite(each.value))
     if not note:
         apart = _draws(both[1], spec, spec.seed + 1)  # from the first group's draws
-        interval = percentile_interval(apart - draws[0], spec.confidence)
+        drawn = min(len(apart), len(draws[0]))  # a large group has fewer
+        interval = percentile_interval(apart[:drawn] - draws[0][:drawn], spec.confidence)
         if min(each.fewest_patients for each in both) < FEWEST_PATIENTS:
             interval = FEW
         note = interval.reason

@@ -1,11 +1,14 @@
 """What is measured of each structure of one case: voxels, overlap, surface distances, centreline, topology.
 
 Policy `missed-at-diagonal`:
-  truth present, nothing predicted   missed: Dice and clDice 0, distances the image's diagonal in mm
+  truth present, nothing predicted   missed: Dice and clDice 0, distances the image's diagonal
   truth absent, something predicted  false alarm: no Dice, no distance
   both absent                        outside every count
   no truth known                     what was predicted is counted, and nothing is compared
 Misses and false alarms are counted: a missed structure neither drops out of a mean nor makes it infinite.
+
+Distances are in mm where the image's spacing is stated; where it is not (a PNG, say) they are in pixels, and
+have columns of their own: a number in one unit is never averaged with one in the other.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ class StructureMeasures:
         cl_dice: centreline Dice, see `threefold.evaluation.centrelines`.
         truth_b0, truth_b1, truth_b2: components, tunnels and cavities of the true structure.
         predicted_b0, predicted_b1, predicted_b2: those of the predicted one.
+        asd_px, hd95_px: in pixels (voxels), in place of `asd_mm` and `hd95_mm` where no spacing is stated.
     """
 
     structure: str
@@ -51,13 +55,15 @@ class StructureMeasures:
     predicted_b0: int
     predicted_b1: int
     predicted_b2: int
+    asd_px: float | None = None
+    hd95_px: float | None = None
 
 
 def structure_rows(
     truth: NDArray[np.generic] | None,
     predicted: NDArray[np.generic],
     names: Sequence[str],
-    spacing: Sequence[float],
+    spacing: Sequence[float] | None,
     *,
     region: NDArray[np.generic] | None = None,
 ) -> list[StructureMeasures]:
@@ -69,7 +75,7 @@ def structure_rows(
         truth: true label map (I, J) or (I, J, K), 0..len(names); None: not known.
         predicted: predicted label map of the same shape.
         names: of the structures of label 1, 2, ...
-        spacing: mm of a voxel along each axis.
+        spacing: mm of a voxel along each axis; None: not stated, distances are in pixels.
         region: the true binary region (not zero: inside), of the same shape, for the union of a case whose
             `truth` is not known; where it is, the union is that of its structures.
 
@@ -82,14 +88,14 @@ def structure_rows(
 
 
 def union_row(
-    truth: NDArray[np.generic] | None, predicted: NDArray[np.generic], spacing: Sequence[float]
+    truth: NDArray[np.generic] | None, predicted: NDArray[np.generic], spacing: Sequence[float] | None
 ) -> StructureMeasures:
     """Return the measures of the binary region alone, as the last of `structure_rows`.
 
     Args:
         truth: true region (not zero: inside), (I, J) or (I, J, K); None: not known.
         predicted: predicted region of the same shape.
-        spacing: mm of a voxel along each axis.
+        spacing: mm of a voxel along each axis; None: not stated, distances are in pixels.
 
     Raises:
         ValueError: shapes differ, or a spacing is not positive.
@@ -101,7 +107,7 @@ def _measured(
     truth: NDArray[np.generic] | None,
     predicted: NDArray[np.generic],
     names: Sequence[str],
-    spacing: Sequence[float],
+    spacing: Sequence[float] | None,
 ) -> list[StructureMeasures]:
     count = len(names)
     found = betti_numbers(predicted, count)
@@ -115,9 +121,10 @@ def _measured(
         ]
     true = betti_numbers(truth, count)
     in_truth, in_predicted, in_both = voxel_counts(truth, predicted, count)
-    distances = surface_distances(truth, predicted, count, spacing)
+    sides = (1.0,) * truth.ndim if spacing is None else spacing
+    distances = surface_distances(truth, predicted, count, sides)
     centreline = cl_dice(truth, predicted, count)
-    diagonal = float(np.linalg.norm(np.multiply(truth.shape, spacing)))
+    diagonal = float(np.linalg.norm(np.multiply(truth.shape, sides)))
     rows = []
     for i, name in enumerate(names):
         between = distances[i]
@@ -125,9 +132,9 @@ def _measured(
         if in_truth[i] and not in_predicted[i]:
             asd = hd95 = diagonal
         counts = int(in_truth[i]), int(in_predicted[i]), int(in_both[i])
-        rows.append(
-            StructureMeasures(name, *counts, asd, hd95, centreline[i], *_ints(true[i]), *_ints(found[i]))
-        )
+        in_mm, in_pixels = ((asd, hd95), (None, None))[:: 1 if spacing is not None else -1]
+        betti = (*_ints(true[i]), *_ints(found[i]))
+        rows.append(StructureMeasures(name, *counts, *in_mm, centreline[i], *betti, *in_pixels))
     return rows
 
 

@@ -33,8 +33,10 @@ def structure_numbers(level: Level, predictions: Predictions, spec: EvaluationSp
     Beside the groups of `groups_of` each class is a group of its own, so that a diagnosis in which
     structures differ can be seen apart. A patient's value is the mean of the cases'.
     """
-    test = predictions.part("test")
+    test = predictions.schema_part("test")
     of_test = case_values(test, predictions)
+    if not of_test:
+        return
     for group in (*groups_of(test), *_classes(test, predictions.classes)):
         patients = np.unique(group.rows["patient_id"].to_numpy(str), return_inverse=True)[1].astype(np.int64)
         chosen = test.index.isin(group.rows.index)

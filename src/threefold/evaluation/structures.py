@@ -8,12 +8,15 @@ Columns (CSV, UTF-8; an empty cell means not known):
   asd_mm, hd95_mm, cl_dice              under the policy `missed-at-diagonal` (structure_measures)
   truth_b0, truth_b1, truth_b2          components, tunnels and cavities of the true structure
   predicted_b0, predicted_b1, predicted_b2
+  asd_px, hd95_px                       in pixels, in place of asd_mm and hd95_mm of a case whose image states
+                                        no spacing; the columns may be left out
   truth_source                          the cohort's column that the truth comes from: reference, structures
                                         or mask; the column may be left out
 """
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +26,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from threefold.checksums import verify_table
+from threefold.csv_tables import read_frame
 from threefold.errors import PredictionsError
 from threefold.evaluation.overlap import dice
 from threefold.evaluation.predictions import CHANGED, Predictions
@@ -39,11 +43,14 @@ NUMBERS = (
     "cl_dice",
     *(f"{whose}_b{degree}" for whose in ("truth", "predicted") for degree in (0, 1, 2)),
 )
+PIXEL_NUMBERS = ("asd_px", "hd95_px")
+"""Columns that are there where a case has its distances in pixels."""
+_MM_METRICS = ("asd_mm", "hd95_mm")
 _COUNTS = tuple(name for name in NUMBERS if name.endswith(("_voxels", "_b0", "_b1", "_b2")))
 STRUCTURE_METRICS = (
     "structure_dice",
-    "asd_mm",
-    "hd95_mm",
+    *_MM_METRICS,
+    *PIXEL_NUMBERS,
     "cl_dice",
     "b0_error",
     "b1_error",
@@ -63,11 +70,10 @@ def read_structures_table(path: Path) -> pd.DataFrame:
     """
     verify_table(path, PredictionsError, CHANGED)
     try:
-        # As text, like the table of predictions: case '007' stays '007', a structure named NA stays a name.
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        table = read_frame(path)
     except FileNotFoundError:
         raise PredictionsError(f"{path}: no such file. Expected a table of structures (CSV).") from None
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as problem:
+    except (OSError, UnicodeDecodeError, csv.Error) as problem:
         raise PredictionsError(
             f"{path}: not a readable CSV table ({problem}). Expected one row a case and structure under a "
             "header with case_id, structure and their numbers."
@@ -93,7 +99,7 @@ def validate_structures(table: pd.DataFrame, *, source: str = "structures") -> p
         blank = np.flatnonzero(clean[name] == "")
         if blank.size:
             raise PredictionsError(f"{source}: row {int(blank[0]) + 1}, column {name}: expected a name.")
-    for name in NUMBERS:
+    for name in (*NUMBERS, *(name for name in PIXEL_NUMBERS if name in clean)):
         clean[name] = _numbers(clean, name, source)
     twice = np.flatnonzero(clean.duplicated(["case_id", "structure"]))
     if twice.size:
@@ -175,17 +181,33 @@ def with_structures(
             f"{source}: case '{strange[0]}' ({len(strange)} such cases) is not in the table of predictions. "
             "The two tables are of different cases: give those of one run."
         )
-    notes: tuple[str, ...] = ()
+    tested = {*predictions.part("test")["case_id"]}
+    notes = _unit_notes(table[table["case_id"].isin(tested)])
     if "truth_source" in table:
-        tested = {*predictions.part("test")["case_id"]}
         rows = table[table["case_id"].isin(tested) & table["truth_voxels"].notna()]
         weak = rows.loc[rows["truth_source"] == "structures", "case_id"].nunique()
         if weak:
             notes = (
+                *notes,
                 f"{weak} of {rows['case_id'].nunique()} test cases have no reference: their structures are "
                 "held against the cohort's own, which are as right as those are (propagated or manual).",
             )
     return replace(predictions, structures=table, notes=(*predictions.notes, *notes))
+
+
+def _unit_notes(table: pd.DataFrame) -> tuple[str, ...]:
+    """Say how many cases have their distances in pixels, where some have."""
+    in_mm, in_pixels = (
+        table.loc[table.reindex(columns=names).notna().any(axis=1), "case_id"].nunique()
+        for names in (_MM_METRICS, PIXEL_NUMBERS)
+    )
+    if not in_pixels:
+        return ()
+    apart = f", apart from those of the other {in_mm}, in mm" if in_mm else ""
+    return (
+        f"{in_pixels} cases state no spacing: their distances are in pixels{apart}. Where it is known, write "
+        "`spacing:` into cohort.yaml.",
+    )
 
 
 def tells_structures(predictions: Predictions) -> bool:
@@ -218,18 +240,23 @@ def structure_values(table: pd.DataFrame, case_ids: Sequence[str]) -> dict[tuple
     names = structure_names(table)
     order = pd.Index(list(case_ids))
     values: dict[tuple[str, str], Floats] = {}
+    mm, pixels = (
+        bool(table.reindex(columns=names).notna().any(axis=None)) for names in (_MM_METRICS, PIXEL_NUMBERS)
+    )
+    mm = mm or not pixels
+    distances = (*(_MM_METRICS if mm else ()), *(PIXEL_NUMBERS if pixels else ()))
     for name in names:
         rows = table[table["structure"] == name].set_index("case_id").reindex(order)
-        values |= {(metric, name): value for metric, value in _of_structure(rows).items()}
+        values |= {(metric, name): value for metric, value in _of_structure(rows, distances).items()}
     single = [name for name in names if name != UNION]
-    for metric in STRUCTURE_METRICS if single else ():
+    for metric in dict.fromkeys(metric for metric, _ in values) if single else ():
         stacked = np.stack([values[metric, name] for name in single])
         counted = metric in ("missed_structures", "extra_structures")
         values[metric, MEAN] = _sum(stacked) if counted else _mean(stacked)
     return values
 
 
-def _of_structure(rows: pd.DataFrame) -> Mapping[str, Floats]:
+def _of_structure(rows: pd.DataFrame, distances: Sequence[str]) -> Mapping[str, Floats]:
     truth, predicted, overlap = (
         rows[f"{n}_voxels"].to_numpy(float) for n in ("truth", "predicted", "overlap")
     )
@@ -244,10 +271,7 @@ def _of_structure(rows: pd.DataFrame) -> Mapping[str, Floats]:
     }
     return {
         "structure_dice": dice(truth, predicted, overlap),
-        **{
-            name: np.where(there, rows[name].to_numpy(float), np.nan)
-            for name in ("asd_mm", "hd95_mm", "cl_dice")
-        },
+        **{name: np.where(there, rows[name].to_numpy(float), np.nan) for name in (*distances, "cl_dice")},
         **errors,
         "missed_structures": np.where(there, predicted == 0, np.nan),
         "extra_structures": np.where(absent, predicted > 0, np.nan),

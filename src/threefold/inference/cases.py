@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from torch import nn
 from threefold.cohorts.cohort import Case, Cohort, CohortSpec
 from threefold.cohorts.splits import Split
 from threefold.errors import ImageError
-from threefold.evaluation.predictions import probability_column
+from threefold.evaluation.predictions import NOT_MEASURED, probability_column
 from threefold.evaluation.reconstruction import psnr, ssim
 from threefold.experiment import CascadeSpec, Experiment, Part
 from threefold.images.writing import label_map_suffix, write_label_map
@@ -69,7 +70,8 @@ def predict_cases(
     Masks and structures are measured on each image's own grid, where the true ones are: the predicted one
     is brought back to it. The region of structures is where a voxel has any label. PSNR and SSIM are of the
     network's grid, between the network's input (0..1, padding included) and its reconstruction. Columns
-    that the network has no head for are left out; further columns of the cohort's table are kept.
+    that the network has no head for are left out; further columns of the cohort's table are kept. A measure
+    that fails leaves its cells of that case empty, and `not_measured` says why.
 
     Args:
         network: left on `device` and in evaluation mode.
@@ -184,28 +186,43 @@ def _measure(
     """
     row: dict[str, Any] = {**identity}
     lines: list[dict[str, Any]] = []
+    problems: list[str] = []
     probabilities: dict[str, float] = {}
     if result.probabilities is not None:
         probabilities = dict(zip(trained.classes, result.probabilities.tolist(), strict=True))
         row |= {probability_column(name): value for name, value in probabilities.items()}
     if result.labels is not None and truth is not None:
         row |= mask_columns(result.labels, truth.foreground if names else truth.region)
-        lines = measure_structures(
-            case.case_id, result.labels, truth, names, placement=one.placement, image=one.image
-        )
-        if names:
-            row |= topology_columns(
-                result.labels,
-                truth.structures,
-                trained=trained,
-                placement=one.placement,
-                image=one.image,
-                probabilities=probabilities,
+        with _noted(problems, "structures"):
+            lines = measure_structures(
+                case.case_id, result.labels, truth, names, placement=one.placement, image=one.image
             )
+        if names:
+            with _noted(problems, "topology"):
+                row |= topology_columns(
+                    result.labels,
+                    truth.structures,
+                    trained=trained,
+                    placement=one.placement,
+                    image=one.image,
+                    probabilities=probabilities,
+                )
     if result.reconstruction is not None:
-        row["psnr"] = psnr(one.array, result.reconstruction)
-        row["ssim"] = ssim(one.array, result.reconstruction)
+        for name, similarity in (("psnr", psnr), ("ssim", ssim)):
+            with _noted(problems, name):
+                row[name] = similarity(one.array, result.reconstruction)
+    if problems:
+        row[NOT_MEASURED] = "; ".join(problems)
     return {**row, **{name: text for name, text in case.extra.items() if name not in row}}, lines
+
+
+@contextmanager
+def _noted(problems: list[str], what: str) -> Iterator[None]:
+    """Write down what a measure fails with: one case's cells stay empty, the other cases keep theirs."""
+    try:
+        yield
+    except Exception as error:
+        problems.append(f"{what}: {error or type(error).__name__}")
 
 
 def mask_columns(predicted: NDArray[np.uint8], known: NDArray[np.bool_] | None) -> dict[str, Any]:

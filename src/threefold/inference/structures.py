@@ -14,6 +14,7 @@ from threefold.cohorts.targets import read_mask, read_structures
 from threefold.errors import ImageError
 from threefold.evaluation.arch import find_arch, knows_arch
 from threefold.evaluation.structure_measures import structure_rows, union_row
+from threefold.evaluation.structures import PIXEL_NUMBERS
 from threefold.evaluation.vessel_graph import graph_edits, vessel_graph
 from threefold.images.geometry import Image
 from threefold.images.preprocessing import Placement, canonical
@@ -92,12 +93,24 @@ def measure_structures(
         None if known is None else np.ascontiguousarray(canonical(known, placement))
         for known in (truth.structures, truth.region if truth.structures is None else None)
     )
-    spacing = [image.spacing[axis] for axis in placement.axes]
+    spacing = _stated_spacing(image, placement)
     if names:
         rows = structure_rows(structures, turned, names, spacing, region=region)
     else:
         rows = [union_row(region if structures is None else structures, turned, spacing)]
-    return [{"case_id": case_id, **asdict(row), "truth_source": truth.source} for row in rows]
+    found = [{"case_id": case_id, **asdict(row), "truth_source": truth.source} for row in rows]
+    unused = () if spacing is None else PIXEL_NUMBERS
+    return [{name: value for name, value in row.items() if name not in unused} for row in found]
+
+
+def _stated_spacing(image: Image, placement: Placement) -> list[float] | None:
+    """Return the mm of a voxel along the canonical axes; None where the file does not state them.
+
+    An image that was not read from a file has the spacing that it was given.
+    """
+    if image.facts.format is not None and not image.facts.spacing_stated:
+        return None
+    return [image.spacing[axis] for axis in placement.axes]
 
 
 def topology_columns(
@@ -126,9 +139,9 @@ def topology_columns(
     columns: dict[str, Any] = {}
     if truth is not None:
         columns["graph_edits"] = graph_edits(vessel_graph(predicted, names), vessel_graph(truth, names)).count
-    if not (knows_arch(names) and predicted.ndim == 3):
+    spacing = _stated_spacing(image, placement)
+    if not (knows_arch(names) and predicted.ndim == 3) or spacing is None:
         return columns
-    spacing = [image.spacing[axis] for axis in placement.axes]
     finding = find_arch(canonical(predicted, placement), names, spacing)
     spoken = finding.diagnosis if finding.diagnosis in trained.classes else ""
     columns |= {"arch": finding.arch, "topology_class": spoken, "agrees": ""}

@@ -92,7 +92,7 @@ def _truth(folder: Path) -> Mapping[str, dict[str, Path]]:
     if not path.is_file():
         return {}
     again = "Make the cohort again with `threefold phantom`."
-    rows = read_table(path, CohortError, again, dtype=str, keep_default_na=False)
+    rows = read_table(path, CohortError, again)
     if "case_id" not in rows:
         raise CohortError(f"{path}: expected a column case_id. {again}")
     cases = list(rows.pop("case_id"))

@@ -7,8 +7,6 @@ and `make_head_ct_cohort` writes a cohort. A case can be rendered again with one
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -18,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threefold.cohorts.cohort import Cohort, CohortSpec, IntensitySpec, MaskSpec, read_cohort, write_cohort
+from threefold.csv_tables import table_text
 from threefold.errors import CohortError
 from threefold.images.writing import encode_nifti, write_png
 from threefold.phantoms.ct_scanner import add_surroundings, affine, pixel_positions, scan
@@ -214,11 +213,7 @@ def _write(
         if progress is not None:
             progress(done, len(cases))
     write_parameters(folder, spec, seed, cases)
-    stream = io.StringIO()
-    table = csv.writer(stream, lineterminator="\n")
-    table.writerow(("case_id", "hematoma", "marker"))
-    table.writerows(truth)
-    write_new(folder / "truth.csv", stream.getvalue())
+    write_new(folder / "truth.csv", table_text([("case_id", "hematoma", "marker"), *truth]))
     write_cohort(folder, _cohort_spec(spec, seed), rows)
 
 

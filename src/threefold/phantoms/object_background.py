@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from threefold.cohorts.cohort import Cohort, CohortSpec, IntensitySpec, MaskSpec, read_cohort, write_cohort
+from threefold.csv_tables import table_text
 from threefold.errors import CohortError
 from threefold.experiment import Fraction, PositiveInt, Spec
 from threefold.images.writing import write_png
@@ -280,8 +281,8 @@ def _write(folder: Path, spec: ObjectBackgroundSpec, seed: int, progress: Progre
     for site, pictures in sheets.items():
         write_png(folder / "previews" / f"{site}.png", np.hstack(pictures[:_SHEET]))
     write_parameters(folder, spec, seed, cases)
-    truth = "".join(f"{case.case_id},truth/{case.case_id}.png\n" for case in cases)
-    write_new(folder / "truth.csv", f"case_id,object\n{truth}")
+    truth = ((case.case_id, f"truth/{case.case_id}.png") for case in cases)
+    write_new(folder / "truth.csv", table_text([("case_id", "object"), *truth]))
     write_cohort(folder, _cohort_spec(spec, seed), rows)
 
 

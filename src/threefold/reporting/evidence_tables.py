@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from threefold.csv_tables import frame_text
 from threefold.evaluation.attention import BLOB, DRAWS, QUANTILE
 from threefold.evaluation.evidence import ATTENTION, COUNTERFACTUALS, ZERO_MAP, evidence_rows
 from threefold.evaluation.metrics import BASELINES, METRICS
@@ -84,7 +85,7 @@ def write_evidence_tables(tables: Sequence[EvidenceTable], folder: Path) -> tupl
         write_atomically(path, markdown(one.table))
     for path, one in numbers:
         frame = pd.DataFrame([vars(row) for row in one.rows]).drop(columns=["class_name", "positives"])
-        write_atomically(path, frame.to_csv(index=False, lineterminator="\n"))
+        write_atomically(path, frame_text(frame))
     return tuple(path for path, _ in (*texts, *numbers))
 
 

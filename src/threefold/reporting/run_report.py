@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from threefold.cohorts.cohort import Case, Cohort, CohortSpec
 from threefold.cohorts.samples import read_image_only
 from threefold.cohorts.targets import read_mask
+from threefold.csv_tables import as_numbers
 from threefold.errors import RunError, bounded
 from threefold.evaluation.evaluate import Evaluation, evaluate
 from threefold.evaluation.overlap import dice
@@ -227,6 +228,6 @@ def _losses(history: Path) -> Figure | None:
     remedy = "Put it back, or remove it: the figure of the losses is then left out."
     table = read_table(history, RunError, remedy)
     try:
-        return loss_figure(table.astype(float))
+        return loss_figure(as_numbers(table))
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{history}: not losses by epoch ({bounded(str(error))}). {remedy}") from error

@@ -18,6 +18,8 @@ _STRUCTURE_COLUMNS = (
     "structure_dice",
     "asd_mm",
     "hd95_mm",
+    "asd_px",
+    "hd95_px",
     "cl_dice",
     "b0_error",
     "b1_error",
@@ -49,13 +51,15 @@ def structure_tables(evaluation: Evaluation) -> tuple[Table, ...]:
     names = dict.fromkeys(r.class_name for r in rows if METRICS[r.metric].of == "structure")
     if not names:
         return ()
+    there = {row.metric for row in rows}
+    columns = [name for name in _STRUCTURE_COLUMNS if name in there]
     by_structure = Table(
         title="Structures, per case",
-        columns=("structure", *(METRICS[name].title for name in _STRUCTURE_COLUMNS)),
+        columns=("structure", *(METRICS[name].title for name in columns)),
         rows=tuple(
             (
                 name or _OVER_STRUCTURES,
-                *(cell(evaluation.find(metric, class_name=name)) for metric in _STRUCTURE_COLUMNS),
+                *(cell(evaluation.find(metric, class_name=name)) for metric in columns),
             )
             for name in sorted(names, key=WHOLE.__contains__)
         ),
@@ -138,7 +142,8 @@ def _variants_by_class(evaluations: Mapping[str, Evaluation]) -> Table:
     classes |= dict.fromkeys(
         row.group for each in evaluations.values() for row in each.rows if row.group_kind == "class"
     )
-    shown = [(m, w) for w in WHOLE for m in ("structure_dice", "hd95_mm", "asd_mm", "cl_dice", "b1_error")]
+    measures = ("structure_dice", "hd95_mm", "asd_mm", "hd95_px", "asd_px", "cl_dice", "b1_error")
+    shown = [(metric, whole) for whole in WHOLE for metric in measures]
     shown += [(metric, "") for metric in _TOPOLOGY]
     body = []
     for group in ("all", *classes):

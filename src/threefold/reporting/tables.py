@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from threefold.csv_tables import frame_text
 from threefold.evaluation.evaluate import Evaluation
 from threefold.evaluation.groups import Level
 from threefold.evaluation.metrics import METRICS
@@ -34,6 +35,7 @@ _SITE_METRICS = (
     "psnr",
     "structure_dice",
     "hd95_mm",
+    "hd95_px",
     "topology_right",
 )
 _AS_OF_A_MASK = ("structure_dice", "missed_structures", "extra_structures")
@@ -121,7 +123,7 @@ def write_tables(evaluation: Evaluation, folder: Path) -> tuple[Path, ...]:
     """Write metrics.csv (long form), metrics.json and metrics.md; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     contents = {
-        "metrics.csv": evaluation.table.to_csv(index=False, lineterminator="\n"),
+        "metrics.csv": frame_text(evaluation.table),
         "metrics.json": json.dumps(evaluation_json(evaluation), indent=2, allow_nan=False) + "\n",
         "metrics.md": "\n".join(markdown(table) for table in evaluation_tables(evaluation)),
     }
@@ -145,7 +147,7 @@ def write_comparison(evaluations: Mapping[str, Evaluation], folder: Path) -> tup
     numbers = numbers[["variant", *numbers.columns.drop("variant")]]
     contents = {
         "comparison.md": "\n".join(markdown(table) for table in comparison_tables(evaluations)),
-        "comparison.csv": numbers.to_csv(index=False, lineterminator="\n"),
+        "comparison.csv": frame_text(numbers),
     }
     for name, content in contents.items():
         write_atomically(folder / name, content)

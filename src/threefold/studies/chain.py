@@ -15,6 +15,7 @@ from threefold.atlases.spec import PropagationSpec, load_propagation
 from threefold.cohorts.cohort import Cohort
 from threefold.cohorts.failures import listed
 from threefold.cohorts.splits import Split, make_split
+from threefold.csv_tables import as_numbers, frame_text
 from threefold.errors import CohortError
 from threefold.evaluation.paired import MEASURES, Gain, registration_gains, variant_gains
 from threefold.experiment import EvaluationSpec, Experiment
@@ -155,7 +156,7 @@ def run_chain(chain: Chain, cohort: Cohort, progress: TrainingProgress) -> Chain
     if report.gains:
         write_atomically(tables / "gains.md", markdown(gain_table(report.gains, first.evaluation)))
         numbers = pd.DataFrame([asdict(each) for each in report.gains])
-        write_atomically(tables / "gains.csv", numbers.to_csv(index=False, lineterminator="\n"))
+        write_atomically(tables / "gains.csv", frame_text(numbers))
     return report
 
 
@@ -190,10 +191,9 @@ def _gains(propagated: Cohort, reports: Mapping[str, Report], spec: EvaluationSp
         propagated.folder / QUALITY_NAME,
         CohortError,
         "It is of the propagation: put it back, or propagate again.",
-        dtype={"case_id": str},
-        keep_default_na=False,  # a case may be named NA
-        na_values={name: [""] for name in MEASURES},
     )
+    numbers = [name for name in MEASURES if name in quality]
+    quality[numbers] = as_numbers(quality[numbers])
     patients = {case.case_id: case.patient_id for case in propagated.cases}
     yield from registration_gains(quality, patients, spec)
     if PROPAGATION in reports:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from threefold.csv_tables import frame_text
 from threefold.errors import PredictionsError, RunError
 from threefold.evaluation.claims import ClaimRow, PairRow, RelianceRow, VariantRow
 from threefold.evaluation.comparison import Measured, difference_of, effects_of, holm, mean_of, verdict
@@ -189,7 +190,7 @@ def write_comparison(comparison: Comparison, folder: StudyFolder) -> tuple[Table
         if table.rows:
             write_atomically(folder.tables / f"{name}.md", markdown(table))
             numbers = pd.json_normalize([asdict(row) for row in rows[name]]).map(_in_a_field)
-            write_atomically(folder.tables / f"{name}.csv", numbers.to_csv(index=False, lineterminator="\n"))
+            write_atomically(folder.tables / f"{name}.csv", frame_text(numbers))
     picture = folder.figures / "claims.png"
     picture.unlink(missing_ok=True)
     if comparison.claims:

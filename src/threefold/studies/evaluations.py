@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from threefold.checksums import checksum_of, note_unchecked
 from threefold.cohorts.cohort import Cohort, CohortSpec, fingerprint, read_cohort
@@ -16,10 +19,13 @@ from threefold.evaluation.structures import read_structures_table, with_structur
 from threefold.experiment import EvaluationSpec, Experiment
 from threefold.experiments import read_experiment
 from threefold.reporting.run_report import Report, choose_examples, write_report
-from threefold.run import RunFolder, make_folder, write_atomically
+from threefold.run import RunFolder, alone_in, make_folder, write_atomically
 from threefold.studies.chain_spec import PROPAGATION
 from threefold.studies.notices import stopped_early
 from threefold.validation import parse_spec
+
+if TYPE_CHECKING:
+    from threefold.inference.predictor import Predictor
 
 Progress = Callable[[int, int], None]
 
@@ -85,19 +91,38 @@ def evaluate_run_on(
 
     The run's threshold holds; nothing is chosen on the new cohort.
 
-    The folder RUN/evaluations/<the cohort folder's name> holds the report, the predictions and the masks.
+    The folder RUN/evaluations/<the cohort folder's name> holds the report, the predictions and the masks. It
+    appears, or takes the place of an earlier evaluation of the same cohort, when it is whole.
 
     Raises:
         CohortError: the cohort asks another question than the run was trained for.
         RunError: another cohort's evaluation is in that folder.
         ImageError: naming the case that can't be read.
     """
-    from threefold.inference.cases import predict_cases
     from threefold.inference.predictor import Predictor
 
     predictor = Predictor.from_run(run.path, device=device)
-    out = RunFolder(run.path / "evaluations" / cohort.folder.resolve().name)
-    _claim(out, cohort)
+    with _in_place_of(run.path / "evaluations" / cohort.folder.resolve().name, cohort) as (beside, out):
+        report = _evaluate_on(RunFolder(beside), run, predictor, cohort, device=device, progress=progress)
+    return replace(
+        report,
+        tables=tuple(out / path.relative_to(beside) for path in report.tables),
+        figures=tuple(out / path.relative_to(beside) for path in report.figures),
+    )
+
+
+def _evaluate_on(
+    out: RunFolder,
+    run: RunFolder,
+    predictor: Predictor,
+    cohort: Cohort,
+    *,
+    device: str,
+    progress: Progress | None,
+) -> Report:
+    """Predict and evaluate a cohort into a folder that is there."""
+    from threefold.inference.cases import predict_cases
+
     tables = predict_cases(
         predictor.network,
         predictor.experiment,
@@ -240,21 +265,61 @@ def evaluate_table(
     return write_report(predictions, spec, out, threshold=threshold)
 
 
-def _claim(out: RunFolder, cohort: Cohort) -> None:
-    """Make the folder of a cohort's evaluation; it is made anew for the same cohort alone."""
-    found = fingerprint(cohort)
-    if out.cohort.is_file():
-        known = out.read_cohort()
-        if known["fingerprint"] != found:
+@contextmanager
+def _in_place_of(path: Path, cohort: Cohort) -> Iterator[tuple[Path, Path]]:
+    """Make the folder of a cohort's evaluation: what stops on the way leaves the earlier one, or none.
+
+    Yields:
+        A folder beside it, to be filled, and the folder itself.
+
+    Raises:
+        RunError: another cohort's evaluation is there, or another process is evaluating the run.
+    """
+    make_folder(path.parent)
+    with alone_in(path.parent, f"{path.parent}: another process is evaluating this run. Wait until it ends."):
+        _refuse_another(RunFolder(path), cohort)
+        beside, old = (path.with_name(f".{path.name}.{which}") for which in ("partial", "old"))
+        _settle(path, beside, old)  # after a process that was killed
+        make_folder(beside)
+        described = {
+            "name": cohort.spec.name,
+            "fingerprint": fingerprint(cohort),
+            "folder": str(cohort.folder.resolve()),
+        }
+        text = json.dumps(described, indent=2, ensure_ascii=False) + "\n"
+        try:
+            write_atomically(RunFolder(beside).cohort, text)
+            yield beside, path
+            if path.exists():
+                path.replace(old)
+            beside.replace(path)
+        except OSError as error:
             raise RunError(
-                f"{out.path}: holds the evaluation of another cohort ('{known['name']}' of "
-                f"{known['folder']}; its cohort.yaml or cases.csv differ). Rename that folder to keep it, or "
-                "remove it."
-            )
-    make_folder(out.path)
-    folder = str(cohort.folder.resolve())
-    described = {"name": cohort.spec.name, "fingerprint": found, "folder": folder}
-    write_atomically(out.cohort, json.dumps(described, indent=2, ensure_ascii=False) + "\n")
+                f"{path}: can't be made ({error.strerror or error}). Free space or fix the permission, and "
+                "repeat the command."
+            ) from error
+        finally:
+            _settle(path, beside, old)
+
+
+def _settle(path: Path, beside: Path, old: Path) -> None:
+    """Put an earlier evaluation back where no new one came, and remove what is neither."""
+    if old.exists() and not path.exists():
+        old.replace(path)
+    for left_over in (beside, old):
+        shutil.rmtree(left_over, ignore_errors=True)
+
+
+def _refuse_another(out: RunFolder, cohort: Cohort) -> None:
+    """Refuse to replace another cohort's evaluation; one that never became whole is none."""
+    if not (out.cohort.is_file() and (out.tables / "metrics.json").is_file()):
+        return
+    known = out.read_cohort()
+    if known["fingerprint"] != fingerprint(cohort):
+        raise RunError(
+            f"{out.path}: holds the evaluation of another cohort ('{known['name']}' of {known['folder']}; "
+            "its cohort.yaml or cases.csv differ). Rename that folder to keep it, or remove it."
+        )
 
 
 def of_run(run: RunFolder) -> tuple[Experiment, CohortSpec, Path]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from threefold.cohorts.splits import read_split
+from threefold.csv_tables import as_numbers, frame_text
 from threefold.errors import PredictionsError
 from threefold.evaluation.groups import natural_order
 from threefold.reporting.attention_figures import AttentionPicture, attention_figure, plane_of
@@ -97,7 +98,7 @@ def explain_run(
     figure = attention_figure(dict(_pictures(explainer, cases, evidence)))
     files += [save(one, path) for path, one in or_removed(run.figures, ".png", {"attention": figure})]
     probed = probe_run(run, cohort=cohort, device=device, batch_size=batch_size)
-    write_atomically(run.evidence, evidence.to_csv(lineterminator="\n"))
+    write_atomically(run.evidence, frame_text(evidence, index=True))
     notes = tuple(_notes(explainer, len(cases), larger, measured=bool(tables)))
     return Explanation(evidence, tables, notes, probed, (*files, *probed.files, run.evidence))
 
@@ -111,12 +112,11 @@ def read_evidence(run: RunFolder) -> pd.DataFrame:
     if not run.evidence.is_file():
         return pd.DataFrame()
     again = f"Remove it and run `threefold explain {run.path}`."
-    options: dict[str, Any] = {"dtype": {"case_id": str}, "keep_default_na": False, "na_values": [""]}
-    table = read_table(run.evidence, PredictionsError, again, **options)
+    table = read_table(run.evidence, PredictionsError, again)
     try:
         if table["case_id"].duplicated().any():
             raise ValueError("a case is there twice")
-        return table.set_index("case_id").astype(np.float64)
+        return as_numbers(table.set_index("case_id"))
     except (ValueError, KeyError, TypeError) as error:
         raise PredictionsError(f"{run.evidence}: can't be read ({error}). {again}") from error
 

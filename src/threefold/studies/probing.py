@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from threefold.cohorts.cohort import Case, Cohort
+from threefold.csv_tables import frame_text
 from threefold.errors import RunError
 from threefold.evaluation.by_value import by_value, require_column
 from threefold.evaluation.calibration import calibration_changes, temperature_of
@@ -157,7 +158,7 @@ def _write(named: Mapping[str, tuple[Table, list[dict[str, Any]]]], folder: Path
         frame = pd.DataFrame(records)
         if "positives" in frame:
             frame = frame.astype({"positives": "Int64"})
-        contents = {"md": markdown(table), "csv": frame.to_csv(index=False, lineterminator="\n")}
+        contents = {"md": markdown(table), "csv": frame_text(frame)}
         for suffix, content in contents.items():
             paths.append(folder / f"{name}.{suffix}")
             write_atomically(paths[-1], content)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,8 +15,8 @@ from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import RunPlan
 from threefold.validation import read_table
 
-_COLUMNS: dict[str, tuple[str, dict[str, Any]]] = {
-    "worst group": ("shortcut", {"column": SHORTCUT, "worst": True, "metric": "accuracy"}),
+_COLUMNS: dict[str, tuple[str, dict[str, str]]] = {
+    "worst group": ("shortcut", {"column": SHORTCUT, "worst": "True", "metric": "accuracy"}),
     "label probe": ("probes", {"target": "label", "of": "probe", "metric": "auc"}),
     "shortcut probe": ("probes", {"target": SHORTCUT, "of": "probe", "metric": "auc"}),
     "site probe": ("probes", {"target": "site", "of": "probe", "metric": "auc"}),
@@ -77,15 +76,15 @@ def _of_run(run: RunFolder) -> Iterator[tuple[tuple[str, str], float]]:
         try:
             rows = _rows(read_table(path, PredictionsError, ""), what, wanted)
             for group, value in zip(rows["group"], rows["value"], strict=True):
-                if not pd.isna(value):
-                    yield (str(group), what), float(value)
+                if value:
+                    yield (group, what), float(value)
         except (OSError, ValueError, KeyError) as error:
             raise PredictionsError(
                 f"{path}: can't be read ({error}). Run `threefold explain {run.path}` again."
             ) from error
 
 
-def _rows(table: pd.DataFrame, what: str, wanted: Mapping[str, Any]) -> pd.DataFrame:
+def _rows(table: pd.DataFrame, what: str, wanted: Mapping[str, str]) -> pd.DataFrame:
     """Return the wanted rows, one for all cases and one for each site group."""
     for column, value in wanted.items():
         table = table[table[column] == value]

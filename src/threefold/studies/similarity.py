@@ -12,6 +12,7 @@ import pandas as pd
 
 from threefold.cohorts.cohort import Case, Cohort
 from threefold.cohorts.splits import read_split
+from threefold.csv_tables import frame_text
 from threefold.errors import CohortError, RunError, UsageError
 from threefold.evaluation.intervals import Estimate
 from threefold.evaluation.similarity import similarity
@@ -107,7 +108,7 @@ def write_similarities(
     )
     contents = {
         "similarity.md": markdown(table_of(found, spec)),
-        "similarity.csv": frame.to_csv(index=False, lineterminator="\n"),
+        "similarity.csv": frame_text(frame),
     }
     for name, content in contents.items():
         write_atomically(folder / name, content)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from threefold.csv_tables import table_text
 from threefold.experiment import Experiment, SelectionSpec
 from threefold.run import write_atomically
 
@@ -60,12 +59,8 @@ def write_history(path: Path, history: Sequence[Row]) -> None:
     The whole table each time, in one step: after a resume no epoch is there twice.
     """
     columns = list(dict.fromkeys(name for row in history for name in row))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for row in history:
-        writer.writerow([_cell(row.get(column, math.nan)) for column in columns])
-    write_atomically(path, text.getvalue())
+    rows = ([_cell(row.get(column, math.nan)) for column in columns] for row in history)
+    write_atomically(path, table_text([columns, *rows]))
 
 
 def _cell(value: float) -> str:
