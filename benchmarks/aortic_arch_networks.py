@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import platform
 import sys
 import tempfile
 import time
@@ -36,6 +35,7 @@ from monai.networks.nets import AttentionUnet as MonaiUnet
 from monai.networks.nets import DenseNet121 as MonaiDenseNet
 from torch import Tensor, nn
 
+from _machine import machine
 from _turns import Turns, ask_once, matrix_peaks, peak_memory, serve
 from threefold.experiment import Experiment
 from threefold.images.batch import Batch
@@ -309,10 +309,6 @@ def count_flops() -> float:
 
 
 def as_markdown(result: Race, arguments: argparse.Namespace) -> str:
-    cpu = next(
-        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-        platform.processor(),
-    )
     command = f"python benchmarks/aortic_arch_networks.py --rounds {arguments.rounds}"
     command += f" --threads {arguments.threads}"
     lines = [
@@ -323,7 +319,7 @@ def as_markdown(result: Race, arguments: argparse.Namespace) -> str:
         "both networks' forward pass. bf16 is autocast. Each contestant in a process of its own, taking "
         f"turns; medians of {arguments.rounds} rounds.",
         "",
-        f"`{command}`, {datetime.date.today().isoformat()}, {cpu}, {arguments.threads} threads, "
+        f"`{command}`, {datetime.date.today().isoformat()}, {machine()}, {arguments.threads} threads, "
         f"PyTorch {torch.__version__}.",
         "",
         *_time_table(result),
@@ -403,10 +399,6 @@ def _memory_table(result: Race) -> list[str]:
         cells = " | ".join(f"{peaks[role]:.0f}" for role in ROLES)
         rows.append(f"| {kind} {precision}, {side}^3 | {cells} |")
     return rows
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
 def main() -> None:

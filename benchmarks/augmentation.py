@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ import torch
 from monai import transforms
 from torch import Tensor
 
+from _machine import machine
 from threefold.experiment import AugmentationSpec
 from threefold.images.augmentation import AugmentationParameters, augment, draw_parameters
 from threefold.images.batch import Batch, Sample, collate
@@ -218,7 +218,7 @@ def main() -> None:
     command = f"python benchmarks/augmentation.py --rounds {options.rounds} --size {options.size}"
     RESULT.write_text(
         "# The published augmentations\n\n"
-        f"`{command} --batch {options.batch}`, {datetime.date.today()}, {processor()}, "
+        f"`{command} --batch {options.batch}`, {datetime.date.today()}, {machine()}, "
         f"{torch.get_num_threads()} thread(s), PyTorch {torch.__version__}, MONAI {version()}.\n"
         f"Milliseconds for a batch of {options.batch} volumes of {options.size}^3 with mask and label map, "
         f"medians of {options.rounds} rounds in turns.\n\n" + "\n".join(lines) + f"\n\n"
@@ -239,14 +239,6 @@ evaluates it in float64), histogram shift looks up a table (memory; MONAI search
 affine map is `grid_sample` on both sides (trilinear look-ups, which are not vectorised): there
 the grid is cheaper, both label maps are sampled at once, and a volume is worked on in as many
 slabs as there are threads."""
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def version() -> str:

@@ -17,6 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from _machine import machine
+
 if TYPE_CHECKING:
     from threefold.cohorts.cohort import Cohort
     from threefold.phantoms.fetal_protocol import FetalHeartSpec
@@ -65,7 +67,9 @@ SYSTEMS = {"hematoma": hematoma, "aortic-arch": aortic_arch}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--system", choices=SYSTEMS, action="append", help="one of them; default both")
-    for system in parser.parse_args().system or SYSTEMS:
+    systems = parser.parse_args().system or SYSTEMS
+    print(machine())
+    for system in systems:
         with tempfile.TemporaryDirectory() as folder:
             os.environ["THREEFOLD_CACHE"] = str(Path(folder) / "cache")
             measure(Path(folder), *SYSTEMS[system](Path(folder) / "cohort"))

@@ -21,7 +21,6 @@ import argparse
 import datetime
 import importlib.util
 import os
-import platform
 import statistics
 import time
 import warnings
@@ -36,6 +35,7 @@ from monai.losses.cldice import SoftclDiceLoss
 from monai.losses.dice import DiceLoss
 from torch import Tensor
 
+from _machine import machine
 from threefold.experiment import Experiment
 from threefold.images.batch import Batch
 from threefold.networks.kernels import tune_allocation
@@ -200,7 +200,7 @@ def report(arguments: argparse.Namespace) -> str:
         "allocator's default settings and with those of trainings. Gradient: distance from that of the plain "
         "formula in float64, relative to its norm.",
         "",
-        f"`{command} --rounds {arguments.rounds}`, {datetime.date.today()}, {processor()}.",
+        f"`{command} --rounds {arguments.rounds}`, {datetime.date.today()}, {machine()}.",
         "",
         "| loss | default (ms) | ratio to ours | tuned (ms) | ratio to ours | gradient |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
@@ -231,13 +231,6 @@ def report(arguments: argparse.Namespace) -> str:
     ratio = min(default[published] / default["ours"], tuned[published] / tuned["ours"])
     print(f"published / ours: {ratio:.1f}, goal {GOAL:.0f}: {'met' if ratio >= GOAL else 'MISSED'}")
     return "\n".join(lines)
-
-
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def main() -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
-import platform
 import statistics
 import time
 import warnings
@@ -32,6 +31,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial import cKDTree
 
+from _machine import machine
 from threefold.evaluation.centrelines import cl_dice
 from threefold.evaluation.structure_measures import structure_rows
 from threefold.evaluation.surfaces import surface_distances, voxel_counts
@@ -182,7 +182,7 @@ def report(results: list[Result], rounds: int) -> str:
         "Medians, taking turns in one process on one thread. Difference: the largest one to MONAI's value, "
         "absolute or, for values above 1, relative (MONAI's are float32).",
         "",
-        f"`python benchmarks/metrics.py --rounds {rounds}`, {datetime.date.today()}, {_processor()}.",
+        f"`python benchmarks/metrics.py --rounds {rounds}`, {datetime.date.today()}, {machine()}.",
         "",
         "| pair | surface voxels | MONAI (ms) | ours (ms) | ratio | goal | difference "
         "| Betti, predicted (ms) | Betti, true (ms) | goal | clDice (ms) | whole table (ms) |",
@@ -213,13 +213,6 @@ def report(results: list[Result], rounds: int) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from _machine import machine
 from propagation_quality import ROOT, keep, kept, syn_of
 
 PATIENTS = (2, 2, 2)
@@ -99,7 +100,8 @@ def as_markdown(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> st
         "brackets.",
         "",
         f"`python benchmarks/propagation_phantoms.py --work WORK{' --ants ANTS' if arguments.ants else ''}`, "
-        f"{datetime.date.today().isoformat()}, {arguments.threads} threads, PyTorch {torch.__version__}.",
+        f"{datetime.date.today().isoformat()}, {machine()}, {arguments.threads} threads, "
+        f"PyTorch {torch.__version__}.",
         "",
         "| | Dice | seconds | folding voxels |",
         "| --- | ---: | ---: | ---: |",

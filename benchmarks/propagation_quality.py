@@ -22,7 +22,6 @@ import csv
 import datetime
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -33,6 +32,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from _machine import machine
 
 ROOT = Path(__file__).parents[1]
 STRUCTURES = (
@@ -287,14 +288,6 @@ def segment(arguments: argparse.Namespace, propagated: Path) -> dict[str, dict[s
 
 
 def as_markdown(results: dict[str, Any], chain: list[dict[str, str]], arguments: argparse.Namespace) -> str:
-    cpu = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
     command = f"python benchmarks/propagation_quality.py --data DATA --work WORK --rounds {arguments.rounds}"
     command += f" --threads {arguments.threads}" + (" --ants ANTS" if arguments.ants else "")
     command += "".join(f" --set {change}" for change in arguments.set)
@@ -307,8 +300,8 @@ def as_markdown(results: dict[str, Any], chain: list[dict[str, str]], arguments:
         "labels carried, measured and written), contestants in turns on the same cores, medians. Quick: "
         "size=[64,64,64] refinement_steps=12; else the defaults.",
         "",
-        f"`{command}`, {datetime.date.today().isoformat()}, {cpu}, {arguments.threads} threads, PyTorch "
-        f"{torch.__version__}.",
+        f"`{command}`, {datetime.date.today().isoformat()}, {machine()}, {arguments.threads} threads, "
+        f"PyTorch {torch.__version__}.",
     ]
     for pair, rounds in results.items():
         lines += ["", f"## {pair}", "", "| | Dice | seconds | share of SyN's time | folding voxels |"]

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from _machine import machine
 from threefold.networks.kernels import tune_allocation
 from threefold.networks.registration import VoxelMorph, VoxelMorphUnet
 from threefold.networks.registration_losses import LocalSums, diffusion, local_correlation
@@ -166,10 +166,6 @@ def measure(rounds: int, size: int, *, tuned: bool) -> dict[str, Any]:
 
 
 def as_markdown(default: dict[str, Any], tuned: dict[str, Any], arguments: argparse.Namespace) -> str:
-    cpu = next(
-        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-        platform.processor(),
-    )
     lines = [
         "# Speed of registration",
         "",
@@ -179,8 +175,8 @@ def as_markdown(default: dict[str, Any], tuned: dict[str, Any], arguments: argpa
         f"volumes, taking turns in one process; medians of {arguments.rounds} rounds.",
         "",
         f"`python benchmarks/registration.py --rounds {arguments.rounds} --size {arguments.size} --threads "
-        f"{arguments.threads}`, {datetime.date.today().isoformat()}, {cpu}, {arguments.threads} threads, "
-        f"PyTorch {torch.__version__}.",
+        f"{arguments.threads}`, {datetime.date.today().isoformat()}, {machine()}, {arguments.threads} "
+        f"threads, PyTorch {torch.__version__}.",
         "",
         "| step, ms | MONAI fp32 | MONAI bf16 | ours fp32 | ours bf16 | fp32: times faster (goal 1.8) | "
         "bf16: than MONAI fp32 (goal 3) | bf16: than MONAI bf16 |",
@@ -224,10 +220,6 @@ def as_markdown(default: dict[str, Any], tuned: dict[str, Any], arguments: argpa
 
 
 _RATIOS = (("MONAI fp32", "ours fp32"), ("MONAI fp32", "ours bf16"), ("MONAI bf16", "ours bf16"))
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
 def main() -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import platform
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from _machine import machine
 from _turns import Turns, ask_once, matrix_peaks, peak_memory, serve
 from threefold.experiment import SwinSpec, SwinUnetSpec
 from threefold.networks.kernels import tune_allocation
@@ -248,10 +248,6 @@ def count_flops() -> float:
 
 
 def as_markdown(result: Race, arguments: argparse.Namespace) -> str:
-    cpu = next(
-        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-        platform.processor(),
-    )
     command = "python benchmarks/swin_unet.py" + (" --published DIR" if arguments.published else "")
     batches = " ".join(str(batch) for batch in arguments.batches)
     command += f" --rounds {arguments.rounds} --batches {batches} --threads {arguments.threads}"
@@ -263,7 +259,7 @@ def as_markdown(result: Race, arguments: argparse.Namespace) -> str:
         "backward and SGD. bf16 is autocast. Each contestant in a process of its own, taking turns; medians "
         f"of {arguments.rounds} rounds.",
         "",
-        f"`{command}`, {datetime.date.today().isoformat()}, {cpu}, {arguments.threads} threads, "
+        f"`{command}`, {datetime.date.today().isoformat()}, {machine()}, {arguments.threads} threads, "
         f"PyTorch {torch.__version__}; a 2048 matrix product reaches {result.peaks['fp32']:.0f} GFLOP/s in "
         f"fp32 and {result.peaks['bf16']:.0f} in bf16.",
         "",
@@ -317,10 +313,6 @@ def _memory_table(result: Race) -> list[str]:
     for (precision, batch), peaks in result.memory.items():
         rows.append(f"| {precision}, batch {batch} | " + " | ".join(f"{peaks[r]:.0f}" for r in roles) + " |")
     return rows
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
 def main() -> None:
