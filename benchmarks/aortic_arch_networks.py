@@ -23,7 +23,6 @@ import datetime
 import json
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,7 +35,7 @@ from monai.networks.nets import DenseNet121 as MonaiDenseNet
 from torch import Tensor, nn
 
 from _machine import machine
-from _turns import Turns, ask_once, matrix_peaks, peak_memory, serve
+from _turns import Turns, ask_once, matrix_peaks, now, peak_memory, serve
 from threefold.experiment import Experiment
 from threefold.images.batch import Batch
 from threefold.networks.cascade import Cascade
@@ -183,7 +182,7 @@ class Timed:
         """Return the seconds of a forward pass without gradients, or of a whole training step."""
         batch, bf16 = make_batch(side), precision == "bf16"
         self.contestant.network.train(kind == "step")
-        start = time.perf_counter()
+        start = now()
         if kind == "inference":
             with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 self.contestant.predict(batch.image)
@@ -191,7 +190,7 @@ class Timed:
             self.optimiser.zero_grad()
             self.contestant.loss(batch, bf16).backward()
             self.optimiser.step()
-        return time.perf_counter() - start
+        return now() - start
 
 
 # --- what a child process answers ------------------------------------------------------------------------

@@ -16,7 +16,6 @@ import datetime
 import json
 import sys
 import tempfile
-import time
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from _machine import machine
-from _turns import Turns, ask_once, matrix_peaks, peak_memory, serve
+from _turns import Turns, ask_once, matrix_peaks, now, peak_memory, serve
 from threefold.experiment import SwinSpec, SwinUnetSpec
 from threefold.networks.kernels import tune_allocation
 from threefold.networks.pretrained import load_pretrained
@@ -36,6 +35,7 @@ from threefold.networks.swin_unet import SwinUnet
 
 ROOT = Path(__file__).parents[1]
 LABELS = 2
+PRECISIONS = ["fp32", "bf16"]
 GOALS = {("forward", "fp32"): 2.5, ("forward", "bf16"): 5.0, ("step", "fp32"): 1.8, ("step", "bf16"): 3.2}
 ROLES = {
     "published": "published, default allocation",
@@ -118,7 +118,7 @@ class Contestant:
         assert self.module is not None
         self.module.train(kind == "step")
         autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
-        start = time.perf_counter()
+        start = now()
         if kind == "forward":
             with torch.inference_mode(), autocast:
                 self.logits(image)
@@ -128,7 +128,7 @@ class Contestant:
                 loss = F.cross_entropy(self.logits(image).float(), target)
             loss.backward()
             self.optimiser.step()
-        return time.perf_counter() - start
+        return now() - start
 
 
 def contestant(role: str, published: Path | None) -> Contestant:
@@ -217,7 +217,7 @@ def race(arguments: argparse.Namespace) -> Race:
     seconds = {}
     with Turns({role: child(arguments, "--serve", role) for role in roles}) as turns:
         for kind, precision in GOALS:
-            for batch in arguments.batches:
+            for batch in arguments.batches if precision in arguments.precisions else ():
                 times = turns.medians(arguments.rounds, kind=kind, precision=precision, batch=batch)
                 seconds[kind, precision, batch] = times
                 line = ", ".join(f"{role} {1000 * t:.0f} ms" for role, t in times.items())
@@ -228,11 +228,11 @@ def race(arguments: argparse.Namespace) -> Race:
             for role in roles
             if role != "ours-compiled"
         }
-        for precision in ("fp32", "bf16")
+        for precision in arguments.precisions
         for batch in arguments.batches
     }
     errors = ask_once(child(arguments, "--compare")) if arguments.published else {}
-    return Race(seconds, memory, matrix_peaks(), count_flops(), errors)
+    return Race(seconds, memory, matrix_peaks(arguments.precisions), count_flops(), errors)
 
 
 def count_flops() -> float:
@@ -251,17 +251,20 @@ def as_markdown(result: Race, arguments: argparse.Namespace) -> str:
     command = "python benchmarks/swin_unet.py" + (" --published DIR" if arguments.published else "")
     batches = " ".join(str(batch) for batch in arguments.batches)
     command += f" --rounds {arguments.rounds} --batches {batches} --threads {arguments.threads}"
+    if arguments.precisions != PRECISIONS:
+        command += " --precisions " + " ".join(arguments.precisions)
     command += " --compile" if arguments.compile else ""
     lines = [
         "# Speed of Swin-Unet",
         "",
         "Public size (96, [2, 2, 2, 2]), 224x224, 3 channels, 2 labels. A step is forward, cross-entropy, "
         "backward and SGD. bf16 is autocast. Each contestant in a process of its own, taking turns; medians "
-        f"of {arguments.rounds} rounds.",
+        f"of {arguments.rounds} rounds" + (", the processor's time." if arguments.threads == 1 else "."),
         "",
         f"`{command}`, {datetime.date.today().isoformat()}, {machine()}, {arguments.threads} threads, "
-        f"PyTorch {torch.__version__}; a 2048 matrix product reaches {result.peaks['fp32']:.0f} GFLOP/s in "
-        f"fp32 and {result.peaks['bf16']:.0f} in bf16.",
+        f"PyTorch {torch.__version__}; a 2048 matrix product reaches "
+        + " and ".join(f"{speed:.0f} GFLOP/s in {name}" for name, speed in result.peaks.items())
+        + ".",
         "",
         *_time_table(result),
         "",
@@ -320,6 +323,7 @@ def main() -> None:
     parser.add_argument("--published", type=Path, help="folder of the published Swin-Unet")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batches", type=int, nargs="+", default=[2, 8])
+    parser.add_argument("--precisions", choices=PRECISIONS, nargs="+", default=PRECISIONS)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compile", action="store_true", help="our network compiled too (minutes)")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results/speed/swin-unet.md")
