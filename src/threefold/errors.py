@@ -49,6 +49,10 @@ class ImageError(ThreefoldError):
     """An image or label map can't be read, or its geometry is not what was expected."""
 
 
+class IrregularSeriesError(ImageError):
+    """The slices of a DICOM series are whole, but unevenly spaced or tilted."""
+
+
 class WeightsError(ThreefoldError):
     """Weights do not fit the network they were given to."""
 

@@ -8,6 +8,7 @@ even volume of an uneven or tilted one, when asked to.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from threefold.errors import ImageError
+from threefold.errors import ImageError, IrregularSeriesError
 from threefold.images.decoding import decoding, short
 from threefold.images.dicom_pixels import (
     Pixels,
@@ -161,14 +162,24 @@ def series_header(folder: Path) -> Header:
 
 
 def read_series(
-    folder: Path, *, slice_index: int | None = None, uneven: Literal["refuse", "resample"] = "refuse"
+    folder: Path,
+    *,
+    files: Sequence[str] | None = None,
+    slice_index: int | None = None,
+    uneven: Literal["refuse", "resample"] = "refuse",
 ) -> Image:
     """Read the one series in a folder as a volume (rows, columns, slices), or one slice of it.
+
+    Args:
+        folder: of the series.
+        files: names of its files; None: all of the folder.
+        slice_index: of the slice to read, in the order of their places; None: the volume.
+        uneven: what to do with slices that are unevenly spaced or tilted.
 
     Raises:
         ImageError: no series or several; slices missing, doubled, unevenly spaced, tilted or turned.
     """
-    series = open_series(folder)
+    series = open_series(folder, files)
     if uneven == "resample" and not (series.even and series.tilt <= TILT_TOLERANCE):
         from threefold.images.resampling import resample_series
 
@@ -215,15 +226,15 @@ def _counted(counts: Counter[str], slices: int) -> tuple[str, ...]:
     return tuple(f"in {count} of {slices} slices: {note}" for note, count in counts.items())
 
 
-def open_series(folder: Path) -> Series:
-    """Read the headers of the one series in a folder and sort its slices along their normal.
+def open_series(folder: Path, files: Sequence[str] | None = None) -> Series:
+    """Read the headers of the one series in a folder, or of some of its files; sort them along their normal.
 
     Files that are no images (a licence, a DICOMDIR, a report, a pipe) are passed over and noted.
 
     Raises:
         ImageError: no series, several, slices of different grids, or two at one place.
     """
-    slices, notes = _headers(folder)
+    slices, notes = _headers(folder, files)
     by_series = defaultdict(list)
     for one in slices:
         by_series[one.uid].append(one)
@@ -264,7 +275,7 @@ def _stated_distance(slices: list[Slice], steps: NDArray[np.float64]) -> tuple[s
 
 
 def refuse_irregular(series: Series) -> None:
-    """Raise an ImageError, with what was found, unless the series is even and untilted."""
+    """Raise an IrregularSeriesError, with what was found, unless the series is even and untilted."""
     problems = []
     if not series.even:
         problems.append(f"its slices are unevenly spaced: {series.distances()}{_missing(series)}")
@@ -276,17 +287,17 @@ def refuse_irregular(series: Series) -> None:
             "against the one before"
         )
     if problems:
-        raise ImageError(
+        raise IrregularSeriesError(
             f"{series.name}: expected {len(series.slices)} evenly spaced slices above each other, but "
             f"{'; and '.join(problems)}. Complete the series, or ask for it to be resampled onto an even "
             "grid (--uneven resample; in Python uneven='resample')."
         )
 
 
-def _headers(folder: Path) -> tuple[list[Slice], tuple[str, ...]]:
-    """Read the header of each DICOM image in a folder; note what was passed over."""
+def _headers(folder: Path, files: Sequence[str] | None) -> tuple[list[Slice], tuple[str, ...]]:
+    """Read the header of each DICOM image in a folder, or of some of its files; note what was passed over."""
     slices, passed = [], []
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.iterdir() if files is None else (folder / name for name in files)):
         if path.name.startswith("."):
             continue
         if not path.is_file():

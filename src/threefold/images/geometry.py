@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations, product
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,6 +74,11 @@ def slice_affine(affine: Affine, index: int) -> Affine:
     moved = affine.copy()
     moved[:3, 3] += index * affine[:3, 2]
     return moved
+
+
+def slice_of(volume: Image, index: int) -> Image:
+    """Return slice `index` (along the third axis) of a volume."""
+    return replace(volume, array=volume.array[..., index], affine=slice_affine(volume.affine, index))
 
 
 def closest_axes(affine: Affine, dimensions: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
