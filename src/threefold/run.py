@@ -3,6 +3,7 @@
 RUN/
   experiment.yaml      the experiment as run, every default written out
   cohort.json          name, fingerprint and meaning (cohort.yaml) of the cohort trained on
+  trained_on.json      what the training images stated and held (cohorts.meaning.TrainedOn)
   split.csv            case_id, part
   environment.json     versions, machine, command
   status.json          state, epoch, best metric, threshold
@@ -98,6 +99,11 @@ class RunFolder:
     def cohort(self) -> Path:
         """Name, fingerprint and meaning of the cohort (JSON)."""
         return self.path / "cohort.json"
+
+    @property
+    def trained_on(self) -> Path:
+        """What the training images stated and held (JSON); runs of earlier versions have none."""
+        return self.path / "trained_on.json"
 
     @property
     def split(self) -> Path:

@@ -14,15 +14,11 @@ from numpy.typing import NDArray
 
 from threefold.cohorts.cohort import Case, Cohort, CohortSpec
 from threefold.cohorts.findings import Problem
+from threefold.cohorts.meaning import objections
 from threefold.cohorts.targets import target_difference
 from threefold.errors import ImageError
-from threefold.images.geometry import Header, Image, slice_affine
+from threefold.images.geometry import Header, Image, slice_affine, slice_of
 from threefold.images.reading import read_header, read_image, read_label_map
-
-HU_RANGE = (-1100.0, 32767.0)
-"""What a CT scanner can give: air is -1000, and files hold 16 bits."""
-AIR = -500.0
-"""An image in HU without a voxel below this shows no air: it was cut to a window."""
 
 Progress = Callable[[int, int], None]
 
@@ -51,11 +47,12 @@ def check_files(cohort: Cohort, *, read_voxels: bool, progress: Progress | None 
         found = list(_check_headers(case, cohort.spec))
         if read_voxels and not found:
             try:
-                array = volumes.read(case)
+                image = volumes.read(case)
             except ImageError as error:
                 found.append(_unusable(case, "image", error))
             else:
-                found.extend(_check_intensity(case, array, cohort.spec))
+                array = np.asarray(image.array)
+                found.extend(_check_meaning(case, image, cohort.spec))
                 if array.size and array.min() != array.max():
                     digests[case.case_id] = _digest(array)
             found.extend(_check_label_maps(case, cohort.spec))
@@ -74,18 +71,18 @@ class _Volumes:
         self._users = Counter(case.image for case in cohort.cases if case.slice_index is not None)
         self._last: tuple[Path, Image] | None = None
 
-    def read(self, case: Case) -> NDArray[Any]:
+    def read(self, case: Case) -> Image:
         if case.slice_index is None or self._users[case.image] == 1:
-            return read_image(case.image, slice_index=case.slice_index, spacing=self._spacing).array
+            return read_image(case.image, slice_index=case.slice_index, spacing=self._spacing)
         if self._last is None or self._last[0] != case.image:
             self._last = None
             try:
                 self._last = (case.image, read_image(case.image, spacing=self._spacing))
             except ImageError:
                 # Another slice of it may be at fault: judge this one by itself.
-                return read_image(case.image, slice_index=case.slice_index, spacing=self._spacing).array
-        array: NDArray[Any] = self._last[1].array
-        return array[..., case.slice_index] if array.ndim == 3 else array
+                return read_image(case.image, slice_index=case.slice_index, spacing=self._spacing)
+        volume = self._last[1]
+        return slice_of(volume, case.slice_index) if volume.array.ndim == 3 else volume
 
 
 def _check_headers(case: Case, spec: CohortSpec) -> Iterator[Problem]:
@@ -179,58 +176,9 @@ def _check_label_maps(case: Case, spec: CohortSpec) -> Iterator[Problem]:
             )
 
 
-def _check_intensity(case: Case, array: NDArray[Any], spec: CohortSpec) -> Iterator[Problem]:
-    low, high = float(array.min()), float(array.max())
-    found = f"{low:g} to {high:g}"
-    if low == high:
-        yield Problem(
-            "warn",
-            "intensity",
-            case.case_id,
-            "the image is constant",
-            found,
-            "It shows nothing; was the right file exported?",
-        )
-        return
-    if spec.intensity.unit == "grey" and not (low >= 0 and high <= 255):
-        yield Problem(
-            "refuse",
-            "intensity",
-            case.case_id,
-            "values outside 0 to 255, though cohort.yaml says unit: grey",
-            found,
-            "Set intensity.unit to what the values are.",
-        )
-    if spec.intensity.unit != "HU":
-        return
-    if low >= 0 and 200 < high <= 255 and bool((array == np.rint(array)).all()):
-        yield Problem(
-            "refuse",
-            "intensity",
-            case.case_id,
-            "looks like 8-bit grey values, though cohort.yaml says unit: HU",
-            found,
-            "Set intensity.unit: grey, or import the files with the window that they were shown in.",
-        )
-    elif low < HU_RANGE[0] or high > HU_RANGE[1]:
-        yield Problem(
-            "warn",
-            "intensity",
-            case.case_id,
-            f"values outside what CT can give ({HU_RANGE[0]:g} to {HU_RANGE[1]:g} HU)",
-            found,
-            "Padding outside the field of view is harmless under a window; a wrong rescale slope or "
-            "intercept is not.",
-        )
-    elif low > AIR:
-        yield Problem(
-            "note",
-            "intensity",
-            case.case_id,
-            "no air: the image was cut to a window",
-            found,
-            "Compare it only with images in the same window.",
-        )
+def _check_meaning(case: Case, image: Image, spec: CohortSpec) -> Iterator[Problem]:
+    for one in objections(image, spec, vouched=True):
+        yield Problem(one.severity, "intensity", case.case_id, one.of_cohort(), one.found, one.advice)
 
 
 def _values(array: NDArray[Any]) -> set[int]:

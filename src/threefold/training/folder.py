@@ -15,6 +15,7 @@ from typing import Any
 
 from threefold.cohorts.cohort import Cohort, fingerprint
 from threefold.cohorts.splits import Split, write_split
+from threefold.cohorts.trained_on import describe_training
 from threefold.errors import RunError
 from threefold.experiment import Experiment
 from threefold.experiments import experiment_yaml, read_experiment
@@ -38,13 +39,16 @@ def create_folder(run: RunFolder, experiment: Experiment, cohort: Cohort, split:
 
     Raises:
         RunError: if there is something at its path, or the disk refuses.
+        ImageError: naming the training case that can't be read.
     """
     refuse_existing(run)
+    trained_on = describe_training(split.cases(cohort, "train"), cohort.spec)
     with whole_folder(run.path, RunError) as folder:
         beside = RunFolder(folder)
         beside.last_checkpoint.parent.mkdir()
         write_atomically(beside.experiment, experiment_yaml(experiment))
         write_atomically(beside.cohort, _json(_describe(cohort)))
+        write_atomically(beside.trained_on, _json(trained_on.model_dump(mode="json")))
         write_split(beside.split, split)
         write_atomically(beside.environment, _json(environment()))
         beside.write_status(state="interrupted", **standing([], experiment))  # until the training starts

@@ -1,0 +1,191 @@
+"""What a training part's images state and hold, for `cohorts.meaning` to hold other images against."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from threefold.cohorts.cohort import Case, CohortSpec
+from threefold.cohorts.targets import read_mask
+from threefold.cohorts.voxel_values import Values, measure
+from threefold.errors import ImageError, RunError
+from threefold.experiment import Spec
+from threefold.images.facts import Facts
+from threefold.images.preprocessing import canonical_axes
+from threefold.images.reading import read_image
+from threefold.validation import parse_spec
+
+MEASURED = 48
+"""Training images that are measured at most: enough for their ranges, and cheap beside an epoch."""
+
+
+Range = tuple[float, float]
+
+
+class Intensities(Spec):
+    """Ranges, over images, of what `Values` holds of each."""
+
+    low: Range
+    p1: Range
+    p50: Range
+    p75: Range
+    p99: Range
+    high: Range
+    air: Range
+    """Share of voxels that are air, if values are CT numbers."""
+
+
+class TrainedOn(Spec):
+    """What the images that a network was trained on stated and held: trained_on.json of a run.
+
+    Counts are of the measured images, by what they state; ranges are lowest and highest over them.
+    """
+
+    cases: int
+    """Of the training part."""
+    measured: int
+    """How many of them were measured: all, or as many evenly spread."""
+    formats: dict[str, int]
+    modalities: dict[str, int]
+    """DICOM Modality, of the images that state one."""
+    units: dict[str, int]
+    photometric: dict[str, int]
+    bits: dict[str, int]
+    spacing_mm: tuple[Range, ...] | None
+    """Along canonical axes (`images.preprocessing`); null: no image states it."""
+    extent_mm: tuple[Range, ...] | None
+    """Side of an image along canonical axes; null: no image states it."""
+    thickness_mm: Range | None
+    """SliceThickness, of the images that state one."""
+    size: tuple[Range, ...]
+    """Voxels along canonical axes."""
+    intensities: Intensities
+    mask_follows_label: bool | None
+    """Every positive case that has a mask has something in it, and no negative case has; null: not known."""
+
+
+def describe_training(cases: Sequence[Case], spec: CohortSpec) -> TrainedOn:
+    """Measure the images of a training part; the same cases give the same numbers.
+
+    Args:
+        cases: of the training part.
+        spec: of their cohort.
+
+    Raises:
+        ImageError: naming the case whose image or mask can't be read.
+    """
+    images = [_measure(case, spec) for case in _spread(sorted(cases, key=lambda case: case.case_id))]
+    stated = [one for one in images if one.facts.spacing_stated]
+    return TrainedOn(
+        cases=len(cases),
+        measured=len(images),
+        formats=_counts(one.facts.format for one in images),
+        modalities=_counts(one.facts.modality for one in images),
+        units=_counts(one.facts.unit for one in images),
+        photometric=_counts(one.facts.photometric for one in images),
+        bits=_counts(one.facts.bits for one in images),
+        spacing_mm=_along_axes([one.spacing for one in stated]) if stated else None,
+        extent_mm=_along_axes([one.extent for one in stated]) if stated else None,
+        thickness_mm=_range([one.facts.slice_thickness for one in images]),
+        size=_along_axes([one.size for one in images]),
+        intensities=Intensities.model_validate(
+            {name: _range([getattr(one.values, name) for one in images]) for name in Intensities.model_fields}
+        ),
+        mask_follows_label=_mask_follows_label(images, spec),
+    )
+
+
+def read_trained_on(path: Path) -> TrainedOn | None:
+    """Read trained_on.json; None where there is none, as in runs of earlier versions.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("expected keys and values")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(
+            f"{path}: can't be read ({error}). Expected the file that `threefold train` wrote; copy the run "
+            "folder again."
+        ) from error
+    return parse_spec(TrainedOn, content, where=str(path), error=RunError)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A training image: what its file states, and what it holds along canonical axes.
+
+    Attributes:
+        mask: whether its mask has anything in it; None: it has none.
+    """
+
+    label: int | None
+    facts: Facts
+    values: Values
+    spacing: tuple[float, ...]
+    size: tuple[float, ...]
+    mask: bool | None
+
+    @property
+    def extent(self) -> tuple[float, ...]:
+        """Side along each axis, mm."""
+        return tuple(n * mm for n, mm in zip(self.size, self.spacing, strict=True))
+
+
+def _measure(case: Case, spec: CohortSpec) -> _Measured:
+    try:
+        image = read_image(case.image, slice_index=case.slice_index, spacing=spec.spacing)
+        mask = None
+        if case.mask is not None:
+            mask = bool(np.asarray(read_mask(case.mask, case.slice_index, image, spec).array).any())
+    except ImageError as error:
+        raise ImageError(f"case {case.case_id}: {error}") from error
+    axes, _ = canonical_axes(image.affine, image.array.ndim)
+    return _Measured(
+        case.label,
+        image.facts,
+        measure(np.asarray(image.array)),
+        tuple(image.spacing[axis] for axis in axes),
+        tuple(image.array.shape[axis] for axis in axes),
+        mask,
+    )
+
+
+def _mask_follows_label(images: Iterable[_Measured], spec: CohortSpec) -> bool | None:
+    """Whether masks have something in them in positive cases, and in those alone; None: it can't be told."""
+    if spec.positive_class is None:
+        return None
+    masks = [(one.label == spec.positive_class, one.mask) for one in images if one.label is not None]
+    known = [(positive, mask) for positive, mask in masks if mask is not None]
+    if not any(positive for positive, _ in known) or all(positive for positive, _ in masks):
+        return None
+    return all(positive == mask for positive, mask in known)
+
+
+def _spread(cases: Sequence[Case]) -> list[Case]:
+    """Return at most MEASURED cases, from the first to the last at even distances."""
+    count = min(len(cases), MEASURED)
+    return [cases[index] for index in np.linspace(0, len(cases) - 1, count).round().astype(int)]
+
+
+def _counts(stated: Iterable[object]) -> dict[str, int]:
+    counts = Counter(str(value) for value in stated if value is not None)
+    return dict(sorted(counts.items()))
+
+
+def _range(values: Iterable[float | None]) -> Range | None:
+    found = [float(value) for value in values if value is not None]
+    return (min(found), max(found)) if found else None
+
+
+def _along_axes(values: Sequence[tuple[float, ...]]) -> tuple[Range, ...]:
+    return tuple((float(min(axis)), float(max(axis))) for axis in zip(*values, strict=True))
