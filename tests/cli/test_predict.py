@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +14,21 @@ import pytest
 import safetensors.torch
 import torch
 import typer
+from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from threefold.cli.predict import predict
-from threefold.cohorts.cohort import CohortSpec
+from threefold.cohorts.cohort import Case, CohortSpec
+from threefold.cohorts.trained_on import describe_training
 from threefold.errors import RunError
 from threefold.experiment import Experiment
 from threefold.experiments import experiment_yaml
 from threefold.images.writing import write_nifti
+from threefold.inference.output import Prediction, PredictionFolder
 from threefold.networks.build import build_network
 from threefold.run import RunFolder
+
+AFFINE = np.diag([-1.0, -1.0, 5.0, 1.0])
 
 app = typer.Typer()
 app.command()(predict)
@@ -49,11 +57,23 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
     )
     folder.experiment.write_text(experiment_yaml(experiment))
-    folder.cohort.write_text(json.dumps({"name": spec.name, "spec": spec.model_dump(mode="json")}))
+    described = {"name": spec.name, "fingerprint": "0", "folder": "?", "spec": spec.model_dump(mode="json")}
+    folder.cohort.write_text(json.dumps(described))
     folder.write_status(state="finished", threshold=0.25)
     torch.manual_seed(0)
     safetensors.torch.save_file(build_network(experiment, spec).state_dict(), folder.weights)
+    cases = [Case(str(k), str(k), "a", tmp_path_factory.mktemp("seen") / "x.nii.gz") for k in range(3)]
+    for k, case in enumerate(cases):
+        write_nifti(case.image, make_slice(k), AFFINE)
+    folder.trained_on.write_text(describe_training(cases, spec).model_dump_json())
     return folder.path
+
+
+def make_slice(number: int) -> NDArray[np.int16]:
+    """A slice that brightens from corner to corner, with a rectangle in it."""
+    array = np.add.outer(np.arange(30), np.arange(40)).astype(np.int16)
+    array[5 : 15 + number, 8:20] = 80
+    return array
 
 
 @pytest.fixture
@@ -61,8 +81,7 @@ def images(tmp_path: Path) -> Path:
     folder = tmp_path / "images"
     folder.mkdir()
     for k in range(3):
-        array = np.random.default_rng(k).integers(0, 80, (30, 40)).astype(np.int16)
-        write_nifti(folder / f"{k}.nii.gz", array, np.diag([-1.0, -1.0, 5.0, 1.0]))
+        write_nifti(folder / f"{k}.nii.gz", make_slice(k), AFFINE)
     return folder
 
 
@@ -80,8 +99,9 @@ def test_table_and_masks(run: Path, images: Path, tmp_path: Path) -> None:
 def test_json_names_the_masks_and_what_was_noted(run: Path, tmp_path: Path) -> None:
     """A volume whose third axis runs right to left: its slices are sagittal, which is said once."""
     affine = np.array([[0, 0, -4.0, 0], [-1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 0, 1]])
-    write_nifti(tmp_path / "sagittal.nii.gz", np.zeros((30, 40, 3), np.int16), affine)
-    write_nifti(tmp_path / "axial.nii.gz", np.zeros((30, 40, 3), np.int16), np.eye(4))
+    volume = np.stack([make_slice(k) for k in range(3)], axis=-1)
+    write_nifti(tmp_path / "sagittal.nii.gz", volume, affine)
+    write_nifti(tmp_path / "axial.nii.gz", volume, np.diag([-1.0, -1.0, 1.0, 1.0]))
     files, out = [str(tmp_path / f"{name}.nii.gz") for name in ("sagittal", "axial")], tmp_path / "out"
     result = CliRunner().invoke(app, [str(run), *files, "--out", str(out), "--json"])
     assert result.exit_code == 0, result.output
@@ -123,6 +143,68 @@ def test_progress_lines_when_piped(run: Path, images: Path, tmp_path: Path) -> N
         copies.append(str(copy))
     result = CliRunner().invoke(app, [str(run), *copies, "--out", str(tmp_path / "out")])
     assert result.stderr.splitlines() == [f"Predicting: {4 * k} of 40" for k in range(1, 11)]
+
+
+def test_json_of_what_was_passed_over_and_of_a_second_call(run: Path, images: Path, tmp_path: Path) -> None:
+    (images / "notes.txt").write_text("nothing")
+    (images / "1.nii.gz").write_bytes(b"not an image")
+    out = tmp_path / "out"
+    arguments = [str(run), str(images), "--out", str(out), "--json"]
+    first = CliRunner().invoke(app, arguments)
+    (images / "1.nii.gz").write_bytes((images / "0.nii.gz").read_bytes())
+    again = CliRunner().invoke(app, arguments)
+    contents = [json.loads(result.stdout) for result in (first, again)]
+    assert [result.exit_code for result in (first, again)] == [1, 0]
+    assert [len(content["failures"]) for content in contents] == [1, 0]
+    assert [row["case_id"] for row in contents[1]["predictions"]] == ["0", "1", "2"]
+    kept = [row for row in contents[1]["predictions"] if row["case_id"] != "1"]
+    assert kept == contents[0]["predictions"]
+    for content, result in zip(contents, (first, again), strict=True):
+        kinds = {"files of no known format": {"count": 1, "first": [str(images / "notes.txt")]}}
+        assert content["passed_over"] == kinds
+        assert "passed over: 1 files of no known format" in result.stderr
+
+
+def test_a_run_of_an_earlier_version_says_what_is_not_known(run: Path, images: Path, tmp_path: Path) -> None:
+    before = tmp_path / "before"
+    shutil.copytree(run, before)
+    (before / "trained_on.json").unlink()
+    result = CliRunner().invoke(app, [str(before), str(images), "--out", str(tmp_path / "out"), "--json"])
+    assert result.exit_code == 0
+    content = json.loads(result.stdout)
+    said = "what the run was trained on is not known"
+    assert [note.startswith(said) for note in content["notes"]] == [True]
+    assert all(row["notes"][-1].startswith(said) for row in content["predictions"])
+    assert result.stderr.count(said) == 1
+
+
+@pytest.mark.parametrize("how", ["signal", "interrupt"])
+def test_a_stop_keeps_what_was_done_and_the_same_command_goes_on(
+    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    out = tmp_path / "out"
+    arguments = [str(run), str(images), "--out", str(out), "--batch-size", "1"]
+    add = PredictionFolder.add
+    with monkeypatch.context() as patch:
+
+        def stopped(folder: PredictionFolder, number: int, prediction: Prediction) -> Prediction:
+            if number == 2:
+                if how == "interrupt":
+                    raise KeyboardInterrupt
+                os.kill(os.getpid(), signal.SIGTERM)
+            return add(folder, number, prediction)
+
+        patch.setattr(PredictionFolder, "add", stopped)
+        result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == (130 if how == "interrupt" else 143)
+    assert f"interrupted. What was done is in {out}; the same command goes on" in result.stderr
+    table = pd.read_csv(out / "predictions.csv", dtype={"case_id": str})
+    assert table["case_id"].tolist() == ["0", "1"]
+    assert all((out / mask).is_file() for mask in table["mask"])
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0
+    assert "3 predictions in" in result.output
+    assert len(pd.read_csv(out / "predictions.csv")) == 3
 
 
 def test_not_a_run_is_an_error_of_its_own(images: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from threefold.cohorts.cohort import Cohort, CohortSpec, write_cohort
+from threefold.cohorts.trained_on import TrainedOn
 from threefold.experiment import Experiment
 from threefold.experiments import experiment_yaml
 from threefold.images.writing import write_nifti
@@ -55,12 +56,37 @@ def make_spec(unit: str = "HU", **more: object) -> CohortSpec:
     )
 
 
+def make_trained_on(spec: CohortSpec, **changes: object) -> TrainedOn:
+    """What a run says of images like those below: 0 to 100, 0.5 mm, of no stated modality."""
+    pair, sides = (0.0, 100.0), spec.dimensions
+    return TrainedOn.model_validate(
+        {
+            "cases": 4,
+            "measured": 4,
+            "formats": {"picture" if spec.intensity.unit == "grey" else "nifti": 4},
+            "modalities": {},
+            "units": {},
+            "photometric": {},
+            "bits": {},
+            "spacing_mm": [(0.5, 1.0)] * sides,
+            "extent_mm": [(12.0, 40.0)] * sides,
+            "thickness_mm": None,
+            "size": [(20.0, 60.0)] * sides,
+            "intensities": dict.fromkeys(("low", "p1", "p50", "p75", "p99", "high"), pair)
+            | {"air": (0.0, 0.0)},
+            "mask_follows_label": None,
+            **changes,
+        }
+    )
+
+
 def write_run(path: Path, experiment: Experiment, spec: CohortSpec, threshold: float | None) -> RunFolder:
     folder = RunFolder(path)
     path.mkdir()
     folder.experiment.write_text(experiment_yaml(experiment))
     described = {"name": spec.name, "fingerprint": "0", "folder": "?", "spec": spec.model_dump(mode="json")}
     folder.cohort.write_text(json.dumps(described))
+    folder.trained_on.write_text(make_trained_on(spec).model_dump_json())
     folder.write_status(state="finished", threshold=threshold)
     torch.manual_seed(5)
     network = build_network(experiment, spec)

@@ -24,6 +24,7 @@ from threefold.experiment import (
 from threefold.inference.cases import prepare_cases
 from threefold.inference.features import stage_features
 from threefold.inference.predictor import Predictor
+from threefold.inference.sources import Asked
 from threefold.networks.attention_unet import AttentionUnet
 from threefold.networks.cascade import Cascade
 from threefold.networks.densenet import DenseNet
@@ -95,7 +96,7 @@ def test_features_are_the_networks_own_in_the_cases_order(
     )
     assert found.cases == tuple(case.case_id for case in cohort.cases)
     assert told == [(4, 6), (6, 6)]
-    for at, one in enumerate(prepare_cases(cohort.cases, cohort.spec, cohort.spec, predictor.experiment)):
+    for at, one in enumerate(prepare_cases(cohort.cases, cohort.spec, predictor.asked)):
         image = torch.from_numpy(one.array)[None]
         with torch.no_grad():
             assert found.pooled[at] == pytest.approx(predictor.network(image).features[0].numpy(), abs=1e-5)
@@ -118,7 +119,7 @@ def test_features_of_a_larger_image_are_those_of_the_window_that_is_diagnosed(
     )
     wide = replace(predictor, experiment=experiment)
     found = stage_features(wide, cohort.cases[:1], cohort.spec)
-    (one,) = prepare_cases(cohort.cases[:1], cohort.spec, cohort.spec, experiment)
+    (one,) = prepare_cases(cohort.cases[:1], cohort.spec, Asked(cohort.spec, experiment.data.preprocessing))
     assert one.window == (28, 28)
     assert one.array.shape[1:] > (28, 28)
     candidates = []

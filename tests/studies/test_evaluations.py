@@ -7,6 +7,8 @@ import shutil
 import sys
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -75,6 +77,27 @@ def test_another_cohort_is_predicted_first(run: RunFolder, cohort_folder: Path, 
     pd.testing.assert_frame_equal(again.loc[known.index, columns], known[columns], rtol=1e-5)
     assert report.evaluation.leaks
     assert (folder / "tables" / "metrics.md").is_file()
+
+
+def test_cases_that_cant_be_predicted_are_left_out_and_named(
+    run: RunFolder, cohort_folder: Path, tmp_path: Path
+) -> None:
+    """One that can't be read and one that is no CT: the others are evaluated."""
+    mine, other = RunFolder(tmp_path / "run"), tmp_path / "other"
+    shutil.copytree(run.path, mine.path)
+    shutil.copytree(cohort_folder, other)
+    first, second, *_ = read_cohort(other).cases
+    first.image.write_bytes(b"no image")
+    data = nibabel.load(second.image)
+    nibabel.save(nibabel.Nifti1Image(np.asarray(data.dataobj) * 0 + 7, data.affine), second.image)
+    report = evaluate_run_on(mine, read_cohort(other))
+    there = pd.read_csv(mine.path / "evaluations" / "other" / "predictions.csv")["case_id"]
+    assert not {first.case_id, second.case_id} & {*there}
+    assert len(there) == len(read_cohort(other).cases) - 2
+    said = "\n".join(report.evaluation.notes)
+    assert "2 of " in said
+    assert f"{first.case_id}: " in said
+    assert "the image is constant" in said
 
 
 def test_a_cohort_of_other_patients_does_not_leak(

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from threefold.cli.options import AllowOutside, BatchSize, Device
-from threefold.cli.progress import count, progress_of
+from threefold.cli.progress import count, interruptible, progress_of
 
 if TYPE_CHECKING:
-    from threefold.errors import ImageError
+    from threefold.errors import ThreefoldError
+    from threefold.inference.listing import Source
     from threefold.inference.output import Prediction
-    from threefold.inference.sources import Source
 
 
 class UnevenSeries(StrEnum):
@@ -32,7 +33,9 @@ def predict(
         list[Path],
         typer.Argument(help="Images, folders of images, DICOM series (a folder each) or cohorts."),
     ],
-    out: Annotated[Path, typer.Option(help="New folder for predictions.csv and masks.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for predictions.csv and masks: a new one, or one to go on with.")
+    ],
     device: Device = "cpu",
     batch_size: BatchSize = 16,
     uneven: Annotated[
@@ -52,76 +55,98 @@ def predict(
     run's version and the mask's file. Masks lie on each image's own grid (NIfTI, or PNG for a picture). A 2D
     network predicts each slice of a volume (NAME#k), and the volume's mask is one file.
 
+    Each image is held against what the run was trained on (modality, unit, intensities, spacing, size). What
+    is proven to be something else is refused; what can't be proven, and a mask that contradicts the decision,
+    is in the column `notes`.
+
     With data.preprocessing.spacing an image larger than the network's grid is predicted whole: in one pass
     where its memory, estimated before, is free, else in overlapping windows; the column `notes` says which.
 
-    An image that can't be read is reported and the others are done; the exit status is then 1. An interrupted
-    prediction leaves the rows and masks of what was done.
+    An image that can't be predicted is reported, is listed in failed.csv, and the others are done. An
+    interrupted prediction keeps the rows and masks of what was done, and the same command goes on with the
+    rest; inputs that were changed, and those that failed, are done anew.
+
+    Exit status: 0 all inputs are predicted; 1 some failed, or nothing could be done; 2 the command is wrong;
+    130, 143 or 129 interrupted by Ctrl-C, SIGTERM or SIGHUP.
 
     Example: `threefold predict my-run scans/ patient7.nii.gz --out my-predictions`
     """
+    from threefold.inference.listing import find_sources
     from threefold.inference.predictor import Predictor
 
-    failures: list[dict[str, str]] = []
-
-    def fail(source: Source, error: ImageError) -> None:
-        failures.append({"case_id": source.name, "image": str(source.path), "error": str(error)})
+    def fail(source: Source, error: ThreefoldError) -> None:
         print(f"error: {error}", file=sys.stderr, flush=True)
 
     predictor = Predictor.from_run(run, device=device)
-    with progress_of("Predicting") as progress:
-        predictions = predictor.predict(
-            images,
-            out,
-            batch_size=batch_size,
-            uneven=uneven.value,
-            allow_outside=allow_outside,
-            on_error=fail,
-            progress=progress,
-        )
-        rows = []
-        noted: set[tuple[Path, str]] = set()
-        for prediction in predictions:
-            rows.append(_row(prediction))
-            _say_notes(prediction, noted)
+    listing = find_sources(images, allow_outside=allow_outside)
+    folder = predictor.folder(out, listing, uneven=uneven.value)
+    for note in (*predictor.notes, *(f"passed over: {line}" for line in listing.passed.lines())):
+        print(f"note: {note}", file=sys.stderr, flush=True)
+    said = f"interrupted. What was done is in {out}; the same command goes on where it was."
+    with interruptible(said), progress_of("Predicting") as progress:
+        notes = _Notes(predictor.notes)
+        for prediction in predictor.predict(
+            listing, folder, batch_size=batch_size, uneven=uneven.value, on_error=fail, progress=progress
+        ):
+            notes.say(prediction)
+    failed = _length(folder.failures())
+    passed = sum(listing.passed.counts.values())
     if as_json:
         content = {
             "run": predictor.run,
             "version": predictor.version,
             "threshold": predictor.threshold,
             "out": str(out),
-            "predictions": rows,
-            "failures": failures,
+            "notes": list(predictor.notes),
+            "passed_over": {
+                kind: {"count": number, "first": listing.passed.names[kind]}
+                for kind, number in listing.passed.counts.items()
+            },
         }
-        typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+        _print_json(content, {"predictions": map(_as_asked, folder.rows()), "failures": folder.failures()})
     else:
-        where = f" in {out / 'predictions.csv'}" if rows else ""
-        typer.echo(f"{count(len(rows), 'prediction')}{where}; {count(len(failures), 'input')} failed")
-    raise typer.Exit(1 if failures else 0)
+        done = _length(folder.rows())
+        where = f" in {out / 'predictions.csv'}" if done else ""
+        beside = f"; {count(passed, 'file')} passed over" if passed else ""
+        typer.echo(f"{count(done, 'prediction')}{where}; {count(failed, 'input')} failed{beside}")
+    raise typer.Exit(1 if failed else 0)
 
 
-def _row(prediction: Prediction) -> dict[str, object]:
-    # Only the numbers are kept: the masks and images of a long list would fill the memory.
-    return {
-        "case_id": prediction.case_id,
-        "image": str(prediction.image.source),
-        "slice": prediction.slice_index,
-        "probabilities": dict(prediction.probabilities),
-        "decision": prediction.decision,
-        **prediction.topology,
-        "mask": None if prediction.mask_file is None else str(prediction.mask_file),
-        "notes": _notes(prediction),
-    }
+class _Notes:
+    """Says what was noted of an image, once for all slices of a volume."""
+
+    def __init__(self, said: Iterable[str]) -> None:
+        self._always = set(said)
+        self._source: Path | None = None
+        self._said: set[str] = set()
+
+    def say(self, prediction: Prediction) -> None:
+        """Print the notes of a prediction that are new."""
+        from threefold.inference.naming import printable
+
+        if prediction.image.source != self._source:  # slices of a volume follow each other
+            self._source, self._said = prediction.image.source, set(self._always)
+        for note in prediction.notes:
+            if note not in self._said:
+                self._said.add(note)
+                print(f"note: {printable(self._source)}: {note}", file=sys.stderr, flush=True)
 
 
-def _notes(prediction: Prediction) -> list[str]:
-    return [*prediction.image.notes, *([prediction.note] if prediction.note else [])]
+def _as_asked(row: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("case_id", "image", "slice", "probabilities", "decision", "mask", "notes")
+    return {**{name: row[name] for name in names}, **row["topology"]}
 
 
-def _say_notes(prediction: Prediction, said: set[tuple[Path, str]]) -> None:
-    """Print what was noted of an image, once for all slices of a volume."""
-    for note in _notes(prediction):
-        key = (prediction.image.source, note)
-        if key not in said:
-            said.add(key)
-            print(f"note: {key[0]}: {note}", file=sys.stderr, flush=True)
+def _print_json(content: Mapping[str, Any], lists: Mapping[str, Iterable[Any]]) -> None:
+    """Print an object, and lists of any length one entry after the other."""
+    typer.echo(json.dumps(content, indent=2, ensure_ascii=False).removesuffix("\n}"), nl=False)
+    for name, entries in lists.items():
+        typer.echo(f",\n  {json.dumps(name)}: [", nl=False)
+        for number, entry in enumerate(entries):
+            typer.echo(f"{',' if number else ''}\n    {json.dumps(entry, ensure_ascii=False)}", nl=False)
+        typer.echo("\n  ]", nl=False)
+    typer.echo("\n}")
+
+
+def _length(entries: Iterable[Any]) -> int:
+    return sum(1 for _ in entries)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from threefold.experiment import Spec
 from threefold.images.facts import Facts
 from threefold.images.preprocessing import canonical_axes
 from threefold.images.reading import read_image
-from threefold.validation import parse_spec
+from threefold.run import COPY_AGAIN
+from threefold.validation import parse_spec, read_json
 
 MEASURED = 48
 """Training images that are measured at most: enough for their ranges, and cheap beside an epoch."""
@@ -106,18 +106,10 @@ def read_trained_on(path: Path) -> TrainedOn | None:
     Raises:
         RunError: it is damaged.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("expected keys and values")
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(
-            f"{path}: can't be read ({error}). Expected the file that `threefold train` wrote; copy the run "
-            "folder again."
-        ) from error
-    return parse_spec(TrainedOn, content, where=str(path), error=RunError)
+    content = read_json(path, RunError, COPY_AGAIN)
+    return parse_spec(TrainedOn, content, where=str(path), error=RunError, remedy=COPY_AGAIN)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +17,17 @@ from numpy.typing import NDArray
 from torch import nn
 
 from threefold.cohorts.cohort import Case, Cohort, CohortSpec
+from threefold.cohorts.failures import Failures, sparing_others
 from threefold.cohorts.splits import Split
+from threefold.cohorts.trained_on import TrainedOn
 from threefold.errors import ImageError
 from threefold.evaluation.predictions import NOT_MEASURED, probability_column
 from threefold.evaluation.reconstruction import psnr, ssim
 from threefold.experiment import CascadeSpec, Experiment, Part
 from threefold.images.writing import label_map_suffix, write_label_map
 from threefold.inference.engine import Prepared, Result, run_network
-from threefold.inference.sources import Source, prepare, refuse_other_question
+from threefold.inference.listing import Source
+from threefold.inference.sources import Asked, prepare, refuse_other_question
 from threefold.inference.structures import Truth, measure_structures, read_truth, topology_columns
 from threefold.run import make_folder
 
@@ -60,9 +64,11 @@ def predict_cases(
     *,
     parts: Sequence[Part] | None = None,
     trained: CohortSpec | None = None,
+    seen: TrainedOn | None = None,
     device: torch.device | str = "cpu",
     batch_size: int = 16,
     masks: Path | None = None,
+    failed: Failures | None = None,
     progress: Progress | None = None,
 ) -> CaseTables:
     """Predict cases and hold the answers against what is known of them.
@@ -80,22 +86,26 @@ def predict_cases(
         split: which case is in which part; None: all are test cases.
         parts: predict the cases of these parts only; None: all.
         trained: the cohort that the network was trained on, where it is another one: its classes name the
-            probabilities, its window prepares the images.
+            probabilities, its window prepares the images, and each image is held against it.
+        seen: what the images that the network was trained on were; None: not known.
         device: for the network.
         batch_size: cases a pass.
         masks: folder (made if absent) for the predicted label map of each case, `<case_id>.nii.gz` or .png.
+        failed: gets each case that can't be predicted, and why; the others are. None: the first one raises.
         progress: told after each case.
 
     Raises:
-        CohortError: the cohort's axes, unit or classes are not those trained on.
-        ImageError: naming the case: its image or mask can't be read, or a mask can't be written.
+        CohortError: the cohort's axes, modality, unit or classes are not those trained on.
+        ImageError: naming the case: its image or mask can't be read (unless `failed` is given), or a mask
+            can't be written.
     """
     import pandas as pd
 
     trained = trained or cohort.spec
     refuse_other_question(trained, cohort.spec)
     chosen = {case.case_id: case for case in cohort.cases if parts is None or _part(case, split) in parts}
-    prepared = prepare_cases(chosen.values(), cohort.spec, trained, experiment)
+    asked = Asked(trained, experiment.data.preprocessing, seen, judged=trained is not cohort.spec)
+    prepared = prepare_cases(chosen.values(), cohort.spec, asked, failed)
     rows: list[dict[str, Any]] = []
     structures: list[dict[str, Any]] = []
     waiting: deque[Future[_Measured]] = deque()
@@ -110,15 +120,25 @@ def predict_cases(
 
     # Measuring is mostly numpy's, and goes on beside the network's next cases.
     with ThreadPoolExecutor(max_workers=_MEASURING) as pool:
-        for one, result in run_network(network, prepared, device=device, batch_size=batch_size):
-            case = chosen[one.case_id]
-            truth = None
+        for one, result in run_network(
+            network,
+            prepared,
+            device=device,
+            batch_size=batch_size,
+            on_failure=None if failed is None else partial(_keep, failed),
+        ):
+            case, truth = chosen[one.case_id], None
             if result.labels is not None:
-                truth = read_truth(case, one.image, cohort.spec, "structures" if names else "mask")
+                with nullcontext() if failed is None else sparing_others(failed, case.case_id):
+                    truth = read_truth(case, one.image, cohort.spec, "structures" if names else "mask")
+                if failed is not None and case.case_id in failed:
+                    continue
             if masks is not None and result.labels is not None:
                 make_folder(masks)
                 write_case_mask(masks, one, result.labels, label_count(experiment, trained))
             identity = case_identity(case, cohort.spec, _part(case, split))
+            if one.remarks:
+                identity["prediction_notes"] = "; ".join(one.remarks)
             waiting.append(pool.submit(_measure, case, identity, one, result, truth, trained, names))
             if len(waiting) > _WAITING:
                 collect()
@@ -132,26 +152,30 @@ def _part(case: Case, split: Split | None) -> Part:
 
 
 def prepare_cases(
-    cases: Iterable[Case], spec: CohortSpec, trained: CohortSpec, experiment: Experiment
+    cases: Iterable[Case], spec: CohortSpec, asked: Asked, failed: Failures | None = None
 ) -> Iterator[Prepared]:
     """Yield each case's image on the network's grid.
 
     Args:
         cases: to be read, one at a time.
         spec: of their cohort.
-        trained: of the cohort that the network was trained on.
-        experiment: gives the network's grid.
+        asked: the network.
+        failed: gets each case that can't be read, or is not what the network was trained on, and why.
 
     Raises:
-        ImageError: naming the case whose image can't be read.
+        ImageError: naming such a case, where `failed` is None.
     """
-    preprocessing = experiment.data.preprocessing
     for case in cases:
-        source = Source(case.case_id, case.image, case.slice_index, spec)
-        try:
-            yield from prepare(source, trained, preprocessing, uneven="refuse")
-        except ImageError as error:
-            raise ImageError(f"case {case.case_id}: {error}") from error
+        source = Source(case.case_id, str(case.image), case.slice_index, spec)
+        with nullcontext() if failed is None else sparing_others(failed, case.case_id):
+            try:
+                yield from prepare(source, asked, uneven="refuse")
+            except ImageError as error:
+                raise ImageError(f"case {case.case_id}: {error}") from error
+
+
+def _keep(failed: Failures, one: Prepared, error: Exception) -> None:
+    failed[one.case_id] = str(error)
 
 
 def case_identity(case: Case, spec: CohortSpec, part: Part) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from threefold.cohorts.failures import is_out_of_memory
 from threefold.errors import RunError
 from threefold.images.geometry import Image
 from threefold.images.preprocessing import Placement, restore
@@ -29,6 +30,8 @@ class Prepared:
         slice_index, volume: the volume that the image was cut from, and at which index along its third
             axis; both None where the image is a file by itself.
         window: the size that the network was trained on, where the image is larger.
+        remarks: what speaks against the image and could be neither proven nor ruled out.
+        number: of the source that it comes from, in the list of all.
     """
 
     case_id: str
@@ -38,6 +41,12 @@ class Prepared:
     slice_index: int | None = None
     volume: Image | None = None
     window: tuple[int, ...] | None = None
+    remarks: tuple[str, ...] = ()
+    number: int = 0
+
+
+OnFailure = Callable[[Prepared, RunError], None]
+"""Called with an image that the network can't answer, and why; the others go on."""
 
 
 @dataclass(frozen=True)
@@ -58,26 +67,73 @@ class Result:
 
 
 def run_network(
-    network: nn.Module, prepared: Iterable[Prepared], *, device: torch.device | str, batch_size: int
+    network: nn.Module,
+    prepared: Iterable[Prepared],
+    *,
+    device: torch.device | str,
+    batch_size: int,
+    on_failure: OnFailure | None = None,
 ) -> Iterator[tuple[Prepared, Result]]:
     """Yield each image with its result, in order; images are taken from the iterable a batch at a time.
 
     The network is left on `device` and in evaluation mode. It runs in float32. Volumes go one at a time,
-    for their memory; `predict_large` says how images larger than the network's are predicted.
+    for their memory; `predict_large` says how images larger than the network's are predicted. A batch that
+    memory does not suffice for is done one image at a time.
+
+    Args:
+        network: from (B, C, *S) to `Outputs`.
+        prepared: images.
+        device: for the network.
+        batch_size: images a pass.
+        on_failure: told of each image that has no result; None: the first one raises.
 
     Raises:
-        RunError: naming the case for which an output is not finite, or that does not fit into memory.
+        RunError: naming the case for which an output is not finite, or that does not fit into memory
+            (unless `on_failure` is given).
     """
     network.to(device).eval()
     for batch in in_batches(prepared, batch_size):
-        images = torch.from_numpy(np.stack([one.array for one in batch]))  # (B, C, *S)
-        window, note = batch[0].window, ""
-        with torch.inference_mode():
-            if window is None:
-                outputs: Outputs = network(images.to(device))
-            else:
-                outputs, note = predict_large(network, images, window, device=device, name=batch[0].case_id)
-        yield from zip(batch, _results(outputs, batch, note), strict=True)
+        yield from _answers(network, batch, device, on_failure)
+
+
+def _answers(
+    network: nn.Module, batch: list[Prepared], device: torch.device | str, on_failure: OnFailure | None
+) -> Iterator[tuple[Prepared, Result]]:
+    """Yield the images of a batch with their results; whatever fails is tried again one image at a time."""
+    try:
+        found = list(zip(batch, _pass(network, batch, device), strict=True))
+    except (RunError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, RunError) and not is_out_of_memory(error):
+            raise
+        if len(batch) > 1 and (on_failure is not None or not isinstance(error, RunError)):
+            for one in batch:
+                yield from _answers(network, [one], device, on_failure)
+            return
+        failure = error if isinstance(error, RunError) else _no_memory(batch[0], error)
+        if on_failure is None:
+            raise failure from error
+        on_failure(batch[0], failure)
+        return
+    yield from found
+
+
+def _pass(network: nn.Module, batch: list[Prepared], device: torch.device | str) -> list[Result]:
+    images = torch.from_numpy(np.stack([one.array for one in batch]))  # (B, C, *S)
+    window, note = batch[0].window, ""
+    with torch.inference_mode():
+        if window is None:
+            outputs: Outputs = network(images.to(device))
+        else:
+            outputs, note = predict_large(network, images, window, device=device, name=batch[0].case_id)
+    return list(_results(outputs, batch, note))
+
+
+def _no_memory(one: Prepared, error: BaseException) -> RunError:
+    said = " ".join(str(error).split())[:200] or type(error).__name__
+    return RunError(
+        f"case {one.case_id}: not enough memory for {' x '.join(map(str, one.array.shape))} values ({said}). "
+        "Close other programs, or cut the image to the region of interest."
+    )
 
 
 def in_batches(prepared: Iterable[Prepared], batch_size: int) -> Iterator[list[Prepared]]:

@@ -20,8 +20,9 @@ from threefold.evaluation.overlap import dice
 from threefold.images.preprocessing import prepare_image, prepare_labels
 from threefold.inference.attention import Attention, class_probabilities, grad_cam
 from threefold.inference.engine import Prepared
+from threefold.inference.listing import Source
 from threefold.inference.predictor import Predictor
-from threefold.inference.sources import Source, prepare
+from threefold.inference.sources import prepare
 from threefold.phantoms.counterfactuals import PhantomCase, lesion_files, phantom_cases
 
 if TYPE_CHECKING:
@@ -78,11 +79,9 @@ class Explainer:
         Raises:
             ImageError: naming the case.
         """
-        source = Source(case.case_id, case.image, case.slice_index, self.cohort.spec)
+        source = Source(case.case_id, str(case.image), case.slice_index, self.cohort.spec)
         try:
-            (one,) = prepare(
-                source, self.predictor.cohort, self.predictor.experiment.data.preprocessing, uneven="refuse"
-            )
+            (one,) = prepare(source, replace(self.predictor.asked, judged=False), uneven="refuse")
         except ImageError as error:
             raise ImageError(f"case {case.case_id}: {error}") from error
         return one

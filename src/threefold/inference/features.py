@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -75,7 +75,7 @@ def stage_features(
     """
     refuse_other_question(predictor.cohort, spec)
     network, device = predictor.network, predictor.device
-    prepared = prepare_cases(cases, spec, predictor.cohort, predictor.experiment)
+    prepared = prepare_cases(cases, spec, replace(predictor.asked, judged=spec != predictor.cohort))
     found: list[_Call] = []
     done = 0
     with _listening(network) as calls, torch.inference_mode():

@@ -1,26 +1,43 @@
-"""A folder of predictions: one table, and a label map for each image on the image's own grid."""
+"""A folder of predictions: one table, and a label map for each image on the image's own grid.
+
+OUT/
+  predictions.csv    one row a case; its checksum is beside it
+  failed.csv         one row an input that could not be predicted, and why; absent where there is none
+  masks/             predicted label maps
+  journal.jsonl      what was done, a line an input: what the same command goes on from
+"""
 
 from __future__ import annotations
 
-import re
+import hashlib
+import json
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from threefold.checksums import remove_table, write_table
+from threefold.csv_tables import table_text
 from threefold.errors import RunError
-from threefold.evaluation.predictions import probability_column, write_predictions
-from threefold.file_names import portable
+from threefold.evaluation.predictions import probability_column
 from threefold.images.geometry import Image
 from threefold.images.writing import label_map_suffix, write_label_map
-from threefold.run import make_folder
+from threefold.inference.journal import Content, Journal
+from threefold.inference.listing import Listing, Source
+from threefold.inference.naming import MaskNames, printable
+from threefold.interruption import undisturbed
+from threefold.partials import remove_abandoned
+from threefold.run import alone_in, make_folder
 
 WRITE_EVERY = 20.0
-"""Seconds after which the table is written again while rows are added."""
+"""Seconds after which the tables are written again while rows are added; longer where writing takes long."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +54,8 @@ class Prediction:
         image: the image as read.
         slice_index, volume: the volume that the image is a slice of, and which; None for other images.
         note: how an image larger than the network's was predicted; empty for others.
+        remarks: what speaks against the image without proof (`cohorts.meaning`), and where decision and mask
+            contradict each other.
         topology: what the label map says of the aortic arch (arch, topology_class, agrees), where its
             structures have the names for it; a diagnosis that it contradicts wants a reader's eye.
         mask_file: where the mask is written (that of a volume's slice: with the volume's last one); None
@@ -51,44 +70,147 @@ class Prediction:
     slice_index: int | None = None
     volume: Image | None = field(default=None, repr=False)
     note: str = ""
+    remarks: tuple[str, ...] = ()
     topology: Mapping[str, str] = field(default_factory=dict)
     mask_file: Path | None = None
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """All that is to be known beside the prediction."""
+        return (*self.image.notes, *((self.note,) if self.note else ()), *self.remarks)
 
-class PredictionFolder:
-    """Writes predictions.csv and masks/.
 
-    The masks of a volume's slices become one label map of the volume, written when all are there. The
-    table is written by `write`, and now and then while rows are added, so that a process that is killed
-    leaves what it had done.
+@dataclass
+class _Unit:
+    """An input under way: its results come in order, and are written when the last is there.
+
+    Attributes:
+        given, answered: images that went to the network, and that came back or failed.
+        ended: no more will go.
+        slices: masks of a volume, until it is whole.
     """
 
-    def __init__(self, path: Path, *, labels: int, same: Mapping[str, Any]) -> None:
-        """Make the folder.
+    source: Source
+    stamp: str
+    given: int = 0
+    answered: int = 0
+    ended: bool = False
+    rows: list[Content] = field(default_factory=list)
+    failed: list[Content] = field(default_factory=list)
+    masks: dict[str, str] = field(default_factory=dict)
+    slices: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
+    broken: bool = False
+
+
+class PredictionFolder:
+    """Writes predictions.csv, failed.csv and masks/, and knows what it holds already.
+
+    Each input is written down when it is done, the tables now and then and at the end. An input that is done
+    is not done again as long as its files have the same size and time of change, and its masks are there as
+    they were written.
+    """
+
+    def __init__(
+        self, path: Path, *, labels: int, same: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> None:
+        """Look at the folder; nothing is made.
 
         Args:
-            path: must not exist, or be empty.
+            path: is new, empty, or holds predictions of the same run, options and inputs.
             labels: number of labels beside the background.
             same: further columns, the same for each row (run, version, threshold).
+            options: whatever else decides what is predicted: inputs, and what to do with uneven series.
 
         Raises:
-            RunError: if there is something in it, or it can't be made.
+            RunError: there is something else in it.
         """
-        if path.is_file() or (path.is_dir() and any(path.iterdir())):
-            raise RunError(
-                f"{path}: exists already; predictions are never overwritten. Choose another --out."
-            )
-        make_folder(path)
         self.path = path
-        self.rows: list[dict[str, Any]] = []
         self._labels, self._same = labels, dict(same)
-        self._used: set[str] = set()
-        self._volume: Image | None = None
-        self._slices: dict[int, NDArray[np.uint8]] = {}
-        self._volume_mask = ""
-        self._written = time.monotonic()
+        self._head: Content = json.loads(json.dumps({"what": "threefold predict", **same, **options}))
+        self._journal = Journal(path / "journal.jsonl")
+        self._refuse_others()
+        self._names = MaskNames(())
+        self._sources: Sequence[Source] = ()
+        self._units: dict[int, _Unit] = {}
+        self._order: deque[int] = deque()
+        self._written, self._took = time.monotonic(), 0.0
 
-    def add(self, prediction: Prediction) -> Prediction:
+    @contextmanager
+    def opened(self, listing: Listing) -> Iterator[None]:
+        """Hold the folder, alone, while predictions are added; the tables are written however this ends.
+
+        Raises:
+            RunError: another process predicts into it, or the disk refuses.
+        """
+        make_folder(self.path)
+        with alone_in(self.path, f"{self.path}: another `threefold predict` is at work in it."):
+            self._refuse_others()
+            for folder in (self.path, self.path / "masks"):
+                remove_abandoned(folder)
+            self._sources = listing.sources
+            self._names = MaskNames(source.name for source in listing.sources)
+            self._journal.begin(self._head)
+            whole = False
+            try:
+                yield
+                whole = True
+            finally:
+                with undisturbed():
+                    if whole:
+                        self._settle()
+                    self._write_tables()
+
+    def begin(self, number: int) -> bool:
+        """Take up an input, by its number; False where it is done already and unchanged."""
+        source = self._sources[number]
+        stamp = _stamp(source)
+        if self._is_done(source, stamp):
+            return False
+        self._units[number] = _Unit(source, stamp)
+        self._order.append(number)
+        return True
+
+    def give(self, number: int) -> None:
+        """Count an image that goes to the network."""
+        self._units[number].given += 1
+
+    def end(self, number: int) -> None:
+        """No more images of an input go to the network."""
+        self._units[number].ended = True
+        self._commit()
+
+    def fail(
+        self,
+        number: int,
+        case_id: str,
+        image: str,
+        error: str,
+        *,
+        answered: bool = False,
+        slices: bool = False,
+    ) -> bool:
+        """Keep why an input, or a part of one, can't be predicted.
+
+        Args:
+            number: of the input.
+            case_id, image: what fails.
+            error: why.
+            answered: it had gone to the network.
+            slices: it is a slice of a volume, which fails as a whole.
+
+        Returns:
+            Whether it is news: of the slices of one volume the first alone is.
+        """
+        unit = self._units[number]
+        news = not unit.broken
+        if news:
+            unit.failed.append({"case_id": printable(case_id), "image": printable(image), "error": error})
+        unit.broken = unit.broken or slices
+        unit.answered += answered
+        self._commit()
+        return news
+
+    def add(self, number: int, prediction: Prediction) -> Prediction:
         """Write a prediction's mask and keep its row.
 
         Returns:
@@ -96,67 +218,186 @@ class PredictionFolder:
 
         Raises:
             ImageError: if the mask can't be written.
+            RunError: if the journal can't be.
         """
-        row: dict[str, Any] = {
-            "case_id": prediction.case_id,
-            "image": str(prediction.image.source),
-            "slice": "" if prediction.slice_index is None else prediction.slice_index,
-            **{probability_column(name): p for name, p in prediction.probabilities.items()},
-        }
-        if prediction.decision is not None:
-            row["decision"] = prediction.decision
-        row |= prediction.topology
-        if prediction.mask is not None:
-            row["mask_predicted_voxels"] = int((prediction.mask > 0).sum())
-            row["mask"] = self._write_mask(prediction, prediction.mask)
-        notes = (*prediction.image.notes, *((prediction.note,) if prediction.note else ()))
-        self.rows.append({**row, **self._same, "notes": "; ".join(notes)})
-        if time.monotonic() - self._written > WRITE_EVERY:
-            self.write()
-        return replace(prediction, mask_file=self.path / row["mask"]) if row.get("mask") else prediction
+        unit = self._units[number]
+        mask = "" if prediction.mask is None else self._write_mask(unit, prediction, prediction.mask)
+        unit.rows.append(_row(prediction, mask))
+        unit.answered += 1
+        self._commit()
+        if time.monotonic() - self._written > max(WRITE_EVERY, 20 * self._took):
+            self._write_tables()
+        return replace(prediction, mask_file=self.path / mask) if mask else prediction
 
-    def write(self) -> None:
-        """Write the table as far as it goes, in one step, if there is a row.
+    def rows(self) -> Iterator[Content]:
+        """Yield what is known of each case that is done, in the order of the inputs."""
+        for row in self._rows():
+            yield {**row, "mask": str(self.path / row["mask"])} if row["mask"] else row
 
-        The slices of a volume whose label map is not whole yet have no mask's file in it.
+    def failures(self) -> Iterator[Content]:
+        """Yield case_id, image and error of each failure, in the order of the inputs."""
+        for _, entry in self._entries():
+            yield from entry["failed"]
+
+    def _rows(self) -> Iterator[Content]:
+        for _, entry in self._entries():
+            yield from entry["rows"]
+
+    def _entries(self) -> Iterator[tuple[str, Content]]:
+        return self._journal.entries(source.name for source in self._sources)
+
+    def _refuse_others(self) -> None:
+        if not self.path.exists():
+            return
+        found = self._journal.head() if self.path.is_dir() else None
+        if found is None:
+            if not self.path.is_dir() or any(one.name[0] != "." for one in self.path.iterdir()):
+                raise RunError(
+                    f"{self.path}: exists already; predictions are never overwritten. Choose another --out."
+                )
+            return
+        differing = [name for name, value in self._head.items() if found.get(name) != value]
+        if differing:
+            told = "; ".join(
+                f"{name}: {_short(found.get(name))} there, {_short(self._head[name])} now"
+                for name in differing
+            )
+            raise RunError(
+                f"{self.path}: holds predictions that were asked for otherwise ({told}); they are never "
+                "overwritten. Repeat the command as it was to go on with it, or choose another --out."
+            )
+
+    def _is_done(self, source: Source, stamp: str) -> bool:
+        entry = self._journal.read(source.name)
+        if entry is None or entry["stamp"] != stamp or entry["failed"]:
+            return False
+        return all(_digest(self.path / name) == digest for name, digest in entry["masks"].items())
+
+    def _commit(self) -> None:
+        """Write down the inputs that are done, in their order."""
+        while self._order:
+            unit = self._units[self._order[0]]
+            if not unit.ended or unit.answered < unit.given:
+                return
+            if unit.slices or unit.broken:  # a volume that isn't whole
+                unit.rows.clear()
+            if unit.failed and not unit.masks:  # one may lie there from before a kill
+                stem = self.path / "masks" / self._names.stem(unit.source.name)
+                for suffix in (".nii.gz", ".png"):
+                    stem.with_name(stem.name + suffix).unlink(missing_ok=True)
+            before = self._journal.read(unit.source.name)
+            content = {"stamp": unit.stamp, "rows": unit.rows, "failed": unit.failed, "masks": unit.masks}
+            self._journal.append(unit.source.name, content)
+            self._remove_masks(before, unit.masks)
+            del self._units[self._order.popleft()]
+
+    def _settle(self) -> None:
+        """Leave what belongs to the inputs, and nothing of inputs that are gone."""
+        names = [source.name for source in self._sources]
+        for gone in self._journal.places.keys() - set(names):
+            self._remove_masks(self._journal.read(gone), ())
+        self._journal.settle(names)
+
+    def _remove_masks(self, entry: Content | None, kept: Iterable[str]) -> None:
+        for name in () if entry is None else entry["masks"].keys() - set(kept):
+            (self.path / name).unlink(missing_ok=True)
+
+    def _write_tables(self) -> None:
+        """Write the tables as far as they go, each in one step.
 
         Raises:
-            RunError: if it can't be written.
+            RunError: if one can't be written.
         """
-        import pandas as pd
-
-        if not self.rows:
-            return
-        rows = [
-            {**row, "mask": ""} if self._slices and row.get("mask") == self._volume_mask else row
-            for row in self.rows
-        ]
-        write_predictions(pd.DataFrame(rows), self.path / "predictions.csv")
+        started = time.monotonic()
+        self._write_table("predictions.csv", lambda: map(self._table_row, self._rows()))
+        self._write_table("failed.csv", self.failures)
         self._written = time.monotonic()
+        self._took = self._written - started
 
-    def _write_mask(self, prediction: Prediction, mask: NDArray[np.uint8]) -> str:
+    def _write_table(self, name: str, rows: Callable[[], Iterator[Mapping[str, Any]]]) -> None:
+        """Write a table of rows, which are gone through twice rather than kept."""
+        columns = list(dict.fromkeys(column for row in rows() for column in row))
+        if columns:
+            lines = ([row.get(column) for column in columns] for row in rows())
+            write_table(self.path / name, table_text(chain([columns], lines)))
+        else:
+            remove_table(self.path / name)
+
+    def _table_row(self, row: Content) -> dict[str, Any]:
+        cells: dict[str, Any] = {name: row[name] for name in ("case_id", "image", "slice")}
+        cells |= {probability_column(name): value for name, value in row["probabilities"].items()}
+        if row["decision"] is not None:
+            cells["decision"] = row["decision"]
+        cells |= row["topology"]
+        if row["voxels"] is not None:
+            cells |= {"mask_predicted_voxels": row["voxels"], "mask": row["mask"]}
+        return {**cells, **self._same, "notes": "; ".join(row["notes"])}
+
+    def _write_mask(self, unit: _Unit, prediction: Prediction, mask: NDArray[np.uint8]) -> str:
         """Write a mask, or keep it until its volume is whole; return its path within the folder."""
-        if prediction.volume is None or prediction.slice_index is None:
-            name = self._mask_name(prediction.case_id, prediction.image)
-            write_label_map(self.path / name, mask, prediction.image, labels=self._labels)
-            return name
-        volume = prediction.volume
-        if volume is not self._volume:
-            self._volume, self._slices = volume, {}
-            self._volume_mask = self._mask_name(prediction.case_id.rpartition("#")[0], volume)
-        self._slices[prediction.slice_index] = mask
-        if len(self._slices) == volume.array.shape[2]:
-            whole = np.stack([self._slices[k] for k in range(len(self._slices))], axis=-1)  # (I, J, K)
-            write_label_map(self.path / self._volume_mask, whole, volume, labels=self._labels)
-            self._volume, self._slices = None, {}
-        return self._volume_mask
+        volume, index = prediction.volume, prediction.slice_index
+        if volume is None or index is None:
+            return self._write_map(unit, prediction.case_id, mask, prediction.image)
+        unit.slices[index] = mask
+        case_id = prediction.case_id.rpartition("#")[0]
+        if len(unit.slices) < volume.array.shape[2]:
+            return self._mask_path(case_id, volume)
+        whole = np.stack([unit.slices[k] for k in range(len(unit.slices))], axis=-1)  # (I, J, K)
+        unit.slices.clear()
+        return self._write_map(unit, case_id, whole, volume)
 
-    def _mask_name(self, case_id: str, image: Image) -> str:
-        """Return a path within the folder for a mask, told apart from those that are used."""
+    def _write_map(self, unit: _Unit, case_id: str, labels: NDArray[np.uint8], image: Image) -> str:
+        name = self._mask_path(case_id, image)
         make_folder(self.path / "masks")
-        stem = portable(re.sub(r"[^\w.+=@# -]+", "_", case_id).lstrip("._") or "image")
-        suffix, number, name = label_map_suffix(image), 2, stem
-        while name.casefold() in self._used:
-            name, number = f"{stem}_{number}", number + 1
-        self._used.add(name.casefold())
-        return f"masks/{name}{suffix}"
+        write_label_map(self.path / name, labels, image, labels=self._labels)
+        unit.masks[name] = _digest(self.path / name)
+        return name
+
+    def _mask_path(self, case_id: str, image: Image) -> str:
+        return f"masks/{self._names.stem(case_id)}{label_map_suffix(image)}"
+
+
+def _row(prediction: Prediction, mask: str) -> Content:
+    return {
+        "case_id": printable(prediction.case_id),
+        "image": printable(prediction.image.source),
+        "slice": prediction.slice_index,
+        "probabilities": dict(prediction.probabilities),
+        "decision": prediction.decision,
+        "topology": dict(prediction.topology),
+        "voxels": None if prediction.mask is None else int((prediction.mask > 0).sum()),
+        "mask": mask or None,
+        "notes": [*prediction.notes],
+    }
+
+
+def _stamp(source: Source) -> str:
+    """Return what changes when an input does: size and time of change of its files, what is said of it."""
+    digest = hashlib.sha256()
+    try:
+        if source.files:
+            files = [source.path / name for name in source.files]
+        else:
+            files = sorted(source.path.iterdir()) if source.path.is_dir() else [source.path]
+        for path in files:
+            state = path.stat()
+            digest.update(f"{printable(path)} {state.st_size} {state.st_mtime_ns}\n".encode())
+    except OSError as error:
+        digest.update(str(error.errno).encode())
+    if source.cohort is not None:
+        digest.update(f"{source.slice_index} {source.cohort.model_dump_json()}".encode())
+    return digest.hexdigest()[:32]
+
+
+def _digest(path: Path) -> str:
+    """Return a file's SHA-256; empty where it can't be read."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def _short(value: object) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return text if len(text) <= 120 else f"{text[:120]}..."

@@ -10,30 +10,37 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from threefold import __version__
 from threefold.cohorts.cohort import CohortSpec
-from threefold.errors import ImageError, RunError, UsageError, WeightsError
+from threefold.cohorts.trained_on import TrainedOn, read_trained_on
+from threefold.errors import RunError, ThreefoldError, UsageError, WeightsError
 from threefold.experiment import Experiment
 from threefold.experiments import read_experiment
 from threefold.images.reading import Uneven
+from threefold.inference.agreement import contradiction
 from threefold.inference.cases import Progress, label_count, structure_names
 from threefold.inference.engine import Prepared, Result, run_network
+from threefold.inference.listing import Inputs, Listing, Source, find_sources
 from threefold.inference.output import Prediction, PredictionFolder
-from threefold.inference.sources import Inputs, Source, find_sources, prepare, refuse_other_question
+from threefold.inference.sources import Asked, OnError, prepare_each, refuse_other_question
 from threefold.inference.structures import topology_columns
 from threefold.networks.build import build_network
 from threefold.networks.pretrained import load_pretrained
 from threefold.run import COPY_AGAIN, RunFolder
 from threefold.validation import parse_spec, read_json
 
-OnError = Callable[[Source, ImageError], None]
-"""Called with a source that can't be predicted and why; the others go on."""
+UNKNOWN = (
+    "what the run was trained on is not known (it was made by an earlier version): intensities, spacing and "
+    "size could not be held against it"
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,8 @@ class Predictor:
         version: of the program that trained the run, and the first 12 hex digits of its weights' SHA-256.
         run: the run folder's name.
         device: where the network runs.
+        seen: what the run's training images were; None: not known, as of runs that were made before it was
+            written down.
     """
 
     network: nn.Module
@@ -58,6 +67,17 @@ class Predictor:
     version: str
     run: str
     device: torch.device
+    seen: TrainedOn | None = None
+
+    @property
+    def asked(self) -> Asked:
+        """What images are prepared for, and held against."""
+        return Asked(self.cohort, self.experiment.data.preprocessing, self.seen)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be known beside every prediction."""
+        return () if self.seen is not None else (UNKNOWN,)
 
     @classmethod
     def from_run(cls, run: str | os.PathLike[str], *, device: str = "cpu") -> Predictor:
@@ -98,12 +118,13 @@ class Predictor:
             version=_version(folder),
             run=folder.path.resolve().name,
             device=_device(device),
+            seen=read_trained_on(folder.trained_on),
         )
 
     def predict(
         self,
         inputs: Inputs,
-        out: str | os.PathLike[str] | None = None,
+        out: str | os.PathLike[str] | PredictionFolder | None = None,
         *,
         batch_size: int = 16,
         uneven: Uneven = "refuse",
@@ -116,77 +137,124 @@ class Predictor:
         A 2D network that is given a volume predicts each slice along the third axis. Listing the inputs
         and refusing `out` happen at the call; the predictions come as the iterator is advanced.
 
+        Each image is held against what the network was trained on (`cohorts.meaning`): what is proven to be
+        something else is an error, what can't be proven is in the prediction's remarks.
+
         Args:
-            inputs: a path, several paths, or a cohort; `find_sources` says what a folder stands for.
-            out: new folder for masks (written as they come) and predictions.csv (at the end, and now and
-                then before; an interruption leaves the rows of what was done).
+            inputs: a path, several paths, a cohort, or a `Listing`; `find_sources` says what a folder stands
+                for.
+            out: folder for masks, predictions.csv and failed.csv: a new one, or one of the same call, which
+                is gone on with: what it holds of unchanged inputs is neither made nor yielded again.
             batch_size: images a pass of the network; volumes go one at a time.
             uneven: what to do with an unevenly spaced or tilted DICOM series.
             allow_outside: accept cohorts whose paths leave their folder.
-            on_error: told of each input that can't be read; None: the first one raises.
+            on_error: told of each input that can't be predicted; None: the first one raises.
             progress: told the number of inputs (not slices) that are read.
 
         Raises:
             ImageError: an input can't be read (unless `on_error` is given), or a mask can't be written.
             CohortError: a cohort can't be read, or asks what the network was not trained for.
-            RunError: `out` is not empty, or can't be written.
+            RunError: `out` holds something else, another process writes into it, or it can't be written.
         """
-        sources = find_sources(inputs, allow_outside=allow_outside)
-        for spec in {id(s.cohort): s.cohort for s in sources if s.cohort is not None}.values():
+        listing = find_sources(inputs, allow_outside=allow_outside)
+        specs = {id(one.cohort): one.cohort for one in listing.sources if one.cohort is not None}
+        for spec in specs.values():
             refuse_other_question(self.cohort, spec)
-        folder = None if out is None else self._folder(Path(out))
-        return self._predictions(sources, folder, batch_size, uneven, on_error, progress)
+        if not isinstance(out, PredictionFolder | None):
+            out = self.folder(Path(out), listing, uneven=uneven)
+        return self._predictions(listing, out, batch_size, uneven, on_error, progress)
+
+    def folder(self, path: Path, listing: Listing, *, uneven: Uneven = "refuse") -> PredictionFolder:
+        """Return a folder of predictions, to be made or gone on with.
+
+        Raises:
+            RunError: there is something else in it.
+        """
+        threshold = {} if self.experiment.tasks.classification is None else {"threshold": self.threshold}
+        return PredictionFolder(
+            path,
+            labels=label_count(self.experiment, self.cohort),
+            same={**threshold, "run": self.run, "version": self.version},
+            options={"inputs": listing.asked, "uneven": uneven, "program": __version__},
+        )
 
     def _predictions(
         self,
-        sources: tuple[Source, ...],
+        listing: Listing,
         folder: PredictionFolder | None,
         batch_size: int,
         uneven: Uneven,
         on_error: OnError | None,
         progress: Progress | None,
     ) -> Iterator[Prediction]:
-        prepared = self._prepared(sources, uneven, on_error, progress)
-        try:
-            for one, result in run_network(self.network, prepared, device=self.device, batch_size=batch_size):
+        def unanswered(one: Prepared, error: RunError) -> None:
+            assert on_error is not None
+            if folder is None or folder.fail(
+                one.number,
+                one.case_id,
+                str(one.image.source),
+                str(error),
+                answered=True,
+                slices=one.volume is not None,
+            ):
+                on_error(Source(one.case_id, str(one.image.source)), error)
+
+        with nullcontext() if folder is None else folder.opened(listing):
+            prepared = self._prepared(listing.sources, folder, uneven, on_error, progress)
+            for one, result in run_network(
+                self.network,
+                prepared,
+                device=self.device,
+                batch_size=batch_size,
+                on_failure=None if on_error is None else unanswered,
+            ):
                 prediction = self._prediction(one, result)
-                if folder is not None:
-                    prediction = folder.add(prediction)
-                yield prediction
-        finally:  # an error, an interruption, or a caller that stops early: what is done is kept
-            if folder is not None:
-                folder.write()
+                yield prediction if folder is None else folder.add(one.number, prediction)
 
     def _prepared(
         self,
         sources: tuple[Source, ...],
+        folder: PredictionFolder | None,
         uneven: Uneven,
         on_error: OnError | None,
         progress: Progress | None,
     ) -> Iterator[Prepared]:
-        for number, source in enumerate(sources, start=1):
-            try:
-                yield from prepare(source, self.cohort, self.experiment.data.preprocessing, uneven=uneven)
-            except ImageError as error:
-                if on_error is None:
-                    raise
-                on_error(source, error)
+        for number, source in enumerate(sources):
+
+            def failed(part: Source, error: ThreefoldError, number: int = number) -> None:
+                assert on_error is not None
+                if folder is not None:
+                    folder.fail(number, part.name, part.where, str(error))
+                on_error(part, error)
+
+            if folder is None or folder.begin(number):
+                for one in prepare_each(
+                    source, self.asked, uneven=uneven, on_error=None if on_error is None else failed
+                ):
+                    if folder is not None:
+                        folder.give(number)
+                    yield replace(one, number=number)
+                if folder is not None:
+                    folder.end(number)
             if progress is not None:
-                progress(number, len(sources))
+                progress(number + 1, len(sources))
 
     def _prediction(self, one: Prepared, result: Result) -> Prediction:
         probabilities: dict[str, float] = {}
         if result.probabilities is not None:
             probabilities = dict(zip(self.cohort.classes, result.probabilities.tolist(), strict=True))
+        decision = self.decide(probabilities) if probabilities else None
+        contradicts = contradiction(decision, result.labels, one.image, self.cohort, self.seen)
         return Prediction(
             case_id=one.case_id,
             probabilities=probabilities,
-            decision=self.decide(probabilities) if probabilities else None,
+            decision=decision,
             mask=result.labels,
             image=one.image,
             slice_index=one.slice_index,
             volume=one.volume,
             note=result.note,
+            remarks=(*one.remarks, *((contradicts,) if contradicts else ()), *self.notes),
             topology=self._topology(one, result, probabilities),
         )
 
@@ -209,11 +277,6 @@ class Predictor:
             return max(probabilities, key=probabilities.__getitem__)
         name = self.cohort.classes[positive]
         return name if probabilities[name] >= self.threshold else self.cohort.classes[1 - positive]
-
-    def _folder(self, path: Path) -> PredictionFolder:
-        threshold = {} if self.experiment.tasks.classification is None else {"threshold": self.threshold}
-        same = {**threshold, "run": self.run, "version": self.version}
-        return PredictionFolder(path, labels=label_count(self.experiment, self.cohort), same=same)
 
 
 def _device(name: str) -> torch.device:

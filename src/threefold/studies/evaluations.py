@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from threefold.checksums import checksum_of, note_unchecked
 from threefold.cohorts.cohort import Cohort, CohortSpec, fingerprint, read_cohort
+from threefold.cohorts.failures import Failures, listed
 from threefold.cohorts.splits import Split, read_split
-from threefold.errors import CohortError, PredictionsError, RunError
+from threefold.errors import CohortError, ImageError, PredictionsError, RunError
 from threefold.evaluation.predictions import Predictions, read_predictions, write_predictions
 from threefold.evaluation.structures import read_structures_table, with_structures
 from threefold.experiment import EvaluationSpec, Experiment
@@ -93,11 +94,12 @@ def evaluate_run_on(
 
     The folder RUN/evaluations/<the cohort folder's name> holds the report, the predictions and the masks. It
     appears, or takes the place of an earlier evaluation of the same cohort, when it is whole.
+    A case that can't be read, or is not what the network was trained on, is left out, which the report says.
 
     Raises:
         CohortError: the cohort asks another question than the run was trained for.
         RunError: another cohort's evaluation is in that folder.
-        ImageError: naming the case that can't be read.
+        ImageError: no case can be read.
     """
     from threefold.inference.predictor import Predictor
 
@@ -123,16 +125,21 @@ def _evaluate_on(
     """Predict and evaluate a cohort into a folder that is there."""
     from threefold.inference.cases import predict_cases
 
+    failed: Failures = {}
     tables = predict_cases(
         predictor.network,
         predictor.experiment,
         cohort,
         None,
         trained=predictor.cohort,
+        seen=predictor.seen,
         device=device,
         masks=out.masks,
+        failed=failed,
         progress=progress,
     )
+    if not len(tables.cases):
+        raise ImageError(f"{cohort.folder}: none of its cases can be predicted. {' '.join(listed(failed))}")
     write_predictions(tables.cases, out.predictions)
     if len(tables.structures):
         write_predictions(tables.structures, out.structures)
@@ -145,6 +152,9 @@ def _evaluate_on(
     )
     predictions = _with_structures(predictions, out)
     examples = choose_examples(predictions, cohort, trained, experiment.data.preprocessing, out.masks)
+    left_out = f"{len(failed)} of {len(cohort.cases)} cases are left out: they could not be predicted."
+    notes = (left_out, *listed(failed)) if failed else ()
+    predictions = replace(predictions, notes=(*predictions.notes, *notes))
     return write_report(
         predictions, experiment.evaluation, out.path, threshold=predictor.threshold, examples=examples
     )

@@ -1,0 +1,250 @@
+"""What images, folders of images and cohorts stand for: a list of sources, before any voxel is read."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from threefold.cohorts.cohort import SPEC_NAME, Cohort, CohortSpec, read_cohort
+from threefold.errors import CohortError, ImageError
+from threefold.images.dicom_groups import group_series
+from threefold.images.formats import format_of
+from threefold.inference.naming import printable
+
+PathLike = str | os.PathLike[str]
+
+_PICTURES = (".nii", ".nii.gz", ".png", ".jpg", ".jpeg")
+_DICOM_SUFFIXES = (".dcm", ".ima")
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One image to predict, or a volume whose slices are.
+
+    Attributes:
+        name: the case id (of a volume's slice k: NAME#k).
+        where: path of a file, or of a folder with one DICOM series.
+        slice_index: of a volume, this slice alone.
+        cohort: what the cohort that names it says of its voxels; None for a bare file.
+        files: names of the files of a DICOM series that was found in the folder `where`; empty: whatever is
+            there.
+    """
+
+    name: str
+    where: str
+    slice_index: int | None = None
+    cohort: CohortSpec | None = None
+    files: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """The file or folder. (Kept as text: a Path takes several times its memory.)"""
+        return Path(self.where)
+
+
+@dataclass
+class PassedOver:
+    """What folders hold that is no image: how many of each kind, and the names of the first few."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    names: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, kind: str, path: PathLike) -> None:
+        """Count a file or folder."""
+        self.counts[kind] += 1
+        shown = self.names.setdefault(kind, [])
+        if len(shown) < _SHOWN:
+            shown.append(printable(path))
+
+    def lines(self) -> list[str]:
+        """Return a line for each kind."""
+        return [
+            f"{count} {kind}: {', '.join(self.names[kind])}"
+            + (f" and {count - _SHOWN} more" if count > _SHOWN else "")
+            for kind, count in self.counts.items()
+        ]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What was asked to be predicted.
+
+    Attributes:
+        sources: in order, each name once.
+        passed: what folders hold beside.
+        asked: the inputs, as absolute paths in words.
+    """
+
+    sources: tuple[Source, ...]
+    passed: PassedOver
+    asked: tuple[str, ...]
+
+
+Inputs = Listing | Cohort | PathLike | Iterable[PathLike]
+
+
+def find_sources(inputs: Inputs, *, allow_outside: bool = False) -> Listing:
+    """List the images of files, folders and cohorts, in order; of DICOM files, headers are read.
+
+    A folder with cohort.yaml is a cohort. Any other folder stands for all images in it and in its folders:
+    its DICOM files by series, each other image by itself. Links to folders are not followed; these, files of
+    unknown formats, pipes, sockets and devices are counted as passed over, hidden files are not. What has the
+    name of an image, and what can't be read, is listed, so that it fails by name when it is read.
+
+    Names are paths within the folder without ending; where two would be equal the ending, and then the whole
+    path, tells them apart.
+
+    Args:
+        inputs: a cohort, a path, several paths, or what this returned before.
+        allow_outside: accept cohorts whose paths leave their folder.
+
+    Raises:
+        CohortError: a cohort can't be read, or names a case that another input names too.
+        ImageError: a folder holds no image; an image is named twice.
+    """
+    if isinstance(inputs, Listing):
+        return inputs
+    if isinstance(inputs, Cohort):
+        return Listing(tuple(_of_cohort(inputs)), PassedOver(), (printable(inputs.folder.absolute()),))
+    paths = [Path(one) for one in ([inputs] if isinstance(inputs, str | os.PathLike) else inputs)]
+    passed = PassedOver()
+    fixed: list[str] = []
+    named: list[tuple[int, tuple[str, str, str]]] = []
+    order: list[Source] = []
+    for path in paths:
+        if (path / SPEC_NAME).is_file():
+            found = list(_of_cohort(read_cohort(path, allow_outside=allow_outside)))
+            fixed += [source.name for source in found]
+        else:
+            is_folder = path.is_dir()
+            found = list(_of_folder(path, passed)) if is_folder else [Source(path.name, str(path))]
+            if not found:
+                raise ImageError(_no_image(path, passed))
+            named += [
+                (len(order) + number, _names(one, within=not is_folder)) for number, one in enumerate(found)
+            ]
+        order += found
+    chosen = _told_apart(fixed, named, order)
+    sources = (replace(one, name=chosen.get(number, one.name)) for number, one in enumerate(order))
+    return Listing(tuple(sources), passed, tuple(printable(path.absolute()) for path in paths))
+
+
+def _of_cohort(cohort: Cohort) -> Iterator[Source]:
+    for case in cohort.cases:
+        yield Source(case.case_id, str(case.image), case.slice_index, cohort.spec)
+
+
+def _of_folder(folder: Path, passed: PassedOver) -> Iterator[Source]:
+    """Yield what a folder holds, named by its place within (a series of the folder itself: by its name)."""
+    unreadable: list[str] = []
+
+    def note(error: OSError) -> None:
+        unreadable.append(str(error.filename or folder))
+
+    for at, within, files in os.walk(folder, onerror=note):
+        yield from (Source(os.path.relpath(one, folder), one) for one in unreadable)
+        unreadable.clear()
+        linked = [name for name in within if (Path(at) / name).is_symlink()]
+        for name in linked:
+            passed.add("linked folders, which are not followed", Path(at) / name)
+        within[:] = sorted(name for name in within if name[0] != "." and name not in linked)
+        relative = os.path.relpath(at, folder)
+        yield from _of_one_folder(at, "" if relative == "." else relative, sorted(files), passed)
+    yield from (Source(os.path.relpath(one, folder), one) for one in unreadable)
+
+
+def _of_one_folder(at: str, relative: str, files: list[str], passed: PassedOver) -> Iterator[Source]:
+    dicom, images = [], []
+    for name in files:
+        if name[0] != "." and name.upper() != "DICOMDIR":
+            kind = _kind(Path(at) / name, passed)
+            if kind == "dicom":
+                dicom.append(name)
+            elif kind == "image":
+                images.append(name)
+    if dicom:
+        groups = group_series(Path(at), dicom)
+        for name in groups.without_image:
+            passed.add("DICOM files without an image", Path(at) / name)
+        whole = relative or Path(at).resolve().name
+        longer = sum(len(series) > 1 for series in groups.series)
+        for series in groups.series:
+            if (len(series) > 1 and longer == 1) or len(dicom) == 1:
+                yield Source(whole, at, files=series)
+            elif len(series) == 1:
+                yield Source(str(Path(relative) / series[0]), str(Path(at) / series[0]))
+            else:
+                yield Source(f"{whole}/series of {series[0]}", at, files=series)
+    yield from (Source(str(Path(relative) / name), str(Path(at) / name)) for name in images)
+
+
+def _kind(path: Path, passed: PassedOver) -> str | None:
+    """Return dicom or image for what is to be read, by its name, else by its bytes; None: passed over."""
+    lower = path.name.lower()
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):  # to open a pipe would wait for ever
+            passed.add("pipes, sockets and devices", path)
+            return None
+        if lower.endswith(_DICOM_SUFFIXES):
+            return "dicom"
+        if lower.endswith(_PICTURES):
+            return "image"
+        return "dicom" if format_of(path) == "dicom" else "image"
+    except FileNotFoundError:
+        passed.add("links to nothing", path)
+    except PermissionError:
+        return "image"  # which then fails by name
+    except (ImageError, OSError):
+        passed.add("files of no known format", path)
+    return None
+
+
+def _no_image(folder: Path, passed: PassedOver) -> str:
+    beside = f" It holds {'; '.join(passed.lines())}." if passed.counts else ""
+    return (
+        f"{printable(folder)}: holds no image; expected {', '.join(_PICTURES)} or DICOM files, or a cohort."
+        f"{beside}"
+    )
+
+
+def _names(source: Source, *, within: bool) -> tuple[str, str, str]:
+    """Return the names to choose from, the shortest first.
+
+    Args:
+        source: named by its place.
+        within: it is a file that was named itself.
+    """
+    longer = source.name if not within else Path(source.where).name
+    suffixes = _PICTURES if source.files else (*_PICTURES, *_DICOM_SUFFIXES)
+    ending = max((s for s in suffixes if longer.lower().endswith(s)), key=len, default="")
+    stem = longer[: len(longer) - len(ending)] if ending and not source.files else longer
+    full = source.where if not source.files else f"{source.where}/{source.files[0]}"
+    return printable(stem), printable(longer), printable(full)
+
+
+def _told_apart(
+    fixed: list[str], named: list[tuple[int, tuple[str, str, str]]], order: list[Source]
+) -> dict[int, str]:
+    """Choose for each source, by its number, the shortest of its names that no other source has."""
+    taken = Counter(fixed)
+    for name, count in taken.items():
+        if count > 1:
+            raise CohortError(f"case '{name}' is in two of the cohorts. Predict them one at a time.")
+    chosen: dict[int, str] = {}
+    open_sources = named
+    for length in range(3):
+        counts = taken + Counter(names[length] for _, names in open_sources)
+        settled = {number: names[length] for number, names in open_sources if counts[names[length]] == 1}
+        open_sources = [pair for pair in open_sources if pair[0] not in settled]
+        taken.update(settled.values())
+        chosen |= settled
+    if open_sources:
+        path = printable(order[open_sources[0][0]].where)
+        raise ImageError(f"{path}: named twice. Name each image once.")
+    return chosen
