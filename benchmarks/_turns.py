@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -13,6 +14,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+
+from threefold.threads import sharing_environment
 
 
 class Turns:
@@ -27,6 +30,7 @@ class Turns:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
+                env={**os.environ, **sharing_environment(os.environ)},
             )
             for name, command in commands.items()
         }

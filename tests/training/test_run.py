@@ -16,7 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import threefold.training.folder as folder
 import threefold.training.loop as loop
+import threefold.training.run as training_run
 from threefold.cohorts.cohort import Cohort
 from threefold.cohorts.splits import Split, read_split, write_split
 from threefold.errors import (
@@ -559,3 +561,32 @@ def test_want_of_memory_says_what_to_lower(
     monkeypatch.setattr(loop, "augment", exhaust)
     with pytest.raises(TrainingError, match=r"not enough memory.*training\.batch_size"):
         train(make_experiment(data=AUGMENTED), cohort, run.path)
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(8, 2), (1, 1)])
+def test_a_run_goes_on_with_the_threads_that_it_began_with(
+    cohort: Cohort,
+    make_experiment: MakeExperiment,
+    run: RunFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    cores: int,
+    expected: int,
+) -> None:
+    computing: list[int] = []
+
+    def stop(*_: object) -> None:
+        computing.append(torch.get_num_threads())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training_run, "_train_stages", stop)
+    monkeypatch.setattr(folder, "available_cores", lambda: cores)
+    told, before = Told(), torch.get_num_threads()
+    with pytest.raises(KeyboardInterrupt):
+        train(make_experiment(), cohort, run.path)
+    known = json.loads(run.environment.read_text(encoding="utf-8"))
+    run.environment.write_text(json.dumps({**known, "threads": 2}))
+    with pytest.raises(KeyboardInterrupt):
+        train(make_experiment(), cohort, run.path, resume=True, progress=told)
+    assert computing == [1, expected]
+    assert torch.get_num_threads() == before == known["threads"] == 1
+    assert any("began with 2 threads, but 1 core(s) are here" in line for line in told.lines) == (cores == 1)

@@ -40,6 +40,7 @@ from threefold.images.writing import write_nifti
 from threefold.networks.registration import VoxelMorph
 from threefold.networks.warping import warp
 from threefold.run import write_atomically
+from threefold.threads import share_cores
 
 Progress = Callable[[int, int], None]
 
@@ -102,6 +103,7 @@ def propagate(
         WeightsError, TrainingError: naming the file or the case.
         RunError: another process is propagating into `out`, or the disk refuses.
     """
+    share_cores()
     out, pairing = Path(out), pair_cases(cohort, atlases)
     tested = {case.case_id for case in cohort.cases if case.split == "test"}
     steps = Steps(cohort, pairing, spec, tested | set(held_out))

@@ -29,6 +29,7 @@ from threefold.cli.schema import schema
 from threefold.cli.similarity import similarity
 from threefold.cli.study import study
 from threefold.cli.train import train
+from threefold.threads import share_cores
 
 
 class _Verbs(TyperGroup):
@@ -90,5 +91,6 @@ app.command()(schema)
 
 def main() -> None:
     """Run the program; an error is printed alone, with its exit code."""
+    share_cores()
     with explained():
         app()

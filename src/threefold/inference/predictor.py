@@ -35,6 +35,7 @@ from threefold.inference.structures import topology_columns
 from threefold.networks.build import build_network
 from threefold.networks.pretrained import load_pretrained
 from threefold.run import COPY_AGAIN, RunFolder
+from threefold.threads import share_cores
 from threefold.validation import parse_spec, read_json
 
 UNKNOWN = (
@@ -92,6 +93,7 @@ class Predictor:
             WeightsError: the weights are damaged or another network's.
             UsageError: there is no such device.
         """
+        share_cores()
         folder = RunFolder(Path(run))
         status = folder.read_status()
         if not folder.weights.is_file():

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from threefold.errors import UsageError
 from threefold.studies.study_folder import GIB, Outcome
 from threefold.studies.study_worker import run_in_process
+from threefold.threads import available_cores
 
 SPARE = 0.5
 """GiB that are left free."""
@@ -272,8 +273,7 @@ def visible_gpus(count: int) -> tuple[str, ...]:
 
 def local_workers(threads: int, gpus: int) -> int:
     """Return how many runs go at once on this machine: one a GPU, else as many as its cores have threads."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return gpus or max(1, cores // threads)
+    return gpus or max(1, available_cores() // threads)
 
 
 def _interruptible(work: Callable[..., Outcome]) -> Callable[..., Outcome]:

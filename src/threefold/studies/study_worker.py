@@ -20,6 +20,7 @@ from threefold.experiment import Experiment
 from threefold.experiments import load_experiment
 from threefold.studies.study_folder import GIB, Outcome, OutcomeState, StudyFolder
 from threefold.studies.study_spec import RunPlan, StudySpec, plan_runs
+from threefold.threads import sharing_environment
 
 INTERRUPTED = 130
 _INTERRUPTING = (INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)
@@ -33,7 +34,6 @@ _STATES: dict[int, OutcomeState] = {
 """What an exit status means; any other: failed."""
 _STDIN = 0
 _GLANCE = 0.1  # seconds
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def run_in_process(
@@ -59,7 +59,7 @@ def run_in_process(
     study = StudyFolder(folder)
     log = study.log(run)
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, **dict.fromkeys(_THREADS, str(threads))}
+    environment = {**os.environ, **sharing_environment(os.environ, threads)}
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
     begin = time.monotonic()

@@ -14,6 +14,7 @@ from lightning.fabric.strategies.ddp import DDPStrategy
 
 from threefold.errors import UsageError
 from threefold.experiment import TrainingSpec
+from threefold.threads import available_cores
 
 # Here and not in a function: spawned processes announce themselves before any of our code runs in them.
 for _name, _level in (
@@ -91,5 +92,4 @@ def _started_by_launcher() -> bool:
 def _available() -> tuple[int, str]:
     if torch.cuda.is_available():
         return torch.cuda.device_count(), "GPU(s)"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores, "CPU core(s) and no GPU (each process needs a core)"
+    return available_cores(), "CPU core(s) and no GPU (each process needs a core)"

@@ -27,7 +27,9 @@ from threefold.run import (
     whole_folder,
     write_atomically,
 )
+from threefold.threads import available_cores
 from threefold.training.history import standing
+from threefold.training.progress import TrainingProgress
 
 # How cases reach the network, not which or in what order: a resumed run may differ in these.
 _MAY_CHANGE = ("data.workers", "data.cache")
@@ -131,6 +133,32 @@ def is_held(run: RunFolder) -> bool:
         return True
     except OSError:  # not ours to write, or a file system without locks
         return False
+
+
+def threads_of(run: RunFolder, progress: TrainingProgress) -> int:
+    """Return how many threads a run computes with: as many as it began with, since sums depend on it in their
+    last bits; where this machine has not as many cores, what PyTorch would take, which is then said."""
+    import torch
+
+    now = torch.get_num_threads()
+    try:
+        began: Any = json.loads(run.environment.read_text(encoding="utf-8"))["threads"]
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ):  # written by hand, or cut; resuming needs no more of it
+        return now
+    if not isinstance(began, int) or began < 1 or began == now:
+        return now
+    if began > available_cores():
+        progress.say(
+            f"{run.path}: began with {began} threads, but {available_cores()} core(s) are here. It goes on "
+            f"with {now}: its weights can differ from an unbroken run's in their last bits."
+        )
+        return now
+    return began
 
 
 def environment() -> dict[str, Any]:

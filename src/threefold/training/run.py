@@ -23,11 +23,12 @@ from threefold.experiments import read_experiment
 from threefold.interruption import terminating_as_interrupt, undisturbed
 from threefold.networks.build import build_network
 from threefold.run import RunFolder, State
+from threefold.threads import computing_with, share_cores
 from threefold.training.before import before_experiment, before_folder, trainings_of
 from threefold.training.checkpoints import load_checkpoint
 from threefold.training.devices import is_leader
 from threefold.training.finish import finish, has_whole_outputs, history_of_best
-from threefold.training.folder import check_resumable, create_folder, locked, refuse_existing
+from threefold.training.folder import check_resumable, create_folder, locked, refuse_existing, threads_of
 from threefold.training.history import Row, out_of_patience, standing, write_history
 from threefold.training.launch import train_network
 from threefold.training.lineage import require_unseen
@@ -72,6 +73,7 @@ def train(
         UsageError: the experiment asks for devices or extras that are not there.
         KeyboardInterrupt: stopped by a signal, after the state was written.
     """
+    share_cores()
     folder, teller = RunFolder(Path(run)), progress or Silence()
     experiment = settled(experiment)
     require_settings(experiment)
@@ -108,7 +110,12 @@ def _train_into(
     if not is_leader():
         _train_stages(folder, experiment, cohort, split, progress)
         return
-    with locked(folder), _recording(folder, experiment), torch.random.fork_rng():
+    with (
+        locked(folder),
+        _recording(folder, experiment),
+        torch.random.fork_rng(),
+        computing_with(threads_of(folder, progress)),
+    ):
         _write_state(folder, experiment, "running")
         history = _train_stages(folder, experiment, cohort, split, progress)
         threshold = finish(experiment, cohort, split, folder, history, progress)
@@ -132,6 +139,7 @@ def finish_early(run: Path, cohort: Cohort, *, progress: TrainingProgress | None
         ImageError: naming the case that can't be read.
         KeyboardInterrupt: stopped by a signal; the same call goes on.
     """
+    share_cores()
     folder, teller = RunFolder(Path(run)), progress or Silence()
     status = folder.read_status()
     experiment = read_experiment(folder.experiment)
@@ -140,7 +148,12 @@ def finish_early(run: Path, cohort: Cohort, *, progress: TrainingProgress | None
     if status["state"] == "finished" and has_whole_outputs(folder):
         teller.say(f"{folder.path}: this run is finished; nothing to do.")
         return folder
-    with locked(folder), terminating_as_interrupt(), torch.random.fork_rng():
+    with (
+        locked(folder),
+        terminating_as_interrupt(),
+        torch.random.fork_rng(),
+        computing_with(threads_of(folder, teller)),
+    ):
         history = history_of_best(folder)
         teller.say(f"{folder.path}: finishing after {len(history)} of {experiment.training.epochs} epochs")
         threshold = finish(experiment, cohort, split, folder, history, teller)
