@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from threefold.cohorts.cohort import Cohort, CohortSpec, IntensitySpec, MaskSpec
 from threefold.cohorts.importers import import_dicom, import_table
 from threefold.cohorts.merging import merge_cohorts
 from threefold.cohorts.public.ct_ich import import_ct_ich
-from threefold.errors import CohortError, ImageError
+from threefold.errors import CohortError
 from threefold.images.reading import read_image
 from threefold.images.writing import write_nifti, write_png
 
@@ -90,10 +92,64 @@ def test_a_wrong_import_leaves_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scans"]
 
 
-def test_a_missing_file_names_its_row(scans: Path, tmp_path: Path, spec: CohortSpec) -> None:
+def test_a_row_whose_file_is_missing_is_left_out_and_named(
+    scans: Path, tmp_path: Path, spec: CohortSpec
+) -> None:
     (scans / "ct" / "m.nii.gz").unlink()
-    with pytest.raises(CohortError, match=r"scans\.csv: row 2, column mask: .*m\.nii\.gz: no such file"):
-        import_table(scans / "scans.csv", tmp_path / "out", spec, **OPTIONS)
+    cohort = import_table(scans / "scans.csv", tmp_path / "out", spec, **OPTIONS)
+    assert [case.case_id for case in cohort.cases] == ["two", "volume-0", "volume-2"]
+    failed = json.loads((tmp_path / "out" / "provenance.json").read_text())["failed"]
+    assert list(failed) == ["one"]
+    assert re.search(r"scans\.csv: row 2, column mask: .*m\.nii\.gz: no such file", failed["one"])
+    # nor does its image stay, which no row names
+    assert {path.name for path in (tmp_path / "out" / "images").iterdir()} == {"two.nii.gz", "volume-0.nii"}
+    for path in (*(scans / "ct").iterdir(), scans / "volume.nii"):
+        path.unlink()
+    with pytest.raises(CohortError, match=r"no case could be made.\n  failed: one: .*no such file"):
+        import_table(scans / "scans.csv", tmp_path / "none", spec, **OPTIONS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "scans"]
+
+
+def test_what_is_no_file_is_passed_over_and_named(scans: Path, tmp_path: Path, spec: CohortSpec) -> None:
+    os.mkfifo(scans / "fifo.nii")
+    (scans / "loop.nii").symlink_to(scans / "loop.nii")
+    (scans / "dangling.nii").symlink_to(scans / "nowhere.nii")
+    (scans / "outside.nii").symlink_to("/dev/null")
+    latin = os.fsdecode(b"caf\xe9.nii")
+    (scans / "ct" / "two.nii.gz").rename(scans / "caf\u00e9.nii")
+    (scans / latin).write_bytes((scans / "ct" / "one.nii.gz").read_bytes())
+    names = [
+        "ct/one.nii.gz",
+        "fifo.nii",
+        "loop.nii",
+        "dangling.nii",
+        "outside.nii",
+        "/dev/zero",
+        "caf\u00e9.nii",
+    ]
+    rows = [f"c{number},p,s,{name}" for number, name in enumerate(names)]
+    (scans / "scans.csv").write_text("\n".join(["case_id,patient_id,site,image", *rows]), encoding="utf-8")
+    cohort = import_table(scans / "scans.csv", tmp_path / "out", spec)
+    assert [case.case_id for case in cohort.cases] == ["c0", "c6"]
+    failed = json.loads((tmp_path / "out" / "provenance.json").read_text())["failed"]
+    assert list(failed) == ["c1", "c2", "c3", "c4", "c5"]
+    assert "is neither a file nor a folder" in failed["c1"]
+    assert "no such file" in failed["c3"]
+
+
+def test_files_outside_the_table_s_folder_are_taken_where_asked_for(
+    scans: Path, tmp_path: Path, spec: CohortSpec
+) -> None:
+    (scans / "ct" / "scans.csv").write_text(
+        "case_id,patient_id,site,image\na,p,s,one.nii.gz\nb,p,s,../volume.nii\n"
+    )
+    near = import_table(scans / "ct" / "scans.csv", tmp_path / "near", spec)
+    assert [case.case_id for case in near.cases] == ["a"]
+    reason = json.loads((tmp_path / "near" / "provenance.json").read_text())["failed"]["b"]
+    assert "leaves the folder" in reason
+    assert "--allow-outside" in reason
+    far = import_table(scans / "ct" / "scans.csv", tmp_path / "far", spec, allow_outside=True)
+    assert [case.case_id for case in far.cases] == ["a", "b"]
 
 
 def test_a_name_can_not_climb_out_of_the_folder(scans: Path, tmp_path: Path, spec: CohortSpec) -> None:
@@ -146,7 +202,7 @@ def test_ct_ich_pictures_are_not_referred_to(tmp_path: Path) -> None:
 
 
 def test_ct_ich_refuses_another_mask(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"expected 0 and 255 .* found values \[128\]"):
+    with pytest.raises(CohortError, match=r"expected 0 and 255 .* found values \[128\]"):
         import_ct_ich(_ct_ich(tmp_path / "in", mask_value=128), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "in" / "slices.csv").write_text("slice,patient\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -81,8 +82,6 @@ def test_ct_ich_with_a_table_spelt_otherwise(ct_ich: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("49,4,0,0,0,0,0,1,0", "row 6 of the diagnoses: slice 4 of .*049.nii, which has 3"),
-        ("51,1,0,0,0,0,0,1,0", r"row 6 of the diagnoses: there is no .*ct_scans/051\.nii"),
         ("49,1,0,1,0,0,0,1,0", "row 6 of the diagnoses: No_Hemorrhage is 1 and 1 kinds are named"),
         ("49,x,0,0,0,0,0,1,0", "row 6 of the diagnoses: .*'x'"),
     ],
@@ -93,6 +92,22 @@ def test_ct_ich_rows_that_are_wrong(ct_ich: Path, tmp_path: Path, line: str, sai
     with pytest.raises(CohortError, match=said):
         import_ct_ich(ct_ich, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("49,4,0,0,0,0,0,1,0", "row 6 of the diagnoses: slice 4 of .*049.nii, which has 3"),
+        ("51,1,0,0,0,0,0,1,0", r"row 6 of the diagnoses: there is no .*ct_scans/051\.nii"),
+    ],
+)
+def test_ct_ich_rows_whose_slice_is_not_there(ct_ich: Path, tmp_path: Path, line: str, said: str) -> None:
+    with (ct_ich / "hemorrhage_diagnosis_raw_ct.csv").open("a") as stream:
+        stream.write(f"{line}\n")
+    assert len(import_ct_ich(ct_ich, tmp_path / "out").cases) == 4
+    failed = json.loads((tmp_path / "out/provenance.json").read_text())["failed"]
+    assert [*failed] == ["row 6"]
+    assert re.search(said, failed["row 6"])
 
 
 def test_ct_ich_of_an_earlier_release(ct_ich: Path, tmp_path: Path) -> None:
@@ -148,8 +163,9 @@ def test_bhsd(bhsd: Path, tmp_path: Path) -> None:
 
 def test_bhsd_without_a_truth(bhsd: Path, tmp_path: Path) -> None:
     (bhsd / "label_192/ground truths/ID_b.nii.gz").unlink()
-    with pytest.raises(CohortError, match=r"ID_b\.nii\.gz: has no ground truth"):
-        import_bhsd(bhsd, tmp_path / "out")
+    assert "bhsd-ID_b" not in {case.case_id for case in import_bhsd(bhsd, tmp_path / "out").cases}
+    failed = json.loads((tmp_path / "out/provenance.json").read_text())["failed"]
+    assert "ground truths/ID_b.nii.gz: no such file" in failed["bhsd-ID_b"]
     with pytest.raises(CohortError, match=r"no NIfTI volumes\. Name the folder that holds label_192"):
         import_bhsd(tmp_path / "elsewhere", tmp_path / "out")
 
@@ -359,11 +375,16 @@ def test_waterbirds(birds: Path, tmp_path: Path) -> None:
 def test_waterbirds_that_are_wrong(birds: Path, tmp_path: Path) -> None:
     small = np.zeros((3, 3), np.uint8)
     PIL.Image.fromarray(small).save(tmp_path / "segmentations/000.Bird/Bird_0.png")
-    with pytest.raises(CohortError, match=r"Bird_0\.png: is \(3, 3\), its photograph \(10, 12\)"):
-        import_waterbirds(birds, tmp_path / "out", segmentations=tmp_path / "segmentations")
+    import_waterbirds(birds, tmp_path / "small", segmentations=tmp_path / "segmentations")
     (birds / "000.Bird/Bird_0.jpg").write_bytes(b"no picture")
-    with pytest.raises(CohortError, match=r"Bird_0\.jpg: can't be read"):
-        import_waterbirds(birds, tmp_path / "out")
+    import_waterbirds(birds, tmp_path / "damaged")
+    for made, said in (
+        ("small", "Bird_0.png: is (3, 3), its photograph (10, 12)"),
+        ("damaged", "Bird_0.jpg: can't be read"),
+    ):
+        failed = json.loads((tmp_path / made / "provenance.json").read_text())["failed"]
+        assert [*failed] == ["Bird_0"]
+        assert said in failed["Bird_0"]
     table = birds / "metadata.csv"
     table.write_text(table.read_text().replace(",0,0,0,", ",7,0,0,", 1))
     with pytest.raises(CohortError, match="row 2, column y: expected one of 0, 1, found '7'"):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from threefold.cli.options import AllowOutside
-from threefold.cli.progress import progress_of
+from threefold.cli.progress import end_with_failures, progress_of
 
 
 def degrade(
@@ -44,3 +44,4 @@ def degrade(
     number = sum(case.structures is not None for case in made.cases)
     typer.echo(f"{out}: {number} of {len(made.cases)} cases have structures, moved by {displacement:g} mm")
     typer.echo(f"Next: threefold train aortic-arch/seg-lp --cohort {out} --allow-outside --out RUN")
+    end_with_failures(made.folder)

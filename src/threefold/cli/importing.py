@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from threefold.cli.options import AllowOutside
-from threefold.cli.progress import progress_of
+from threefold.cli.progress import end_with_failures, progress_of
 from threefold.errors import CohortError, UsageError
 from threefold.validation import read_json
 
@@ -31,6 +31,10 @@ Reference = Annotated[
         "--reference",
         help="Refer to the files where they are instead of copying (needs --allow-outside later).",
     ),
+]
+OutsideSource = Annotated[
+    bool,
+    typer.Option("--allow-outside", help="Take files outside the folder of the file that names them."),
 ]
 
 
@@ -57,6 +61,7 @@ def table(
         list[str] | None, typer.Option(help="VALUE=CLASS: the class that a value stands for; repeatable.")
     ] = None,
     reference: Reference = False,
+    allow_outside: OutsideSource = False,
 ) -> None:
     """Make a cohort of a CSV and the files it names.
 
@@ -78,6 +83,7 @@ def table(
             constants=_pairs(constant, "--constant"),
             labels=_pairs(label, "--label"),
             copy=not reference,
+            allow_outside=allow_outside,
             progress=progress,
         )
     _say(cohort)
@@ -98,6 +104,7 @@ def decathlon(
         bool, typer.Option("--patient-per-image", help="Entries have no patient_id: each image is another.")
     ] = False,
     reference: Reference = False,
+    allow_outside: OutsideSource = False,
 ) -> None:
     """Make a cohort of a dataset file with lists of image, mask, LP and label, as the published aortic-arch
     implementation reads it.
@@ -115,6 +122,7 @@ def decathlon(
             site=site,
             patient_per_image=patient_per_image,
             copy=not reference,
+            allow_outside=allow_outside,
             progress=progress,
         )
     _say(cohort)
@@ -292,6 +300,7 @@ def _pairs(values: Sequence[str] | None, option: str) -> dict[str, str]:
 
 
 def _say(cohort: Cohort) -> None:
+    """Say what was made, and what could not be: then the exit status is 1."""
     patients = len({case.patient_id for case in cohort.cases})
     typer.echo(f"{cohort.folder}: {len(cohort.cases)} cases of {patients} patients")
     provenance = read_json(cohort.folder / "provenance.json", CohortError, "Import the cohort again.")
@@ -299,3 +308,4 @@ def _say(cohort: Cohort) -> None:
     if left_out:
         typer.echo(f"Left out: {len(left_out)}; provenance.json says which and why.")
     typer.echo(f"Next: threefold check {cohort.folder}")
+    end_with_failures(cohort.folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from threefold.interruption import exit_code_of, terminating_as_interrupt
@@ -60,6 +61,29 @@ def interruptible(said: str = "interrupted. The same command goes on where it wa
     except KeyboardInterrupt as stop:
         typer.echo(said, err=True)
         raise typer.Exit(exit_code_of(stop)) from None
+
+
+def end_with_failures(folder: Path) -> None:
+    """Name the cases that could not be brought into a new cohort, and end with exit status 1; else nothing.
+
+    Args:
+        folder: of the cohort, with its provenance.json.
+    """
+    import json
+
+    import typer
+
+    from threefold.cohorts.failures import listed
+
+    failed = json.loads((folder / "provenance.json").read_text("utf-8")).get("failed", {})
+    for line in listed(failed):
+        typer.echo(line, err=True)
+    if failed:
+        typer.echo(
+            f"{count(len(failed), 'case')} could not be used, and left out; provenance.json says which.",
+            err=True,
+        )
+        raise typer.Exit(1)
 
 
 def count(number: int, what: str) -> str:

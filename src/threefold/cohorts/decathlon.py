@@ -68,6 +68,7 @@ def import_decathlon(
     site: str | None = None,
     patient_per_image: bool = False,
     copy: bool = True,
+    allow_outside: bool = False,
     progress: Progress | None = None,
 ) -> Cohort:
     """Make a cohort of a dataset file.
@@ -79,16 +80,18 @@ def import_decathlon(
         site: of entries that name none; None: the dataset's own name.
         patient_per_image: take each image for another patient, where entries have no patient_id.
         copy: copy the files; else the table refers to them where they are, outside the cohort's folder.
+        allow_outside: take files that lie outside the dataset file's folder.
         progress: called with the number of cases done and of all.
 
     Returns:
         The cohort. Lists become the column split; "inference" leaves it empty. A mask in "testing" that
         holds more than one label becomes the reference. Further keys of entries become columns. An entry of
-        "inference" whose image is in another list too is left out, which provenance.json says.
+        "inference" whose image is in another list too is left out, and so are entries whose files can't be
+        used, which provenance.json says.
 
     Raises:
-        CohortError: naming the entry and the key: what was expected, what was found.
-        ImageError: if a mask of "testing" can't be read.
+        CohortError: naming the entry and the key: what was expected, what was found; or no entry has files
+            that can be used.
     """
     path = Path(source) / "data.json" if Path(source).is_dir() else Path(source)
     content = _read(path)
@@ -96,15 +99,16 @@ def import_decathlon(
     spec = _spec(content, entries, path, tuple(classes))
     names = _case_ids(entries, path)
     rows: list[dict[str, Any]] = []
-    with staging(out) as stage:
-        for entry, case_id in zip(entries, names, strict=True):
+    with staging(out, None if allow_outside else path.parent) as stage:
+        for done, (entry, case_id) in enumerate(zip(entries, names, strict=True), start=1):
             row = _identity(entry, case_id, site or spec.name, patient_per_image, path)
             row |= _label(entry, spec, path) | _columns(entry, path)
-            for column, file in _files(entry, spec, path).items():
-                row[column] = _place(stage, file, column, case_id, entry, path, copy=copy)
-            rows.append(row)
+            with stage.sparing(case_id):
+                for column, file in _files(entry, spec, path).items():
+                    row[column] = _place(stage, file, column, case_id, entry, path, copy=copy)
+                rows.append(row)
             if progress is not None:
-                progress(len(rows), len(entries))
+                progress(done, len(entries))
         spec = stage.place_atlases(spec, path.parent, copy=copy)
         further = {name for row in rows for name in row} - {*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS}
         columns = {**dict.fromkeys(sorted(further), "a key of the dataset file's entries"), **spec.columns}
@@ -309,7 +313,7 @@ def _holds_structures(mask: Path, entry: _Entry, spec: CohortSpec, path: Path) -
 def _path_of(entry: _Entry, key: str, path: Path) -> Path:
     file = path.parent / str(entry.values[key])
     if not file.exists():
-        raise CohortError(f"{path}: {entry.where}, key {key}: {file}: no such file. Correct its path.")
+        raise ImageError(f"{path}: {entry.where}, key {key}: {file}: no such file. Correct its path.")
     return file
 
 
@@ -323,8 +327,8 @@ def _place(
         )
     try:
         return stage.place(file, column, case_id, copy=copy)
-    except CohortError as error:
-        raise CohortError(f"{path}: {entry.where}, {column}: {error}") from error
+    except (CohortError, ImageError) as error:
+        raise type(error)(f"{path}: {entry.where}, {column}: {error}") from error
 
 
 def _provenance(content: Mapping[str, Any], path: Path, left_out: Sequence[str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from threefold.cohorts.cohort import Case, Cohort, fingerprint
 from threefold.cohorts.staging import FOLDERS, finished, row_of, staging
 from threefold.cohorts.targets import read_structures
-from threefold.errors import CohortError, ImageError
+from threefold.errors import CohortError
 from threefold.experiment.spec import NonNegative, Positive, Seed, Spec
 from threefold.images.reading import read_image
 from threefold.images.writing import label_map_suffix, write_label_map
@@ -40,7 +40,8 @@ def degrade(
 
     As a registration that went wrong would leave them: whole pieces displaced, vessels still vessels. A
     case's field depends on the seed and the case's name alone: with a larger displacement the same field
-    is longer. The images, masks and references stay where they are; the new table refers to them.
+    is longer. The images, masks and references stay where they are; the new table refers to them. Cases that
+    can't be read are left out, which provenance.json says.
 
     Args:
         cohort: with references.
@@ -49,8 +50,7 @@ def degrade(
         progress: told after each case.
 
     Raises:
-        CohortError: no case has a reference, or `out` exists.
-        ImageError: naming the case that can't be read.
+        CohortError: no case has a reference, none can be used, or `out` exists.
     """
     if not any(case.reference is not None for case in cohort.cases):
         raise CohortError(
@@ -66,13 +66,14 @@ def degrade(
         (stage.folder / FOLDERS["structures"]).mkdir()
         for number, case in enumerate(cohort.cases, start=1):
             row = row_of(case, cohort.spec)
-            for column in FOLDERS:
-                if row[column] is not None:
-                    row[column] = stage.place(Path(row[column]), column, case.case_id, copy=False)
-            row["structures"] = None
-            if case.reference is not None:
-                row["structures"] = _write(case, cohort, stage.folder, spec)
-            rows.append(row)
+            with stage.sparing(case.case_id):
+                for column in FOLDERS:
+                    if row[column] is not None:
+                        row[column] = stage.place(Path(row[column]), column, case.case_id, copy=False)
+                row["structures"] = None
+                if case.reference is not None:
+                    row["structures"] = _write(case, cohort, stage.folder, spec)
+                rows.append(row)
             if progress is not None:
                 progress(number, len(cohort.cases))
         made: dict[str, Any] = {
@@ -112,11 +113,8 @@ def moved(
 
 def _write(case: Case, cohort: Cohort, folder: Path, spec: DegradationSpec) -> Path:
     assert case.reference is not None
-    try:
-        image = read_image(case.image, slice_index=case.slice_index, spacing=cohort.spec.spacing)
-        truth = read_structures(case.reference, case.slice_index, image, cohort.spec)
-    except ImageError as error:
-        raise ImageError(f"case {case.case_id}: {error}") from error
+    image = read_image(case.image, slice_index=case.slice_index, spacing=cohort.spec.spacing)
+    truth = read_structures(case.reference, case.slice_index, image, cohort.spec)
     path = Path(FOLDERS["structures"]) / f"{case.case_id}{label_map_suffix(image)}"
     changed = moved(truth.array.astype(np.uint8), truth.spacing, spec, case.case_id)
     write_label_map(folder / path, changed, image, labels=len(cohort.spec.structures))

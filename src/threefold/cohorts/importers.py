@@ -21,7 +21,7 @@ from threefold.cohorts.cohort import (
 )
 from threefold.cohorts.staging import FOLDERS, Staging, check_case_id, ending, finished, staging
 from threefold.cohorts.table import label_problems, read_text, split_table
-from threefold.errors import CohortError
+from threefold.errors import CohortError, ImageError
 from threefold.images.reading import read_image
 from threefold.images.writing import write_nifti
 from threefold.validation import did_you_mean, sentence
@@ -38,6 +38,7 @@ def import_table(
     constants: Mapping[str, str] | None = None,
     labels: Mapping[str, str] | None = None,
     copy: bool = True,
+    allow_outside: bool = False,
     progress: Progress | None = None,
 ) -> Cohort:
     """Make a cohort of a CSV and the files that it names.
@@ -53,26 +54,32 @@ def import_table(
             `{"site": "north"}`.
         labels: class name by the table's own value, for example `{"1": "haemorrhage"}`.
         copy: copy the files; else the table refers to them where they are, outside the cohort's folder.
+        allow_outside: take files that lie outside the table's folder.
         progress: called with the number of cases done and of all.
 
+    Returns:
+        The cohort; rows whose files can't be used are left out, which provenance.json says.
+
     Raises:
-        CohortError: naming file, row and column, if a column or a file is missing or a row is not valid.
+        CohortError: naming file, row and column, if a column is missing, a row is not valid, or no row has
+            files that can be used.
     """
     columns, constants = dict(columns or {}), dict(constants or {})
     table = Path(table)
     header, records = split_table(read_text(table), table)
     _check_columns(table, header, columns, constants)
     rows: list[dict[str, Any]] = []
-    with staging(out) as stage:
-        for number, cells in records:
+    with staging(out, None if allow_outside else table.parent) as stage:
+        for done, (number, cells) in enumerate(records, start=1):
             row = _renamed(cells, columns, constants)
             if labels and row.get("label") in labels:
                 row["label"] = labels[row["label"]]
             row["case_id"] = row.get("case_id") or _name_of(row)
-            _place_files(stage, row, table, number, copy=copy)
-            rows.append(row)
+            with stage.sparing(row["case_id"] or f"row {number}"):
+                _place_files(stage, row, table, number, copy=copy)
+                rows.append(row)
             if progress is not None:
-                progress(len(rows), len(records))
+                progress(done, len(records))
         provenance = {"made by": "import table", "table": table.name, "columns": columns, "copied": copy}
         spec = stage.place_atlases(spec, table.parent, copy=copy)
         stage.finish(spec, rows, provenance, allow_outside=not copy)
@@ -184,13 +191,15 @@ def _name_of(row: Mapping[str, Any]) -> str | None:
 
 
 def _place_files(stage: Staging, row: dict[str, Any], table: Path, number: int, *, copy: bool) -> None:
+    if row["case_id"] is None:
+        return  # the table says so, of all such rows
     for column in FOLDERS:
         if not row.get(column):
             continue
         try:
             row[column] = stage.place(table.parent / row[column], column, row["case_id"], copy=copy)
-        except CohortError as error:
-            raise CohortError(f"{table}: row {number}, column {column}: {error}") from error
+        except (CohortError, ImageError) as error:
+            raise type(error)(f"{table}: row {number}, column {column}: {error}") from error
 
 
 def _dicom_images(folder: Path, dimensions: int, uneven: str) -> Iterator[tuple[int, int, Any]]:

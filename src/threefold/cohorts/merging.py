@@ -26,6 +26,8 @@ def merge_cohorts(
 ) -> Cohort:
     """Join cohorts into a new one; sites keep their names.
 
+    Cases whose files are not there are left out, which provenance.json says.
+
     Args:
         cohorts: two or more, of the same modality, dimensions, intensity unit and window, classes and
             spacing. One that has no classes, mask or structures takes those of the others.
@@ -57,12 +59,13 @@ def merge_cohorts(
                 row = row_of(case, cohort.spec)
                 row["case_id"] = before + case.case_id
                 row["patient_id"] = before + case.patient_id
-                for column in FOLDERS:
-                    if row[column] is not None:
-                        row[column] = stage.place(row[column], column, row["case_id"], copy=copy)
-                rows.append(row)
+                with stage.sparing(row["case_id"]):
+                    for column in FOLDERS:
+                        if row[column] is not None:
+                            row[column] = stage.place(row[column], column, row["case_id"], copy=copy)
+                    rows.append(row)
                 if progress is not None:
-                    progress(len(rows), total)
+                    progress(len(rows) + len(stage.failed), total)
         parts = [{"name": c.spec.name, "cases": len(c.cases), "fingerprint": fingerprint(c)} for c in cohorts]
         spec = spec.model_copy(update={"atlases": tuple(atlases)})
         stage.finish(spec, rows, {"made by": "merge", "cohorts": parts}, allow_outside=not copy)

@@ -9,12 +9,15 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from threefold.cohorts.cohort import Case, Cohort, CohortSpec, read_cohort, write_cohort
+from threefold.cohorts.failures import Failures, listed, sparing_others
 from threefold.cohorts.table import case_id_problems
 from threefold.errors import CohortError, ImageError
+from threefold.paths import Boundary
 from threefold.run import copy_new, whole_folder, write_atomically
 
 PROVENANCE_NAME = "provenance.json"
@@ -28,11 +31,29 @@ class Staging:
     Attributes:
         folder: where files are written for now.
         out: the name that the folder gets at the end.
+        home: the folder that the sources are to lie in; None: anywhere.
+        failed: why a case could not be made, by its id; it is left out.
     """
 
     folder: Path
     out: Path
+    home: Path | None = None
+    failed: Failures = field(default_factory=dict)
     _placed: dict[Path, Path] = field(default_factory=dict)
+
+    @cached_property
+    def _boundary(self) -> Boundary | None:
+        return None if self.home is None else Boundary(self.home)
+
+    @contextmanager
+    def sparing(self, case_id: str) -> Iterator[None]:
+        """Make one case in this context: where it can't be made, it is left out and the others go on."""
+        before = len(self._placed)
+        with sparing_others(self.failed, case_id):
+            yield
+        if case_id in self.failed:
+            for source in list(self._placed)[before:]:
+                self._remove(self._placed.pop(source))
 
     def place(self, source: Path, column: str, case_id: str, *, copy: bool) -> Path:
         """Bring a file or a folder (a DICOM series) into the cohort.
@@ -47,7 +68,7 @@ class Staging:
             What the table says: the path relative to the cohort's folder.
 
         Raises:
-            ImageError: the source does not exist or can't be copied.
+            ImageError: the source does not exist, lies outside of `home` or can't be copied.
             CohortError: the case can't name a file.
         """
         check_case_id(case_id)
@@ -55,6 +76,11 @@ class Staging:
         if source in self._placed:
             return self._placed[source]
         _require_regular(source)
+        how = None if self._boundary is None else self._boundary.leaves(source)
+        if how is not None:
+            raise ImageError(
+                f"{how} {self.home}. Copy the file there, or allow it by name (--allow-outside)."
+            )
         target = Path(os.path.relpath(source, self.out.absolute()))
         if copy:
             target = Path(FOLDERS[column]) / f"{case_id}{ending(source)}"
@@ -106,10 +132,18 @@ class Staging:
             else:
                 copy_new(source, into)
         except (OSError, shutil.Error) as error:
-            # What was copied of it is no case's file.
-            shutil.rmtree(into, ignore_errors=True)
-            into.unlink(missing_ok=True)
+            self._remove(target)
             raise ImageError(f"{source}: can't be copied to {self.out / target} ({error}).") from error
+
+    def _remove(self, target: Path) -> None:
+        """Remove what was copied of a case that failed; what is only referred to stays."""
+        copied = self.folder / target
+        if target.parts[:1] == ("..",) or target.is_absolute():
+            return
+        if copied.is_dir():
+            shutil.rmtree(copied, ignore_errors=True)
+        else:
+            copied.unlink(missing_ok=True)
 
     def finish(
         self,
@@ -119,8 +153,17 @@ class Staging:
         *,
         allow_outside: bool,
     ) -> None:
-        """Write cohort.yaml, cases.csv and provenance.json (where the cases come from, what was assumed)."""
+        """Write cohort.yaml, cases.csv and provenance.json (where the cases come from, what was assumed).
+
+        Raises:
+            CohortError: no case could be made, or the rows do not make a valid table.
+        """
+        rows = list(rows)
+        if self.failed and not rows:
+            raise CohortError(f"{self.out}: no case could be made.\n  " + "\n  ".join(listed(self.failed)))
         write_cohort(self.folder, spec, rows, allow_outside=allow_outside)
+        if self.failed:
+            provenance = {**provenance, "failed": self.failed}
         write_atomically(self.folder / PROVENANCE_NAME, json.dumps(provenance, indent=2) + "\n")
 
 
@@ -152,15 +195,19 @@ def check_case_id(case_id: str) -> None:
 
 
 @contextmanager
-def staging(out: Path) -> Iterator[Staging]:
-    """Make a cohort folder: renamed to `out` at the end, removed where anything fails.
+def staging(out: Path, home: Path | None = None) -> Iterator[Staging]:
+    """Make a cohort folder: renamed to `out` at the end, removed where anything but a case fails.
+
+    Args:
+        out: the new folder.
+        home: the folder that files are taken from; None: from anywhere.
 
     Raises:
         CohortError: if `out` exists and is not an empty folder, is the current folder, or can't be made.
     """
     out = Path(out)
     with whole_folder(out, CohortError) as folder:
-        yield Staging(folder, out)
+        yield Staging(folder, out, home)
 
 
 def finished(out: Path, *, allow_outside: bool) -> Cohort:

@@ -48,7 +48,8 @@ def import_bhsd(
     rows: list[dict[str, Any]] = []
     with staging(out) as stage:
         for done, (image, truth) in enumerate(pairs, start=1):
-            rows += _rows(stage, image, truth, dimensions, site, copy=copy)
+            with stage.sparing(f"{site}-{image.name.removesuffix(ending(image))}"):
+                rows += _rows(stage, image, truth, dimensions, site, copy=copy)
             if progress is not None:
                 progress(done, len(pairs))
         spec = CohortSpec(
@@ -85,10 +86,7 @@ def _pairs(folder: Path) -> Sequence[tuple[Path, Path | None]]:
         )
     pairs: list[tuple[Path, Path | None]] = []
     for image in images:
-        truth = labelled / "ground truths" / image.name
-        if not truth.is_file():
-            raise CohortError(f"{image}: has no ground truth {truth}. Unpack the archive again.")
-        pairs.append((image, truth))
+        pairs.append((image, labelled / "ground truths" / image.name))
     pairs += [(path, None) for path in sorted((folder / _PARTS[1]).rglob("*.nii*"))]
     return pairs
 

@@ -85,15 +85,16 @@ def import_cq500(
             except (CohortError, ImageError) as problem:
                 left_out[case_id] = str(problem)
             else:
-                row: dict[str, Any] = {
-                    "case_id": case_id,
-                    "patient_id": case_id,
-                    "site": site,
-                    "image": stage.place(chosen.folder, "image", case_id, copy=copy),
-                    "label": CLASSES[_majority(cells, "ICH", table, number)],
-                    "series": chosen.folder.name,
-                }
-                rows.append(row | {kind: _majority(cells, kind, table, number) for kind in _KINDS})
+                with stage.sparing(case_id):
+                    row: dict[str, Any] = {
+                        "case_id": case_id,
+                        "patient_id": case_id,
+                        "site": site,
+                        "image": stage.place(chosen.folder, "image", case_id, copy=copy),
+                        "label": CLASSES[_majority(cells, "ICH", table, number)],
+                        "series": chosen.folder.name,
+                    }
+                    rows.append(row | {kind: _majority(cells, kind, table, number) for kind in _KINDS})
             if progress is not None:
                 progress(done, len(records))
         if not rows:

@@ -12,7 +12,7 @@ from threefold.cohorts.public.ct_ich_pictures import PICTURES, import_ct_ich_pic
 from threefold.cohorts.public.haemorrhage import CLASSES, haemorrhage_spec
 from threefold.cohorts.staging import finished, staging
 from threefold.cohorts.table import read_text, split_table
-from threefold.errors import CohortError
+from threefold.errors import CohortError, ImageError
 from threefold.images.reading import read_header
 
 Progress = Callable[[int, int], None]
@@ -95,13 +95,15 @@ def import_ct_ich_scans(
     rows = []
     with staging(out) as stage:
         for number, cells in records:
-            row = _scan_row({key: cells[name] for key, name in names.items()}, folder, site, depths, number)
-            for column in ("image", "mask"):
-                if row[column] is not None:
-                    row[column] = stage.place(row[column], column, f"{site}-{row['scan']}", copy=copy)
-            rows.append(row)
+            plain = {key: cells[name] for key, name in names.items()}
+            with stage.sparing(f"row {number}"):
+                row = _scan_row(plain, folder, site, depths, number)
+                for column in ("image", "mask"):
+                    if row[column] is not None:
+                        row[column] = stage.place(row[column], column, f"{site}-{row['scan']}", copy=copy)
+                rows.append(row)
             if progress is not None:
-                progress(len(rows), len(records))
+                progress(len(rows) + len(stage.failed), len(records))
         columns = {"scan": "number of the scan", "subtypes": "kinds of haemorrhage on the slice"}
         spec = haemorrhage_spec("ct-ich", dimensions=2, columns=columns, mask_values=(1, 255))
         provenance = {
@@ -133,11 +135,11 @@ def _scan_row(
         )
     image, mask = (_nifti(folder / part / f"{patient:03d}") for part in ("ct_scans", "masks"))
     if image is None:
-        raise CohortError(f"row {number} of the diagnoses: there is no {folder}/ct_scans/{patient:03d}.nii.")
+        raise ImageError(f"row {number} of the diagnoses: there is no {folder}/ct_scans/{patient:03d}.nii.")
     if image not in depths:
         depths[image] = read_header(image).shape[2]
     if not 0 <= index < depths[image]:
-        raise CohortError(
+        raise ImageError(
             f"row {number} of the diagnoses: slice {index + 1} of {image}, which has {depths[image]}."
         )
     named = [name for name, there in zip(_KINDS, kinds, strict=True) if there]

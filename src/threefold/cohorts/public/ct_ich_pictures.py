@@ -76,10 +76,11 @@ def import_ct_ich_pictures(
                 "subtypes": cells["subtypes"],
                 "origin": f"{cells['image']}; {assumed}",
             }
-            row |= _write_picture(stage.folder, table.parent, cells, row["case_id"])
-            rows.append(row)
+            with stage.sparing(row["case_id"]):
+                row |= _write_picture(stage.folder, table.parent, cells, row["case_id"])
+                rows.append(row)
             if progress is not None:
-                progress(len(rows), len(records))
+                progress(len(rows) + len(stage.failed), len(records))
         provenance = {
             "made by": "import ct-ich",
             "source": "PhysioNet ct-ich 1.0.0, Hssayeni et al. 2020, CC BY 4.0",

@@ -55,14 +55,15 @@ def import_rsna(
                 continue
             kinds = labels[name]
             file = folder / _FOLDER / f"{name}.dcm"
-            row: dict[str, Any] = {
-                "case_id": name,
-                "patient_id": patient,
-                "site": site,
-                "image": stage.place(file, "image", name, copy=copy),
-                "label": CLASSES[kinds["any"]],
-            }
-            rows.append(row | {kind: kinds[kind] for kind in _KINDS})
+            with stage.sparing(name):
+                row: dict[str, Any] = {
+                    "case_id": name,
+                    "patient_id": patient,
+                    "site": site,
+                    "image": stage.place(file, "image", name, copy=copy),
+                    "label": CLASSES[kinds["any"]],
+                }
+                rows.append(row | {kind: kinds[kind] for kind in _KINDS})
         if not rows:
             why = f" The first: {next(iter(left_out.values()))}" if left_out else ""
             raise CohortError(

@@ -11,7 +11,7 @@ import numpy as np
 from threefold.cohorts.cohort import Cohort, CohortSpec, IntensitySpec, MaskSpec
 from threefold.cohorts.staging import check_case_id, finished, staging
 from threefold.cohorts.table import read_text, split_table
-from threefold.errors import CohortError
+from threefold.errors import CohortError, ImageError
 from threefold.images.writing import write_png
 
 Progress = Callable[[int, int], None]
@@ -57,10 +57,13 @@ def import_waterbirds(
             (stage.folder / name).mkdir()
         for number, cells in records:
             row = _row(cells, table, number)
-            row |= _write(stage.folder, table.parent, segmentations, cells["img_filename"], row["case_id"])
-            rows.append(row)
+            with stage.sparing(row["case_id"]):
+                row |= _write(
+                    stage.folder, table.parent, segmentations, cells["img_filename"], row["case_id"]
+                )
+                rows.append(row)
             if progress is not None:
-                progress(len(rows), len(records))
+                progress(len(rows) + len(stage.failed), len(records))
         spec = CohortSpec(
             name="waterbirds",
             modality="photo",
@@ -114,7 +117,7 @@ def _write(
     path = (Path(segmentations) / name).with_suffix(".png")
     bird = _grey(path)
     if bird.shape != picture.shape:
-        raise CohortError(f"{path}: is {bird.shape}, its photograph {picture.shape} (rows, columns).")
+        raise ImageError(f"{path}: is {bird.shape}, its photograph {picture.shape} (rows, columns).")
     written["mask"] = Path("masks") / f"{case_id}.png"
     write_png(folder / f"masks/{case_id}.png", np.where(bird >= _AGREED, 255, 0).astype(np.uint8))
     return written
@@ -128,4 +131,4 @@ def _grey(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
         with PIL.Image.open(path) as picture:
             return np.asarray(picture.convert("L"))
     except (OSError, ValueError) as error:
-        raise CohortError(f"{path}: can't be read ({error}). Unpack the archive again.") from error
+        raise ImageError(f"{path}: can't be read ({error}). Unpack the archive again.") from error
