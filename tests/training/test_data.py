@@ -62,21 +62,46 @@ def test_the_order_follows_the_sampling_and_is_the_same_on_every_rank() -> None:
     accumulate=st.integers(1, 4),
     world=st.integers(1, 4),
 )
-def test_steps_share_the_cases_evenly_and_leave_out_less_than_one_per_rank(
+def test_steps_share_the_cases_evenly_and_leave_none_out(
     cases: int, batch_size: int, accumulate: int, world: int
 ) -> None:
     order = epoch_order(cases, 3, 5)
     steps = epoch_steps(order, batch_size=batch_size, accumulate=accumulate, world=world)
     seen = [case for step in steps for rank in step for batch in rank for case in batch]
-    assert max(Counter(seen).values(), default=1) == 1
-    assert 0 <= cases - len(seen) < world
+    assert sorted(seen) == list(range(cases))
+    # As many steps as one process takes at the same size.
+    alone = epoch_steps(order, batch_size=batch_size * accumulate * world, accumulate=1, world=1)
+    assert [sorted(c for rank in step for batch in rank for c in batch) for step in steps] == [
+        sorted(step[0][0]) for step in alone
+    ]
     for step in steps:
         assert len(step) == world
-        # Each rank enters the collective operations equally often, with something to compute.
+        # Each rank enters the collective operations equally often.
         assert len({len(rank) for rank in step}) == 1
-        assert len(step[0]) <= accumulate
-        assert all(0 < len(batch) <= batch_size for rank in step for batch in rank)
-        assert len({sum(map(len, rank)) for rank in step}) == 1
+        assert 0 < len(step[0]) <= accumulate
+        assert all(len(batch) <= batch_size for rank in step for batch in rank)
+        shares = [sum(map(len, rank)) for rank in step]
+        assert max(shares) - min(shares) <= 1
+
+
+@pytest.mark.parametrize(("cases", "accumulate", "world"), [(21, 1, 2), (17, 1, 2), (7, 4, 2), (1, 2, 4)])
+def test_a_rank_without_a_case_keeps_step_with_one_that_does_not_count(
+    cases: int, accumulate: int, world: int
+) -> None:
+    orders = [
+        TrainingOrder([0] * cases, batch_size=2, accumulate=accumulate, seed=4, rank=rank, world=world)
+        for rank in range(world)
+    ]
+    assert len({len(list(order)) for order in orders}) == 1
+    counted = [
+        case
+        for order in orders
+        for batch, counts, repeats in zip(order, order.counted(), order.repeats(), strict=True)
+        for case, _ in zip(batch, repeats, strict=True)
+        if counts
+    ]
+    assert sorted(counted) == list(range(cases))
+    assert all(batch for order in orders for batch in order)
 
 
 def test_a_case_that_is_drawn_again_is_counted_over_all_ranks() -> None:

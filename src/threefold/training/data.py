@@ -63,29 +63,28 @@ def epoch_steps(
     """Divide an epoch's order into optimiser steps, each into every rank's batches.
 
     A step takes the next batch_size * accumulate * world cases, so the cases of a step do not depend on how
-    the product is made up. The last step is smaller; its cases are spread evenly, and the at most world - 1
-    that can't be are left to other epochs.
+    the product is made up. The last step may be smaller: its cases are spread as evenly as they can be, and
+    a rank with one case fewer than another may have an empty batch, in which it only keeps step.
 
     Returns:
-        steps[step][rank][batch] is a list of case indices; every rank has equally many batches, none empty.
+        steps[step][rank][batch] is a list of case indices; every rank has equally many batches, and every
+        case is in one.
     """
     whole = batch_size * accumulate * world
     steps = []
     for start in range(0, len(order), whole):
-        taken = order[start : start + whole]
-        share = len(taken) // world
-        if share == 0:
-            break
-        batches = -(-share // batch_size)
-        ranks = [taken[rank * share : (rank + 1) * share] for rank in range(world)]
-        steps.append(
-            [[[int(i) for i in part] for part in np.array_split(np.asarray(own), batches)] for own in ranks]
-        )
+        ranks = np.array_split(np.asarray(order[start : start + whole]), world)
+        batches = -(-max(map(len, ranks)) // batch_size)
+        steps.append([[part.tolist() for part in np.array_split(own, batches)] for own in ranks])
     return steps
 
 
 class TrainingOrder(Sampler[list[int]]):
-    """This rank's batches of an epoch, in the order of the steps."""
+    """This rank's batches of an epoch, in the order of the steps.
+
+    In place of an empty batch stands the step's first case: the rank goes through the network with it, as the
+    others wait for that, and it counts for nothing (`counted`).
+    """
 
     def __init__(
         self,
@@ -119,7 +118,12 @@ class TrainingOrder(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         """Yield lists of case indices."""
         for step in self._steps():
-            yield from step[self._rank]
+            yield from (batch or step[0][0][:1] for batch in step[self._rank])
+
+    def counted(self) -> Iterator[bool]:
+        """Yield, for each list of this rank, whether its cases count, or another rank's case stands in."""
+        for step in self._steps():
+            yield from map(bool, step[self._rank])
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -135,7 +139,7 @@ class TrainingOrder(Sampler[list[int]]):
 
         for step in self._steps():
             counted = [[[before(index) for index in batch] for batch in batches] for batches in step]
-            yield from counted[self._rank]
+            yield from (repeats or [0] for repeats in counted[self._rank])
 
     def _steps(self) -> list[list[list[list[int]]]]:
         if self._sampling == "balanced":

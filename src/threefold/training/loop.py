@@ -108,11 +108,6 @@ class Training:
             world=fabric.world_size,
         )
         self.batches_per_step = self.order.batches_per_step()
-        if not self.batches_per_step:
-            raise TrainingError(
-                f"{len(job.train)} training cases can't be shared by {fabric.world_size} processes. "
-                "Use fewer training.devices."
-            )
         self.train_loader = make_loader(
             Cases(job.train, job.store), self.order, workers=workers, pin_memory=pin
         )
@@ -198,7 +193,7 @@ class Training:
     def _train(self, epoch: int, weights: Mapping[str, float], clock: Clock) -> Row:
         spec, names = self.job.experiment.training, self.learner.names
         self.learner.train()
-        batches, repeats = iter(self.train_loader), self.order.repeats()
+        batches, repeats, counted = iter(self.train_loader), self.order.repeats(), self.order.counted()
         sums = torch.zeros(2, len(names), dtype=torch.float64)
         norms, rate = [], 0.0
         steps = len(self.batches_per_step)
@@ -207,7 +202,8 @@ class Training:
             set_learning_rate(self.optimiser, rate)
             with clock("data"):
                 taken = [self._next(batches) for _ in range(count)]
-            sums += self._accumulate(taken, [*islice(repeats, count)], (epoch, step), weights, clock)
+            marks = [*islice(counted, count)], [*islice(repeats, count)]
+            sums += self._accumulate(taken, *marks, (epoch, step), weights, clock)
             with clock("step"):
                 norms.append(self._step([case for batch in taken for case in batch.case_ids]))
             if self.fabric.is_global_zero:
@@ -232,6 +228,7 @@ class Training:
     def _accumulate(
         self,
         batches: Sequence[Batch],
+        counted: Sequence[bool],
         repeats: Sequence[Sequence[int]],
         position: tuple[int, int],
         weights: Mapping[str, float],
@@ -239,7 +236,10 @@ class Training:
     ) -> Tensor:
         """Add the gradients of a step's batches; return (2, T): sums of the losses, and of their cases."""
         tasks = self.job.experiment.tasks
-        flags = [torch.stack([*presence(tasks, batch).values()]).sum(dim=1) for batch in batches]
+        flags = [
+            torch.stack([*presence(tasks, batch).values()]).sum(dim=1) * counts
+            for batch, counts in zip(batches, counted, strict=True)
+        ]
         counts = self._sum_over_ranks(torch.stack(flags).sum(dim=0).float())  # (T,)
         sums = torch.zeros(2, len(self.learner.names), dtype=torch.float64)
         for number, batch in enumerate(batches):
@@ -250,6 +250,8 @@ class Training:
             with self.fabric.no_backward_sync(self.module, enabled=not last):  # type: ignore[arg-type]
                 with clock("forward"):
                     losses = StepLosses(**self.module(**vars(augmented)))
+                    if not counted[number]:
+                        losses = losses.uncounted()
                     self._refuse_non_finite(losses, batch.case_ids, position)
                     total = step_total(
                         self.learner,

@@ -31,6 +31,10 @@ class StepLosses:
     present: Tensor
     anchor: Tensor
 
+    def uncounted(self) -> StepLosses:
+        """Return the losses of cases that count for nothing; each parameter has a gradient of 0."""
+        return StepLosses(0.0 * self.values, torch.zeros_like(self.present), self.anchor)
+
     def sums(self) -> Tensor:
         """Sum over the cases that carry the target: (T,)."""
         return self.values.sum(dim=1)
