@@ -431,11 +431,33 @@ class _Ending:
         self.returned = len(self.submitted)
         return [replace(self.outcome, run=name) for name in ended]
 
-    def stop(self) -> None:
-        pass
+    def stop(self) -> list[Outcome]:
+        ended = self.submitted[self.returned :]
+        return [replace(self.outcome, run=name, state="interrupted") for name in ended]
 
     def close(self) -> None:
         pass
+
+
+class _Interrupted(_Ending):
+    """A pool that is stopped while its runs are under way."""
+
+    def wait(self) -> list[Outcome]:
+        raise KeyboardInterrupt
+
+
+def test_runs_under_way_when_a_study_is_stopped_are_written_down_as_interrupted(
+    ended: tuple[StudyFolder, list[Outcome], str], tmp_path: Path
+) -> None:
+    whole, _, _ = ended
+    name = "heads/seg/split-0-seed-0"
+    folder = copy_of(whole, tmp_path / "study", claims=[])
+    folder.remember(Outcome(name, "failed", "an earlier attempt", 1.0, 1.0))
+    with pytest.raises(KeyboardInterrupt):
+        run_study(folder.read(), folder, _Interrupted(Outcome("", "failed", "", 2.0, 0.5)), Heard(), [name])
+    now = folder.outcome(name)
+    assert now is not None
+    assert (now.state, now.seconds, now.memory) == ("interrupted", 3.0, 1.0)
 
 
 def test_a_run_that_is_killed_while_it_is_looked_into_stays_finished(

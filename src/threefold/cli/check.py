@@ -17,7 +17,7 @@ from threefold.cohorts.splits import Target, required_targets
 from threefold.errors import CohortError, UsageError
 from threefold.experiment import SplitSpec
 from threefold.experiments import load_experiment
-from threefold.reporting.audit_texts import association_line, site_rows, split_line, verdict
+from threefold.reporting.audit_texts import association_line, shown_findings, site_rows, split_line, verdict
 
 if TYPE_CHECKING:
     from threefold.cohorts.audit import Audit
@@ -141,7 +141,7 @@ def _print_plain(result: Audit) -> None:
     for text in (split_line(result), association_line(result)):
         if text is not None:
             typer.echo(text)
-    for finding in result.findings:
+    for finding in shown_findings(result.findings):
         typer.echo(f"{_WORDS[finding.severity]} [{finding.check}] {finding.message}")
     typer.echo(verdict(result))
 
@@ -162,7 +162,7 @@ def _print_rich(result: Audit) -> None:
     for text in (split_line(result), association_line(result)):
         if text is not None:
             console.print(Text(text))
-    for finding in result.findings:
+    for finding in shown_findings(result.findings):
         mark = (_WORDS[finding.severity], _COLOURS[finding.severity])
         console.print(Text.assemble(mark, f" [{finding.check}] {finding.message}"))
     console.print(Text(verdict(result), style="bold red" if result.refused else "bold green"))

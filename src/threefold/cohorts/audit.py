@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from threefold.cohorts.cohort import Cohort, fingerprint
+from threefold.cohorts.cohort import Case, Cohort, fingerprint
 from threefold.cohorts.confounding import SiteLabel, check_confounding, site_label
 from threefold.cohorts.findings import SEVERITIES, Finding, gather
 from threefold.cohorts.splits import PARTS, Split, Target, make_split
 from threefold.cohorts.table_checks import (
     awaits_propagation,
     check_alike_names,
+    by_site,
     check_case_ids,
     check_duplicates,
     check_patient_ids,
@@ -131,7 +132,7 @@ def audit(
         patients=len({case.patient_id for case in cohort.cases}),
         voxels_read=read_voxels,
         findings=tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))),
-        sites=tuple(_summary(cohort, site) for site in cohort.sites),
+        sites=tuple(_summary(cohort, site, cases) for site, cases in sorted(by_site(cohort).items())),
         association=association,
         split=None if split is None else _parts(cohort, split),
     )
@@ -148,8 +149,7 @@ def _declared_targets(cohort: Cohort) -> tuple[Target, ...]:
     return tuple(declared)
 
 
-def _summary(cohort: Cohort, site: str) -> SiteSummary:
-    cases = [case for case in cohort.cases if case.site == site]
+def _summary(cohort: Cohort, site: str, cases: Sequence[Case]) -> SiteSummary:
     labels = Counter(case.label for case in cases if case.label is not None)
     return SiteSummary(
         site=site,

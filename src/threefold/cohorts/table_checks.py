@@ -107,6 +107,7 @@ def check_alike_names(cohort: Cohort) -> Iterator[Finding]:
 
 def check_targets(cohort: Cohort, asked: Collection[Target]) -> Iterator[Finding]:
     """Check that each target that is asked for is there, and say at which sites one is absent."""
+    sites = by_site(cohort)
     for target in asked:
         if all(getattr(case, target) is None for case in cohort.cases):
             yield Finding(
@@ -115,20 +116,26 @@ def check_targets(cohort: Cohort, asked: Collection[Target]) -> Iterator[Finding
                 f"No case has a {target}. Fill the {target} column, or leave its task out.",
             )
             continue
-        without = [
-            site
-            for site in cohort.sites
-            if all(getattr(case, target) is None for case in cohort.cases if case.site == site)
-        ]
+        without = sorted(
+            site for site, cases in sites.items() if all(getattr(case, target) is None for case in cases)
+        )
         if without:
             yield Finding(
                 "note",
                 "targets",
-                f"No {target} at {', '.join(without)}: its task is taught and measured at the other "
-                f"{len(cohort.sites) - len(without)} site(s) only.",
+                f"No {target} at {_some(without)}: its task is taught and measured at the other "
+                f"{len(sites) - len(without)} site(s) only.",
             )
     if "label" in asked:
         yield from _check_classes(cohort)
+
+
+def by_site(cohort: Cohort) -> dict[str, list[Case]]:
+    """Return the cases of each site."""
+    sites: dict[str, list[Case]] = defaultdict(list)
+    for case in cohort.cases:
+        sites[case.site].append(case)
+    return sites
 
 
 def awaits_propagation(cohort: Cohort) -> bool:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from threefold.cohorts.audit import Audit
-from threefold.cohorts.findings import SEVERITIES
+from threefold.cohorts.findings import SEVERITIES, Finding, Severity
+
+_SHOWN = 20
+"""Findings of one severity and check."""
 
 
 def site_rows(result: Audit) -> tuple[list[str], list[list[str]]]:
@@ -47,6 +52,19 @@ def association_line(result: Audit) -> str | None:
         f"What the site alone tells of the label: Cramér's V {measured.cramers_v:.2f}, "
         f"balanced accuracy {measured.balanced_accuracy:.2f}{auc} ({measured.patients} patients)"
     )
+
+
+def shown_findings(findings: Sequence[Finding]) -> Iterator[Finding]:
+    """Yield what a terminal shows: the first findings of each check, and how many more it has."""
+    counts: Counter[tuple[Severity, str]] = Counter((each.severity, each.check) for each in findings)
+    shown: Counter[tuple[Severity, str]] = Counter()
+    for finding in findings:
+        kind = finding.severity, finding.check
+        shown[kind] += 1
+        if shown[kind] <= _SHOWN:
+            yield finding
+        elif shown[kind] == counts[kind]:
+            yield Finding(*kind, f"and {counts[kind] - _SHOWN} more of these; `--json` lists all.")
 
 
 def verdict(result: Audit) -> str:

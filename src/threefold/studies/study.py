@@ -98,11 +98,7 @@ def _run_alone(
             f"{numbered([each.claim for each in late])}. A new study, of other seeds and patients, can test "
             "them."
         )
-    try:
-        return list(_run_all(plans, study, folder, pool, progress))
-    except BaseException:
-        pool.stop()
-        raise
+    return list(_run_all(plans, study, folder, pool, progress))
 
 
 def _run_all(
@@ -112,17 +108,44 @@ def _run_all(
     pool: Pool,
     progress: TrainingProgress,
 ) -> Iterator[Outcome]:
-    """Yield each run's end, when it comes."""
+    """Yield each run's end, when it comes; runs under way when this is stopped are, and written down so."""
     known = {plan.id: outcome for plan in plans if (outcome := folder.outcome(plan.id)) is not None}
     finished = {plan.id for plan in plans if folder.is_finished(plan.id)}
     # A run that finished before the study asked for evidence is started again, for that alone.
     waiting = [plan for plan in plans if plan.id not in finished or lacks_evidence(folder, study, plan)]
-    done, total = len(plans) - len(waiting), len(plans)
-    lacking = len(finished) - done
+    lacking = len(finished) - (len(plans) - len(waiting))
     progress.say(
-        f"{total} runs, {len(finished)} of them finished before"
+        f"{len(plans)} runs, {len(finished)} of them finished before"
         + (f", of which {lacking} are still to be looked into" if lacking else "")
     )
+    try:
+        yield from _run_waiting(plans, waiting, known, finished, study, folder, pool, progress)
+    except BaseException:
+        for outcome in pool.stop():
+            folder.remember(_added(_whole(outcome, study, folder), known))
+        raise
+
+
+def _run_waiting(
+    plans: Sequence[RunPlan],
+    waiting: list[RunPlan],
+    known: dict[str, Outcome],
+    finished: set[str],
+    study: StudySpec,
+    folder: StudyFolder,
+    pool: Pool,
+    progress: TrainingProgress,
+) -> Iterator[Outcome]:
+    """Submit what waits as there is room, what it starts from first; yield each run's end.
+
+    Args:
+        plans: all that are asked for.
+        waiting: those that are to be run; emptied.
+        known: how runs ended so far, by id; kept up.
+        finished: ids of those that ended well; kept up.
+        study, folder, pool, progress: as for `run_study`.
+    """
+    done, total = len(plans) - len(waiting), len(plans)
     running: set[str] = set()
     ended_now: set[str] = set()
     while waiting or running:

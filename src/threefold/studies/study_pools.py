@@ -45,8 +45,8 @@ class Pool(Protocol):
         """Wait until a run ends; return those that did."""
         ...
 
-    def stop(self) -> None:
-        """Interrupt what is running, and wait until it has written its state."""
+    def stop(self) -> list[Outcome]:
+        """Interrupt what is running, wait until it has written its state, and return how it ended."""
         ...
 
     def close(self) -> None:
@@ -93,13 +93,14 @@ class LocalPool:
         ended, _ = wait(self._running, return_when=FIRST_COMPLETED)
         return [self._collect(future) for future in ended]
 
-    def stop(self) -> None:
-        """Interrupt the processes, and wait until they have written their state."""
+    def stop(self) -> list[Outcome]:
+        """Interrupt the processes, wait until they have written their state, and return how they ended."""
         self._stopping = True
         for process in list(self._processes.values()):
             if process.returncode is None:
                 process.terminate()
-        wait(self._running)
+        ended, _ = wait(self._running)
+        return [self._collect(future) for future in ended]
 
     def close(self) -> None:
         """End the threads that wait for processes."""
@@ -181,13 +182,16 @@ class RayPool:
         ended, _ = self._ray.wait(list(self._running))
         return [self._collect(task) for task in ended]
 
-    def stop(self) -> None:
-        """Cancel what is queued, interrupt what is running, and wait until it has written its state."""
-        for task in self._running:
+    def stop(self) -> list[Outcome]:
+        """Cancel what is queued, interrupt what is running, wait until it has written its state, and return
+        how it ended."""
+        stopped = dict(self._running)
+        for task in stopped:
             self._ray.cancel(task)
-        if self._running:
-            self._ray.wait(list(self._running), num_returns=len(self._running))
+        if stopped:
+            self._ray.wait(list(stopped), num_returns=len(stopped))
         self._running = {}
+        return [Outcome(run, "interrupted", "stopped by a signal", 0.0, 0.0) for run in stopped.values()]
 
     def close(self) -> None:
         """Leave the cluster; end it where it is this process's own."""

@@ -18,12 +18,14 @@ from threefold.cohorts.cohort import read_cohort
 from threefold.errors import RunError, ThreefoldError
 from threefold.experiment import Experiment
 from threefold.experiments import load_experiment
+from threefold.interruption import terminating_as_interrupt
 from threefold.studies.study_folder import GIB, Outcome, OutcomeState, StudyFolder
 from threefold.studies.study_spec import RunPlan, StudySpec, plan_runs
 from threefold.threads import sharing_environment
 
 INTERRUPTED = 130
-_INTERRUPTING = (INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_INTERRUPTING = (*(128 + number for number in _SIGNALS), *(-number for number in _SIGNALS))
 _KILLED = -9  # by SIGKILL, which Windows has not
 _WITHOUT_EVIDENCE = 4
 _STATES: dict[int, OutcomeState] = {
@@ -198,7 +200,8 @@ def lacks_evidence(study: StudyFolder, spec: StudySpec, plan: RunPlan) -> bool:
 def main(arguments: list[str]) -> int:
     """Execute one run; return the exit code."""
     try:
-        without = execute(Path(arguments[0]), arguments[1])
+        with terminating_as_interrupt():
+            without = execute(Path(arguments[0]), arguments[1])
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
