@@ -81,4 +81,7 @@ def test_many_sites_and_findings_are_told_in_few_lines(tmp_path: Path) -> None:
     many = [Finding("warn", "duplicates", str(number)) for number in range(1000)]
     shown = list(shown_findings([*many, Finding("note", "targets", "one")]))
     assert [finding.message for finding in shown[:20]] == [str(number) for number in range(20)]
-    assert [finding.message for finding in shown[20:]] == ["and 980 more of these; `--json` lists all.", "one"]
+    assert [finding.message for finding in shown[20:]] == [
+        "and 980 more of these; `--json` lists all.",
+        "one",
+    ]

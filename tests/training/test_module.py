@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +23,7 @@ from threefold.tasks.balancing import build_balancer
 from threefold.tasks.classification import ClassificationTask
 from threefold.tasks.reconstruction import ReconstructionTask
 from threefold.tasks.segmentation import SegmentationTask
-from threefold.training.data import presence
+from threefold.training.data import epoch_steps, presence
 from threefold.training.module import Learner, StepLosses, non_finite_cases, step_total
 
 TASKS = TasksSpec(
@@ -85,10 +86,18 @@ def _counts(batch: Batch) -> Tensor:
     return torch.stack([flags.sum() for flags in presence(TASKS, batch).values()])
 
 
-def _gradients(learner: Learner, parts: list[Batch], counts: Tensor, world: int = 1) -> dict[str, Tensor]:
+def _gradients(
+    learner: Learner,
+    parts: list[Batch],
+    counts: Tensor,
+    world: int = 1,
+    counted: Sequence[bool] | None = None,
+) -> dict[str, Tensor]:
     learner.zero_grad()
-    for part in parts:
+    for number, part in enumerate(parts):
         losses = StepLosses(**learner(**vars(part)))
+        if counted is not None and not counted[number]:
+            losses = losses.uncounted()
         step_total(learner, losses, counts, weights=WEIGHTS, batches=len(parts), world=world).backward()
     return {name: p.grad.clone() for name, p in learner.named_parameters() if p.grad is not None}
 
@@ -113,6 +122,26 @@ def test_the_mean_over_ranks_is_the_gradient_of_the_whole(method: str) -> None:
     ranks = [_gradients(learner, [_part(batch, s)], counts, world=2) for s in (slice(0, 6), slice(6, 12))]
     for name, gradient in whole.items():
         torch.testing.assert_close((ranks[0][name] + ranks[1][name]) / 2, gradient, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["fixed", "uncertainty"])
+@pytest.mark.parametrize(("cases", "world"), [(12, 2), (11, 2), (9, 4), (1, 2), (2, 4)])
+def test_a_last_step_that_does_not_divide_has_the_gradient_of_one_process(
+    method: str, cases: int, world: int
+) -> None:
+    batch, learner = _batch(cases), _learner(method)
+    counts = _counts(batch)
+    whole = _gradients(learner, [batch], counts)
+    (step,) = epoch_steps(range(cases), batch_size=3, accumulate=2, world=world)
+    ranks = []
+    for parts in step:
+        own = [part or step[0][0][:1] for part in parts]  # another rank's case, which does not count
+        slices = [_part(batch, slice(part[0], part[-1] + 1)) for part in own]
+        counted = [bool(part) for part in parts]
+        ranks.append(_gradients(learner, slices, counts, world, counted))
+    for name, gradient in whole.items():
+        mean = torch.stack([rank[name] for rank in ranks]).mean(dim=0)
+        torch.testing.assert_close(mean, gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_the_total_is_the_weighted_sum_of_the_means_over_present_cases() -> None:
