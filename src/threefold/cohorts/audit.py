@@ -13,8 +13,8 @@ from threefold.cohorts.findings import SEVERITIES, Finding, gather
 from threefold.cohorts.splits import PARTS, Split, Target, make_split
 from threefold.cohorts.table_checks import (
     awaits_propagation,
-    check_alike_names,
     by_site,
+    check_alike_names,
     check_case_ids,
     check_duplicates,
     check_patient_ids,
