@@ -57,10 +57,12 @@ def test_a_difference_is_that_of_scikit_learns_values_and_its_interval_a_bootstr
     assert (row.first.value, row.other.value) == pytest.approx([auc(part) for part in parts])
     assert row.difference == pytest.approx(auc(parts[1]) - auc(parts[0]))
     rng, found = np.random.default_rng(7), []
-    by_patient = [[rows for _, rows in part.groupby("patient_id")] for part in parts]
+    numbers = [((part["label"] == "yes").to_numpy(), part["probability_yes"].to_numpy()) for part in parts]
+    by_patient = [[*part.reset_index().groupby("patient_id").indices.values()] for part in parts]
     for _ in range(400):
-        drawn = [pd.concat([p[k] for k in rng.integers(0, len(p), len(p))]) for p in by_patient]
-        found.append(auc(drawn[1]) - auc(drawn[0]))
+        rows = [np.concatenate([p[k] for k in rng.integers(0, len(p), len(p))]) for p in by_patient]
+        drawn = [roc_auc_score(yes[at], chance[at]) for (yes, chance), at in zip(numbers, rows, strict=True)]
+        found.append(drawn[1] - drawn[0])
     assert (row.low, row.high) == pytest.approx(np.quantile(found, [0.025, 0.975]), abs=0.03)
     assert row.low < row.difference < row.high < 0  # made worse far away
     assert (row.first.n, row.first.patients, row.other.n, row.other.patients) == (60, 30, 60, 30)
