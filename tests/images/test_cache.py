@@ -104,13 +104,14 @@ def test_the_estimate_is_what_the_arrays_take() -> None:
 
 
 def test_available_memory_is_that_of_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert 2**20 < available_memory_bytes() <= physical
+    assert available_memory_bytes() > 2**20
+    if hasattr(os, "sysconf"):
+        assert available_memory_bytes() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("400\n")
     assert cache._container_memory(tmp_path) == 600
     (tmp_path / "memory.max").write_text("max\n")
-    assert cache._container_memory(tmp_path) > physical
+    assert cache._container_memory(tmp_path) == 2**62  # more than any machine has
     old = tmp_path / "memory"
     old.mkdir()
     (old / "memory.limit_in_bytes").write_text("5000")

@@ -25,6 +25,10 @@ EPOCHS = 4
 PATIENCE = 600
 """Seconds; on a busy machine a process takes minutes to start."""
 
+pytestmark = pytest.mark.skipif(
+    not hasattr(signal, "SIGKILL"), reason="kills as POSIX does, and looks into /proc"
+)
+
 # Everything that has a state or draws numbers: momentum, learned weights, augmentation, stochastic depth.
 CHANGES: dict[str, Any] = {
     "epochs": EPOCHS,

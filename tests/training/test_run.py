@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-import resource
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -458,6 +457,7 @@ def test_a_full_disk_at_checkpoint_time_loses_one_epoch_at_most(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     experiment = make_experiment(epochs=3)
+    resource = pytest.importorskip("resource", reason="limits the size of files")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     real = loop.save_checkpoint
 
