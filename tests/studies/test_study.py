@@ -16,6 +16,7 @@ import yaml
 from safetensors.numpy import load_file
 from sklearn.metrics import roc_auc_score
 
+from threefold.checksums import write_table
 from threefold.cohorts.cohort import Cohort, read_cohort
 from threefold.cohorts.degradation import DegradationSpec
 from threefold.errors import CohortError, ExperimentError, RunError, UsageError
@@ -310,7 +311,7 @@ def make_seg_right(folder: StudyFolder) -> None:
         for name in (name for name in table if name.startswith("probability_")):
             right = table["label"] == name.removeprefix("probability_")
             table[name] = right.map({True: "0.9", False: "0.1"})
-        table.to_csv(file, index=False)
+        write_table(file, table.to_csv(index=False))
 
 
 def test_the_correction_counts_what_has_not_finished(
@@ -399,7 +400,7 @@ def test_a_group_that_a_split_did_not_test_leaves_a_claim_without_an_estimate(
     assert (tested.verdict, tested.effect.runs) == ("undecided", 4)
     for variant in ("cls", "seg"):
         table = folder.run(f"heads/{variant}/split-1-seed-0").predictions
-        table.write_text(table.read_text().replace("external", "elsewhere"))
+        write_table(table, table.read_text().replace("external", "elsewhere"))
     untested = compare_study(folder).claims[0]
     assert (untested.verdict, untested.effect.runs) == ("not estimable", 4)
     assert untested.effect.note == "the metric does not exist in 1 of 4 runs"
