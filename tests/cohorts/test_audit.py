@@ -81,7 +81,7 @@ def test_ids_that_can_not_name_files_everywhere(make_cohort: Make) -> None:
         "2 case_id(s) can't name files on Windows: 'aux' (a device there), 'scan:1' (no ':'" in first.message
     )
     assert first.cases == ("aux", "scan:1")
-    assert "in case alone: Scan/scan" in second.message
+    assert "in how an accent is stored: Scan/scan" in second.message
     assert second.cases == ("Scan", "scan")
 
 

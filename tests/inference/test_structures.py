@@ -101,7 +101,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
     for name, volume in IMAGES.items():
         write_nifti(folder / f"{name}.nii.gz", stored(volume).astype(np.int16) * STEP, affine)
         rows.append({"case_id": name, "patient_id": name, "site": "a", "image": f"{name}.nii.gz"})
-        rows[-1]["arch"] = "as planted"  # a column of the cohort's own must not take the prediction's place
+        rows[-1]["planted"] = "single"  # a column of the cohort's own is kept beside the prediction's
     for row, label in zip(rows, CLASSES, strict=False):
         row["label"] = label
     targets = {("c0", "reference"): IMAGES["c0"], ("c2", "mask"): MASK.astype(np.uint8)}
@@ -118,7 +118,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
             "structures": list(STRUCTURES),
             "mask": {"name": "vessels"},
             "intensity": {"window": [0, 100]},
-            "columns": {"arch": "as planted"},
+            "columns": {"planted": "the arch that was drawn"},
         }
     )
     return write_cohort(folder, spec, rows)
@@ -208,9 +208,10 @@ def test_a_mask_has_the_union_alone_against_the_reference_or_the_mask(cohort: Co
         expected = union_row(truth, IMAGES[name] > 0, (MM,) * 3)
         assert_rows(rows_of(name, structures), [expected])
     assert found.cases["mask_truth_voxels"].isna().tolist() == [True, True, False, True]
-    # The cohort's own column is kept where nothing is predicted of that name.
+    # The cohort's own column is kept, and nothing is said of an arch.
     assert not {"agrees", "topology_class", "graph_edits"} & {*found.cases.columns}
-    assert set(found.cases["arch"]) == {"as planted"}
+    assert set(found.cases["planted"]) == {"single"}
+    assert "arch" not in found.cases
 
 
 def test_other_structures_and_classes_say_nothing_of_an_arch(cohort: Cohort) -> None:
