@@ -178,7 +178,8 @@ def test_predict_takes_volumes_and_series(
     stored = np.random.default_rng(0).integers(101, 2000, (6, 8, 5))
     for k in range(5):
         place = (0, 0, 3.0 * k)
-        write_dicom(folder / "series" / f"{9 - k}.dcm", stored[..., k], place, RescaleIntercept=0)
+        path = folder / "series" / f"{9 - k}.dcm"
+        write_dicom(path, stored[..., k], place, Modality="MR", RescaleIntercept=0)
     monkeypatch.setattr("threefold.inference.predictor.build_network", lambda *_: Levels())
     monkeypatch.setattr(
         "threefold.inference.predictor.load_pretrained",

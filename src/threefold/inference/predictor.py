@@ -230,14 +230,19 @@ class Predictor:
                 on_error(part, error)
 
             if folder is None or folder.begin(number):
+                last = None  # held back, so that its answer ends its input
                 for one in prepare_each(
                     source, self.asked, uneven=uneven, on_error=None if on_error is None else failed
                 ):
                     if folder is not None:
                         folder.give(number)
-                    yield replace(one, number=number)
+                    if last is not None:
+                        yield last
+                    last = replace(one, number=number)
                 if folder is not None:
                     folder.end(number)
+                if last is not None:
+                    yield last
             if progress is not None:
                 progress(number + 1, len(sources))
 
