@@ -49,7 +49,7 @@ def test_each_volume_is_read_once_and_one_at_a_time_is_kept(
 ) -> None:
     cohort = slices(tmp_path / "cohort", volumes=4, depth=5)
     read: list[str] = []
-    kept: weakref.WeakSet[Any] = weakref.WeakSet()
+    kept: list[weakref.ref[Any]] = []
     most = 0
 
     def counted(real: Any) -> Any:
@@ -57,9 +57,9 @@ def test_each_volume_is_read_once_and_one_at_a_time_is_kept(
             nonlocal most
             image = real(path, **options)
             read.append(path.name)
-            kept.add(image)
+            kept.append(weakref.ref(image))
             gc.collect()
-            most = max(most, len(kept))
+            most = max(most, sum(each() is not None for each in kept))
             return image
 
         return reading

@@ -55,7 +55,7 @@ def check_files(cohort: Cohort, *, read_voxels: bool, progress: Progress | None 
                 found.extend(_check_meaning(case, image, cohort.spec))
                 if array.size and array.min() != array.max():
                     digests[case.case_id] = _digest(array)
-            found.extend(_check_label_maps(case, cohort.spec))
+            found.extend(_check_label_maps(case, cohort.spec, volumes))
         problems[case.case_id] = found
         if progress is not None:
             progress(done, len(ordered))
@@ -64,25 +64,40 @@ def check_files(cohort: Cohort, *, read_voxels: bool, progress: Progress | None 
 
 
 class _Volumes:
-    """Reads images; a volume that several cases are slices of is read once while they follow each other."""
+    """Reads files; a volume that several cases are slices of is read once while they follow each other."""
 
     def __init__(self, cohort: Cohort) -> None:
         self._spacing = cohort.spec.spacing
-        self._users = Counter(case.image for case in cohort.cases if case.slice_index is not None)
-        self._last: tuple[Path, Image] | None = None
+        self._users = Counter(
+            path
+            for case in cohort.cases
+            if case.slice_index is not None
+            for path in {case.image, case.mask, case.structures, case.reference}
+        )
+        self._last: dict[str, tuple[Path, Image]] = {}
 
     def read(self, case: Case) -> Image:
-        if case.slice_index is None or self._users[case.image] == 1:
-            return read_image(case.image, slice_index=case.slice_index, spacing=self._spacing)
-        if self._last is None or self._last[0] != case.image:
-            self._last = None
+        """Return a case's image."""
+        return self._read("image", case.image, case.slice_index, read_image)
+
+    def labels(self, case: Case, name: str, path: Path) -> NDArray[Any]:
+        """Return a case's label map; of a slice whose label map is a slice itself, that."""
+        flat = self._users[path] == 1 and len(read_header(path, spacing=self._spacing).shape) < 3
+        index = None if flat else case.slice_index
+        return np.asarray(self._read(name, path, index, read_label_map).array)
+
+    def _read(self, name: str, path: Path, index: int | None, read: Callable[..., Image]) -> Image:
+        if index is None or self._users[path] == 1:
+            return read(path, slice_index=index, spacing=self._spacing)
+        if name not in self._last or self._last[name][0] != path:
+            self._last.pop(name, None)
             try:
-                self._last = (case.image, read_image(case.image, spacing=self._spacing))
+                self._last[name] = (path, read(path, spacing=self._spacing))
             except ImageError:
                 # Another slice of it may be at fault: judge this one by itself.
-                return read_image(case.image, slice_index=case.slice_index, spacing=self._spacing)
-        volume = self._last[1]
-        return slice_of(volume, case.slice_index) if volume.array.ndim == 3 else volume
+                return read(path, slice_index=index, spacing=self._spacing)
+        volume = self._last[name][1]
+        return slice_of(volume, index) if volume.array.ndim == 3 else volume
 
 
 def _check_headers(case: Case, spec: CohortSpec) -> Iterator[Problem]:
@@ -138,7 +153,7 @@ def _target_header(case: Case, path: Path, spec: CohortSpec) -> Header:
     return Header(header.shape[:2], slice_affine(header.affine, case.slice_index))
 
 
-def _check_label_maps(case: Case, spec: CohortSpec) -> Iterator[Problem]:
+def _check_label_maps(case: Case, spec: CohortSpec, volumes: _Volumes) -> Iterator[Problem]:
     valid = {
         "mask": (case.mask, {0, *spec.mask.values} if spec.mask else {0}),
         "structures": (case.structures, set(range(len(spec.structures) + 1))),
@@ -148,8 +163,7 @@ def _check_label_maps(case: Case, spec: CohortSpec) -> Iterator[Problem]:
         if path is None:
             continue
         try:
-            sliced = case.slice_index if len(read_header(path, spacing=spec.spacing).shape) == 3 else None
-            array = read_label_map(path, slice_index=sliced, spacing=spec.spacing).array
+            array = volumes.labels(case, name, path)
         except ImageError as error:
             yield _unusable(case, name, error)
             continue
