@@ -49,7 +49,7 @@ class PropagationSpec(Spec):
     learning_rate: Positive = 4e-4
     """Of Adam, in training the network."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: the network's convolutions in bfloat16."""
+    """bf16: the network's convolutions in bfloat16; in float32 on CPUs that don't multiply it."""
     window: Annotated[int, Field(ge=3)] = 5
     """Side of the window of the local normalised cross-correlation, voxels; odd."""
     smoothness: Literal["diffusion", "bending"] = "diffusion"

@@ -52,6 +52,7 @@ class TrainingSpec(Spec):
     seed: Seed = 0
     """Covers data order, augmentation, weights and dropout."""
     precision: Literal["32", "bf16"] = "32"
+    """bf16: the network in bfloat16; in float32 on CPUs that don't multiply it, where that is faster."""
     optimiser: OptimiserSpec = OptimiserSpec()
     selection: SelectionSpec = SelectionSpec()
     devices: PositiveInt = 1

@@ -236,7 +236,7 @@ def _multiplies_in_onednn(values: Tensor) -> bool:
 def avoids_bfloat16(values: Tensor) -> bool:
     """Whether a network computes these values in float32, although autocast asks for bfloat16.
 
-    So it does on processors that multiply no bfloat16: PyTorch's own products take 5 to 50 times as long
+    So it does on processors that multiply no bfloat16: PyTorch's own products take 2 to 40 times as long
     there as those in float32.
     """
     return (

@@ -8,9 +8,9 @@ The choice is a table, not a measurement, so that the same machine gives the sam
 | AVX2 with VNNI-2          | PyTorch's BLAS    | oneDNN                                 |
 | AVX2, less, or not x86    | PyTorch's BLAS    | oneDNN where it has them, else float32 |
 
-With AVX2 alone both libraries reach the same speed in large products (docs/results/speed/swin-unet.md), and
-oneDNN loses by ordering the weights anew at each call and by its own GELU. PyTorch's bfloat16 products take
-there 5 to 50 times as long as those in float32, and oneDNN has none.
+With AVX2 alone both libraries reach the same speed in large products, and oneDNN loses by ordering the
+weights anew at each call and by its own GELU (docs/results/speed/instruction-sets.md). PyTorch's bfloat16
+products take 2 to 40 times as long there as those in float32, and oneDNN has none.
 
 oneDNN heeds ONEDNN_MAX_CPU_ISA, and so do these values, which are read when the process first needs them.
 """
