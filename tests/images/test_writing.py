@@ -12,6 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from threefold.errors import ImageError
 from threefold.images.reading import read_image, read_label_map
 from threefold.images.writing import label_map_suffix, write_label_map, write_nifti, write_png
+from threefold.run import partial_of
 
 AFFINE = np.array([[-0.5, 0.1, 0.0, 3], [0.1, 0.48, -0.3, -7], [0.03, 0.2, 2.0, 11], [0, 0, 0, 1]])
 
@@ -100,7 +101,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     path = tmp_path / "a.nii"
     write_nifti(path, np.zeros((4, 4), np.uint8), AFFINE)
     before = path.read_bytes()
-    beside = tmp_path / f".a.nii.{os.getpid()}.partial"
+    beside = partial_of(path)
     beside.symlink_to("/dev/full")  # every write to it fails with "no space left on device"
     with pytest.raises(ImageError, match=r"a\.nii: could not be written \(No space left on device\)"):
         write_nifti(path, np.ones((64, 64), np.uint8), AFFINE)
