@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -63,6 +64,7 @@ class SourceFile:
     lines: int
     imports: tuple[tuple[int, str], ...]  # line and module
     texts: tuple[tuple[int, str], ...]  # line of a text file that is opened, and what it leaves to the system
+    writes: tuple[int, ...]  # lines of calls that write, copy or rename files
 
     @property
     def room(self) -> str:
@@ -100,6 +102,31 @@ def _texts(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield node.lineno, f"{name} without newline"
 
 
+_WRITING = {"write_text", "write_bytes", "touch", "symlink_to", "copyfile", "copy2", "copytree", "move"}
+
+
+def _writes(tree: ast.Module) -> Iterator[int]:
+    """Yield the lines of calls that make, copy or rename files by themselves."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        given = [*node.args, *(keyword.value for keyword in node.keywords)]
+        words = [each.value for each in given if isinstance(each, ast.Constant)]
+        alone = len(node.args) == 1 and not node.keywords and not words
+        if (
+            name in _WRITING
+            or (name == "to_csv" and node.args)
+            or (name in ("replace", "rename") and isinstance(node.func, ast.Attribute) and alone)
+            or (
+                name == "open"
+                and ast.unparse(node.func) != "tarfile.open"
+                and any(re.fullmatch(r"[rbt]*[wax+][bt+]*", str(word)) for word in words)
+            )
+        ):
+            yield node.lineno
+
+
 @pytest.fixture(scope="module")
 def files() -> list[SourceFile]:
     found = []
@@ -107,7 +134,8 @@ def files() -> list[SourceFile]:
         text = path.read_text(encoding="utf-8")
         name = path.relative_to(SOURCE).as_posix()
         tree = ast.parse(text)
-        found.append(SourceFile(name, len(text.splitlines()), tuple(_imports(tree)), tuple(_texts(tree))))
+        parts = (tuple(part(tree)) for part in (_imports, _texts, _writes))
+        found.append(SourceFile(name, len(text.splitlines()), *parts))
     assert len(found) > 200
     return found
 
@@ -135,6 +163,22 @@ def test_imports_point_one_way(files: list[SourceFile]) -> None:
 def test_text_is_the_same_on_every_system(files: list[SourceFile]) -> None:
     wrong = [f"{file.name}:{line}: {what}" for file in files for line, what in file.texts]
     assert not wrong, "\n".join(wrong)
+
+
+WRITE_THEMSELVES = {
+    "run.py": "the functions that all others write through",
+    "inference/journal.py": "a journal, which grows by a line for each input",
+    "studies/study_worker.py": "the log of a run, which grows while it runs",
+}
+
+
+def test_files_are_written_through_one_module(files: list[SourceFile]) -> None:
+    wrong = [
+        f"{file.name}:{line}" for file in files if file.name not in WRITE_THEMSELVES for line in file.writes
+    ]
+    assert not wrong, "write by threefold.run, so that a kill leaves the old file or the new: " + ", ".join(
+        wrong
+    )
 
 
 def test_rooms_stay_small(files: list[SourceFile]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from threefold.errors import CohortError, RunError
+from threefold.paths import refuse_links_out
 from threefold.run import RunFolder, alone_in, whole_folder, write_atomically
 from threefold.training.folder import is_held
 
@@ -219,6 +220,25 @@ def test_the_longest_name_that_the_disk_takes_can_be_written(tmp_path: Path) -> 
 def test_a_name_that_is_no_text_is_written_with_backslashes(tmp_path: Path) -> None:
     write_atomically(tmp_path / "a.csv", os.fsdecode(b"caf\xe9.png"))
     assert (tmp_path / "a.csv").read_text(encoding="utf-8") == r"caf\udce9.png"
+
+
+def test_a_link_in_a_run_that_leads_elsewhere_is_not_written_through(tmp_path: Path) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    (run / "evaluations" / "other").mkdir(parents=True)
+    elsewhere.mkdir()
+    (tmp_path / "named").symlink_to(run)
+    (run / "latest").symlink_to("evaluations")  # stays inside
+    with alone_in(tmp_path / "named", "busy"):
+        pass
+    for place in ("masks", "evaluations/other/tables"):
+        link = run / place
+        link.symlink_to(elsewhere)
+        for folder in (run, tmp_path / "named"):
+            with pytest.raises(RunError, match=rf"{place}: is a link to .*elsewhere, outside"):
+                refuse_links_out(folder)
+            with pytest.raises(RunError, match="nothing was written"), alone_in(folder, "busy"):
+                pass
+        link.unlink()
 
 
 STATUS = {"state": "finished", "epoch": 2, "threshold": 0.4}

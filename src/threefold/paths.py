@@ -9,6 +9,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from threefold.errors import RunError
+
 PART_PATTERN = r"^[A-Za-z0-9](-?[A-Za-z0-9_.+=])*-?$"
 PathPart = Annotated[str, Field(pattern=PART_PATTERN, max_length=80)]
 """A name that is a part of a path. Two dashes in a row part names in the names of logs."""
@@ -69,3 +71,21 @@ class Boundary:
 
 def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))  # `Path.resolve` fails at a loop of links
+
+
+def refuse_links_out(folder: Path) -> None:
+    """Refuse to write into a folder whose own folders are links to somewhere else.
+
+    The folder itself may be one: that was named. A file that is a link is replaced; what it leads to stays.
+
+    Raises:
+        RunError: naming the link.
+    """
+    home = folder.resolve()
+    for above, names, _ in os.walk(folder):
+        for inner in (Path(above, name) for name in names):
+            if inner.is_symlink() and not inner.resolve().is_relative_to(home):
+                raise RunError(
+                    f"{inner}: is a link to {inner.resolve()}, outside of {folder}; nothing was written. "
+                    "Put a folder in its place; only the whole may be a link to another disk."
+                )

@@ -34,6 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from threefold.errors import RunError, ThreefoldError
 from threefold.partials import partial_of, remove_abandoned
+from threefold.paths import refuse_links_out
 from threefold.validation import parse_spec, read_json
 
 if TYPE_CHECKING:
@@ -338,10 +339,11 @@ def alone_in(folder: Path, busy: str) -> Iterator[None]:
         busy: what to say where another process holds it.
 
     Raises:
-        RunError: another process holds it, or the folder can't be written.
+        RunError: another process holds it, the folder can't be written, or a link in it leads elsewhere.
     """
     from filelock import Timeout
 
+    refuse_links_out(folder)
     lock = lock_of(folder)
     try:
         lock.acquire()

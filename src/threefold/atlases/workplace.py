@@ -224,7 +224,7 @@ def _restore(out: Path) -> None:
     if out.is_dir() and any(out.iterdir()):
         shutil.rmtree(earlier, ignore_errors=True)
     else:
-        earlier.replace(out)
+        put_in_place(earlier, out)
 
 
 def _checked(content: Mapping[str, Any]) -> Record | None:

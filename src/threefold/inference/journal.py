@@ -16,7 +16,7 @@ from typing import Any
 
 from threefold.errors import RunError
 from threefold.partials import partial_of
-from threefold.run import write_atomically
+from threefold.run import put_in_place, write_atomically
 
 Content = dict[str, Any]
 
@@ -114,7 +114,7 @@ class Journal:
                     stream.write(_line(content))
                 stream.flush()
                 os.fsync(stream.fileno())
-            beside.replace(self.path)
+            put_in_place(beside, self.path)
         except OSError as error:
             beside.unlink(missing_ok=True)
             raise RunError(f"{self.path}: could not be written ({error.strerror or error}).") from error

@@ -26,6 +26,7 @@ from threefold.experiment import EvaluationSpec, PreprocessingSpec
 from threefold.images.preprocessing import prepare_labels
 from threefold.images.reading import read_label_map
 from threefold.images.writing import label_map_suffix
+from threefold.paths import refuse_links_out
 from threefold.reporting.case_tables import extreme_tables
 from threefold.reporting.figures import (
     Example,
@@ -84,6 +85,7 @@ def write_report(
         history: metrics.csv of the training, for the loss curves.
         examples: pictures of cases.
     """
+    refuse_links_out(out)
     evaluation = evaluate(predictions, spec, threshold=threshold)
     folder = RunFolder(out)
     slices = {

@@ -20,7 +20,7 @@ from threefold.evaluation.structures import read_structures_table, with_structur
 from threefold.experiment import EvaluationSpec, Experiment
 from threefold.experiments import read_experiment
 from threefold.reporting.run_report import Report, choose_examples, write_report
-from threefold.run import RunFolder, alone_in, make_folder, write_atomically
+from threefold.run import RunFolder, alone_in, make_folder, put_in_place, write_atomically
 from threefold.studies.chain_spec import PROPAGATION
 from threefold.studies.notices import stopped_early
 from threefold.validation import parse_spec
@@ -301,8 +301,8 @@ def _in_place_of(path: Path, cohort: Cohort) -> Iterator[tuple[Path, Path]]:
             write_atomically(RunFolder(beside).cohort, text)
             yield beside, path
             if path.exists():
-                path.replace(old)
-            beside.replace(path)
+                put_in_place(path, old)
+            put_in_place(beside, path)
         except OSError as error:
             raise RunError(
                 f"{path}: can't be made ({error.strerror or error}). Free space or fix the permission, and "
@@ -315,7 +315,7 @@ def _in_place_of(path: Path, cohort: Cohort) -> Iterator[tuple[Path, Path]]:
 def _settle(path: Path, beside: Path, old: Path) -> None:
     """Put an earlier evaluation back where no new one came, and remove what is neither."""
     if old.exists() and not path.exists():
-        old.replace(path)
+        put_in_place(old, path)
     for left_over in (beside, old):
         shutil.rmtree(left_over, ignore_errors=True)
 
