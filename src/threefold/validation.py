@@ -92,7 +92,22 @@ def yaml_value(text: str, where: str, error: type[ThreefoldError]) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is there twice, where plain YAML keeps the last and forgets the others."""
+    """Refuses a key that is there twice, where plain YAML keeps the last and forgets the others, and depth.
+
+    Reading takes the square of the depth, so it ends at the first level that is too deep.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._level = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self._level += 1
+        if self._level > _DEEPEST:
+            raise RecursionError
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._level -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()

@@ -65,7 +65,7 @@ CSV = {
     "a quote that stays open": TABLE.replace(b"b,q", b'"b,q'),
     "a megabyte in a cell": TABLE.replace(b",q,", b"," + b"x" * 1_000_000 + b","),
     "lone carriage returns": TABLE.replace(b"\n", b"\r"),
-    "many columns": b"case_id," + b",".join(b"c%d" % n for n in range(3000)) + b"\n",
+    "many columns": b"case_id," + b",".join(b"c%d" % n for n in range(1000)) + b"\n",
     "a name twice": b"case_id,case_id\na,b\n",
     "a row that is too long": TABLE + b"c,r,s,a.png,1,2,3\n",
     "escapes of a terminal": TABLE.replace(b",q,", b",\x1b[2J,"),
@@ -144,8 +144,10 @@ def test_a_text_that_is_no_specification(
     (tmp_path / "study").mkdir()
     (tmp_path / "study" / "study.yaml").write_bytes(YAML[name])
     (cohort / "cohort.yaml").write_bytes(YAML[name])
-    for verb, arguments in _verbs("file.yaml").items():
-        assert call(*arguments) in (1, 2), verb
+    verbs = _verbs("file.yaml")
+    turn = [*YAML].index(name) % 3  # the last three read alike: each text is for one of them
+    for verb in ("check", "train", [*verbs][2 + turn]):
+        assert call(*verbs[verb]) in (1, 2), verb
 
 
 @pytest.mark.parametrize("name", PLACES)
