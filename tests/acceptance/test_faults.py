@@ -29,7 +29,7 @@ COUNTS = {
 }
 """Few, where a command takes a second or two."""
 OPEN = {"predict"}
-"""Repeated after an input that failed for want of space or memory, it leaves another table than unbroken."""
+"""An input that had no space or memory is repeated outside of its batch: its last digits differ."""
 
 
 @pytest.fixture(scope="module")
