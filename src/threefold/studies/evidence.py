@@ -116,7 +116,7 @@ def read_evidence(run: RunFolder) -> pd.DataFrame:
     try:
         if table["case_id"].duplicated().any():
             raise ValueError("a case is there twice")
-        return as_numbers(table.set_index("case_id"))
+        return as_numbers(table.astype({"case_id": str}).set_index("case_id"))
     except (ValueError, KeyError, TypeError) as error:
         raise PredictionsError(f"{run.evidence}: can't be read ({error}). {again}") from error
 
