@@ -3,7 +3,7 @@
 Spreadsheets run a cell that begins with = + - @ (full-width ones too), a tab or a line break, also after
 quotes and spaces, as a formula. Such a cell is written with an apostrophe in front, which reading takes off
 again; one that has an apostrophe of its own before such a beginning gets a second one, so that nothing is
-lost. Numbers, also negative ones, stay as they are.
+lost. Numbers, also negative ones and several in a cell, stay as they are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _RUNS = re.compile(r"""[\s'"\ufeff]*(?:[=+\-@＝＋－＠]|[\t\r\n])""")
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?inf", re.ASCII)
+_NUMBER = r"(?:[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?inf)"
+_NUMBERS = re.compile(f"{_NUMBER}(?: {_NUMBER})*", re.ASCII)
 
 
 def escape_cell(cell: str) -> str:
@@ -33,7 +34,7 @@ def unescape_cell(cell: str) -> str:
 
 
 def _would_run(cell: str) -> bool:
-    return bool(cell) and not cell[0].isalnum() and bool(_RUNS.match(cell)) and not _NUMBER.fullmatch(cell)
+    return bool(cell) and not cell[0].isalnum() and bool(_RUNS.match(cell)) and not _NUMBERS.fullmatch(cell)
 
 
 def table_text(rows: Iterable[Sequence[object]]) -> str:

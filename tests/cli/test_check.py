@@ -209,7 +209,7 @@ def test_import_table_and_merge(cohort: Path, tmp_path: Path) -> None:
     arguments = ["--meaning", tmp_path / "meaning.yaml", "--out", tmp_path / "more"]
     for pair in ("image=file", "patient_id=who", "label=bleeds", "case_id=who"):
         arguments += ["--column", pair]
-    arguments += ["--constant", "site=c", "--label", "1=present", "--label", "0=absent"]
+    arguments += ["--constant", "site=c", "--label", "1=present", "--label", "0=absent", "--allow-outside"]
     result = _run("import", "table", tmp_path / "t" / "scans.csv", *arguments)
     assert result.exit_code == 0, result.exception
     assert "2 cases of 2 patients" in result.stdout

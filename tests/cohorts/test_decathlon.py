@@ -131,13 +131,13 @@ def test_a_round_trip_loses_nothing(cohort: Cohort, tmp_path: Path, where: str, 
     file = tmp_path / where
     file.parent.mkdir(parents=True, exist_ok=True)
     export_decathlon(cohort, file)
-    again = import_decathlon(file, tmp_path / "again", copy=copy)
+    again = import_decathlon(file, tmp_path / "again", copy=copy, allow_outside=True)
     assert_same(cohort, again)
     assert (again.cases[0].image.parent == tmp_path / "again" / "images") == copy
     file2 = tmp_path / "second.json"
     export_decathlon(again, file2)
-    assert fingerprint(import_decathlon(file2, tmp_path / "third")) == fingerprint(
-        import_decathlon(file, tmp_path / "fourth")
+    assert fingerprint(import_decathlon(file2, tmp_path / "third", allow_outside=True)) == fingerprint(
+        import_decathlon(file, tmp_path / "fourth", allow_outside=True)
     )
 
 
@@ -351,9 +351,9 @@ def test_what_the_file_does_not_say_has_to_be_said(published: Callable[..., Path
     with pytest.raises(CohortError, match=r"testing\[0\], key label: diagnosis 1, but none\. Name them"):
         import_decathlon(path, tmp_path / "out", patient_per_image=True)
     path.write_text(path.read_text()[:-1] + "}}")
-    with pytest.raises(CohortError, match=r"not JSON \(Extra data: line 1 column"):
+    with pytest.raises(CohortError, match=r"can't be read \(Extra data: line 1 column"):
         import_decathlon(path, tmp_path / "out")
-    with pytest.raises(CohortError, match=r"nowhere\.json: can't be read"):
+    with pytest.raises(CohortError, match=r"nowhere\.json: no such file"):
         import_decathlon(tmp_path / "nowhere.json", tmp_path / "out")
 
 
