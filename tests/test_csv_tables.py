@@ -54,7 +54,7 @@ def test_formulas_get_an_apostrophe(cell: str) -> None:
     assert escape_cell(cell) == f"'{cell}"
 
 
-@pytest.mark.parametrize("cell", ["-1.5", "-1.5 +2", "+2", "1e5", "-1e-05", "007", "", "a-b", "NA", "d'or", "'a"])
+@pytest.mark.parametrize("cell", ["-1.5", "-1.5 +2", "1e5", "-1e-05", "007", "", "a-b", "NA", "d'or", "'a"])
 def test_what_is_no_formula_stays(cell: str) -> None:
     assert escape_cell(cell) == cell
 
