@@ -156,7 +156,12 @@ def test_an_interrupted_study_says_how_to_go_on(
 
     stopped: list[str] = []
     monkeypatch.setattr(study_pools.LocalPool, "wait", interrupted)
-    monkeypatch.setattr(study_pools.LocalPool, "stop", lambda self: stopped.append("stopped"))
+
+    def stop(self: study_pools.LocalPool) -> list[Outcome]:
+        stopped.append("stopped")
+        return []
+
+    monkeypatch.setattr(study_pools.LocalPool, "stop", stop)
     monkeypatch.setattr(study_pools, "run_in_process", lambda *a, **k: Outcome(a[1], "interrupted", "", 0, 0))
     code, _, err = call(capsys, "run", "tiny.yaml", "--out", "out", "--cohort", str(cohort.folder))
     assert code == 130

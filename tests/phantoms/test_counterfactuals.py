@@ -72,7 +72,7 @@ def test_truth_of_all_sites_is_found(tmp_path: Path) -> None:
     assert all(path.is_file() for path in lesion_files(cohort.folder).values())
     for content in ('{"cases": [1]}', '{"cases": 3}', "[]", "no json"):
         (cohort.folder / "parameters.json").write_text(content)
-        with pytest.raises(CohortError, match=r"parameters\.json: can't be read"):
+        with pytest.raises(CohortError, match=r"parameters\.json: (can't be read|expected)"):
             phantom_cases(cohort.folder)
 
 

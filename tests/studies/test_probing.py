@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from threefold.checksums import write_table
 from threefold.cli.app import main
 from threefold.cohorts.cohort import read_cohort
 from threefold.errors import CohortError, PredictionsError, RunError, UsageError
@@ -103,7 +104,7 @@ def test_a_cohort_that_was_moved_or_changed_is_asked_for(
 
 def test_a_run_without_the_column_says_so(copied: RunFolder) -> None:
     table = pd.read_csv(copied.predictions, dtype=str, keep_default_na=False)
-    table.drop(columns="shortcut").to_csv(copied.predictions, index=False)
+    write_table(copied.predictions, table.drop(columns="shortcut").to_csv(index=False))
     found = probe_run(copied)
     assert "--shortcut COLUMN" in found.notes[0]
     assert not (copied.tables / "shortcut.md").exists()
