@@ -33,7 +33,7 @@ GroupKind = Literal["all", "site group", "site", "class", "value", "worst site"]
 # Fewer patients than this say too little of a site to call it the worst.
 WORST_SITE_PATIENTS = 5
 
-MOST_GROUPS = 200
+MOST_GROUPS = 100
 """Site groups, and sites, that get numbers of their own: more are no table that anyone reads."""
 
 

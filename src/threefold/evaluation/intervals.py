@@ -32,8 +32,8 @@ FEWEST_PATIENTS = 5
 
 SAME_VALUE = "every resample gives the same value"
 
-MOST_DRAWN = 40_000_000
-"""Cases drawn for an interval, over all replicates; groups of up to 40,000 cases have 1,000 replicates."""
+MOST_DRAWN = 10_000_000
+"""Cases drawn for an interval, over all replicates; groups of up to 10,000 cases have 1,000 replicates."""
 FEWEST_REPLICATES = 200
 
 _ELEMENTS_AT_ONCE = 2_000_000
