@@ -137,10 +137,10 @@ def natural_order(names: set[str]) -> list[str]:
 def case_units(rows: pd.DataFrame, predictions: Predictions) -> Units:
     """Return each case as a unit."""
     truth, predicted, common = (rows[name].to_numpy(np.float64) for name in MASK_COLUMNS)
-    numbers = {name: number for number, name in enumerate(predictions.classes)}
+    classes = pd.Index(predictions.classes, dtype=object)
     return Units(
-        patients=np.unique(rows["patient_id"].to_numpy(str), return_inverse=True)[1].astype(np.int64),
-        labels=np.array([numbers.get(label, -1) for label in rows["label"]], dtype=np.int64),
+        patients=pd.factorize(rows["patient_id"].to_numpy(object), sort=True)[0].astype(np.int64),
+        labels=classes.get_indexer(rows["label"].to_numpy(object)).astype(np.int64),  # -1: none
         probabilities=rows[[probability_column(name) for name in predictions.classes]].to_numpy(np.float64),
         values={
             "dice": overlap.dice(truth, predicted, common),

@@ -223,14 +223,8 @@ def validate(
 
 def _text(column: pd.Series[Any]) -> pd.Series[str]:
     # By Python's str: pandas' own would decode bytes, and fail.
-    return (
-        column.astype(object)
-        .where(column.notna(), "")
-        .map(str)
-        .astype(str)
-        .str.strip()
-        .reset_index(drop=True)
-    )
+    cells = column.astype(object).where(column.notna(), "")
+    return pd.Series([str(cell).strip() for cell in cells], dtype=str)
 
 
 def _numbers(table: pd.DataFrame, name: str, source: str) -> pd.Series[float]:
