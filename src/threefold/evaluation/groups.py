@@ -140,7 +140,7 @@ def case_units(rows: pd.DataFrame, predictions: Predictions) -> Units:
     classes = pd.Index(predictions.classes, dtype=object)
     return Units(
         patients=pd.factorize(rows["patient_id"].to_numpy(object), sort=True)[0].astype(np.int64),
-        labels=classes.get_indexer(rows["label"].to_numpy(object)).astype(np.int64),  # -1: none
+        labels=classes.get_indexer(pd.Index(rows["label"], dtype=object)).astype(np.int64),  # -1: none
         probabilities=rows[[probability_column(name) for name in predictions.classes]].to_numpy(np.float64),
         values={
             "dice": overlap.dice(truth, predicted, common),
