@@ -28,7 +28,6 @@ class Turns:
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
                 text=True,
                 env={**os.environ, **sharing_environment(os.environ)},
             )
@@ -60,7 +59,10 @@ class Turns:
         assert process.stdin is not None
         assert process.stdout is not None
         print(json.dumps(request), file=process.stdin, flush=True)
-        return float(json.loads(process.stdout.readline()))
+        answer = process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"{name}: ended without an answer; its standard error says why")
+        return float(json.loads(answer))
 
 
 def now() -> float:

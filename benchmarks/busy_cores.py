@@ -1,8 +1,8 @@
 """Trainings and predictions beside other work and by themselves: what waiting threads cost.
 
 Pieces of work, each done by four processes that differ in their threads alone: one thread; as many as there
-are cores, which wait for each other as PyTorch lets them; the same as the command lets them wait; and as
-the library does that, where PyTorch was imported before it. The processes take turns, on an idle machine
+are cores, which wait for each other as PyTorch lets them; the same watched by the command (`waiting`); and
+by the library, where PyTorch was imported before it. The processes take turns, on an idle machine
 and then beside busy processes, which are started and ended here. Goals: beside other work at most 1.5 times
 as long as one thread, and on an idle machine at most 5 % longer than with PyTorch's own waiting.
 
@@ -62,7 +62,9 @@ def explain() -> Call:
     """The demo's network and the gradient of its decisions, as class activation maps need it: 8 slices."""
     import torch
 
-    network, images = _network("hematoma/demo").eval(), torch.rand(8, 1, 112, 112)
+    network, channels = _network("hematoma/demo")
+    network.eval()
+    images = torch.rand(8, channels, 112, 112)
     return lambda: torch.autograd.grad(network(images).classes[:, 1].sum(), [*network.parameters()][:1])
 
 
@@ -96,7 +98,8 @@ WORK: dict[str, Callable[[], Call]] = {
 }
 
 
-def _network(recipe: str):  # type: ignore[no-untyped-def]  # an nn.Module, and torch is not imported yet
+def _network(recipe: str):  # type: ignore[no-untyped-def]  # a module; torch is not imported yet
+    """Return the network of a recipe, and its number of input channels."""
     from threefold.cohorts.cohort import CohortSpec, MaskSpec
     from threefold.experiments import load_experiment
     from threefold.networks.build import build_network
@@ -110,13 +113,15 @@ def _network(recipe: str):  # type: ignore[no-untyped-def]  # an nn.Module, and 
         mask=MaskSpec(),
         structures=tuple(f"structure {number}" for number in range(1, 12)),
     )
-    return build_network(experiment, cohort)
+    windows = experiment.data.preprocessing.windows or ((0, 1),)
+    return build_network(experiment, cohort), len(windows)
 
 
 def _training_step(recipe: str, *shape: int) -> Call:
     import torch
 
-    network, images = _network(recipe), torch.rand(shape[0], 1, *shape[1:])
+    network, channels = _network(recipe)
+    images = torch.rand(shape[0], channels, *shape[1:])
     optimiser = torch.optim.AdamW(network.parameters())
 
     def step() -> None:
@@ -131,7 +136,9 @@ def _training_step(recipe: str, *shape: int) -> Call:
 def _prediction(recipe: str, *shape: int) -> Call:
     import torch
 
-    network, images = _network(recipe).eval(), torch.rand(shape[0], 1, *shape[1:])
+    network, channels = _network(recipe)
+    network.eval()
+    images = torch.rand(shape[0], channels, *shape[1:])
 
     def predict() -> None:
         with torch.inference_mode():

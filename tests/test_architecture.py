@@ -17,7 +17,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "threefold"
 # A room may import rooms of its own storey and of those below.
 STOREYS = (
     {"checksums", "csv_tables", "errors", "experiment", "file_names", "interruption", "partials", "paths"}
-    | {"validation", "experiments", "run", "threads", "topology", "__init__"},
+    | {"validation", "experiments", "run", "threads", "topology", "waiting", "__init__"},
     {"images"},
     {"cohorts"},
     {"phantoms"},

@@ -22,6 +22,7 @@ from threefold import errors
 from threefold.errors import ThreefoldError, TrainingError
 from threefold.interruption import exit_code_of, terminating_as_interrupt
 from threefold.networks.kernels import tune_allocation
+from threefold.threads import share_cores
 from threefold.training.devices import make_fabric, quiet_lightning
 from threefold.training.history import Row
 from threefold.training.loop import Job, Training
@@ -71,6 +72,7 @@ def _work(job: Job, starter: int, fabric: Fabric) -> list[Row]:
     """Run in each process; `starter` is the one that trains alone, or started this one."""
     if os.getpid() == starter:
         return _train(job, fabric)
+    share_cores()
     try:
         with terminating_as_interrupt():  # so that it ends its own readers of cases
             return _train(job, fabric)
