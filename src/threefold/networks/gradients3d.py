@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,11 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from threefold.networks.convolutions import convolve, convolve_backward
 from threefold.networks.gradients import in_own_type
 from threefold.networks.norms3d import as_image, keep, like, normalise, normalise_backward
-
-_SMALL = 20480  # below, PyTorch leaves oneDNN for a slower convolution (batch 1, float32)
-_FEW_VOXELS = 512  # up to here a weight's gradient is faster as one matrix product
 
 
 class BatchNorm(torch.autograd.Function):
@@ -122,32 +119,6 @@ class InstanceNorm(torch.autograd.Function):
         return like(joined, values), no_effect, below, None, None
 
 
-class SmallConvolution(torch.autograd.Function):
-    """3x3 convolution with padding 1 on a small grid; transposed: to a grid `stride` times as large."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, weight: Tensor, stride: int, transposed: bool) -> Tensor:
-        ctx.save_for_backward(values, weight)
-        axes = values.ndim - 2
-        ctx.options = (
-            [stride] * axes, [1] * axes, [1] * axes, transposed, [stride - 1 if transposed else 0] * axes, 1
-        )  # fmt: skip
-        return torch.convolution(values, weight, None, *ctx.options)
-
-    @staticmethod
-    @in_own_type
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
-        values, weight = ctx.saved_tensors
-        back = None
-        if ctx.needs_input_grad[0]:
-            back = torch.ops.aten.convolution_backward(
-                gradient, values, weight, None, *ctx.options, [True, False, False]
-            )[0]
-        stride, transposed = ctx.options[0][0], ctx.options[3]
-        finer, coarser = (gradient, values) if transposed else (values, gradient)
-        return back, _weight_gradient(coarser, finer, stride), None, None
-
-
 class DenseBlock(torch.autograd.Function):
     """A dense block's channels, normalised and rectified once each, in one buffer."""
 
@@ -205,67 +176,6 @@ class DenseBlock(torch.autograd.Function):
             width = read
         first = _norm_relu_backward(total[..., :width], rows[..., :width], values, ctx.statistics[0])
         return first, None, *back
-
-
-def convolve(values: Tensor, weight: Tensor) -> Tensor:
-    """3x3 convolution by oneDNN, whatever the size (PyTorch's own choice is slower for small ones)."""
-    ones = [1] * (values.ndim - 2)
-    return torch.mkldnn_convolution(values, weight, None, ones, ones, ones, 1)
-
-
-def convolve_backward(gradient: Tensor, values: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradients of `convolve` with respect to values and weight."""
-    ones = [1] * (values.ndim - 2)
-    few = is_small(values, 1, transposed=False)
-    flip = values.dtype == torch.float32 and values.shape[0] == 1 and values[0, ..., 0].numel() <= _SMALL
-    both = torch.ops.aten.convolution_backward(
-        gradient,
-        values,
-        weight,
-        None,
-        ones,
-        ones,
-        ones,
-        False,
-        [0] * len(ones),
-        1,
-        [not flip, not few, False],
-    )
-    if flip:
-        turned = weight.flip(tuple(range(2, values.ndim))).transpose(0, 1)
-    return (
-        convolve(gradient, turned) if flip else both[0],
-        _weight_gradient(gradient, values, 1) if few else both[1],
-    )
-
-
-def is_small(values: Tensor, stride: int, *, transposed: bool) -> bool:
-    """Whether the coarser grid of a 3x3 convolution of these values, over the batch, has few voxels."""
-    voxels = len(values) * math.prod(side if transposed else -(-side // stride) for side in values.shape[2:])
-    return voxels <= _FEW_VOXELS
-
-
-def _weight_gradient(gradient: Tensor, values: Tensor, stride: int) -> Tensor:
-    """Gradient of the weight of a 3x3 convolution with padding 1, as one matrix product.
-
-    Args:
-        gradient: (B, E, *T) of the result.
-        values: (B, C, *S).
-        stride: S is about stride times T.
-
-    Returns:
-        (E, C, 3, 3, 3), or as many axes as there are.
-    """
-    axes, channels = values.ndim - 2, values.shape[1]
-    padded = torch.nn.functional.pad(values.movedim(1, -1), (0, 0, *[1, 1] * axes)).contiguous()
-    steps = padded.stride()[1:-1]
-    windows = padded.as_strided(
-        (len(values), *gradient.shape[2:], *[3] * axes, channels),
-        (padded.stride(0), *(stride * step for step in steps), *steps, 1),
-    )  # (B, *T, 3, 3, 3, C), overlapping
-    rows = gradient.movedim(1, -1).reshape(-1, gradient.shape[1])  # (B * voxels, E)
-    product = rows.t() @ windows.reshape(len(rows), -1)
-    return product.view(-1, *[3] * axes, channels).movedim(-1, 1)
 
 
 def _empty_channels_last(like: Tensor, channels: int) -> Tensor:

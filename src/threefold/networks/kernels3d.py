@@ -6,6 +6,7 @@ Every function computes the plain formula of its docstring. Elsewhere than on a 
 - values lie channels-last in memory, and 1x1 convolutions are matrix products of oneDNN;
 - norm, ReLU and dropout are one step, which keeps two tensors for the backward pass instead of five, and
   dropout costs 16 random bits a value;
+- small convolutions of single cases stay with oneDNN, which PyTorch leaves for a slower way (`convolutions`);
 - a bias in front of a norm, which has no effect, is left out (its gradient is exactly zero);
 - a dense block normalises each channel once instead of once a layer, in one buffer instead of a
   concatenation a layer; the mean of a transition comes before its convolution;
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from threefold.networks import folding3d, gradients3d, kernels
+from threefold.networks import convolutions, folding3d, gradients3d, kernels
 from threefold.networks.norms3d import EPSILON, as_bits, keep_mask, layout
 
 
@@ -200,8 +201,9 @@ def _convolution(values: Tensor, conv: _ConvNd, *, bias: bool = True) -> Tensor:
     if kernels.has_levers(values):
         weight = weight.to(values.dtype)
         shift = None if shift is None else shift.to(values.dtype)
-        if shift is None and gradients3d.is_small(values, conv.stride[0], transposed=conv.transposed):
-            return gradients3d.SmallConvolution.apply(values, weight, conv.stride[0], conv.transposed)  # type: ignore[no-any-return, no-untyped-call]
+        small = convolutions.gains(values, conv.stride[0], transposed=conv.transposed)
+        if small and conv.padding[0] == 1:
+            return convolutions.Convolution.apply(values, weight, shift, conv.stride[0], conv.transposed)  # type: ignore[no-any-return, no-untyped-call]
     if conv.transposed:
         up = F.conv_transpose3d if values.ndim == 5 else F.conv_transpose2d
         return up(values, weight, shift, conv.stride, conv.padding, conv.output_padding)

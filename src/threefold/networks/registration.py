@@ -14,12 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from threefold.networks import kernels
+from threefold.networks import convolutions, kernels
 from threefold.networks.kernels3d import crop, pad
 from threefold.networks.warping import integrate, warp
 
-_SMALL = 20480  # values of a plane of all channels: below, PyTorch does not choose oneDNN
-_MOST = 3  # times the channels, to get there
 _SLOPE = 0.2  # of the leaky ReLUs, as published
 # Along one axis: what a voxel of the coarse grid gives to the four fine voxels that a convolution of width 3
 # on the doubled grid lets it reach, by the convolution's three weights.
@@ -145,18 +143,16 @@ def _convolve(values: Tensor, conv: nn.Module) -> Tensor:
     return _convolved(values, conv.weight, conv.bias)
 
 
-def _convolved(values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolve, with channels of zeros where PyTorch would leave oneDNN for a slower convolution."""
-    area = values.shape[2] * values.shape[3]
-    channels = values.shape[1]
-    if (
-        values.device.type == "cpu"
-        and len(values) == 1
-        and channels * area <= _SMALL < _MOST * channels * area
-    ):
-        more = _SMALL // area + 1 - channels
-        values = F.pad(values, (0, 0) * 3 + (0, more)).contiguous(memory_format=torch.channels_last_3d)
-        weight = F.pad(weight, (0, 0) * 3 + (0, more))
+def _convolved(values: Tensor, weight: Tensor, bias: Tensor | None, *, doubling: bool = False) -> Tensor:
+    """Convolve with padding 1; doubling: transposed, to a grid twice as large."""
+    stride = 2 if doubling else 1
+    if kernels.has_levers(values) and convolutions.gains(values, stride, transposed=doubling):
+        dtype = kernels.compute_type(values)
+        values, weight = values.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+        return convolutions.Convolution.apply(values, weight, bias, stride, doubling)  # type: ignore[no-any-return, no-untyped-call]
+    if doubling:
+        return F.conv_transpose3d(values, weight, bias, stride=2, padding=1)
     return F.conv3d(values, weight, bias, padding=1)
 
 
@@ -173,4 +169,4 @@ def _merge(skip: Tensor, coarse: Tensor, conv: nn.Module) -> Tensor:
         # (out, coarse, 3, 3, 3) to (coarse, out, 4, 4, 4)
         kernel = torch.einsum("oiabc,xa,yb,zc->ioxyz", conv.weight[:, channels:], reach, reach, reach)
     fine = _convolved(skip, conv.weight[:, :channels], conv.bias)
-    return fine + F.conv_transpose3d(coarse, kernel, stride=2, padding=1)
+    return fine + _convolved(coarse, kernel, None, doubling=True)
