@@ -24,6 +24,18 @@ from threefold.networks.attention_unet import ConvUnit, DecoderLevel
 from threefold.networks.densenet import DenseBlock
 from threefold.networks.windows import Order, Tokens, window_order
 
+
+class Transition(nn.Module):
+    """The transition between two dense blocks, which is a function only, as a module."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, 1, 1, 1))
+
+    def forward(self, values: Tensor) -> Tensor:
+        return kernels3d.dense_transition(values, self.weight)
+
+
 # batch, tokens, channels, heads of a Swin stage.
 STAGES = {"demo": (4, 784, 32, 2), "public": (2, 3136, 96, 3), "public, third stage": (2, 196, 384, 12)}
 VOLUMES: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, ...]]]] = {
@@ -35,6 +47,7 @@ VOLUMES: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, ...]]]] = {
         lambda: DecoderLevel(3, 64, 32, 0.2), [(1, 64, 16, 16, 16), (1, 32, 32, 32, 32)]
     ),
     "dense block 64, 8^3": (lambda: DenseBlock(3, 64, 6, 32, 0.2), [(1, 64, 8, 8, 8)]),
+    "transition 64>32, 24^3": (lambda: Transition(64, 32), [(1, 64, 24, 24, 24)]),
 }  # fmt: skip
 
 

@@ -187,11 +187,12 @@ def dense_transition(values: Tensor, weight: Tensor) -> Tensor:
     convolution, mean = (F.conv3d, F.avg_pool3d) if values.ndim == 5 else (F.conv2d, F.avg_pool2d)
     size = values.shape[2:]
     window = tuple(min(side, 2) for side in size) if max(size) > 3 else (1,) * len(size)
-    if values.device.type == "cpu" and values.dtype in (torch.bfloat16, torch.float16):
-        means = mean(values.float(), window).to(values.dtype)  # PyTorch has this mean in full precision only
-    else:
-        means = mean(values, window)
-    return _pointwise(means, weight, None) if kernels.has_levers(values) else convolution(means, weight)
+    half = values.device.type == "cpu" and values.dtype in (torch.bfloat16, torch.float16)
+    exact = values.float() if half else values  # PyTorch has this mean on CPUs in full precision only
+    if kernels.has_levers(values):
+        means = gradients3d.Mean.apply(exact, window)  # type: ignore[no-untyped-call]
+        return _pointwise(means.to(values.dtype), weight, None)
+    return convolution(mean(exact, window).to(values.dtype), weight)
 
 
 def _convolution(values: Tensor, conv: _ConvNd, *, bias: bool = True) -> Tensor:
