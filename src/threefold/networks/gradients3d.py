@@ -131,7 +131,7 @@ class Mean(torch.autograd.Function):
         rows = values.movedim(1, -1)  # (B, *S, C)
         for axis, width in enumerate(window, start=1):
             if width == 2:
-                pairs = rows.narrow(axis, 0, rows.shape[axis] // 2 * 2).unflatten(axis, (-1, 2))
+                pairs = rows.narrow(axis, 0, rows.shape[axis] // 2 * 2).unflatten(axis, (-1, 2))  # type: ignore[no-untyped-call]
                 rows = pairs.select(axis + 1, 0) + pairs.select(axis + 1, 1)
         ctx.window, ctx.size = window, values.shape[2:]
         return (rows / math.prod(window)).movedim(-1, 1)
