@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from sklearn import metrics as sk
 
+from threefold.evaluation import classification
 from threefold.evaluation.classification import (
     auc,
     average_precision,
@@ -288,3 +289,26 @@ def test_confusion_counts_with_weights() -> None:
 def test_a_mean_with_an_infinite_case_is_not_estimable_where_the_case_counts() -> None:
     values, weights = np.array([30.0, np.inf, 20.0]), np.array([[1.0, 1, 1], [1, 0, 3]])
     np.testing.assert_array_equal(weighted_mean(values, weights), [np.nan, 22.5])
+
+
+def test_the_auc_by_pairs_is_that_by_sums_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(4)
+    positive, scores = rng.random(120) < 0.4, rng.random(120).round(2)
+    weights = rng.multinomial(120, np.full(120, 1 / 120), 30).astype(np.float64)
+    by_pairs = weighted_auc(positive, scores, weights)
+    monkeypatch.setattr(classification, "_MOST_COMPARED", 0)
+    assert weighted_auc(positive, scores, weights).tobytes() == by_pairs.tobytes()
+
+
+def test_what_no_weight_changes_is_sorted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sorts: list[int] = []
+    argsort = np.argsort
+    monkeypatch.setattr(
+        classification.np, "argsort", lambda *given, **how: (sorts.append(1), argsort(*given, **how))[1]
+    )
+    rng = np.random.default_rng(5)
+    chance = rng.random((50, 2))
+    metrics = classification.diagnosis(rng.integers(0, 2, 50), chance, positive=1, threshold=0.5)
+    for _ in range(3):
+        metrics(np.ones((4, 50)))
+    assert len(sorts) == 1

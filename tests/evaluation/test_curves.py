@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_curve as reference_roc
 
-from threefold.evaluation.classification import weights_by_score
+from threefold.evaluation.classification import Ranking
 from threefold.evaluation.curves import reliability_curve, roc_curve
 from threefold.evaluation.intervals import exact_interval, patient_weights
 from threefold.experiment import EvaluationSpec
@@ -102,7 +102,8 @@ def test_no_cases_have_no_reliability() -> None:
 def test_sums_by_score_keep_every_weight() -> None:
     positive, scores, _ = cases(digits=1)
     weights = np.random.default_rng(1).integers(0, 3, (5, len(scores))).astype(float)
-    positives, negatives = weights_by_score(positive, scores, weights)
+    up_to_each = Ranking(positive, scores).up_to_each(weights)
+    positives, negatives = (np.diff(kind, axis=1, prepend=0) for kind in up_to_each)
     assert positives.shape == negatives.shape == (5, len(np.unique(scores)))
     np.testing.assert_allclose(positives.sum(axis=1), weights[:, positive].sum(axis=1))
     np.testing.assert_allclose(negatives.sum(axis=1), weights[:, ~positive].sum(axis=1))

@@ -193,7 +193,6 @@ def of_probabilities(
         classification.weighted_auc,
         classification.weighted_average_precision,
         classification.calibration_error,
-        classification.weights_by_score,
     ):
         yield ranked.__name__, lambda ranked=ranked: ranked(positive, scores, weights)
     for plain in (classification.auc, classification.average_precision):
@@ -286,7 +285,7 @@ HELPERS = {
     arch: {"knows_arch"},
     attention: {"centred_blob"},
     winding: {"mask_line", "widened", "holes_along_body", "winds_around"},  # asked by find_arch
-    classification: {"calibration_bins", "classification_metrics"},
+    classification: {"calibration_bins", "classification_metrics", "diagnosis", "from_the_highest"},
     by_value: {"require_column"},
     evaluate: {"decision_threshold", "diagnosis_rows", "confusion_name"},  # within evaluate
     probes: {"fit_probe", "patient_folds", "cross_validated", "auc_within_folds"},  # within probe_column

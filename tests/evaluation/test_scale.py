@@ -47,7 +47,7 @@ def test_few_resamples_are_the_first_of_many(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_thousands_of_sites_are_bounded_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    monkeypatch.setattr(room, "classification_metrics", counted(room.classification_metrics, calls))
+    monkeypatch.setattr(room, "diagnosis", counted(room.diagnosis, calls))
     work = []
     for sites in (MOST_GROUPS + 10, 5 * MOST_GROUPS):
         table = make_table(patients=2 * sites, cases=1, sites=sites)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -24,6 +25,20 @@ CALIBRATION_BINS = 10
 _ONE_AGAINST_REST = ("f1", "auc", "sensitivity", "specificity", "average_precision")
 ALL = (*_ONE_AGAINST_REST, "balanced_accuracy", "accuracy", "brier", "calibration_error")
 """The metrics of the diagnosis."""
+_MOST_COMPARED = 250_000
+"""Pairs of a positive and a negative; of more, sums by score take less time, and far less memory."""
+_ORDER = (
+    "f1",
+    "auc",
+    "balanced_accuracy",
+    "sensitivity",
+    "specificity",
+    "average_precision",
+    "accuracy",
+    "brier",
+    "calibration_error",
+)
+"""Of the columns of a table of two classes."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +59,13 @@ def confusion(positive: Bools, decided: Bools, weights: Floats) -> Confusion:
         decided: (n,) the decision.
         weights: (R, n).
     """
-    cells = np.stack(
-        [positive & decided, ~positive & decided, positive & ~decided, ~positive & ~decided], axis=1
-    )
-    counts = weights @ cells.astype(np.float64)  # (R, 4)
-    return Confusion(*counts.T)
+    return Confusion(*(weights @ _cells(positive, decided)).T)
+
+
+def _cells(positive: Bools, decided: Bools) -> Floats:
+    """Return each case's cell of the confusion, (n, 4), as `Confusion` orders them."""
+    cells = [positive & decided, ~positive & decided, positive & ~decided, ~positive & ~decided]
+    return np.stack(cells, axis=1).astype(np.float64)
 
 
 def sensitivity(counts: Confusion) -> Floats:
@@ -90,14 +107,18 @@ def weighted_auc(positive: Bools, scores: Floats, weights: Floats) -> Floats:
     Returns:
         (R,); NaN with one class.
     """
-    return _auc(*weights_by_score(positive, scores, weights))
+    return Ranking(positive, scores).auc(weights)
 
 
 def _auc(positives: Floats, negatives: Floats) -> Floats:
-    """Return the AUC, (R,), from the weights of positives and negatives by score (R, U)."""
-    below = np.cumsum(negatives, axis=1) - negatives
-    wins = np.einsum("ru,ru->r", positives, below + negatives / 2)
-    return _ratio(wins, positives.sum(axis=1) * negatives.sum(axis=1))
+    """Return the AUC, (R,), from the weights of positives and negatives up to each score (R, U)."""
+    if not positives.shape[1]:
+        return np.full(len(positives), np.nan)
+    at_each = np.diff(positives, axis=1, prepend=0)
+    twice = negatives.copy()  # those below a score, and those up to it
+    twice[:, 1:] += negatives[:, :-1]
+    wins = np.einsum("ru,ru->r", at_each, twice) / 2
+    return _ratio(wins, positives[:, -1] * negatives[:, -1])
 
 
 def weighted_average_precision(positive: Bools, scores: Floats, weights: Floats) -> Floats:
@@ -109,16 +130,25 @@ def weighted_average_precision(positive: Bools, scores: Floats, weights: Floats)
     Returns:
         (R,); NaN without positives.
     """
-    return _average_precision(*weights_by_score(positive, scores, weights))
+    return _average_precision(*Ranking(positive, scores).up_to_each(weights))
 
 
 def _average_precision(positives: Floats, negatives: Floats) -> Floats:
-    """Return the average precision, (R,), from the weights of positives and negatives by score (R, U)."""
-    found = np.cumsum(positives[:, ::-1], axis=1)
-    alarms = found + np.cumsum(negatives[:, ::-1], axis=1)
+    """Return the average precision, (R,), from the weights up to each score as `_auc` takes them."""
+    if not positives.shape[1]:
+        return np.full(len(positives), np.nan)
+    found, false = from_the_highest(positives), from_the_highest(negatives)
+    alarms = np.add(found, false, out=false)
     precision = np.divide(found, alarms, out=np.zeros_like(found), where=alarms > 0)
-    total = np.einsum("ru,ru->r", precision, positives[:, ::-1])
-    return _ratio(total, positives.sum(axis=1))
+    total = np.einsum("ru,ru->r", precision, np.diff(positives, axis=1, prepend=0)[:, ::-1])
+    return _ratio(total, positives[:, -1])
+
+
+def from_the_highest(up_to_each: Floats) -> Floats:
+    """Return the weights of each score and those above it, (R, U), highest first."""
+    below = np.zeros_like(up_to_each)
+    below[:, 1:] = up_to_each[:, :-1]
+    return np.ascontiguousarray((up_to_each[:, -1:] - below)[:, ::-1])
 
 
 def brier(targets: Floats, probabilities: Floats, weights: Floats) -> Floats:
@@ -149,11 +179,20 @@ def calibration_error(positive: Bools, probabilities: Floats, weights: Floats) -
     Returns:
         (R,); NaN without cases.
     """
+    return _calibration_error(_gaps(positive, probabilities), weights)
+
+
+def _gaps(positive: Bools, probabilities: Floats) -> Floats:
+    """Return what was observed minus its probability of each case, in the column of its bin, (n, B)."""
     if not len(probabilities):
-        return np.full(len(weights), np.nan)
+        return np.zeros((0, 1))
     bins = calibration_bins(probabilities)
     gaps = np.zeros((len(bins), bins.max() + 1))
     gaps[np.arange(len(bins)), bins] = positive - probabilities
+    return gaps
+
+
+def _calibration_error(gaps: Floats, weights: Floats) -> Floats:
     return _ratio(np.abs(weights @ gaps).sum(axis=1), weights.sum(axis=1))
 
 
@@ -241,45 +280,71 @@ def classification_metrics(
     """Compute every metric of the diagnosis.
 
     Args:
+        labels, probabilities, positive, threshold, names: as for `diagnosis`.
+        weights: (R, n).
+
+    Returns:
+        As `diagnosis`.
+    """
+    return diagnosis(labels, probabilities, positive=positive, threshold=threshold, names=names)(weights)
+
+
+def diagnosis(
+    labels: Ints,
+    probabilities: Floats,
+    *,
+    positive: int | None,
+    threshold: float,
+    names: Collection[str] = ALL,
+) -> Callable[[Floats], Mapping[tuple[str, int | None], Floats]]:
+    """Return the metrics of the diagnosis as a function of weights; what no weight changes is done once.
+
+    Args:
         labels: (n,) class indices.
         probabilities: (n, K).
-        weights: (R, n).
         positive: index of the positive class of two; None: every class against the rest, and their mean.
         threshold: two classes: positive where p >= threshold. More: the most probable class is decided.
         names: the metrics that are wanted.
 
     Returns:
-        (R,) values by (metric, class); class None is the metric itself: of the positive class with two
-        classes, else the mean over the classes (NaN where it does not exist for one of them), except
-        accuracy, Brier (summed over the classes) and the calibration error (of the decided class).
+        From weights (R, n) to (R,) values by (metric, class); class None is the metric itself: of the
+        positive class with two classes, else the mean over the classes (NaN where it does not exist for one
+        of them), except accuracy, Brier (summed over the classes) and the calibration error (of the decided
+        class).
     """
     if positive is not None:
-        decided = probabilities[:, positive] >= threshold
-        values = _binary_metrics(labels == positive, probabilities[:, positive], decided, weights, names)
-        return {(name, None): value for name, value in values.items()}
+        scores = probabilities[:, positive]
+        of_positive = _Binary(labels == positive, scores, scores >= threshold, names)
+        return lambda weights: {(name, None): value for name, value in of_positive.metrics(weights).items()}
     classes = probabilities.shape[1]
     decision = probabilities.argmax(axis=1)
     needed = {*names} | ({"sensitivity"} if "balanced_accuracy" in names else set())
     one_against_rest = [name for name in _ONE_AGAINST_REST if name in needed]
-    per_class = [
-        _binary_metrics(labels == k, probabilities[:, k], decision == k, weights, one_against_rest)
-        for k in range(classes)
+    each = [
+        _Binary(labels == k, probabilities[:, k], decision == k, one_against_rest) for k in range(classes)
     ]
-    means: dict[tuple[str, int | None], Floats] = {
-        (name, None): np.mean([values[name] for values in per_class], axis=0) for name in one_against_rest
-    }
     right = decision == labels
-    of_all: dict[str, Callable[[], Floats]] = {
-        "balanced_accuracy": lambda: means["sensitivity", None],  # the mean recall over the classes
-        "accuracy": lambda: weighted_mean(right.astype(np.float64), weights),
-        "brier": lambda: brier(np.eye(classes)[labels], probabilities, weights),
-        "calibration_error": lambda: calibration_error(right, probabilities.max(axis=1, initial=0), weights),
-    }
-    return {
-        **means,
-        **{(name, None): value() for name, value in of_all.items() if name in names},
-        **{(name, k): per_class[k][name] for name in one_against_rest for k in range(classes)},
-    }
+    errors = ((probabilities - np.eye(classes)[labels]) ** 2).sum(axis=1)
+    gaps = _gaps(right, probabilities.max(axis=1, initial=0))
+
+    def metrics(weights: Floats) -> Mapping[tuple[str, int | None], Floats]:
+        per_class = [one.metrics(weights) for one in each]
+        means: dict[tuple[str, int | None], Floats] = {
+            (name, None): np.mean([values[name] for values in per_class], axis=0) for name in one_against_rest
+        }
+        of_all: dict[str, Callable[[], Floats]] = {
+            "balanced_accuracy": lambda: means["sensitivity", None],  # the mean recall over the classes
+            "accuracy": lambda: weighted_mean(right.astype(np.float64), weights),
+            "brier": lambda: weighted_mean(errors, weights),
+            "calibration_error": lambda: _calibration_error(gaps, weights),
+        }
+        return {
+            **means,
+            **{(name, None): value() for name, value in of_all.items() if name in names},
+            **{(name, k): per_class[k][name] for name in one_against_rest for k in range(classes)},
+        }
+
+    return metrics
 
 
 def confusion_shares(labels: Ints, decision: Ints, weights: Floats, *, classes: int) -> Floats:
@@ -300,41 +365,105 @@ def confusion_shares(labels: Ints, decision: Ints, weights: Floats, *, classes: 
     return _ratio(counts, totals)
 
 
-def _binary_metrics(
-    positive: Bools, scores: Floats, decided: Bools, weights: Floats, names: Collection[str]
-) -> dict[str, Floats]:
-    counts = confusion(positive, decided, weights)
-    # Ranking the weights is most of the work: once for both areas, and of no weights where neither is wanted.
-    areas = {"auc", "average_precision"} & {*names}
-    ranked = weights_by_score(positive, scores, weights if areas else weights[:0])
-    of: dict[str, Callable[[], Floats]] = {
-        "f1": lambda: f1(counts),
-        "auc": lambda: _auc(*ranked),
-        "balanced_accuracy": lambda: balanced_accuracy(counts),
-        "sensitivity": lambda: sensitivity(counts),
-        "specificity": lambda: specificity(counts),
-        "average_precision": lambda: _average_precision(*ranked),
-        "accuracy": lambda: accuracy(counts),
-        "brier": lambda: brier(positive.astype(np.float64), scores, weights),
-        "calibration_error": lambda: calibration_error(positive, scores, weights),
-    }
-    return {name: value() for name, value in of.items() if name in names}
+class _Binary:
+    """The metrics of one class against the rest; what no weight changes is done once, and only if wanted."""
+
+    def __init__(self, positive: Bools, scores: Floats, decided: Bools, names: Collection[str]) -> None:
+        self.positive, self.scores, self.decided, self.names = positive, scores, decided, names
+
+    def metrics(self, weights: Floats) -> dict[str, Floats]:
+        """Return the wanted metrics, (R,) each, for weights (R, n)."""
+        areas = {"auc", "average_precision"} & {*self.names}
+        counted = {*self.names} & {"f1", "balanced_accuracy", "sensitivity", "specificity", "accuracy"}
+        of: dict[str, Callable[[], Floats]] = {}
+        if counted:
+            counts = Confusion(*(weights @ self._cells).T)
+            of |= {
+                "f1": lambda: f1(counts),
+                "balanced_accuracy": lambda: balanced_accuracy(counts),
+                "sensitivity": lambda: sensitivity(counts),
+                "specificity": lambda: specificity(counts),
+                "accuracy": lambda: accuracy(counts),
+            }
+        if areas == {"auc"}:
+            of["auc"] = lambda: self._ranking.auc(weights)
+        elif areas:
+            ranked = self._ranking.up_to_each(weights)  # most of the work: once for both areas
+            of |= {"auc": lambda: _auc(*ranked), "average_precision": lambda: _average_precision(*ranked)}
+        of |= {
+            "brier": lambda: weighted_mean(self._errors, weights),
+            "calibration_error": lambda: _calibration_error(self._gaps, weights),
+        }
+        return {name: of[name]() for name in _ORDER if name in self.names}
+
+    @cached_property
+    def _cells(self) -> Floats:
+        return _cells(self.positive, self.decided)
+
+    @cached_property
+    def _ranking(self) -> Ranking:
+        return Ranking(self.positive, self.scores)
+
+    @cached_property
+    def _errors(self) -> Floats:
+        return (self.scores - self.positive) ** 2
+
+    @cached_property
+    def _gaps(self) -> Floats:
+        return _gaps(self.positive, self.scores)
 
 
-def weights_by_score(positive: Bools, scores: Floats, weights: Floats) -> tuple[Floats, Floats]:
-    """Sum the weights of positives and negatives per distinct score, ascending: two (R, U)."""
-    if not len(scores):
-        return np.zeros((len(weights), 0)), np.zeros((len(weights), 0))
-    order = np.argsort(scores, kind="stable")
-    ranked = scores[order]
-    starts = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]]))
-    gathered = weights[:, order]
-    positives = gathered * positive[order]
-    negatives = gathered - positives
-    if len(starts) < len(scores):
-        positives = np.add.reduceat(positives, starts, axis=1)  # (R, U)
-        negatives = np.add.reduceat(negatives, starts, axis=1)  # (R, U)
-    return positives, negatives
+class Ranking:
+    """Cases in the order of their scores, so that many weightings are ranked for one sort.
+
+    Args:
+        positive: (n,) the truth.
+        scores: (n,) finite, with U distinct values.
+    """
+
+    def __init__(self, positive: Bools, scores: Floats) -> None:
+        self._order = np.argsort(scores, kind="stable")
+        ranked = scores[self._order]
+        last = np.concatenate([ranked[1:] != ranked[:-1], [True]]) if len(scores) else np.zeros(0, np.bool_)
+        self._ends = None if last.all() else np.flatnonzero(last)
+        self._positive = positive[self._order]
+        self._scores = ranked
+
+    def auc(self, weights: Floats) -> Floats:
+        """Return the AUC, (R,), NaN with one class.
+
+        Args:
+            weights: (R, n).
+        """
+        places = self._order[self._positive], self._order[~self._positive]
+        if not 0 < len(places[0]) * len(places[1]) <= _MOST_COMPARED:
+            return _auc(*self.up_to_each(weights))
+        positives, negatives = (np.take(weights, where, axis=1) for where in places)
+        wins = np.einsum("rp,rp->r", negatives @ self._wins, positives)
+        return _ratio(wins, positives.sum(axis=1) * negatives.sum(axis=1))
+
+    @cached_property
+    def _wins(self) -> Floats:
+        """1 where a positive's score is above a negative's, 0.5 where they are equal: (negatives, positives).
+
+        Of a few hundred cases one product with it takes a fifth of the time of sums by score.
+        """
+        above, below = self._scores[self._positive], self._scores[~self._positive][:, None]
+        wins: Floats = (above > below) + 0.5 * (above == below)
+        return wins
+
+    def up_to_each(self, weights: Floats) -> tuple[Floats, Floats]:
+        """Return the weights of positives and of negatives up to each distinct score, ascending: two (R, U).
+
+        Args:
+            weights: (R, n).
+        """
+        gathered = np.take(weights, self._order, axis=1)
+        positives = gathered * self._positive
+        gathered -= positives
+        both = (np.cumsum(kind, axis=1, out=kind) for kind in (positives, gathered))
+        found, negatives = (one if self._ends is None else np.take(one, self._ends, axis=1) for one in both)
+        return found, negatives
 
 
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from threefold.evaluation.classification import calibration_bins, weights_by_score
+from threefold.evaluation.classification import Ranking, calibration_bins, from_the_highest
 from threefold.evaluation.intervals import MAX_MISSING, exact_interval, patient_weights
 from threefold.experiment import EvaluationSpec
 
@@ -62,11 +62,12 @@ def roc_curve(positive: Bools, scores: Floats, patients: Ints, spec: EvaluationS
     """
     if not len(positive) or positive.all() or not positive.any():
         return None
-    rates = _rates(positive, scores, np.ones((1, len(scores))))
+    ranking = Ranking(positive, scores)
+    rates = _rates(ranking, np.ones((1, len(scores))))
     replicates = [
         np.interp(_GRID, fpr, tpr) if np.isfinite(fpr).all() else np.full_like(_GRID, np.nan)
         for weights in patient_weights(patients, spec.replicates, spec.seed)
-        for fpr, tpr in zip(*_rates(positive, scores, weights), strict=True)
+        for fpr, tpr in zip(*_rates(ranking, weights), strict=True)
     ]
     low, high = _band(np.stack(replicates), patients, spec.confidence)
     return RocCurve(rates[0][0], rates[1][0], _GRID, low, high)
@@ -106,13 +107,12 @@ def reliability_curve(
     )
 
 
-def _rates(positive: Bools, scores: Floats, weights: Floats) -> tuple[Floats, Floats]:
+def _rates(ranking: Ranking, weights: Floats) -> tuple[Floats, Floats]:
     """Return false and true positive rates from the highest score down, two (R, U + 1)."""
-    positives, negatives = weights_by_score(positive, scores, weights)
+    positives, negatives = ranking.up_to_each(weights)
     rates = []
     for counts in (negatives, positives):
-        found = np.cumsum(counts[:, ::-1], axis=1)
-        total = found[:, -1:]
+        found, total = from_the_highest(counts), counts[:, -1:]
         share = np.divide(found, total, out=np.full_like(found, np.nan), where=total > 0)
         rates.append(np.concatenate([np.zeros((len(weights), 1)), share], axis=1))
     return rates[0], rates[1]

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from threefold.errors import PredictionsError
 from threefold.evaluation.classification import (
     choose_threshold,
-    classification_metrics,
     confusion_shares,
+    diagnosis,
     weighted_mean,
 )
 from threefold.evaluation.groups import (
@@ -210,11 +210,7 @@ def diagnosis_rows(place: Place, units: Units, predictions: Predictions, thresho
     units = units.where(units.labels >= 0)
     positive = predictions.positive_index
 
-    def metrics(weights: Floats) -> Mapping[tuple[str, int | None], Floats]:
-        return classification_metrics(
-            units.labels, units.probabilities, weights, positive=positive, threshold=threshold
-        )
-
+    metrics = diagnosis(units.labels, units.probabilities, positive=positive, threshold=threshold)
     counts = np.bincount(units.labels, minlength=len(predictions.classes))
     points = metrics(np.ones((1, len(units))))
     intervals = place.bootstrap(metrics, units)

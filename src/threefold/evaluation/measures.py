@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from threefold.errors import PredictionsError
-from threefold.evaluation.classification import classification_metrics, weighted_mean
+from threefold.evaluation.classification import diagnosis, weighted_mean
 from threefold.evaluation.comparison import Measured
 from threefold.evaluation.groups import case_units
 from threefold.evaluation.metrics import METRICS
@@ -38,7 +39,7 @@ NOT_TESTED = Measured(np.array([], str), np.array([], str), lambda weights: np.f
 _GROUPED_BY = ("site_group", "site", "label")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tables:
     """What a run left to be compared.
 
@@ -51,6 +52,11 @@ class Tables:
     predictions: Predictions
     threshold: float | None = None
     evidence: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @cached_property
+    def tested(self) -> dict[str, pd.DataFrame]:
+        """The test cases of each group that was asked for: a study asks for the same ones many times."""
+        return {}
 
 
 def measured_pair(first: Tables, second: Tables, metric: str, group: str) -> tuple[Measured, Measured]:
@@ -120,6 +126,12 @@ def has_group(tables: Tables, group: str) -> bool:
 
 def _tested(tables: Tables, group: str) -> pd.DataFrame:
     """Return the test cases of a group, by case id."""
+    if group not in tables.tested:
+        tables.tested[group] = _test_cases(tables, group)
+    return tables.tested[group]
+
+
+def _test_cases(tables: Tables, group: str) -> pd.DataFrame:
     column, is_column, value = group.partition("=")
     rows = tables.predictions.schema_part("test", column).set_index("case_id", drop=False)
     if group == OF_ALL:
@@ -161,20 +173,13 @@ def _diagnosis(tables: Tables, metric: str, rows: pd.DataFrame) -> tuple[Bools, 
     threshold = 0.5 if tables.threshold is None else tables.threshold
 
     def restricted(chosen: Bools) -> Measured:
-        labels, probabilities = units.labels[chosen], units.probabilities[chosen]
-
-        def of(weights: Floats) -> Floats:
-            found = classification_metrics(
-                labels,
-                probabilities,
-                weights,
-                positive=predictions.positive_index,
-                threshold=threshold,
-                names=(metric,),
-            )
-            return found[metric, None]
-
-        return Measured(*_who(rows[chosen]), of, _kinds(metric, labels, predictions.positive_index))
+        labels, positive = units.labels[chosen], predictions.positive_index
+        of = diagnosis(
+            labels, units.probabilities[chosen], positive=positive, threshold=threshold, names=(metric,)
+        )
+        return Measured(
+            *_who(rows[chosen]), lambda weights: of(weights)[metric, None], _kinds(metric, labels, positive)
+        )
 
     return units.labels >= 0, restricted
 

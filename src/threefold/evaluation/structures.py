@@ -113,9 +113,13 @@ def validate_structures(table: pd.DataFrame, *, source: str = "structures") -> p
 
 
 def _numbers(table: pd.DataFrame, name: str, source: str) -> pd.Series[float]:
-    cells = table[name]
-    blank = cells.isna() | (cells.astype(str).str.strip() == "")
-    numbers = pd.to_numeric(cells.where(~blank), errors="coerce").astype(np.float64)
+    cells = table[name].to_numpy(object)
+    there = table[name].notna().to_numpy()
+    texts = [str(cell).strip() if known else "" for cell, known in zip(cells, there, strict=True)]
+    blank = np.array([text == "" for text in texts], np.bool_)
+    numbers = np.asarray(
+        pd.to_numeric(np.array([text or None for text in texts], object), errors="coerce"), np.float64
+    )
     highest = 1.0 if name == "cl_dice" else np.inf
     wrong = ~blank & ~((numbers >= 0) & (numbers <= highest) & np.isfinite(numbers))
     if name in _COUNTS:
@@ -124,7 +128,7 @@ def _numbers(table: pd.DataFrame, name: str, source: str) -> pd.Series[float]:
         row = int(np.flatnonzero(wrong)[0])
         expected = "a whole number from 0" if name in _COUNTS else "a number from 0"
         raise _at(table, row, name, source, f"{expected}{' to 1' if highest == 1 else ''}", f"'{cells[row]}'")
-    return numbers
+    return pd.Series(numbers, table.index)
 
 
 def _check_counts(table: pd.DataFrame, source: str) -> None:

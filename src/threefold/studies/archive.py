@@ -56,17 +56,35 @@ def pack_study(folder: StudyFolder, out: Path) -> Packed:
         RunError: not a study, a damaged one, none of its runs has finished, the file exists, or the disk
             refuses.
     """
+    runs, missing = _finished(folder)
+    if out.exists():
+        raise RunError(f"{out}: exists already. Nothing was overwritten: name another file.")
+    if out.suffixes[-2:] != [".tar", ".xz"]:
+        raise RunError(f"{out}: expected a name that ends in .tar.xz, which is what is written.")
+    data = lzma.compress(packed_content(folder), preset=9 | lzma.PRESET_EXTREME)
+    write_atomically(out, data)
+    return Packed(runs, missing, len(data))
+
+
+def _finished(folder: StudyFolder) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the runs of a study that have finished, and those that have not."""
     plans = [plan.id for plan in plan_runs(folder.read())]
     runs = tuple(name for name in plans if folder.is_finished(name))
     if not runs:
         raise RunError(
             f"{folder.path}: none of its {len(plans)} runs has finished. Run it: `threefold study run`."
         )
+    return runs, tuple(name for name in plans if name not in runs)
+
+
+def packed_content(folder: StudyFolder) -> bytes:
+    """Return what `pack_study` compresses, a tar archive; the same study gives the same bytes.
+
+    Raises:
+        RunError: as `pack_study`, but for the file.
+    """
+    runs, _ = _finished(folder)
     read_protocol(folder)  # a damaged one is not packed
-    if out.exists():
-        raise RunError(f"{out}: exists already. Nothing was overwritten: name another file.")
-    if out.suffixes[-2:] != [".tar", ".xz"]:
-        raise RunError(f"{out}: expected a name that ends in .tar.xz, which is what is written.")
     home = folder.path.resolve()
     boundary = Boundary(home, "the study's folder")
     stream = io.BytesIO()
@@ -82,9 +100,7 @@ def pack_study(folder: StudyFolder, out: Path) -> Packed:
             about = tarfile.TarInfo(f"{home.name}/{path.relative_to(folder.path).as_posix()}")
             about.size = len(content)
             archive.addfile(about, io.BytesIO(content))
-    data = lzma.compress(stream.getvalue(), preset=9 | lzma.PRESET_EXTREME)
-    write_atomically(out, data)
-    return Packed(runs, tuple(name for name in plans if name not in runs), len(data))
+    return stream.getvalue()
 
 
 def _files(folder: StudyFolder, runs: tuple[str, ...]) -> Iterator[Path]:

@@ -13,7 +13,15 @@ import pandas as pd
 from threefold.csv_tables import frame_text
 from threefold.errors import PredictionsError, RunError
 from threefold.evaluation.claims import ClaimRow, PairRow, RelianceRow, VariantRow
-from threefold.evaluation.comparison import Measured, difference_of, effects_of, holm, mean_of, verdict
+from threefold.evaluation.comparison import (
+    Effect,
+    Measured,
+    difference_of,
+    effects_of,
+    holm,
+    mean_of,
+    verdict,
+)
 from threefold.evaluation.delong import compare_auc
 from threefold.evaluation.measures import (
     NOT_TESTED,
@@ -249,7 +257,7 @@ class _Measuring:
 
     def __init__(self, study: StudySpec, finished: Set[str], tables: Callable[[str], Tables]) -> None:
         self.study, self.finished, self.tables = study, finished, tables
-        self.mean = partial(mean_of, replicates=study.replicates, confidence=study.confidence)
+        self._means: dict[tuple[object, ...], Effect] = {}
         self.difference = partial(
             difference_of, replicates=study.replicates, confidence=study.confidence, margin=study.margin
         )
@@ -278,7 +286,7 @@ class _Measuring:
 
     def claim(self, claim: ClaimSpec, cohort: str, pairs: MeasuredPairs, spread: Spread | None) -> ClaimRow:
         """Return a claim's line; its p is not adjusted yet, nor said when it was written down."""
-        share, (both, splits) = is_share(claim.metric), _unzipped(pairs)
+        both, splits = _unzipped(pairs)
         return ClaimRow(
             claim=claim.claim,
             cohort=cohort,
@@ -289,8 +297,15 @@ class _Measuring:
             group=claim.group,
             baseline_group=claim.baseline_group or claim.group,
             expected=claim.expected,
-            baseline_mean=self.mean([first for first, _ in both], is_share=share),
-            variant_mean=self.mean([second for _, second in both], is_share=share),
+            baseline_mean=self._mean(
+                [pair.ids[0] for pair in pairs],
+                [first for first, _ in both],
+                claim.metric,
+                claim.baseline_group or claim.group,
+            ),
+            variant_mean=self._mean(
+                [pair.ids[1] for pair in pairs], [second for _, second in both], claim.metric, claim.group
+            ),
             effect=self.difference(
                 both, splits=splits, spread=spread, largest=largest_difference(claim.metric)
             ),
@@ -336,9 +351,21 @@ class _Measuring:
                     runs = [measured(self.tables(name), metric, group) for name in having]
                 except PredictionsError:
                     continue  # this variant was not looked into in that way
-                mean = self.mean(runs, is_share=is_share(metric))
+                mean = self._mean(having, runs, metric, group)
                 if asked or mean.cases:
                     yield VariantRow(cohort, variant, metric, group, mean, len(names), self.leaks(having))
+
+    def _mean(self, names: Sequence[str], runs: Sequence[Measured], metric: str, group: str) -> Effect:
+        """Return the mean of a metric over runs; claims of one baseline on the same cases share it."""
+        key = (metric, group, *names, *(run.cases.tobytes() for run in runs))
+        if key not in self._means:
+            self._means[key] = mean_of(
+                runs,
+                replicates=self.study.replicates,
+                confidence=self.study.confidence,
+                is_share=is_share(metric),
+            )
+        return self._means[key]
 
     def pair_tests(self, claim: ClaimSpec) -> Iterator[PairRow]:
         """Yield DeLong's test of each pair, for claims on the AUC of two classes."""
