@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +30,21 @@ MakeExperiment = Callable[..., Experiment]
 @pytest.fixture(autouse=True)
 def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THREEFOLD_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def trainees() -> Iterator[Any]:
+    """Processes forked from one that has imported everything and computed nothing."""
+    folder = str(Path(__file__).parent)
+    context = multiprocessing.get_context("forkserver")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        # Where the server, whose failing imports are silent, looks for what it imports.
+        patch.setenv(
+            "PYTHONPATH", os.pathsep.join([folder, *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+        )
+        context.set_forkserver_preload(["trainee"])
+        yield context
 
 
 def write_cases(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import multiprocessing
 import os
 import random
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,16 +44,6 @@ CHANGES: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def context() -> Any:
-    """Processes forked from one that has imported everything and computed nothing."""
-    sys.path.insert(0, str(Path(__file__).parent))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trainee"])
-    yield context
-    sys.path.remove(str(Path(__file__).parent))
-
-
 class Trainee:
     """A process that trains into a run folder."""
 
@@ -86,7 +74,7 @@ def _digest(run: RunFolder) -> str:
 
 
 def test_kills_and_resumes_end_with_the_weights_of_an_unbroken_run(
-    context: Any, cohort: Cohort, make_experiment: Callable[..., Any], tmp_path: Path
+    trainees: Any, cohort: Cohort, make_experiment: Callable[..., Any], tmp_path: Path
 ) -> None:
     experiment = make_experiment(**CHANGES)
     unbroken = train(experiment, cohort, tmp_path / "unbroken")
@@ -94,7 +82,7 @@ def test_kills_and_resumes_end_with_the_weights_of_an_unbroken_run(
     file.write_text(experiment_yaml(experiment))
 
     def start(stop_at: str | None = None) -> Trainee:
-        return Trainee(context, file, cohort.folder, run.path, stop_at)
+        return Trainee(trainees, file, cohort.folder, run.path, stop_at)
 
     # Amid the very first checkpoint: there is none to go on from, and the half of one must not be taken.
     trainee = start("best.ckpt")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
@@ -25,20 +24,18 @@ PATIENCE = 600
 
 @pytest.fixture
 def start(
-    cohort: Cohort, make_experiment: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trainees: Any, cohort: Cohort, make_experiment: Callable[..., Any], tmp_path: Path
 ) -> Callable[..., tuple[Any, Any, RunFolder]]:
     """Start a training as the leader of a process group of its own."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
     import trainee
 
     def start(**changes: Any) -> tuple[Any, Any, RunFolder]:
         run, file = RunFolder(tmp_path / "run"), tmp_path / "experiment.yaml"
         data = {"split": {"kind": "column"}, "preprocessing": {"size": [32, 32]}, "workers": 1}
         file.write_text(experiment_yaml(make_experiment(epochs=500, data=data, **changes)))
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe(duplex=False)
+        ours, theirs = trainees.Pipe(duplex=False)
         arguments = (file, cohort.folder, run.path, theirs)
-        process = context.Process(target=trainee.lead, args=arguments)
+        process = trainees.Process(target=trainee.lead, args=arguments)
         process.start()
         theirs.close()
         return process, ours, run
