@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from threefold.cohorts.cohort import Cohort, CohortSpec, write_cohort
+from threefold.cohorts.failures import Failures
 from threefold.cohorts.splits import Split
 from threefold.errors import CohortError, ImageError
 from threefold.evaluation.predictions import validate
@@ -256,6 +257,17 @@ def test_a_registration_that_failed_misses_everything(cohort: Cohort) -> None:
     assert there.sum() > 5
     np.testing.assert_allclose(rows.loc[there, "hd95_mm"], 64 * MM * np.sqrt(3))
     assert tables.cases["arch"].tolist() == ["undetermined", "single-right"]
+
+
+def test_a_case_that_cannot_be_read_is_left_out_of_propagation_alone(cohort: Cohort, tmp_path: Path) -> None:
+    second = replace(cohort.cases[1], reference=cohort.cases[1].structures)
+    broken = replace(cohort.cases[0], reference=tmp_path / "gone.nii.gz")
+    failed: Failures = {}
+    tables = label_tables(replace(cohort, cases=(broken, second)), None, failed=failed)
+    assert tables.cases["case_id"].tolist() == ["c1"]
+    assert "gone.nii.gz" in failed["c0"]
+    with pytest.raises(ImageError, match=r"none of its cases can be used.*\n.*gone"):
+        label_tables(replace(cohort, cases=(broken,)), None, failed={})
 
 
 def test_propagation_that_cannot_be_judged_is_refused(cohort: Cohort) -> None:

@@ -14,13 +14,13 @@ import pytest
 
 from threefold.cli.app import main
 from threefold.cohorts.cohort import read_cohort
-from threefold.errors import RunError
+from threefold.errors import ImageError, RunError
 from threefold.evaluation.predictions import read_predictions
 from threefold.experiment import EvaluationSpec
 from threefold.experiments import read_experiment
-from threefold.reporting.run_report import choose_examples
+from threefold.reporting.run_report import choose_examples, comparison
 from threefold.run import RunFolder
-from threefold.studies.evaluations import comparison, evaluate_run, evaluate_run_on, evaluate_table
+from threefold.studies.evaluations import evaluate_run, evaluate_run_on, evaluate_table
 
 
 def _call(*arguments: str, code: int = 0) -> None:
@@ -79,8 +79,12 @@ def test_another_cohort_is_predicted_first(run: RunFolder, cohort_folder: Path, 
     assert (folder / "tables" / "metrics.md").is_file()
 
 
+def _unreadable(path: Path, *_: object) -> None:
+    raise ImageError(f"{path}: can't be read.")
+
+
 def test_cases_that_cant_be_predicted_are_left_out_and_named(
-    run: RunFolder, cohort_folder: Path, tmp_path: Path
+    run: RunFolder, cohort_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One that can't be read and one that is no CT: the others are evaluated."""
     mine, other = RunFolder(tmp_path / "run"), tmp_path / "other"
@@ -90,7 +94,16 @@ def test_cases_that_cant_be_predicted_are_left_out_and_named(
     first.image.write_bytes(b"no image")
     data = nibabel.load(second.image)
     nibabel.save(nibabel.Nifti1Image(np.asarray(data.dataobj) * 0 + 7, data.affine), second.image)
-    report = evaluate_run_on(mine, read_cohort(other))
+    with pytest.MonkeyPatch.context() as patch:  # a mask that is read again for a picture
+        patch.setattr("threefold.reporting.run_report.read_mask", _unreadable)
+        report = evaluate_run_on(mine, read_cohort(other))
+    _call("evaluate", str(mine.path), "--cohort", str(other), code=1)
+    printed = capsys.readouterr()
+    assert f"2 of {len(read_cohort(other).cases)} cases are left out" in printed.out
+    assert f"failed: {first.case_id}: " in printed.err
+    tables = mine.path / "evaluations" / "other" / "tables"
+    assert set(pd.read_csv(tables / "failed.csv")["case_id"]) == {first.case_id, second.case_id}
+    assert {*json.loads((tables / "metrics.json").read_text())["left_out"]} == {first.case_id, second.case_id}
     there = pd.read_csv(mine.path / "evaluations" / "other" / "predictions.csv")["case_id"]
     assert not {first.case_id, second.case_id} & {*there}
     assert len(there) == len(read_cohort(other).cases) - 2

@@ -266,6 +266,32 @@ def test_command(
     assert values["share_inside_random"] == pytest.approx(explained.evidence["share_inside_random"].mean())
 
 
+def test_a_case_that_cant_be_read_costs_itself_alone(
+    mine: RunFolder,
+    explained: Explanation,
+    cohort_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broken, copied = tmp_path / "cohort", RunFolder(tmp_path / "run")
+    shutil.copytree(cohort_folder, broken)
+    shutil.copytree(mine.path, copied.path)
+    bad = str(explained.evidence.index[1])
+    next(case for case in read_cohort(broken).cases if case.case_id == bad).image.write_bytes(b"no image")
+    command = ["threefold", "explain", str(copied.path), "--cohort", str(broken), "--json"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1
+    said = capsys.readouterr()
+    assert [*json.loads(said.out)[str(copied.path)]["left_out"]] == [bad]
+    assert f"failed: {bad}: case {bad}: " in said.err
+    others = explained.evidence.drop(bad)
+    pd.testing.assert_frame_equal(read_evidence(copied), others, rtol=1e-4, check_dtype=False)
+    assert pd.read_csv(copied.tables / "evidence_failed.csv")["case_id"].tolist() == [bad]
+
+
 ENCODER = {"size": "mini", "embed_dim": 8, "depths": [1, 1], "heads": [1, 2], "window": 4}
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from threefold.cli.options import AllowOutside
-from threefold.cli.progress import progress_of
+from threefold.cli.progress import end_with_left_out, progress_of
 from threefold.errors import UsageError
 from threefold.studies.chain_spec import PROPAGATION
 
@@ -65,6 +65,9 @@ def evaluate(
 
     Several runs are compared: diagnosis by site group and class, structures by structure and class.
 
+    A case of --cohort or --propagated whose files can't be used is left out. How many are, and which, stands
+    beside the numbers (failed.csv has all of them), and the exit status is then 1.
+
     Example: `threefold evaluate seg-lp seg-man seg-lp-man --propagated my-propagated --out comparison`
     """
     named = runs or []
@@ -73,9 +76,10 @@ def evaluate(
     _refuse_contradictions(named, tables, cohort, propagated, of_table, out)
 
     from threefold.cohorts.cohort import read_cohort
+    from threefold.reporting.run_report import comparison
     from threefold.reporting.table import show
     from threefold.reporting.tables import comparison_tables, evaluation_json, evaluation_tables
-    from threefold.studies.evaluations import comparison
+    from threefold.studies.evaluations import FAILED_NAME
 
     other = None if cohort is None else read_cohort(cohort, allow_outside=allow_outside)
     labelled = None if propagated is None else read_cohort(propagated, allow_outside=allow_outside)
@@ -89,8 +93,10 @@ def evaluate(
     reports = comparison(found)
     evaluations = {name: report.evaluation for name, report in reports.items()}
     compared = () if out is None or len(reports) < 2 else _write_comparison(evaluations, out)
+    left_out = {case: why for each in evaluations.values() for case, why in each.left_out.items()}
     if as_json:
         typer.echo(json.dumps({name: evaluation_json(each) for name, each in evaluations.items()}, indent=2))
+        end_with_left_out(left_out, FAILED_NAME)
         return
     for name, evaluation in evaluations.items():
         if len(reports) > 1:
@@ -106,6 +112,7 @@ def evaluate(
             typer.echo(f"Figures: {report.figures[0].parent}")
     for path in compared:
         typer.echo(f"Comparison: {path}")
+    end_with_left_out(left_out, FAILED_NAME)
 
 
 def _refuse_contradictions(

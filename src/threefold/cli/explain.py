@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from threefold.cli.options import AllowOutside, BatchSize, Device
-from threefold.cli.progress import progress_of
+from threefold.cli.progress import end_with_left_out, progress_of
 
 
 def explain(
@@ -29,13 +29,16 @@ def explain(
     Also what `threefold probe` asks. It is of the run's test cases; tables, a figure and evidence.csv go into
     the run.
 
+    A case whose files can't be used is left out and named (evidence_failed.csv has all of them), and the exit
+    status is then 1.
+
     Example: `threefold explain my-run`
     """
     from threefold.cohorts.cohort import read_cohort
     from threefold.reporting.table import show
     from threefold.reporting.tables import plain_value
     from threefold.run import RunFolder
-    from threefold.studies.evidence import explain_run
+    from threefold.studies.evidence import FAILED_NAME, explain_run
 
     moved = None if cohort is None else read_cohort(cohort, allow_outside=allow_outside)
     found = {}
@@ -44,12 +47,17 @@ def explain(
             found[run] = explain_run(
                 RunFolder(run), moved, device=device, batch_size=batch_size, progress=progress
             )
+    left_out = {case: why for each in found.values() for case, why in each.left_out.items()}
     if as_json:
         content = {
-            str(run): {table.name: [vars(row) for row in table.rows] for table in each.tables}
+            str(run): {
+                **{table.name: [vars(row) for row in table.rows] for table in each.tables},
+                "left_out": each.left_out,
+            }
             for run, each in found.items()
         }
         typer.echo(json.dumps(plain_value(content), indent=2))
+        end_with_left_out(left_out, FAILED_NAME)
         return
     for run, each in found.items():
         if len(found) > 1:
@@ -62,3 +70,4 @@ def explain(
             typer.echo(f"note: {note}")
         for path in each.files:
             typer.echo(str(path))
+    end_with_left_out(left_out, FAILED_NAME)

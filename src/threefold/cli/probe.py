@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from threefold.cli.options import AllowOutside, BatchSize, Device
-from threefold.cli.progress import progress_of
+from threefold.cli.progress import end_with_left_out, progress_of
 
 
 def probe(
@@ -57,3 +57,4 @@ def probe(
     for note in found.notes:
         typer.echo(f"note: {note}")
     typer.echo(f"Tables: {found.files[0].parent}")
+    end_with_left_out(found.left_out)

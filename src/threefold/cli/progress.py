@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,18 +71,26 @@ def end_with_failures(folder: Path) -> None:
     """
     import json
 
+    failed = json.loads((folder / "provenance.json").read_text("utf-8")).get("failed", {})
+    end_with_left_out(failed, "provenance.json")
+
+
+def end_with_left_out(failed: Mapping[str, str], where: str | None = None) -> None:
+    """Name the cases that could not be used, and end with exit status 1; nothing where there are none.
+
+    Args:
+        failed: why, by case id.
+        where: the file that names them all, if there is one.
+    """
     import typer
 
     from threefold.cohorts.failures import listed
 
-    failed = json.loads((folder / "provenance.json").read_text("utf-8")).get("failed", {})
     for line in listed(failed):
         typer.echo(line, err=True)
     if failed:
-        typer.echo(
-            f"{count(len(failed), 'case')} could not be used, and left out; provenance.json says which.",
-            err=True,
-        )
+        named = "" if where is None else f"; {where} says which"
+        typer.echo(f"{count(len(failed), 'case')} could not be used, and left out{named}.", err=True)
         raise typer.Exit(1)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from threefold.cli.options import AllowOutside, BatchSize, Device
-from threefold.cli.progress import progress_of
+from threefold.cli.progress import end_with_left_out, progress_of
 
 
 def similarity(
@@ -31,9 +31,12 @@ def similarity(
     1: the stage tells the cases apart in the same way, up to rotation and scale. About 0: in unrelated ways.
         The estimate is unbiased, so that few cases do not look alike by themselves.
 
+    A case whose image can't be read counts for no run; it is named, and the exit status is then 1.
+
     Example: `threefold similarity cls cls-seg cls-seg-rec --out similarity`
     """
     from threefold.cohorts.cohort import read_cohort
+    from threefold.cohorts.failures import Failures
     from threefold.experiments import read_experiment
     from threefold.reporting.table import show
     from threefold.run import RunFolder, make_folder
@@ -45,9 +48,13 @@ def similarity(
     if out is not None:
         make_folder(out)
     shown = None if cohort is None else read_cohort(cohort, allow_outside=allow_outside)
+    failed: Failures = {}
     with progress_of("Reading features") as progress:
-        found = compare_runs(folders, cohort=shown, device=device, batch_size=batch_size, progress=progress)
+        found = compare_runs(
+            folders, cohort=shown, device=device, batch_size=batch_size, failed=failed, progress=progress
+        )
     spec = read_experiment(folders[0].experiment).evaluation
     show(table_of(found, spec))
     for path in () if out is None else write_similarities(found, spec, out):
         typer.echo(f"Similarity: {path}")
+    end_with_left_out(failed)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
+from threefold.csv_tables import table_text
 from threefold.errors import ImageError
+from threefold.run import write_atomically
 
 Failures = dict[str, str]
 """Why by case id."""
@@ -66,6 +69,35 @@ def listed(failed: Mapping[str, str]) -> list[str]:
     if len(failed) > _SHOWN:
         lines.append(f"failed: {len(failed) - _SHOWN} more")
     return lines
+
+
+def none_left(where: str, failed: Mapping[str, str]) -> ImageError:
+    """Return the error for inputs of which none can be used; `where` is where they are from."""
+    return ImageError(f"{where}: none of its cases can be used.\n  " + "\n  ".join(listed(failed)))
+
+
+def left_out_notes(failed: Mapping[str, str], cases: int) -> tuple[str, ...]:
+    """Return what stands beside numbers that failed cases are left out of: how many of all, and which.
+
+    Args:
+        failed: why, by case id.
+        cases: how many were asked for.
+    """
+    if not failed:
+        return ()
+    return (f"{len(failed)} of {cases} cases are left out: they could not be used.", *listed(failed))
+
+
+def write_failures(path: Path, failed: Mapping[str, str]) -> None:
+    """Write a table of the failed cases (case_id, error); remove an earlier one where there are none.
+
+    Raises:
+        RunError: the disk refuses.
+    """
+    if failed:
+        write_atomically(path, table_text([["case_id", "error"], *map(list, failed.items())]))
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _is_everyones(error: BaseException | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -54,6 +54,7 @@ class Evaluation:
         spec: replicates, confidence, threshold rule and patient rule.
         notes: what a reader has to know, in sentences.
         test_cases: the ids of the test cases.
+        left_out: why cases that were asked for are in no number, by id.
     """
 
     rows: tuple[Row, ...]
@@ -66,6 +67,7 @@ class Evaluation:
     spec: EvaluationSpec
     notes: tuple[str, ...]
     test_cases: frozenset[str]
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def table(self) -> pd.DataFrame:
@@ -148,6 +150,7 @@ def evaluate(
         spec=spec,
         notes=(*predictions.notes, *notes, *group_notes(test), *_replicate_notes(groups, spec)),
         test_cases=frozenset(test["case_id"]),
+        left_out=predictions.left_out,
     )
 
 

@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ class Predictions:
         leaks: the same patients are in the training and the test part, by the split's kind or as seen here.
         notes: what was assumed in place of absent columns, in sentences.
         structures: the table of structures (`threefold.evaluation.structures`) of its cases; None: none.
+        left_out: why cases that were asked for are not in the table, by id.
     """
 
     table: pd.DataFrame
@@ -72,6 +73,7 @@ class Predictions:
     leaks: bool = False
     notes: tuple[str, ...] = ()
     structures: pd.DataFrame | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def part(self, name: str) -> pd.DataFrame:
         """Return the rows of one part."""

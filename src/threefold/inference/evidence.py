@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threefold.cohorts.cohort import Case, Cohort
+from threefold.cohorts.failures import Failures, none_left, sparing_others
 from threefold.cohorts.targets import read_mask, read_structures
 from threefold.errors import ImageError, RunError
 from threefold.evaluation.attention import attention_columns
@@ -32,6 +33,22 @@ Progress = Callable[[int, int], None]
 """Called with the number of cases that are done and the number of all."""
 
 Row = dict[str, str | float]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What there is of a case: its image as the network sees it, its lesion, and how well that was found.
+
+    Attributes:
+        case, one: the case and its image.
+        lesion, truth_dice: as `Explainer.lesion` and `Explainer.truth_dice` give them; None of an image that
+            is larger than the network's grid.
+    """
+
+    case: Case
+    one: Prepared
+    lesion: NDArray[np.bool_] | None
+    truth_dice: float | None
 
 
 @dataclass(frozen=True)
@@ -150,20 +167,31 @@ class Explainer:
         )
         return array
 
-    def rows(self, cases: Sequence[Case], batch: Sequence[Prepared]) -> list[Row]:
+    def known(self, case: Case) -> Known:
+        """Read what there is of a case.
+
+        Raises:
+            ImageError: naming the case that can't be read.
+        """
+        one = self.prepare(case)
+        if one.window is not None:
+            return Known(case, one, None, None)
+        return Known(case, one, self.lesion(case, one), self.truth_dice(case, one))
+
+    def rows(self, chosen: Sequence[Known]) -> list[Row]:
         """Return the evidence of a batch of cases, a row each; NaN where it does not apply.
 
         Raises:
-            ImageError: a case's lesion can't be read.
             CohortError: a phantom's image is not what its parameters render.
         """
+        cases, batch = [each.case for each in chosen], [each.one for each in chosen]
         attention = self.look([one.array for one in batch])
         rows = []
-        for case, one, found in zip(cases, batch, attention, strict=True):
-            lesion = self.lesion(case, one)
+        for each, found in zip(chosen, attention, strict=True):
+            case, lesion = each.case, each.lesion
             row: Row = {"case_id": case.case_id}
-            if (agreement := self.truth_dice(case, one)) is not None:
-                row["truth_dice"] = agreement
+            if each.truth_dice is not None:
+                row["truth_dice"] = each.truth_dice
             if lesion is not None:
                 seed = zlib.crc32(case.case_id.encode())  # whatever the order and the number of cases
                 row |= attention_columns(found.map, found.grid, lesion, seed=seed)
@@ -212,16 +240,18 @@ class Explained:
         evidence: by case id; NaN where it does not apply.
         larger: how many of the cases have none at all: their images are larger than the network's grid, and
             are predicted in parts.
+        failed: why cases could not be used, by id; they are not in `evidence`.
     """
 
     evidence: pd.DataFrame
     larger: int
+    failed: Failures
 
 
 def explain_cases(
     explainer: Explainer, cases: Sequence[Case], *, batch_size: int = 16, progress: Progress | None = None
 ) -> Explained:
-    """Return the evidence of cases.
+    """Return the evidence of cases; one that can't be read is left out, and the others go on.
 
     Args:
         explainer: network and cohort.
@@ -230,24 +260,30 @@ def explain_cases(
         progress: told after each batch.
 
     Raises:
-        ImageError, CohortError, RunError: naming the case.
+        CohortError, RunError: naming the case.
+        ImageError: no case can be read.
     """
     import pandas as pd
 
     rows: list[Row] = []
+    failed: Failures = {}
     larger = 0
     size = batch_size if explainer.cohort.spec.dimensions == 2 else 1
     for start in range(0, len(cases), size):
         chosen = cases[start : start + size]
-        prepared = [(case, explainer.prepare(case)) for case in chosen]
-        fitting = [(case, one) for case, one in prepared if one.window is None]
-        larger += len(chosen) - len(fitting)
+        known: list[Known] = []
+        for case in chosen:
+            with sparing_others(failed, case.case_id):
+                known.append(explainer.known(case))
+        fitting = [each for each in known if each.one.window is None]
+        larger += len(known) - len(fitting)
         found: dict[str, Row] = {}
         if fitting:
-            lines = explainer.rows([case for case, _ in fitting], [one for _, one in fitting])
-            found = {str(row["case_id"]): row for row in lines}
-        rows += [found.get(case.case_id, {"case_id": case.case_id}) for case in chosen]
+            found = {str(row["case_id"]): row for row in explainer.rows(fitting)}
+        rows += [found.get(each.case.case_id, {"case_id": each.case.case_id}) for each in known]
         if progress is not None:
             progress(min(start + size, len(cases)), len(cases))
+    if failed and not rows:
+        raise none_left(str(explainer.cohort.folder), failed)
     columns = ["case_id", *dict.fromkeys(name for row in rows for name in row if name != "case_id")]
-    return Explained(pd.DataFrame(rows, columns=columns).set_index("case_id"), larger)
+    return Explained(pd.DataFrame(rows, columns=columns).set_index("case_id"), larger, failed)

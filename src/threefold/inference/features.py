@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from threefold.cohorts.cohort import Case, CohortSpec
+from threefold.cohorts.failures import Failures, none_left
 from threefold.errors import RunError
 from threefold.inference.cases import Progress, prepare_cases
 from threefold.inference.engine import in_batches
@@ -38,6 +39,12 @@ class Features:
     stages: Mapping[str, Floats]
     pooled: Floats
 
+    def of(self, cases: Sequence[str]) -> Features:
+        """Return the features of some of the cases, in the order asked for."""
+        at = [self.cases.index(name) for name in cases]
+        stages = {name: values[at] for name, values in self.stages.items()}
+        return Features(tuple(cases), stages, self.pooled[at])
+
 
 @dataclass(frozen=True)
 class _Call:
@@ -53,6 +60,7 @@ def stage_features(
     spec: CohortSpec,
     *,
     batch_size: int = 16,
+    failed: Failures | None = None,
     progress: Progress | None = None,
 ) -> Features:
     """Return the features of some cases, in their order.
@@ -66,18 +74,20 @@ def stage_features(
         cases: of one cohort.
         spec: of that cohort.
         batch_size: images a pass; volumes go one at a time.
+        failed: gets each case that can't be read, and why; it has no features. None: the first one raises.
         progress: told after each batch.
 
     Raises:
         CohortError: the cohort's axes, unit or classes are not those trained on.
-        ImageError: naming the case whose image can't be read.
+        ImageError: naming the case whose image can't be read, where `failed` is None; else, no case can be.
         RunError: the network names no stages, or a feature is not finite.
     """
     refuse_other_question(predictor.cohort, spec)
     network, device = predictor.network, predictor.device
-    prepared = prepare_cases(cases, spec, replace(predictor.asked, judged=spec != predictor.cohort))
+    asked = replace(predictor.asked, judged=spec != predictor.cohort)
+    prepared = prepare_cases(cases, spec, asked, failed)
     found: list[_Call] = []
-    done = 0
+    done: list[str] = []
     with _listening(network) as calls, torch.inference_mode():
         for batch in in_batches(prepared, batch_size):
             images = torch.from_numpy(np.stack([one.array for one in batch]))  # (B, C, *S)
@@ -92,12 +102,14 @@ def stage_features(
                 call = _call_of(outputs, calls)
             _refuse_not_finite(call, [one.case_id for one in batch])
             found.append(call)
-            done += len(batch)
+            done += [one.case_id for one in batch]
             if progress is not None:
-                progress(done, len(cases))
+                progress(len(done), len(cases))
+    if failed and not done:
+        raise none_left(f"cohort '{spec.name}'", failed)
     names = tuple(found[0].stages) if found else ()
     return Features(
-        cases=tuple(case.case_id for case in cases),
+        cases=tuple(done),
         stages={name: _rows([call.stages[name] for call in found]) for name in names},
         pooled=_rows([call.features for call in found]),
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from threefold.cohorts.cohort import Case, Cohort
+from threefold.cohorts.failures import Failures, none_left, sparing_others
 from threefold.cohorts.splits import Split
 from threefold.cohorts.targets import read_structures
 from threefold.errors import CohortError, ImageError
@@ -21,17 +23,24 @@ from threefold.inference.structures import Truth, measure_structures, topology_c
 Progress = Callable[[int, int], None]
 
 
-def label_tables(cohort: Cohort, split: Split | None, *, progress: Progress | None = None) -> CaseTables:
+def label_tables(
+    cohort: Cohort,
+    split: Split | None,
+    *,
+    failed: Failures | None = None,
+    progress: Progress | None = None,
+) -> CaseTables:
     """Return the tables of the test cases' structures, held against their reference.
 
     Args:
         cohort: with propagated structures.
         split: which cases are test cases; None: all.
+        failed: gets each case that can't be read, and why; the others are done. None: the first one raises.
         progress: told after each case.
 
     Raises:
         CohortError: no test case has a reference, or none has structures, or the split does not know a case.
-        ImageError: naming the case that can't be read.
+        ImageError: naming the case that can't be read, where `failed` is None; else, no case can be read.
     """
     tested = cohort.cases if split is None else split.cases(cohort, "test")
     cases = [case for case in tested if case.reference is not None]
@@ -47,12 +56,26 @@ def label_tables(cohort: Cohort, split: Split | None, *, progress: Progress | No
         )
     rows, structures = [], []
     with ThreadPoolExecutor(max_workers=2) as pool:
-        for number, (row, lines) in enumerate(pool.map(partial(_measure, cohort=cohort), cases), start=1):
-            rows.append(row)
-            structures += lines
+        measured = pool.map(partial(_measured, cohort=cohort, failed=failed), cases)
+        for number, found in enumerate(measured, start=1):
+            for row, lines in found:
+                rows.append(row)
+                structures += lines
             if progress is not None:
                 progress(number, len(cases))
+    if failed and not rows:
+        raise none_left(str(cohort.folder), failed)
     return CaseTables(pd.DataFrame(rows), pd.DataFrame(structures))
+
+
+def _measured(
+    case: Case, cohort: Cohort, failed: Failures | None
+) -> list[tuple[dict[str, object], list[dict[str, object]]]]:
+    """Return a case's rows, in a list; an empty one where it can't be read, which `failed` gets."""
+    found = []
+    with nullcontext() if failed is None else sparing_others(failed, case.case_id):
+        found.append(_measure(case, cohort))
+    return found
 
 
 def _measure(case: Case, cohort: Cohort) -> tuple[dict[str, object], list[dict[str, object]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from threefold.cohorts.cohort import Case, Cohort, CohortSpec
 from threefold.cohorts.samples import read_image_only
 from threefold.cohorts.targets import read_mask
 from threefold.csv_tables import as_numbers
-from threefold.errors import RunError, bounded
+from threefold.errors import ImageError, RunError, bounded
 from threefold.evaluation.evaluate import Evaluation, evaluate
 from threefold.evaluation.overlap import dice
 from threefold.evaluation.predictions import Predictions, probability_column
@@ -149,7 +150,7 @@ def choose_examples(
     Slices: by site group, from the best to the worst by Dice of those with a lesion; a group without true
     masks by how wrong the diagnosis was. Volumes: a typical case of each class, the best, the worst and a
     disagreement (`choose_volumes`).
-    Cases whose files are gone are left out: a report must not fail because scans were moved.
+    Cases whose files are gone or can't be read are left out: no number needs them any more.
 
     Args:
         predictions: the table.
@@ -168,11 +169,12 @@ def choose_examples(
     for name, rows in test.groupby(groups, sort=False):
         ranked = rows.assign(badness=_badness(rows, predictions)).sort_values("badness")
         shown = _spread(ranked[ranked["badness"].notna()] if ranked["badness"].notna().any() else ranked)
-        examples[str(name)] = [
-            _example(cases[row["case_id"]], row, predictions, cohort.spec, trained, preprocessing, masks)
-            for _, row in shown.iterrows()
-            if cases[row["case_id"]].image.exists()
-        ]
+        examples[str(name)] = []
+        for _, row in shown.iterrows():
+            case = cases[row["case_id"]]
+            with suppress(ImageError):
+                example = _example(case, row, predictions, cohort.spec, trained, preprocessing, masks)
+                examples[str(name)].append(example)
     return examples
 
 
@@ -233,3 +235,14 @@ def _losses(history: Path) -> Figure | None:
         return loss_figure(as_numbers(table))
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{history}: not losses by epoch ({bounded(str(error))}). {remedy}") from error
+
+
+def comparison(reports: Sequence[tuple[str, Report]]) -> dict[str, Report]:
+    """Return reports by name, a number added to names that come twice."""
+    named: dict[str, Report] = {}
+    for name, report in reports:
+        unique, number = name, 2
+        while unique in named:
+            unique, number = f"{name} ({number})", number + 1
+        named[unique] = report
+    return named

@@ -115,6 +115,7 @@ def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
         "overlap_policy": POLICY,
         "settings": evaluation.spec.model_dump(),
         "notes": list(evaluation.notes),
+        "left_out": dict(evaluation.left_out),
         "rows": [{key: plain_value(value) for key, value in asdict(row).items()} for row in evaluation.rows],
     }
 

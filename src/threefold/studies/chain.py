@@ -148,6 +148,8 @@ def run_chain(chain: Chain, cohort: Cohort, progress: TrainingProgress) -> Chain
         if not any(case.structures for case in tested):
             progress.say("warning: no test case has propagated structures, every registration of them failed")
         alone = evaluate_propagated(propagated, split, chain.out, first.evaluation)
+        for line in listed(alone.predictions.left_out):
+            progress.say(f"warning: left out of the labels' own numbers: {line}")
         reports = {PROPAGATION: alone, **reports}
     tables = chain.out / "tables"
     write_comparison({name: each.evaluation for name, each in reports.items()}, tables)

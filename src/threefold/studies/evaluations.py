@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from threefold.checksums import checksum_of, note_unchecked
 from threefold.cohorts.cohort import Cohort, CohortSpec, fingerprint, read_cohort
-from threefold.cohorts.failures import Failures, listed
+from threefold.cohorts.failures import Failures, left_out_notes, none_left, write_failures
 from threefold.cohorts.splits import Split, read_split
-from threefold.errors import CohortError, ImageError, PredictionsError, RunError
+from threefold.errors import CohortError, PredictionsError, RunError
 from threefold.evaluation.predictions import Predictions, read_predictions, write_predictions
 from threefold.evaluation.structures import read_structures_table, with_structures
 from threefold.experiment import EvaluationSpec, Experiment
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from threefold.inference.predictor import Predictor
 
 Progress = Callable[[int, int], None]
+
+FAILED_NAME = "failed.csv"
+"""Of the cases that are left out of an evaluation, among its tables; absent where there are none."""
 
 
 def evaluate_run(run: RunFolder) -> Report:
@@ -139,7 +142,7 @@ def _evaluate_on(
         progress=progress,
     )
     if not len(tables.cases):
-        raise ImageError(f"{cohort.folder}: none of its cases can be predicted. {' '.join(listed(failed))}")
+        raise none_left(str(cohort.folder), failed)
     write_predictions(tables.cases, out.predictions)
     if len(tables.structures):
         write_predictions(tables.structures, out.structures)
@@ -152,12 +155,18 @@ def _evaluate_on(
     )
     predictions = _with_structures(predictions, out)
     examples = choose_examples(predictions, cohort, trained, experiment.data.preprocessing, out.masks)
-    left_out = f"{len(failed)} of {len(cohort.cases)} cases are left out: they could not be predicted."
-    notes = (left_out, *listed(failed)) if failed else ()
-    predictions = replace(predictions, notes=(*predictions.notes, *notes))
-    return write_report(
+    predictions = _without(predictions, failed, len(cohort.cases))
+    report = write_report(
         predictions, experiment.evaluation, out.path, threshold=predictor.threshold, examples=examples
     )
+    write_failures(out.tables / FAILED_NAME, failed)
+    return report
+
+
+def _without(predictions: Predictions, failed: Failures, cases: int) -> Predictions:
+    """Return predictions that say which of so many cases are left out, and why."""
+    notes = left_out_notes(failed, cases)
+    return replace(predictions, notes=(*predictions.notes, *notes), left_out=failed)
 
 
 def evaluate_propagated(
@@ -171,7 +180,7 @@ def evaluate_propagated(
     """Evaluate a cohort's propagated structures against its reference, as a prediction without network.
 
     The folder OUT/propagation holds the tables. A case whose registration failed has no structures: all of
-    them are missed.
+    them are missed. A case whose files can't be read is left out, which the report says.
 
     Args:
         cohort: with propagated structures, and references.
@@ -182,16 +191,25 @@ def evaluate_propagated(
 
     Raises:
         CohortError: no test case has a reference, or the split does not know a case.
-        ImageError: naming the case that can't be read.
+        ImageError: no case can be read.
     """
     folder = RunFolder(out / PROPAGATION)
-    write_label_tables(cohort, split, folder, progress=progress)
+    failed: Failures = {}
+    write_label_tables(cohort, split, folder, failed=failed, progress=progress)
     predictions = read_label_tables(folder, leaks=split is not None and split.leaks)
-    return write_report(predictions, spec, folder.path, threshold=None)
+    predictions = _without(predictions, failed, len(failed) + len(predictions.table))
+    report = write_report(predictions, spec, folder.path, threshold=None)
+    write_failures(folder.tables / FAILED_NAME, failed)
+    return report
 
 
 def write_label_tables(
-    cohort: Cohort, split: Split | None, folder: RunFolder, *, progress: Progress | None = None
+    cohort: Cohort,
+    split: Split | None,
+    folder: RunFolder,
+    *,
+    failed: Failures | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Write the tables of a cohort's own structures, held against its reference, into a folder.
 
@@ -199,14 +217,16 @@ def write_label_tables(
         cohort: with structures and references.
         split: which cases are test cases; None: all.
         folder: where the tables go.
+        failed: gets each case that can't be read, and why; None: the first one raises.
         progress: told after each case.
 
     Raises:
-        CohortError, ImageError: as `evaluate_propagated`.
+        CohortError: as `evaluate_propagated`.
+        ImageError: naming the case that can't be read, where `failed` is None; else, no case can be read.
     """
     from threefold.inference.label_tables import label_tables
 
-    tables = label_tables(cohort, split, progress=progress)
+    tables = label_tables(cohort, split, failed=failed, progress=progress)
     make_folder(folder.path)
     write_predictions(tables.structures, folder.structures)
     write_predictions(tables.cases, folder.predictions)  # last: where it is, both are
@@ -394,14 +414,3 @@ def _shares_patients(run: RunFolder, trained_on: Cohort | None, cohort: Cohort) 
         (case.site, case.patient_id) for case in trained_on.cases if parts.get(case.case_id, "test") != "test"
     }
     return any((case.site, case.patient_id) in known for case in cohort.cases)
-
-
-def comparison(reports: Sequence[tuple[str, Report]]) -> dict[str, Report]:
-    """Return reports by name, a number added to names that come twice."""
-    named: dict[str, Report] = {}
-    for name, report in reports:
-        unique, number = name, 2
-        while unique in named:
-            unique, number = f"{name} ({number})", number + 1
-        named[unique] = report
-    return named

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from threefold.cohorts.failures import left_out_notes, write_failures
 from threefold.cohorts.splits import read_split
 from threefold.csv_tables import as_numbers, frame_text
 from threefold.errors import PredictionsError
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 
+FAILED_NAME = "evidence_failed.csv"
+"""Of the test cases that could not be used, among a run's tables; absent where there are none."""
 _PICTURES = 3
 """Cases of a site group that are drawn."""
 
@@ -42,6 +45,7 @@ class Explanation:
         notes: what has no number, and why, in sentences.
         probed: what else was asked of the run.
         files: every file that was written.
+        left_out: why test cases could not be used, by id; they are in no number.
     """
 
     evidence: pd.DataFrame
@@ -49,6 +53,7 @@ class Explanation:
     notes: tuple[str, ...]
     probed: Probed
     files: tuple[Path, ...]
+    left_out: Mapping[str, str]
 
 
 def explain_run(
@@ -68,6 +73,7 @@ def explain_run(
     switches (head-ct: clip and hypodensities; object-background: background and outline) are rendered again
     with the shortcut switched and with the marker switched, the noise the same, and prepared as the run's
     images are. Images larger than the network's grid, which are predicted in parts, have none of this.
+    A case whose files can't be used is left out; RUN/tables/evidence_failed.csv says which and why.
     Tables and a figure that an earlier call left, and that there are not now, are removed. evidence.csv is
     written last: where it is, all is.
 
@@ -81,7 +87,7 @@ def explain_run(
     Raises:
         RunError: not a run, not finished, or without a classification.
         CohortError: the cohort was moved or changed, or can't be rendered again.
-        ImageError: naming the case that can't be read.
+        ImageError: no test case can be read.
     """
     from threefold.inference.evidence import Explainer, explain_cases
     from threefold.inference.predictor import Predictor
@@ -98,9 +104,14 @@ def explain_run(
     figure = attention_figure(dict(_pictures(explainer, cases, evidence)))
     files += [save(one, path) for path, one in or_removed(run.figures, ".png", {"attention": figure})]
     probed = probe_run(run, cohort=cohort, device=device, batch_size=batch_size)
+    left_out = {**probed.left_out, **explained.failed}
+    write_failures(run.tables / FAILED_NAME, left_out)
     write_atomically(run.evidence, frame_text(evidence, index=True))
-    notes = tuple(_notes(explainer, len(cases), larger, measured=bool(tables)))
-    return Explanation(evidence, tables, notes, probed, (*files, *probed.files, run.evidence))
+    notes = (
+        *left_out_notes(explained.failed, len(cases)),
+        *_notes(explainer, len(evidence), larger, measured=bool(tables)),
+    )
+    return Explanation(evidence, tables, notes, probed, (*files, *probed.files, run.evidence), left_out)
 
 
 def read_evidence(run: RunFolder) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from threefold.cohorts.cohort import Case, Cohort
+from threefold.cohorts.failures import Failures, left_out_notes
 from threefold.csv_tables import frame_text
 from threefold.errors import RunError
 from threefold.evaluation.by_value import by_value, require_column
@@ -45,11 +46,13 @@ class Probed:
         tables: for people.
         files: that were written.
         notes: what could not be asked of this run, and why, in sentences.
+        left_out: why test cases could not be used, by id; the probes are without them.
     """
 
     tables: tuple[Table, ...]
     files: tuple[Path, ...]
     notes: tuple[str, ...]
+    left_out: Mapping[str, str]
 
 
 def probe_run(
@@ -70,7 +73,7 @@ def probe_run(
     - probes.md, .csv: what a linear probe of the features tells of label, column and site.
 
     The first two come from the run's predictions alone; for the last the network sees the test cases once
-    more.
+    more, and a case that can't be read is left out of it.
 
     Args:
         run: with predictions and weights.
@@ -84,7 +87,7 @@ def probe_run(
         RunError: not a finished run.
         CohortError: its cohort is not where it was, or has changed.
         PredictionsError: no such column, or it holds no categories; or the predictions were damaged.
-        ImageError: naming the case that can't be read.
+        ImageError: no test case can be read.
     """
     predictions = read_run_predictions(run)
     spec = read_experiment(run.experiment).evaluation
@@ -109,14 +112,19 @@ def probe_run(
             temperature_table(temperature, changes, spec),
             temperature_records(temperature, changes),
         )
-    features = _features(run, known, predictions, device, batch_size, progress)
+    failed: Failures = {}
+    features = _features(run, known, predictions, device, batch_size, failed, progress)
+    notes += left_out_notes(failed, len(failed) + len(features))
+    table_of = predictions.table
+    seen = replace(predictions, table=table_of[~table_of["case_id"].isin(list(failed))])
     # Once each: the column asked about may be one of the others.
     columns = dict.fromkeys(name for name in ("label", asked, "site") if name is not None)
-    probes = [each for name in columns for each in probe_column(predictions, features, name, spec)]
+    probes = [each for name in columns for each in probe_column(seen, features, name, spec)]
     named["probes"] = (probe_table(probes, spec), probe_records(probes))
     if asked not in (None, SHORTCUT):  # a phantom's own shortcut keeps its tables
         named = {_OF_COLUMN.get(name, name).format(column=asked): each for name, each in named.items()}
-    return Probed(tuple(table for table, _ in named.values()), _write(named, run.tables), tuple(notes))
+    files = _write(named, run.tables)
+    return Probed(tuple(table for table, _ in named.values()), files, tuple(notes), failed)
 
 
 def _features(
@@ -125,15 +133,18 @@ def _features(
     predictions: Predictions,
     device: str,
     batch_size: int,
+    failed: Failures,
     progress: Progress | None,
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Return the features of the test cases in the table's order, (n, F)."""
+    """Return the features of the test cases in the table's order, (n, F), but of those that fail."""
     from threefold.inference.features import stage_features
     from threefold.inference.predictor import Predictor
 
     cases = cases_named(cohort, predictions.part("test")["case_id"].tolist())
     predictor = Predictor.from_run(run.path, device=device)
-    return stage_features(predictor, cases, cohort.spec, batch_size=batch_size, progress=progress).pooled
+    return stage_features(
+        predictor, cases, cohort.spec, batch_size=batch_size, failed=failed, progress=progress
+    ).pooled
 
 
 def cases_named(cohort: Cohort, names: Sequence[str]) -> list[Case]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from threefold.cohorts.cohort import Case, Cohort
+from threefold.cohorts.failures import Failures
 from threefold.cohorts.splits import read_split
 from threefold.csv_tables import frame_text
 from threefold.errors import CohortError, RunError, UsageError
@@ -52,6 +53,7 @@ def compare_runs(
     cohort: Cohort | None = None,
     device: str = "cpu",
     batch_size: int = 16,
+    failed: Failures | None = None,
     progress: Progress | None = None,
 ) -> tuple[StageSimilarity, ...]:
     """Return the likeness of each pair of runs, at each stage that both have, over the same cases.
@@ -64,19 +66,23 @@ def compare_runs(
         cohort: whose cases they are shown; None: that which all of them were trained on.
         device: for the networks.
         batch_size: images a pass of a network.
+        failed: gets each case that a run can't be shown, and why; it counts for none. None: the first raises.
         progress: told of cases done, over all runs.
 
     Raises:
         UsageError: fewer than two runs, or one twice.
         RunError: no finished run; or the runs are of other cohorts, or share no test case.
         CohortError: the cohort given asks what a network was not trained for.
-        ImageError: naming the case that can't be read.
+        ImageError: naming the case that can't be read, where `failed` is None; else, no case can be read.
     """
     if len({run.path.resolve() for run in runs}) < max(2, len(runs)):
         raise UsageError("name two or more different runs to compare.")
     spec = read_experiment(runs[0].experiment).evaluation
     where, cases = _shared_cases(runs, cohort)
-    seen = list(_features(runs, cases, where, device, batch_size, progress))
+    seen = list(_features(runs, cases, where, device, batch_size, failed, progress))
+    if failed:
+        cases = [case for case in cases if case.case_id not in failed]
+        seen = [each.of([case.case_id for case in cases]) for each in seen]
     patients = [case.patient_id for case in cases]
     return tuple(
         StageSimilarity(first, second, stage, found)
@@ -159,6 +165,7 @@ def _features(
     cohort: Cohort,
     device: str,
     batch_size: int,
+    failed: Failures | None,
     progress: Progress | None,
 ) -> Iterator[Features]:
     from threefold.inference.features import stage_features
@@ -171,7 +178,9 @@ def _features(
                 progress(before + done, len(runs) * len(cases))
 
         predictor = Predictor.from_run(run.path, device=device)
-        yield stage_features(predictor, cases, cohort.spec, batch_size=batch_size, progress=told)
+        yield stage_features(
+            predictor, cases, cohort.spec, batch_size=batch_size, failed=failed, progress=told
+        )
 
 
 def _stages(

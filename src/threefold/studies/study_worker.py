@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from threefold.cohorts.cohort import read_cohort
+from threefold.cohorts.failures import listed
 from threefold.errors import RunError, ThreefoldError
 from threefold.experiment import Experiment
 from threefold.experiments import load_experiment
@@ -180,11 +181,13 @@ def execute(folder: Path, run: str) -> str:
     evaluate_run(trained)
     if lacks_evidence(study, spec, plan):
         try:
-            explain_run(trained, cohort, progress=partial(progress.step, "explaining"))
+            found = explain_run(trained, cohort, progress=partial(progress.step, "explaining"))
         except Exception as error:  # whatever it is: the run itself is whole, and claims on it stand
             if not isinstance(error, ThreefoldError):
                 traceback.print_exc()
             return f"no evidence: {error}"
+        if found.left_out:
+            return f"evidence without {len(found.left_out)} cases: {'; '.join(listed(found.left_out))}"
     return ""
 
 
