@@ -428,6 +428,7 @@ class Ranking:
         self._ends = None if last.all() else np.flatnonzero(last)
         self._positive = positive[self._order]
         self._scores = ranked
+        self._sorted = np.array_equal(self._order, np.arange(len(scores)))
 
     def auc(self, weights: Floats) -> Floats:
         """Return the AUC, (R,), NaN with one class.
@@ -458,7 +459,7 @@ class Ranking:
         Args:
             weights: (R, n).
         """
-        gathered = np.take(weights, self._order, axis=1)
+        gathered = weights.copy() if self._sorted else np.take(weights, self._order, axis=1)
         positives = gathered * self._positive
         gathered -= positives
         both = (np.cumsum(kind, axis=1, out=kind) for kind in (positives, gathered))

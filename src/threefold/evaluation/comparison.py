@@ -26,10 +26,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from threefold.evaluation.intervals import (
@@ -68,8 +69,13 @@ class Measured:
     @property
     def fewest_patients(self) -> int:
         """The patients with cases of that kind which the fewest have."""
-        kinds = [self.patients[kind] for kind in self.needs] or [self.patients]
-        return min(len(np.unique(kind)) for kind in kinds)
+        kinds = [self.numbered[kind] for kind in self.needs] or [self.numbered]
+        return min(int(np.count_nonzero(np.bincount(kind))) for kind in kinds)
+
+    @cached_property
+    def numbered(self) -> NDArray[np.int64]:
+        """The patient of each case as a number, (n,), without gaps, in the order of their names."""
+        return pd.factorize(self.patients.astype(object), sort=True)[0].astype(np.int64)
 
     @property
     def is_mean_over_classes(self) -> bool:

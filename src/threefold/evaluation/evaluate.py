@@ -201,6 +201,10 @@ def _units(level: Level, cases: Units, predictions: Predictions, spec: Evaluatio
     return patient_units(cases, positive=predictions.positive_index, rule=spec.patient_rule)
 
 
+_SORTED_FROM = 10_000
+"""Cases; of more, each resample is gathered in the order of the scores, and not gathered again to rank it."""
+
+
 def diagnosis_rows(place: Place, units: Units, predictions: Predictions, threshold: float) -> Iterator[Row]:
     """Yield every metric of the diagnosis over the labelled ones of some units.
 
@@ -212,6 +216,8 @@ def diagnosis_rows(place: Place, units: Units, predictions: Predictions, thresho
     """
     units = units.where(units.labels >= 0)
     positive = predictions.positive_index
+    if positive is not None and len(units) > _SORTED_FROM:
+        units = units.where(np.argsort(units.probabilities[:, positive], kind="stable"))
 
     metrics = diagnosis(units.labels, units.probabilities, positive=positive, threshold=threshold)
     counts = np.bincount(units.labels, minlength=len(predictions.classes))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from threefold.errors import PredictionsError
 from threefold.evaluation.classification import diagnosis, weighted_mean
 from threefold.evaluation.comparison import Measured
-from threefold.evaluation.groups import case_units
+from threefold.evaluation.groups import Units, case_units
 from threefold.evaluation.metrics import METRICS
 from threefold.evaluation.predictions import Predictions
 from threefold.evaluation.structure_numbers import case_values
@@ -54,9 +54,33 @@ class Tables:
     evidence: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @cached_property
-    def tested(self) -> dict[str, pd.DataFrame]:
-        """The test cases of each group that was asked for: a study asks for the same ones many times."""
+    def tested(self) -> dict[str, _Tested]:
+        """The test cases of each group that was asked for: they are asked for again by each metric."""
         return {}
+
+
+class _Tested:
+    """Test cases, and what several metrics of them need."""
+
+    def __init__(self, rows: pd.DataFrame, predictions: Predictions) -> None:
+        self.rows, self._predictions = rows, predictions
+
+    def of(self, cases: pd.Index) -> _Tested:
+        """Return some of the cases, by id; all of them, in the same order, are the same."""
+        return self if cases.equals(self.rows.index) else _Tested(self.rows.loc[cases], self._predictions)
+
+    @cached_property
+    def units(self) -> Units:
+        return case_units(self.rows, self._predictions)
+
+    @cached_property
+    def who(self) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
+        """Id and patient of each case."""
+        return self.rows.index.to_numpy(str), self.rows["patient_id"].to_numpy(str)
+
+    def chosen(self, chosen: Bools) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
+        """Return id and patient of some of the cases."""
+        return self.who if chosen.all() else (self.who[0][chosen], self.who[1][chosen])
 
 
 def measured_pair(first: Tables, second: Tables, metric: str, group: str) -> tuple[Measured, Measured]:
@@ -71,11 +95,11 @@ def measured_pair(first: Tables, second: Tables, metric: str, group: str) -> tup
         PredictionsError: there is no such metric or group; a case is of another patient or has another label
             in the other table.
     """
-    rows = [_tested(tables, group) for tables in (first, second)]
-    shared = rows[0].index.intersection(rows[1].index, sort=False)
-    rows = [each.loc[shared] for each in rows]
+    tested = [_tested(tables, group) for tables in (first, second)]
+    shared = tested[0].rows.index.intersection(tested[1].rows.index, sort=False)
+    tested = [each.of(shared) for each in tested]
     for what, column in (("of patient", "patient_id"), ("with label", "label")):
-        here, there = (each[column].to_numpy(str) for each in rows)
+        here, there = (each.rows[column].to_numpy(str) for each in tested)
         differing = np.flatnonzero((here != there) & (here != "") & (there != ""))
         if differing.size:
             at = differing[0]
@@ -83,7 +107,7 @@ def measured_pair(first: Tables, second: Tables, metric: str, group: str) -> tup
                 f"case '{shared[at]}': {what} '{here[at]}' in one run and {what} '{there[at]}' in the other. "
                 "Compare runs on the same cohort."
             )
-    found = [_measure(tables, metric, each) for tables, each in zip((first, second), rows, strict=True)]
+    found = [_measure(tables, metric, each) for tables, each in zip((first, second), tested, strict=True)]
     both = found[0][0] & found[1][0]
     baseline, variant = (make(both) for _, make in found)
     return baseline, variant
@@ -95,15 +119,14 @@ def measured(tables: Tables, metric: str, group: str) -> Measured:
     Raises:
         PredictionsError: there is no such metric or group.
     """
-    rows = _tested(tables, group)
-    there, make = _measure(tables, metric, rows)
+    there, make = _measure(tables, metric, _tested(tables, group))
     return make(there)
 
 
 def scores(tables: Tables, group: str) -> pd.DataFrame:
     """Return patient_id, positive (bool) and score of the labelled test cases of a group, by case id."""
     predictions = tables.predictions
-    rows = _tested(tables, group)
+    rows = _tested(tables, group).rows
     rows = rows[rows["label"] != ""]
     positive = predictions.positive or ""
     return pd.DataFrame(
@@ -124,10 +147,10 @@ def has_group(tables: Tables, group: str) -> bool:
     return group == OF_ALL or any((rows[name] == group).any() for name in _GROUPED_BY)
 
 
-def _tested(tables: Tables, group: str) -> pd.DataFrame:
+def _tested(tables: Tables, group: str) -> _Tested:
     """Return the test cases of a group, by case id."""
     if group not in tables.tested:
-        tables.tested[group] = _test_cases(tables, group)
+        tables.tested[group] = _Tested(_test_cases(tables, group), tables.predictions)
     return tables.tested[group]
 
 
@@ -150,26 +173,21 @@ def _test_cases(tables: Tables, group: str) -> pd.DataFrame:
     raise PredictionsError(f"there is no group '{group}' of test cases.{did_you_mean(group, known)}")
 
 
-def _measure(tables: Tables, metric: str, rows: pd.DataFrame) -> tuple[Bools, Callable[[Bools], Measured]]:
-    """Return which of the rows have a metric, and what measures it on some of the rows."""
+def _measure(tables: Tables, metric: str, tested: _Tested) -> tuple[Bools, Callable[[Bools], Measured]]:
+    """Return which of the cases have a metric, and what measures it on some of them."""
     if metric in DIAGNOSIS and tables.predictions.classes:
-        return _diagnosis(tables, metric, rows)
-    values = _values(tables, metric, rows)
+        return _diagnosis(tables, metric, tested)
+    values = _values(tables, metric, tested)
 
     def restricted(chosen: Bools) -> Measured:
-        return Measured(*_who(rows[chosen]), lambda weights: weighted_mean(values[chosen], weights))
+        there = values[chosen]
+        return Measured(*tested.chosen(chosen), lambda weights: weighted_mean(there, weights))
 
     return ~np.isnan(values), restricted
 
 
-def _who(rows: pd.DataFrame) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
-    """Return id and patient of each case."""
-    return rows.index.to_numpy(str), rows["patient_id"].to_numpy(str)
-
-
-def _diagnosis(tables: Tables, metric: str, rows: pd.DataFrame) -> tuple[Bools, Callable[[Bools], Measured]]:
-    predictions = tables.predictions
-    units = case_units(rows, predictions)
+def _diagnosis(tables: Tables, metric: str, tested: _Tested) -> tuple[Bools, Callable[[Bools], Measured]]:
+    predictions, units = tables.predictions, tested.units
     threshold = 0.5 if tables.threshold is None else tables.threshold
 
     def restricted(chosen: Bools) -> Measured:
@@ -178,7 +196,9 @@ def _diagnosis(tables: Tables, metric: str, rows: pd.DataFrame) -> tuple[Bools, 
             labels, units.probabilities[chosen], positive=positive, threshold=threshold, names=(metric,)
         )
         return Measured(
-            *_who(rows[chosen]), lambda weights: of(weights)[metric, None], _kinds(metric, labels, positive)
+            *tested.chosen(chosen),
+            lambda weights: of(weights)[metric, None],
+            _kinds(metric, labels, positive),
         )
 
     return units.labels >= 0, restricted
@@ -195,9 +215,9 @@ def _kinds(metric: str, labels: NDArray[np.int64], positive: int | None) -> tupl
     return tuple((labels == positive) == is_positive for is_positive in wanted)
 
 
-def _values(tables: Tables, metric: str, rows: pd.DataFrame) -> Floats:
+def _values(tables: Tables, metric: str, tested: _Tested) -> Floats:
     """Return the value of each case, NaN where it has none."""
-    found = dict(case_units(rows, tables.predictions).values)
+    rows, found = tested.rows, dict(tested.units.values)
     for (name, structure), values in case_values(rows, tables.predictions).items():
         found[f"{name}:{structure}" if structure else name] = values
     for name in tables.evidence.columns:

@@ -135,7 +135,7 @@ def _shift(tables: Tables, metric: str, first: str, other: str, spec: Evaluation
 
 
 def _at(group: str, metric: str, of: Measured, draws: Floats, spec: EvaluationSpec) -> AtSites:
-    n, patients = len(of.patients), len(set(of.patients))
+    n, patients = len(of.numbered), int(of.numbered.max(initial=-1)) + 1
     value = float(of.metric(np.ones((1, n)))[0]) if n else np.nan
     interval = Interval(np.nan, np.nan, 0, "no case has it" if not n else "not estimable")
     if np.isfinite(value):
@@ -147,6 +147,5 @@ def _at(group: str, metric: str, of: Measured, draws: Floats, spec: EvaluationSp
 
 def _draws(of: Measured, spec: EvaluationSpec, seed: int) -> Floats:
     """Return the metric in each resample of the patients, (R,); empty without patients."""
-    numbered = np.unique(of.patients, return_inverse=True)[1].astype(np.int64)
-    blocks = [of.metric(weights) for weights in patient_weights(numbered, spec.replicates, seed)]
+    blocks = [of.metric(weights) for weights in patient_weights(of.numbered, spec.replicates, seed)]
     return np.concatenate(blocks) if blocks else np.empty(0)
