@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 
 from threefold.errors import RunError, ThreefoldError
+from threefold.images.reading import read_image
 from threefold.images.writing import write_nifti
 from threefold.inference.journal import Journal
 from threefold.inference.listing import Source
@@ -112,7 +113,7 @@ def test_a_kill_at_any_write_and_the_same_call_leave_what_an_unbroken_one_does(
         for name, data in expected.items():
             assert found[name] == data, (at, name)
         assert len(done) <= 8
-        assert go(predictor, mixed, out) == []
+        assert go(predictor, mixed, out, batch_size=2) == []
 
 
 def test_what_is_done_is_not_done_again(predictor: Predictor, mixed: Path, tmp_path: Path) -> None:
@@ -122,10 +123,33 @@ def test_what_is_done_is_not_done_again(predictor: Predictor, mixed: Path, tmp_p
     iterator.close()  # as an interruption does
     assert pd.read_csv(out / "predictions.csv")["case_id"].tolist() == ["A", "a"]
     assert [path.name for path in (out / "masks").iterdir()] != []
-    assert go(predictor, mixed, out) == [*(f"volume#{k}" for k in range(5)), "below/b"]
+    assert go(predictor, mixed, out, batch_size=1) == [*(f"volume#{k}" for k in range(5)), "below/b"]
     table = pd.read_csv(out / "predictions.csv")
     assert table["case_id"].tolist() == ["A", "a", *(f"volume#{k}" for k in range(5)), "below/b"]
     assert pd.read_csv(out / "failed.csv")["case_id"].tolist() == ["bad"]
+
+
+@pytest.mark.parametrize("missing", range(5))
+def test_what_is_done_later_has_the_digits_that_it_has_in_its_pass(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: int
+) -> None:
+    """With a network of many layers, whose last digits depend on the number of images in a pass."""
+    (tmp_path / "images").mkdir()
+    for number in range(5):
+        write_nifti(tmp_path / "images" / f"{number}.nii", make_slice(number), AFFINE)
+    predictor, out = Predictor.from_run(run), tmp_path / "out"
+    go(predictor, tmp_path / "images", tmp_path / "whole", batch_size=4)
+    with monkeypatch.context() as patch:
+
+        def read(path: Path, **options: Any) -> Any:
+            if path.name == f"{missing}.nii":
+                raise MemoryError
+            return read_image(path, **options)
+
+        patch.setattr("threefold.inference.sources.read_image", read)
+        go(predictor, tmp_path / "images", out, batch_size=4)
+    assert go(predictor, tmp_path / "images", out, batch_size=4) == [str(missing)]
+    assert content(out) == content(tmp_path / "whole")
 
 
 def test_changed_inputs_are_done_anew_and_gone_ones_removed(
@@ -181,6 +205,8 @@ def test_another_run_other_options_and_other_inputs_are_refused(
             other.predict(mixed, out)
     with pytest.raises(RunError, match="uneven: refuse there, resample now"):
         predictor.predict(mixed, out, uneven="resample")
+    with pytest.raises(RunError, match="batch_size: 16 there, 4 now"):
+        predictor.predict(mixed, out, batch_size=4)
     with pytest.raises(RunError, match=r"inputs: .*never overwritten"):
         predictor.predict(mixed / "below", out)
     assert content(out) == expected
@@ -242,6 +268,24 @@ def test_a_volume_that_the_network_fails_on_has_no_row_and_no_mask(
     assert pd.read_csv(tmp_path / "out" / "failed.csv")["case_id"].tolist() == ["bad", "volume#2"]
 
 
+def test_memory_that_is_short_for_a_moment_changes_no_digit(
+    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor, stack = Predictor.from_run(run), np.stack
+    go(predictor, images, tmp_path / "whole")
+    short = [True]
+
+    def stacked(*arguments: Any, **options: Any) -> Any:
+        if short.pop() if short else False:
+            raise MemoryError
+        return stack(*arguments, **options)
+
+    monkeypatch.setattr(np, "stack", stacked)
+    go(predictor, images, tmp_path / "out")
+    assert not short
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
 def test_rows_are_not_kept_in_memory(predictor: Predictor, tmp_path: Path) -> None:
     """While it predicts, the folder holds what is under way alone."""
     (tmp_path / "images").mkdir()
@@ -251,7 +295,7 @@ def test_rows_are_not_kept_in_memory(predictor: Predictor, tmp_path: Path) -> No
     from threefold.inference.listing import find_sources
 
     listing = find_sources(tmp_path / "images")
-    folder = predictor.folder(tmp_path / "out", listing)
+    folder = predictor.folder(tmp_path / "out", listing, **listing_options)
     for _ in predictor.predict(listing, folder, **listing_options):
         assert len(folder._units) <= 5
     assert len(list(folder.rows())) == 40

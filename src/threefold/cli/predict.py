@@ -79,7 +79,7 @@ def predict(
 
     predictor = Predictor.from_run(run, device=device)
     listing = find_sources(images, allow_outside=allow_outside)
-    folder = predictor.folder(out, listing, uneven=uneven.value)
+    folder = predictor.folder(out, listing, batch_size=batch_size, uneven=uneven.value)
     for note in (*predictor.notes, *(f"passed over: {line}" for line in listing.passed.lines())):
         print(f"note: {note}", file=sys.stderr, flush=True)
     said = f"interrupted. What was done is in {out}; the same command goes on where it was."

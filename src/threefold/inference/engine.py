@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,24 @@ from threefold.images.geometry import Image
 from threefold.images.preprocessing import Placement, restore
 from threefold.inference.sliding import predict_large
 from threefold.networks.outputs import Outputs
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A place in a pass whose size is given; places that nobody takes hold zeros.
+
+    The last digits of an answer depend on how many images a pass has and on the place among them, but not on
+    what the others are. An image that keeps its seat has the same answer, to the bit, beside any company.
+
+    Attributes:
+        number: of the pass.
+        place: in it, from 0.
+        size: how many places it has.
+    """
+
+    number: int
+    place: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -32,6 +50,7 @@ class Prepared:
         window: the size that the network was trained on, where the image is larger.
         remarks: what speaks against the image and could be neither proven nor ruled out.
         number: of the source that it comes from, in the list of all.
+        seat: its place in a pass; None: it shares a pass with the next images of its source.
     """
 
     case_id: str
@@ -43,6 +62,17 @@ class Prepared:
     window: tuple[int, ...] | None = None
     remarks: tuple[str, ...] = ()
     number: int = 0
+    seat: Seat | None = None
+
+    @property
+    def goes_alone(self) -> bool:
+        """Whether it has a pass, or several, to itself: a volume, or an image larger than the network's."""
+        return self.window is not None or self.array.ndim > 3
+
+    @property
+    def company(self) -> tuple[str, int]:
+        """What images that share a pass have in common."""
+        return ("source", self.number) if self.seat is None else ("pass", self.seat.number)
 
 
 OnFailure = Callable[[Prepared, RunError], None]
@@ -78,7 +108,8 @@ def run_network(
 
     The network is left on `device` and in evaluation mode. It runs in float32. Volumes go one at a time,
     for their memory; `predict_large` says how images larger than the network's are predicted. A batch that
-    memory does not suffice for is done one image at a time.
+    memory does not suffice for is tried again, as memory may be short for a moment only, and then done one
+    image at a time.
 
     Args:
         network: from (B, C, *S) to `Outputs`.
@@ -99,68 +130,92 @@ def run_network(
 def _answers(
     network: nn.Module, batch: list[Prepared], device: torch.device | str, on_failure: OnFailure | None
 ) -> Iterator[tuple[Prepared, Result]]:
-    """Yield the images of a batch with their results; whatever fails is tried again one image at a time."""
-    try:
-        found = list(zip(batch, _pass(network, batch, device), strict=True))
-    except (RunError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, RunError) and not is_out_of_memory(error):
-            raise
-        if len(batch) > 1 and (on_failure is not None or not isinstance(error, RunError)):
-            for one in batch:
-                yield from _answers(network, [one], device, on_failure)
-            return
-        failure = error if isinstance(error, RunError) else _no_memory(batch[0], error)
-        if on_failure is None:
-            raise failure from error
-        on_failure(batch[0], failure)
-        return
-    yield from found
-
-
-def _pass(network: nn.Module, batch: list[Prepared], device: torch.device | str) -> list[Result]:
-    images = torch.from_numpy(np.stack([one.array for one in batch]))  # (B, C, *S)
-    window, note = batch[0].window, ""
-    with torch.inference_mode():
-        if window is None:
-            outputs: Outputs = network(images.to(device))
+    """Yield the images of a batch with their results."""
+    found = _pass(network, batch, device) or _pass(network, batch, device)
+    if found is None:
+        found = [_alone(network, one, device) for one in batch]
+    for one, answer in zip(batch, found, strict=True):
+        if isinstance(answer, Result):
+            yield one, answer
+        elif on_failure is None:
+            raise answer
         else:
-            outputs, note = predict_large(network, images, window, device=device, name=batch[0].case_id)
-    return list(_results(outputs, batch, note))
+            on_failure(one, answer)
 
 
-def _no_memory(one: Prepared, error: BaseException) -> RunError:
-    said = " ".join(str(error).split())[:200] or type(error).__name__
+def _alone(network: nn.Module, one: Prepared, device: torch.device | str) -> Result | RunError:
+    found = _pass(network, [replace(one, seat=None)], device)
+    if found is not None:
+        return found[0]
     return RunError(
-        f"case {one.case_id}: not enough memory for {' x '.join(map(str, one.array.shape))} values ({said}). "
-        "Close other programs, or cut the image to the region of interest."
+        f"case {one.case_id}: not enough memory for {' x '.join(map(str, one.array.shape))} values. Close "
+        "other programs, or cut the image to the region of interest."
     )
 
 
+def _pass(
+    network: nn.Module, batch: list[Prepared], device: torch.device | str
+) -> list[Result | RunError] | None:
+    """Return the answer of each image; None where memory does not suffice."""
+    window, note = batch[0].window, ""
+    try:
+        images, places = _stacked(batch)
+        with torch.inference_mode():
+            if window is None:
+                outputs: Outputs = network(images.to(device))
+            else:
+                outputs, note = predict_large(network, images, window, device=device, name=batch[0].case_id)
+        return list(_results(outputs, batch, places, note))
+    except RunError as error:  # of an image larger than the network's, which is in a pass of its own
+        return [error]
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+
+
+def _stacked(batch: list[Prepared]) -> tuple[Tensor, list[int]]:
+    """Return the images of a pass, (B, C, *S), and the place of each among them."""
+    seats = [one.seat for one in batch if one.seat is not None and not one.goes_alone]
+    if not seats:
+        return torch.from_numpy(np.stack([one.array for one in batch])), [*range(len(batch))]
+    images = np.zeros((seats[0].size, *batch[0].array.shape), np.float32)
+    places = [seat.place for seat in seats]
+    images[places] = [one.array for one in batch]
+    return torch.from_numpy(images), places
+
+
 def in_batches(prepared: Iterable[Prepared], batch_size: int) -> Iterator[list[Prepared]]:
-    """Yield the images in order: volumes and images larger than the network's one by one."""
+    """Yield the images in order: those that go alone one by one, others with their company."""
     batch: list[Prepared] = []
     for one in prepared:
-        if one.window is not None or one.array.ndim > 3:
-            if batch:
-                yield batch
+        if batch and (one.goes_alone or one.company != batch[0].company):
+            yield batch
             batch = []
-            yield [one]
-            continue
         batch.append(one)
-        if len(batch) == batch_size:
+        if one.goes_alone or len(batch) == batch_size:
             yield batch
             batch = []
     if batch:
         yield batch
 
 
-def _results(outputs: Outputs, batch: list[Prepared], note: str) -> Iterator[Result]:
+def _results(
+    outputs: Outputs, batch: list[Prepared], places: list[int], note: str
+) -> Iterator[Result | RunError]:
     classes = None if outputs.classes is None else outputs.classes.double().softmax(dim=1)
     labels = None if outputs.segmentation is None else outputs.segmentation.float().softmax(dim=1)
     heads = {"classification": classes, "segmentation": labels, "reconstruction": outputs.reconstruction}
-    arrays = {name: None if head is None else _finite(name, head, batch) for name, head in heads.items()}
-    probabilities, maps, images = arrays.values()
-    for i, one in enumerate(batch):
+    damaged = {
+        name: [] if head is None else (~head.isfinite().flatten(1).all(dim=1)).tolist()
+        for name, head in heads.items()
+    }
+    probabilities, maps, images = (None if head is None else head.cpu().numpy() for head in heads.values())
+    for one, i in zip(batch, places, strict=True):
+        bad = [name for name, rows in damaged.items() if rows and rows[i]]
+        if bad:
+            yield _not_finite(one, bad[0])
+            continue
         yield Result(
             probabilities=None if probabilities is None else probabilities[i],
             labels=None if maps is None else restore_labels(maps[i], one.placement),
@@ -169,17 +224,11 @@ def _results(outputs: Outputs, batch: list[Prepared], note: str) -> Iterator[Res
         )
 
 
-def _finite(name: str, output: Tensor, batch: list[Prepared]) -> NDArray[np.floating]:
-    """Return a head's output as an array, if every number is finite."""
-    finite = output.isfinite().flatten(1).all(dim=1).tolist()
-    bad = [one.case_id for one, good in zip(batch, finite, strict=True) if not good]
-    if bad:
-        raise RunError(
-            f"case {', '.join(bad)}: the network's {name} is not finite. Its weights, or the image's "
-            "intensities, are damaged; `threefold check` says more of the images."
-        )
-    array: NDArray[np.floating] = output.cpu().numpy()
-    return array
+def _not_finite(one: Prepared, head: str) -> RunError:
+    return RunError(
+        f"case {one.case_id}: the network's {head} is not finite. Its weights, or the image's intensities, "
+        "are damaged; `threefold check` says more of the images."
+    )
 
 
 def restore_labels(probabilities: NDArray[np.floating], placement: Placement) -> NDArray[np.uint8]:

@@ -119,7 +119,8 @@ class PredictionFolder:
             path: is new, empty, or holds predictions of the same run, options and inputs.
             labels: number of labels beside the background.
             same: further columns, the same for each row (run, version, threshold).
-            options: whatever else decides what is predicted: inputs, and what to do with uneven series.
+            options: whatever else decides what is predicted: inputs, images a pass, what to do with uneven
+                series.
 
         Raises:
             RunError: there is something else in it.

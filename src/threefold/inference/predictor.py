@@ -27,7 +27,7 @@ from threefold.experiments import read_experiment
 from threefold.images.reading import Uneven
 from threefold.inference.agreement import contradiction
 from threefold.inference.cases import Progress, label_count, structure_names
-from threefold.inference.engine import Prepared, Result, run_network
+from threefold.inference.engine import Prepared, Result, Seat, run_network
 from threefold.inference.listing import Inputs, Listing, Source, find_sources
 from threefold.inference.output import Prediction, PredictionFolder
 from threefold.inference.sources import Asked, OnError, prepare_each, refuse_other_question
@@ -147,7 +147,8 @@ class Predictor:
                 for.
             out: folder for masks, predictions.csv and failed.csv: a new one, or one of the same call, which
                 is gone on with: what it holds of unchanged inputs is neither made nor yielded again.
-            batch_size: images a pass of the network; volumes go one at a time.
+            batch_size: images a pass of the network; volumes go one at a time. Which images share a pass
+                depends on the list of inputs alone, so that one that is done later has the same digits.
             uneven: what to do with an unevenly spaced or tilted DICOM series.
             allow_outside: accept cohorts whose paths leave their folder.
             on_error: told of each input that can't be predicted; None: the first one raises.
@@ -163,11 +164,13 @@ class Predictor:
         for spec in specs.values():
             refuse_other_question(self.cohort, spec)
         if not isinstance(out, PredictionFolder | None):
-            out = self.folder(Path(out), listing, uneven=uneven)
+            out = self.folder(Path(out), listing, batch_size=batch_size, uneven=uneven)
         return self._predictions(listing, out, batch_size, uneven, on_error, progress)
 
-    def folder(self, path: Path, listing: Listing, *, uneven: Uneven = "refuse") -> PredictionFolder:
-        """Return a folder of predictions, to be made or gone on with.
+    def folder(
+        self, path: Path, listing: Listing, *, batch_size: int = 16, uneven: Uneven = "refuse"
+    ) -> PredictionFolder:
+        """Return a folder of predictions, to be made or gone on with; options as for `predict`.
 
         Raises:
             RunError: there is something else in it.
@@ -177,7 +180,12 @@ class Predictor:
             path,
             labels=label_count(self.experiment, self.cohort),
             same={**threshold, "run": self.run, "version": self.version},
-            options={"inputs": listing.asked, "uneven": uneven, "program": __version__},
+            options={
+                "inputs": listing.asked,
+                "uneven": uneven,
+                "batch_size": batch_size,
+                "program": __version__,
+            },
         )
 
     def _predictions(
@@ -202,7 +210,7 @@ class Predictor:
                 on_error(Source(one.case_id, str(one.image.source)), error)
 
         with nullcontext() if folder is None else folder.opened(listing):
-            prepared = self._prepared(listing.sources, folder, uneven, on_error, progress)
+            prepared = self._prepared(listing.sources, folder, batch_size, uneven, on_error, progress)
             for one, result in run_network(
                 self.network,
                 prepared,
@@ -217,6 +225,7 @@ class Predictor:
         self,
         sources: tuple[Source, ...],
         folder: PredictionFolder | None,
+        batch_size: int,
         uneven: Uneven,
         on_error: OnError | None,
         progress: Progress | None,
@@ -230,6 +239,7 @@ class Predictor:
                 on_error(part, error)
 
             if folder is None or folder.begin(number):
+                given = 0
                 last = None  # held back, so that its answer ends its input
                 for one in prepare_each(
                     source, self.asked, uneven=uneven, on_error=None if on_error is None else failed
@@ -239,8 +249,11 @@ class Predictor:
                     if last is not None:
                         yield last
                     last = replace(one, number=number)
+                    given += 1
                 if folder is not None:
                     folder.end(number)
+                if last is not None and given == 1 and last.volume is None:
+                    last = replace(last, seat=_seat(number, len(sources), batch_size))
                 if last is not None:
                     yield last
             if progress is not None:
@@ -284,6 +297,12 @@ class Predictor:
             return max(probabilities, key=probabilities.__getitem__)
         name = self.cohort.classes[positive]
         return name if probabilities[name] >= self.threshold else self.cohort.classes[1 - positive]
+
+
+def _seat(number: int, count: int, batch_size: int) -> Seat:
+    """Return the seat of an input that is one picture, by its number in the list of all."""
+    index, place = divmod(number, batch_size)
+    return Seat(index, place, min(batch_size, count - index * batch_size))
 
 
 def _device(name: str) -> torch.device:
