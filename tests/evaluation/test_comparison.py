@@ -10,7 +10,6 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from threefold.evaluation.classification import weighted_auc, weighted_mean
 from threefold.evaluation.comparison import (
     Effect,
     Expected,
@@ -23,6 +22,8 @@ from threefold.evaluation.comparison import (
     verdict,
 )
 from threefold.evaluation.intervals import SAME_VALUE
+from threefold.evaluation.ranking import weighted_auc
+from threefold.evaluation.weighting import weighted_mean
 
 Floats = NDArray[np.float64]
 

@@ -35,12 +35,14 @@ from threefold.evaluation import (
     evaluate,
     overlap,
     probes,
+    ranking,
     reconstruction,
     shift,
     similarity,
     structure_measures,
     surfaces,
     vessel_graph,
+    weighting,
     winding,
 )
 from threefold.evaluation.predictions import validate
@@ -190,8 +192,8 @@ def of_probabilities(
     ):
         yield measure.__name__, lambda measure=measure: measure(counts)
     for ranked in (
-        classification.weighted_auc,
-        classification.weighted_average_precision,
+        ranking.weighted_auc,
+        ranking.weighted_average_precision,
         classification.calibration_error,
     ):
         yield ranked.__name__, lambda ranked=ranked: ranked(positive, scores, weights)
@@ -199,7 +201,7 @@ def of_probabilities(
         yield plain.__name__, lambda plain=plain: plain(positive, scores)
     yield "confusion", lambda: classification.confusion(positive, scores >= 0.5, weights)
     yield "brier", lambda: classification.brier(positive * 1.0, scores, weights)
-    yield "weighted_mean", lambda: classification.weighted_mean(scores, weights)
+    yield "weighted_mean", lambda: weighting.weighted_mean(scores, weights)
     yield "confusion_shares", lambda: classification.confusion_shares(labels, labels, weights, classes=2)
     for rule in ("youden", "f1", "0.5"):
         yield "choose_threshold", lambda rule=rule: classification.choose_threshold(positive, scores, rule)
@@ -285,7 +287,9 @@ HELPERS = {
     arch: {"knows_arch"},
     attention: {"centred_blob"},
     winding: {"mask_line", "widened", "holes_along_body", "winds_around"},  # asked by find_arch
-    classification: {"calibration_bins", "classification_metrics", "diagnosis", "from_the_highest"},
+    classification: {"calibration_bins", "classification_metrics", "diagnosis"},
+    ranking: {"auc_of", "average_precision_of", "from_the_highest"},
+    weighting: {"ratio"},
     by_value: {"require_column"},
     evaluate: {"decision_threshold", "diagnosis_rows", "confusion_name"},  # within evaluate
     probes: {"fit_probe", "patient_folds", "cross_validated", "auc_within_folds"},  # within probe_column

@@ -20,7 +20,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from threefold.errors import PredictionsError
-from threefold.evaluation.classification import weighted_mean
 from threefold.evaluation.evaluate import decision_threshold, diagnosis_rows
 from threefold.evaluation.groups import (
     WORST_SITE_PATIENTS,
@@ -37,6 +36,7 @@ from threefold.evaluation.predictions import (
     probability_column,
 )
 from threefold.evaluation.rows import Place, Row
+from threefold.evaluation.weighting import weighted_mean
 from threefold.experiment import EvaluationSpec
 
 Floats = NDArray[np.float64]

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from threefold.evaluation.classification import brier, calibration_error, weighted_mean
+from threefold.evaluation.classification import brier, calibration_error
 from threefold.evaluation.groups import Units, case_units, groups_of
 from threefold.evaluation.intervals import Estimate, Interval, bootstrap
 from threefold.evaluation.metrics import METRICS
 from threefold.evaluation.predictions import Predictions
 from threefold.evaluation.rows import Place, Row
+from threefold.evaluation.weighting import weighted_mean
 from threefold.experiment import EvaluationSpec
 
 Floats = NDArray[np.float64]

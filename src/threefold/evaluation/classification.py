@@ -2,9 +2,6 @@
 
 A weighting is a row of `weights` (R, n): ones for the plain metric, the counts of a bootstrap replicate for
 its interval. A metric is NaN in every row where it does not exist (one class only, no case), never 0.
-
-Ties count half in the AUC (the Mann-Whitney statistic); average precision is the sum of precision times the
-step in recall over the distinct scores, without interpolation. Both agree with scikit-learn's sample_weight.
 """
 
 from __future__ import annotations
@@ -17,6 +14,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from threefold.evaluation.ranking import (
+    Ranking,
+    auc_of,
+    average_precision_of,
+    weighted_auc,
+    weighted_average_precision,
+)
+from threefold.evaluation.weighting import ratio, weighted_mean
+
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
@@ -25,8 +31,6 @@ CALIBRATION_BINS = 10
 _ONE_AGAINST_REST = ("f1", "auc", "sensitivity", "specificity", "average_precision")
 ALL = (*_ONE_AGAINST_REST, "balanced_accuracy", "accuracy", "brier", "calibration_error")
 """The metrics of the diagnosis."""
-_MOST_COMPARED = 250_000
-"""Pairs of a positive and a negative; of more, sums by score take less time, and far less memory."""
 _ORDER = (
     "f1",
     "auc",
@@ -70,12 +74,12 @@ def _cells(positive: Bools, decided: Bools) -> Floats:
 
 def sensitivity(counts: Confusion) -> Floats:
     """Return TP / (TP + FN), (R,); NaN without positives."""
-    return _ratio(counts.true_positive, counts.true_positive + counts.false_negative)
+    return ratio(counts.true_positive, counts.true_positive + counts.false_negative)
 
 
 def specificity(counts: Confusion) -> Floats:
     """Return TN / (TN + FP), (R,); NaN without negatives."""
-    return _ratio(counts.true_negative, counts.true_negative + counts.false_positive)
+    return ratio(counts.true_negative, counts.true_negative + counts.false_positive)
 
 
 def balanced_accuracy(counts: Confusion) -> Floats:
@@ -86,69 +90,14 @@ def balanced_accuracy(counts: Confusion) -> Floats:
 def f1(counts: Confusion) -> Floats:
     """Return 2 TP / (2 TP + FP + FN), (R,); NaN without positives, where it would say nothing but 0."""
     positives = counts.true_positive + counts.false_negative
-    score = _ratio(2 * counts.true_positive, positives + counts.true_positive + counts.false_positive)
+    score = ratio(2 * counts.true_positive, positives + counts.true_positive + counts.false_positive)
     return np.where(positives > 0, score, np.nan)
 
 
 def accuracy(counts: Confusion) -> Floats:
     """Return the share of right decisions, (R,); NaN without cases."""
     right = counts.true_positive + counts.true_negative
-    return _ratio(right, right + counts.false_positive + counts.false_negative)
-
-
-def weighted_auc(positive: Bools, scores: Floats, weights: Floats) -> Floats:
-    """Area under the ROC curve: P(score of a positive > score of a negative) + P(equal) / 2.
-
-    Args:
-        positive: (n,) the truth.
-        scores: (n,) finite, higher is more positive.
-        weights: (R, n).
-
-    Returns:
-        (R,); NaN with one class.
-    """
-    return Ranking(positive, scores).auc(weights)
-
-
-def _auc(positives: Floats, negatives: Floats) -> Floats:
-    """Return the AUC, (R,), from the weights of positives and negatives up to each score (R, U)."""
-    if not positives.shape[1]:
-        return np.full(len(positives), np.nan)
-    at_each = np.diff(positives, axis=1, prepend=0)
-    twice = negatives.copy()  # those below a score, and those up to it
-    twice[:, 1:] += negatives[:, :-1]
-    wins = np.einsum("ru,ru->r", at_each, twice) / 2
-    return _ratio(wins, positives[:, -1] * negatives[:, -1])
-
-
-def weighted_average_precision(positive: Bools, scores: Floats, weights: Floats) -> Floats:
-    """Average precision: sum over distinct scores of precision times the step in recall.
-
-    Args:
-        positive, scores, weights: as for `weighted_auc`.
-
-    Returns:
-        (R,); NaN without positives.
-    """
-    return _average_precision(*Ranking(positive, scores).up_to_each(weights))
-
-
-def _average_precision(positives: Floats, negatives: Floats) -> Floats:
-    """Return the average precision, (R,), from the weights up to each score as `_auc` takes them."""
-    if not positives.shape[1]:
-        return np.full(len(positives), np.nan)
-    found, false = from_the_highest(positives), from_the_highest(negatives)
-    alarms = np.add(found, false, out=false)
-    precision = np.divide(found, alarms, out=np.zeros_like(found), where=alarms > 0)
-    total = np.einsum("ru,ru->r", precision, np.diff(positives, axis=1, prepend=0)[:, ::-1])
-    return _ratio(total, positives[:, -1])
-
-
-def from_the_highest(up_to_each: Floats) -> Floats:
-    """Return the weights of each score and those above it, (R, U), highest first."""
-    below = np.zeros_like(up_to_each)
-    below[:, 1:] = up_to_each[:, :-1]
-    return np.ascontiguousarray((up_to_each[:, -1:] - below)[:, ::-1])
+    return ratio(right, right + counts.false_positive + counts.false_negative)
 
 
 def brier(targets: Floats, probabilities: Floats, weights: Floats) -> Floats:
@@ -193,22 +142,13 @@ def _gaps(positive: Bools, probabilities: Floats) -> Floats:
 
 
 def _calibration_error(gaps: Floats, weights: Floats) -> Floats:
-    return _ratio(np.abs(weights @ gaps).sum(axis=1), weights.sum(axis=1))
+    return ratio(np.abs(weights @ gaps).sum(axis=1), weights.sum(axis=1))
 
 
 def calibration_bins(probabilities: Floats, bins: int = CALIBRATION_BINS) -> Ints:
     """Return the bin of each case, (n,): bins hold equally many cases, and equal probabilities share one."""
     edges = np.quantile(probabilities, np.arange(1, bins) / bins)
     return np.unique(np.searchsorted(np.unique(edges), probabilities, side="right"), return_inverse=True)[1]
-
-
-def weighted_mean(values: Floats, weights: Floats) -> Floats:
-    """Return the weighted mean of (n,) values, (R,); NaN without cases or with an infinite one."""
-    finite = np.isfinite(values)
-    if finite.all():
-        return _ratio(weights @ values, weights.sum(axis=1))
-    means = _ratio(weights[:, finite] @ values[finite], weights.sum(axis=1))
-    return np.where(weights[:, ~finite].any(axis=1), np.nan, means)
 
 
 def auc(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -362,7 +302,7 @@ def confusion_shares(labels: Ints, decision: Ints, weights: Floats, *, classes: 
     cells = np.eye(classes * classes)[labels * classes + decision]  # (n, K * K)
     counts = (weights @ cells).reshape(-1, classes, classes)  # (R, K, K)
     totals = np.broadcast_to(counts.sum(axis=2, keepdims=True), counts.shape)
-    return _ratio(counts, totals)
+    return ratio(counts, totals)
 
 
 class _Binary:
@@ -389,7 +329,7 @@ class _Binary:
             of["auc"] = lambda: self._ranking.auc(weights)
         elif areas:
             ranked = self._ranking.up_to_each(weights)  # most of the work: once for both areas
-            of |= {"auc": lambda: _auc(*ranked), "average_precision": lambda: _average_precision(*ranked)}
+            of |= {"auc": lambda: auc_of(*ranked), "average_precision": lambda: average_precision_of(*ranked)}
         of |= {
             "brier": lambda: weighted_mean(self._errors, weights),
             "calibration_error": lambda: _calibration_error(self._gaps, weights),
@@ -411,64 +351,6 @@ class _Binary:
     @cached_property
     def _gaps(self) -> Floats:
         return _gaps(self.positive, self.scores)
-
-
-class Ranking:
-    """Cases in the order of their scores, so that many weightings are ranked for one sort.
-
-    Args:
-        positive: (n,) the truth.
-        scores: (n,) finite, with U distinct values.
-    """
-
-    def __init__(self, positive: Bools, scores: Floats) -> None:
-        self._order = np.argsort(scores, kind="stable")
-        ranked = scores[self._order]
-        last = np.concatenate([ranked[1:] != ranked[:-1], [True]]) if len(scores) else np.zeros(0, np.bool_)
-        self._ends = None if last.all() else np.flatnonzero(last)
-        self._positive = positive[self._order]
-        self._scores = ranked
-        self._sorted = np.array_equal(self._order, np.arange(len(scores)))
-
-    def auc(self, weights: Floats) -> Floats:
-        """Return the AUC, (R,), NaN with one class.
-
-        Args:
-            weights: (R, n).
-        """
-        places = self._order[self._positive], self._order[~self._positive]
-        if not 0 < len(places[0]) * len(places[1]) <= _MOST_COMPARED:
-            return _auc(*self.up_to_each(weights))
-        positives, negatives = (np.take(weights, where, axis=1) for where in places)
-        wins = np.einsum("rp,rp->r", negatives @ self._wins, positives)
-        return _ratio(wins, positives.sum(axis=1) * negatives.sum(axis=1))
-
-    @cached_property
-    def _wins(self) -> Floats:
-        """1 where a positive's score is above a negative's, 0.5 where they are equal: (negatives, positives).
-
-        Of a few hundred cases one product with it takes a fifth of the time of sums by score.
-        """
-        above, below = self._scores[self._positive], self._scores[~self._positive][:, None]
-        wins: Floats = (above > below) + 0.5 * (above == below)
-        return wins
-
-    def up_to_each(self, weights: Floats) -> tuple[Floats, Floats]:
-        """Return the weights of positives and of negatives up to each distinct score, ascending: two (R, U).
-
-        Args:
-            weights: (R, n).
-        """
-        gathered = weights.copy() if self._sorted else np.take(weights, self._order, axis=1)
-        positives = gathered * self._positive
-        gathered -= positives
-        both = (np.cumsum(kind, axis=1, out=kind) for kind in (positives, gathered))
-        found, negatives = (one if self._ends is None else np.take(one, self._ends, axis=1) for one in both)
-        return found, negatives
-
-
-def _ratio(numerator: Floats, denominator: Floats) -> Floats:
-    return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)
 
 
 def _binary(labels: ArrayLike, scores: ArrayLike) -> tuple[Bools, Floats]:

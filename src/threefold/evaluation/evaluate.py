@@ -12,12 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from threefold.errors import PredictionsError
-from threefold.evaluation.classification import (
-    choose_threshold,
-    confusion_shares,
-    diagnosis,
-    weighted_mean,
-)
+from threefold.evaluation.classification import choose_threshold, confusion_shares, diagnosis
 from threefold.evaluation.groups import (
     WORST_SITE_PATIENTS,
     Group,
@@ -34,6 +29,7 @@ from threefold.evaluation.metrics import METRICS, Metric
 from threefold.evaluation.predictions import Predictions, probability_column
 from threefold.evaluation.rows import Place, Row
 from threefold.evaluation.structure_numbers import structure_numbers
+from threefold.evaluation.weighting import weighted_mean
 from threefold.experiment import EvaluationSpec
 
 Floats = NDArray[np.float64]

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from threefold.evaluation.classification import weighted_mean
 from threefold.evaluation.groups import Group, groups_of, plain_units
 from threefold.evaluation.metrics import BASELINES, METRICS
 from threefold.evaluation.predictions import Predictions
 from threefold.evaluation.rows import Place, Row
+from threefold.evaluation.weighting import weighted_mean
 from threefold.experiment import EvaluationSpec
 
 Floats = NDArray[np.float64]
