@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])( *\..*)?", re.IGNORECASE)
+_LONGEST = 200
+"""Bytes of a stem: file systems hold 255, and a file under way has more than its ending."""
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
 
 
@@ -17,6 +20,19 @@ def unportable(stem: str) -> str | None:
     if stem != stem.rstrip(". "):
         return "no dot or space at the end there"
     return None
+
+
+def case_stem(case_id: str) -> str:
+    """Return what a case's files are named by, without an ending: its id, where every system can hold it.
+
+    Else what offends is replaced, and a hash of the id keeps it from another case's name. It is the id's
+    alone, so that whoever reads such a file finds it as who wrote it named it.
+    """
+    if unportable(case_id) is None and len(case_id.encode("utf-8", "surrogatepass")) <= _LONGEST:
+        return case_id
+    digest = hashlib.sha256(case_id.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    short = case_id.encode("utf-8", "replace")[: _LONGEST - len(digest) - 2].decode("utf-8", "ignore")
+    return f"{portable(short)}-{digest}"
 
 
 def portable(stem: str) -> str:

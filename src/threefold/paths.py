@@ -7,18 +7,27 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from threefold.errors import RunError
+from threefold.file_names import unportable
 
 PART_PATTERN = r"^[A-Za-z0-9](-?[A-Za-z0-9_.+=])*-?$"
-PathPart = Annotated[str, Field(pattern=PART_PATTERN, max_length=80)]
-"""A name that is a part of a path. Two dashes in a row part names in the names of logs."""
+
+
+def _held_anywhere(name: str) -> str:
+    if (why := unportable(name)) is not None:
+        raise ValueError(f"'{name}' can't name a file on Windows ({why}). Choose another")
+    return name
+
+
+PathPart = Annotated[str, Field(pattern=PART_PATTERN, max_length=80), AfterValidator(_held_anywhere)]
+"""A name that is a part of a path on every system. Two dashes in a row part names in the names of logs."""
 
 
 def is_path_part(name: str) -> bool:
-    """Whether a name can be a part of a path anywhere: no separators, no leading dot, no spaces."""
-    return re.fullmatch(PART_PATTERN.strip("^$"), name) is not None
+    """Whether a name can be a part of a path anywhere: no separator, no dot in front, no space."""
+    return re.fullmatch(PART_PATTERN.strip("^$"), name) is not None and unportable(name) is None
 
 
 class Boundary:

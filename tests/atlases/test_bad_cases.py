@@ -124,6 +124,13 @@ def test_a_case_that_has_structures_and_no_image_is_left_out_too(make_cohort: An
     assert "no such file" in left_out_of(made)["one"]
 
 
+def test_a_users_own_columns_are_not_replaced(make_cohort: Any, tmp_path: Path) -> None:
+    cohort = make_cohort(rows={"one": {"atlas": "drawn by hand"}})
+    with pytest.raises(CohortError, match=r"column 'atlas'.*Rename yours, my_atlas"):
+        propagate(cohort, tmp_path / "out", PLAIN)
+    assert not (tmp_path / "out").exists()
+
+
 def test_where_no_case_is_left_nothing_is_made(make_cohort: Any, tmp_path: Path) -> None:
     cohort = make_cohort()
     for case in cohort.cases:

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from threefold.cli.app import main
-from threefold.cohorts.cohort import Cohort
+from threefold.cohorts.cohort import Cohort, write_cohort
+from threefold.cohorts.staging import row_of
 from threefold.phantoms.head_ct import HeadCtSpec, make_head_ct_cohort
 from threefold.studies import study_pools
 from threefold.studies.study_folder import Outcome
@@ -115,6 +116,21 @@ def test_a_users_cohort_is_run_and_compared(
     (claim,) = found["claims"]
     assert claim["verdict"] in ("supported", "contradicted", "undecided", "not estimable")
     assert claim["effect"]["cases"] > claim["effect"]["patients"] > 0
+
+
+def test_a_cohort_whose_files_lie_elsewhere_is_asked_for(
+    workplace: Path, cohort: Cohort, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row_of(case, cohort.spec) for case in cohort.cases]
+    write_cohort(workplace / "elsewhere", cohort.spec, rows, allow_outside=True)
+    study = {**STUDY, "cohorts": {"heads": {"folder": "elsewhere"}}}
+    Path("tiny.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    code, _, err = call(capsys, "run", "tiny.yaml", "--out", "o")
+    assert code == 1
+    assert "--allow-outside" in err
+    assert not Path("o").exists()
+    monkeypatch.setattr("threefold.studies.study.run_study", lambda *_: [])
+    assert call(capsys, "run", "tiny.yaml", "--out", "o", "--allow-outside")[0] == 0
 
 
 @pytest.mark.parametrize(

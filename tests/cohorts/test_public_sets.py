@@ -390,3 +390,20 @@ def test_waterbirds_that_are_wrong(birds: Path, tmp_path: Path) -> None:
     with pytest.raises(CohortError, match="row 2, column y: expected one of 0, 1, found '7'"):
         import_waterbirds(birds, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_tables_that_name_files_elsewhere_are_not_followed(birds: Path, rsna: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "Secret_1.jpg"
+    outside.write_bytes((birds / "000.Bird/Bird_0.jpg").read_bytes())
+    table = birds / "metadata.csv"
+    table.write_text(table.read_text().replace("000.Bird/Bird_0.jpg", "../Secret_1.jpg"))
+    assert len(import_waterbirds(birds, tmp_path / "out").cases) == 3
+    failed = json.loads((tmp_path / "out/provenance.json").read_text())["failed"]
+    assert "Secret_1.jpg' leaves" in failed["Secret_1"]
+
+    (rsna / "stage_2_train/ID_3.dcm").rename(tmp_path / "ID_3.dcm")
+    labels = rsna / "stage_2_train.csv"
+    labels.write_text(labels.read_text().replace("ID_3_", "../../ID_3_"))
+    import_rsna(rsna, tmp_path / "slices")
+    left_out = json.loads((tmp_path / "slices/provenance.json").read_text())["left out"]
+    assert "ID_3.dcm' leaves" in left_out["../../ID_3"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from threefold.cohorts.cohort import Cohort
 from threefold.errors import TrainingError
 from threefold.run import RunFolder
+from threefold.training import launch
 from threefold.training.devices import _available
 from threefold.training.run import train
 
@@ -73,3 +75,17 @@ def test_an_error_in_a_process_comes_home_as_it_was(
     with pytest.raises(TrainingError, match="not finite"):
         train(experiment, cohort, run.path)
     assert run.read_status()["state"] == "failed"
+
+
+def test_a_started_process_computes_with_the_threads_that_the_run_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "environment.json").write_text('{"threads": 1}')
+    monkeypatch.setattr(launch, "_train", lambda *_: torch.get_num_threads())
+    job: Any = SimpleNamespace(run=RunFolder(tmp_path))
+    monkeypatch.setattr(launch, "share_cores", lambda: torch.set_num_threads(2))
+    before = torch.get_num_threads()
+    try:
+        assert launch._work(job, -1, cast(Any, None)) == 1
+    finally:
+        torch.set_num_threads(before)

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import threefold.training.folder as folder
 import threefold.training.loop as loop
 import threefold.training.run as training_run
 from threefold.cohorts.cohort import Cohort
+from threefold.cohorts.findings import Finding
 from threefold.cohorts.splits import Split, read_split, write_split
 from threefold.errors import (
     CohortError,
@@ -269,6 +271,16 @@ def test_a_single_case_is_refused(
     with pytest.raises(CohortError, match="not fit to train on"):
         train(make_experiment(), make_cohort(patients=1, slices=1), run.path)
     assert not run.path.exists()
+
+
+def test_of_many_findings_the_first_are_told(
+    cohort: Cohort, make_experiment: MakeExperiment, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    findings = [Finding("refuse", "files", f"finding {number}") for number in range(25)]
+    found = SimpleNamespace(refused=True, findings=findings)
+    monkeypatch.setattr("threefold.training.run.audit", lambda *_, **__: found)
+    with pytest.raises(CohortError, match=r"finding 0\n(.*\n)+  finding 19\n  and 5 more\n`threefold check"):
+        train(make_experiment(), cohort, run.path)
 
 
 def test_a_missing_image_is_refused(cohort: Cohort, make_experiment: MakeExperiment, run: RunFolder) -> None:

@@ -18,6 +18,7 @@ from threefold.cohorts.failures import Failures, listed, sparing_others
 from threefold.cohorts.staging import FOLDERS, PROVENANCE_NAME, Staging, row_of
 from threefold.csv_tables import table_text
 from threefold.errors import CohortError
+from threefold.file_names import case_stem
 from threefold.images.cache import ContentHashes
 from threefold.run import copy_new, write_atomically
 from threefold.validation import read_json
@@ -67,6 +68,23 @@ class Made:
     settings: str
     steps: Sequence[Step]
     failed: Failures
+
+
+def refuse_own_columns(cohort: Cohort) -> None:
+    """Refuse a cohort whose own columns have the names of those that a propagation adds.
+
+    Those of an earlier propagation are replaced.
+
+    Raises:
+        CohortError: naming the column.
+    """
+    there = {name for case in cohort.cases for name, value in case.extra.items() if value}
+    for name, meaning in COLUMNS.items():
+        if name in there and cohort.spec.columns.get(name) != meaning:
+            raise CohortError(
+                f"{cohort.folder / 'cases.csv'}: column '{name}': a propagated cohort has a column of that "
+                f"name, which would replace it. Rename yours, my_{name} say."
+            )
 
 
 def finish(
@@ -138,7 +156,7 @@ def _quality(place: Workplace, step: Step) -> dict[str, Any]:
 
 
 def _place_labels(place: Workplace, step: Step) -> None:
-    _copy(place.file(step, ".nii.gz"), place.folder / FOLDERS["structures"] / f"{step.of}.nii.gz")
+    _copy(place.file(step, ".nii.gz"), place.folder / FOLDERS["structures"] / f"{case_stem(step.of)}.nii.gz")
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -159,7 +177,7 @@ def _row(
     if quality is None:
         return {**row, "atlas": None, "registration": None}
     if quality["registration"] == "ok":
-        row["structures"] = Path(FOLDERS["structures"]) / f"{case.case_id}.nii.gz"
+        row["structures"] = Path(FOLDERS["structures"]) / f"{case_stem(case.case_id)}.nii.gz"
     return {**row, "atlas": quality["atlas"], "registration": quality["registration"]}
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 
 from threefold.atlases.affine import align
-from threefold.atlases.outcome import Made, finish
+from threefold.atlases.outcome import Made, finish, refuse_own_columns
 from threefold.atlases.pairing import Pairing, check_files, pair_cases, read_atlas
 from threefold.atlases.quality import (
     correlation_of,
@@ -104,6 +104,7 @@ def propagate(
         RunError: another process is propagating into `out`, or the disk refuses.
     """
     share_cores()
+    refuse_own_columns(cohort)
     out, pairing = Path(out), pair_cases(cohort, atlases)
     tested = {case.case_id for case in cohort.cases if case.split == "test"}
     steps = Steps(cohort, pairing, spec, tested | set(held_out))

@@ -26,6 +26,7 @@ from threefold.atlases.steps import Step
 from threefold.cohorts.cohort import SPEC_NAME, TABLE_NAME
 from threefold.cohorts.staging import FOLDERS, PROVENANCE_NAME
 from threefold.errors import CohortError
+from threefold.file_names import case_stem
 from threefold.run import alone_in, copy_new, put_in_place, refuse_current_folder, write_atomically
 
 STEPS_NAME = "steps.json"
@@ -185,7 +186,7 @@ def _take_over(place: Workplace) -> None:
         note, labels = place.file(step, ".json"), place.file(step, ".nii.gz")
         try:
             if step.kind == "registration" and "labels_sha256" in record.values:
-                copy_new(place.out / FOLDERS["structures"] / f"{step.of}.nii.gz", labels)
+                copy_new(place.out / FOLDERS["structures"] / f"{case_stem(step.of)}.nii.gz", labels)
             if step.kind == "network" and "weights_sha256" in record.values:
                 copy_new(place.out / WEIGHTS_NAME, place.file(step, ".safetensors"))
         except OSError:
@@ -202,7 +203,7 @@ def _touched(out: Path) -> str | None:
             return name
     for step in content.get("steps", ()):
         digest = step["values"].get("labels_sha256")
-        labels = out / FOLDERS["structures"] / f"{step['of']}.nii.gz"
+        labels = out / FOLDERS["structures"] / f"{case_stem(step['of'])}.nii.gz"
         if digest is not None and digest != _sha256_of(labels):
             return labels.name
     return None

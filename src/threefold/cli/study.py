@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from threefold.cli.options import AllowOutside
 from threefold.cli.progress import count, resumable
 
 study = typer.Typer(
@@ -47,6 +48,7 @@ def run(
     cohort: Annotated[
         Path | None, typer.Option(help="Your own cohort, in place of the study's: all variants on it.")
     ] = None,
+    allow_outside: AllowOutside = False,
     only: Annotated[
         list[str] | None,
         typer.Option(help="Runs whose COHORT/VARIANT/split-K-seed-S matches (`*`, `?`); may be repeated."),
@@ -74,7 +76,7 @@ def run(
     import torch
 
     from threefold.studies.study import run_study
-    from threefold.studies.study_cohorts import pointed_at
+    from threefold.studies.study_cohorts import pointed_at, require_inside
     from threefold.studies.study_folder import StudyFolder
     from threefold.studies.study_pools import LocalPool, RayPool, local_workers, visible_gpus
     from threefold.training.devices import require_one_process
@@ -89,6 +91,8 @@ def run(
                 f"left out, as {cohort} has no such groups or it is one cohort alone: {claim} ({group})",
                 err=True,
             )
+    if not allow_outside:
+        require_inside(spec)
     gpus = torch.cuda.device_count()
     pool = (
         RayPool(out, spec.threads, ray)

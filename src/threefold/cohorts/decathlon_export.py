@@ -17,6 +17,7 @@ from threefold.experiment import Part
 from threefold.run import write_atomically
 
 FORMAT = 1
+_NAMED = 10
 _LIST_OF = {part: name for name, part in LISTS.items()}
 
 
@@ -50,6 +51,14 @@ def export_decathlon(
             f"{cohort.folder}: the mask's inside is {list(spec.mask.values)}; the published reader takes "
             "masks of 0 and 1. Convert them first."
         )
+    slices = [case.case_id for case in cohort.cases if case.slice_index is not None]
+    if slices:
+        more = f" and {len(slices) - _NAMED} more" if len(slices) > _NAMED else ""
+        raise CohortError(
+            f"{cohort.folder}: {len(slices)} cases are slices of volumes, which the published reader does "
+            f"not know: {', '.join(slices[:_NAMED])}{more}. Write the slices as files of their own, or take "
+            "these cases out of cases.csv, and repeat the command."
+        )
     lists: dict[str, list[dict[str, Any]]] = {name: [] for name in LISTS}
     lacking: dict[str, list[str]] = {}
     for case in cohort.cases:
@@ -82,11 +91,6 @@ def export_decathlon(
 
 
 def _entry(case: Case, part: Part | None, out: Path) -> dict[str, Any]:
-    if case.slice_index is not None:
-        raise CohortError(
-            f"case {case.case_id}: a slice of a volume, which the published reader does not know. Write the "
-            "slices as files of their own first."
-        )
     files = {column: getattr(case, column) for column in FOLDERS if column != "image"}
     given = {column: _relative(file, out) for column, file in files.items() if file is not None}
     mask = given.get("mask")

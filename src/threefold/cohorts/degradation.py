@@ -15,6 +15,7 @@ from threefold.cohorts.staging import FOLDERS, finished, row_of, staging
 from threefold.cohorts.targets import read_structures
 from threefold.errors import CohortError
 from threefold.experiment.spec import NonNegative, Positive, Seed, Spec
+from threefold.file_names import case_stem
 from threefold.images.reading import read_image
 from threefold.images.writing import label_map_suffix, write_label_map
 
@@ -115,7 +116,7 @@ def _write(case: Case, cohort: Cohort, folder: Path, spec: DegradationSpec) -> P
     assert case.reference is not None
     image = read_image(case.image, slice_index=case.slice_index, spacing=cohort.spec.spacing)
     truth = read_structures(case.reference, case.slice_index, image, cohort.spec)
-    path = Path(FOLDERS["structures"]) / f"{case.case_id}{label_map_suffix(image)}"
+    path = Path(FOLDERS["structures"]) / f"{case_stem(case.case_id)}{label_map_suffix(image)}"
     changed = moved(truth.array.astype(np.uint8), truth.spacing, spec, case.case_id)
     write_label_map(folder / path, changed, image, labels=len(cohort.spec.structures))
     return path

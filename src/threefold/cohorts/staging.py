@@ -17,6 +17,7 @@ from threefold.cohorts.cohort import Case, Cohort, CohortSpec, read_cohort, writ
 from threefold.cohorts.failures import Failures, listed, sparing_others
 from threefold.cohorts.table import case_id_problems
 from threefold.errors import CohortError, ImageError
+from threefold.file_names import case_stem
 from threefold.paths import Boundary
 from threefold.run import copy_new, whole_folder, write_atomically
 
@@ -76,17 +77,26 @@ class Staging:
         if source in self._placed:
             return self._placed[source]
         _require_regular(source)
-        how = None if self._boundary is None else self._boundary.leaves(source)
-        if how is not None:
-            raise ImageError(
-                f"{how} {self.home}. Copy the file there, or allow it by name (--allow-outside)."
-            )
+        self.require_inside(source)
         target = Path(os.path.relpath(source, self.out.absolute()))
         if copy:
-            target = Path(FOLDERS[column]) / f"{case_id}{ending(source)}"
+            target = Path(FOLDERS[column]) / f"{case_stem(case_id)}{ending(source)}"
             self._copy(source, target)
         self._placed[source] = target
         return target
+
+    def require_inside(self, source: Path) -> None:
+        """Refuse a file that a table names and that lies outside of `home`.
+
+        Raises:
+            ImageError: naming it.
+        """
+        how = None if self._boundary is None else self._boundary.leaves(source)
+        if how is not None:
+            raise ImageError(
+                f"{how} {self.home}. Copy the file there, or allow it where the command lets you "
+                "(--allow-outside)."
+            )
 
     def place_atlases(self, spec: CohortSpec, folder: Path, *, copy: bool) -> CohortSpec:
         """Bring the files of a description's atlases into the cohort.
@@ -110,6 +120,7 @@ class Staging:
                 source = Path(os.path.normpath((folder / getattr(atlas, key)).absolute()))
                 try:
                     _require_regular(source)
+                    self.require_inside(source)
                 except ImageError as error:
                     raise CohortError(f"atlas '{atlas.name}', {key}: {error}") from error
                 target = Path(os.path.relpath(source, self.out.absolute()))

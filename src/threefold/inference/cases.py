@@ -24,6 +24,7 @@ from threefold.errors import ImageError
 from threefold.evaluation.predictions import NOT_MEASURED, probability_column
 from threefold.evaluation.reconstruction import psnr, ssim
 from threefold.experiment import CascadeSpec, Experiment, Part
+from threefold.file_names import case_stem
 from threefold.images.writing import label_map_suffix, write_label_map
 from threefold.inference.engine import Prepared, Result, run_network
 from threefold.inference.listing import Source
@@ -90,7 +91,7 @@ def predict_cases(
         seen: what the images that the network was trained on were; None: not known.
         device: for the network.
         batch_size: cases a pass.
-        masks: folder (made if absent) for the predicted label map of each case, `<case_id>.nii.gz` or .png.
+        masks: folder (made if absent) for the predicted label map of each case, named by `case_stem`.
         failed: gets each case that can't be predicted, and why; the others are. None: the first one raises.
         progress: told after each case.
 
@@ -260,8 +261,8 @@ def mask_columns(predicted: NDArray[np.uint8], known: NDArray[np.bool_] | None) 
 
 
 def write_case_mask(folder: Path, one: Prepared, labels: NDArray[np.uint8], count: int) -> None:
-    """Write a case's label map of `count` labels on its image's own grid: <case_id>.nii.gz, or .png."""
-    path = folder / f"{one.case_id}{label_map_suffix(one.image)}"
+    """Write a case's label map of `count` labels on its image's own grid, NIfTI or PNG."""
+    path = folder / f"{case_stem(one.case_id)}{label_map_suffix(one.image)}"
     write_label_map(path, labels, one.image, labels=count)
 
 

@@ -18,6 +18,7 @@ from threefold.errors import ImageError, RunError
 from threefold.evaluation.attention import attention_columns
 from threefold.evaluation.counterfactuals import changes, flips
 from threefold.evaluation.overlap import dice
+from threefold.file_names import case_stem
 from threefold.images.preprocessing import prepare_image, prepare_labels
 from threefold.inference.attention import Attention, class_probabilities, grad_cam
 from threefold.inference.engine import Prepared
@@ -142,7 +143,7 @@ class Explainer:
             ImageError: naming the case.
         """
         truth = self.lesions.get(case.case_id)
-        places = [self.masks / f"{case.case_id}{end}" for end in (".nii.gz", ".png")]
+        places = [self.masks / f"{case_stem(case.case_id)}{end}" for end in (".nii.gz", ".png")]
         found = [path for path in places if path.is_file()]
         if truth is None or not found:
             return None

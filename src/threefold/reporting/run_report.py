@@ -24,6 +24,7 @@ from threefold.evaluation.overlap import dice
 from threefold.evaluation.predictions import Predictions, probability_column
 from threefold.evaluation.shift import shifts
 from threefold.experiment import EvaluationSpec, PreprocessingSpec
+from threefold.file_names import case_stem
 from threefold.images.preprocessing import prepare_labels
 from threefold.images.reading import read_label_map
 from threefold.images.writing import label_map_suffix
@@ -210,7 +211,7 @@ def _example(
     truth = predicted = None
     if case.mask is not None and case.mask.exists():
         truth = prepare_labels(read_mask(case.mask, case.slice_index, image, spec), placement) > 0
-    file = masks / f"{case.case_id}{label_map_suffix(image)}"
+    file = masks / f"{case_stem(case.case_id)}{label_map_suffix(image)}"
     if file.is_file():
         predicted = prepare_labels(read_label_map(file, spacing=spec.spacing), placement) > 0
     lines = [case.case_id]

@@ -19,6 +19,7 @@ from threefold.evaluation.overlap import dice
 from threefold.evaluation.predictions import MASK_COLUMNS, Predictions, probability_column
 from threefold.evaluation.structures import MEAN, structure_values, tells_structures
 from threefold.experiment import PreprocessingSpec
+from threefold.file_names import case_stem
 from threefold.images.geometry import Image, describe_difference
 from threefold.images.preprocessing import canonical, place, windows_of
 from threefold.images.reading import read_image, read_label_map
@@ -194,7 +195,9 @@ def _truth(case: Case, image: Image, spec: CohortSpec, whole: int, structured: b
 
 def _predicted(case: Case, image: Image, spec: CohortSpec, masks: Path) -> Labels | None:
     try:
-        labels = read_label_map(masks / f"{case.case_id}{label_map_suffix(image)}", spacing=spec.spacing)
+        labels = read_label_map(
+            masks / f"{case_stem(case.case_id)}{label_map_suffix(image)}", spacing=spec.spacing
+        )
     except ImageError:
         return None
     if describe_difference(image.array.shape, image.affine, labels.array.shape, labels.affine) is not None:

@@ -48,6 +48,17 @@ class PointedStudy:
     left_out: tuple[ClaimSpec, ...]
 
 
+def require_inside(study: StudySpec) -> None:
+    """Refuse a study's own cohorts whose tables name files outside of their folders.
+
+    Raises:
+        CohortError: naming the path; or a cohort can't be read.
+    """
+    for source in study.cohorts.values():
+        if source.folder is not None:
+            read_cohort(Path(source.folder), allow_outside=False)
+
+
 def pointed_at(study: StudySpec, cohort: Path) -> PointedStudy:
     """Return a study of a user's own cohort in place of all of its own.
 

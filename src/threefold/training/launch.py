@@ -22,10 +22,12 @@ from threefold import errors
 from threefold.errors import ThreefoldError, TrainingError
 from threefold.interruption import exit_code_of, terminating_as_interrupt
 from threefold.networks.kernels import tune_allocation
-from threefold.threads import share_cores
+from threefold.threads import computing_with, share_cores
 from threefold.training.devices import make_fabric, quiet_lightning
+from threefold.training.folder import threads_of
 from threefold.training.history import Row
 from threefold.training.loop import Job, Training
+from threefold.training.progress import Silence
 
 _MARK = "threefold-error:"
 _SECONDS_TO_END = 10.0
@@ -74,7 +76,8 @@ def _work(job: Job, starter: int, fabric: Fabric) -> list[Row]:
         return _train(job, fabric)
     share_cores()
     try:
-        with terminating_as_interrupt():  # so that it ends its own readers of cases
+        # Interrupted, it ends its own readers of cases; the number of threads decides the last bits of sums.
+        with terminating_as_interrupt(), computing_with(threads_of(job.run, Silence())):
             return _train(job, fabric)
     except KeyboardInterrupt as stop:
         sys.exit(exit_code_of(stop))

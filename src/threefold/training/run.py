@@ -38,6 +38,9 @@ from threefold.training.requirements import require_settings, require_split
 from threefold.training.schedule import build_optimiser
 from threefold.training.start import starting_network
 
+_SHOWN = 20
+"""Findings of the audit that are printed or told."""
+
 
 def train(
     experiment: Experiment,
@@ -108,7 +111,8 @@ def _train_into(
     elif is_leader():
         create_folder(folder, experiment, cohort, split)
     if not is_leader():
-        _train_stages(folder, experiment, cohort, split, progress)
+        with computing_with(threads_of(folder, Silence())):
+            _train_stages(folder, experiment, cohort, split, progress)
         return
     with (
         locked(folder),
@@ -218,7 +222,7 @@ def _checked_split(experiment: Experiment, cohort: Cohort, progress: TrainingPro
     """Audit the cohort and divide it; refuse what can't train any of the stages.
 
     Raises:
-        CohortError: with every finding that refuses.
+        CohortError: with the first findings that refuse, and how many more there are.
     """
     needed = [required_targets(training.tasks) for training in trainings_of(experiment)]
     targets = dict.fromkeys(chain.from_iterable(needed))
@@ -231,13 +235,17 @@ def _checked_split(experiment: Experiment, cohort: Cohort, progress: TrainingPro
     )
     if found.refused:
         refused = [finding.message for finding in found.findings if finding.severity == "refuse"]
-        shown = "\n  ".join(refused)
+        shown = "\n  ".join(refused[:_SHOWN])
+        if len(refused) > _SHOWN:
+            shown += f"\n  and {len(refused) - _SHOWN} more"
         raise CohortError(
             f"{cohort.folder}: not fit to train on:\n  {shown}\n`threefold check {cohort.folder}` shows all."
         )
-    for finding in found.findings:
-        if finding.severity == "warn":
-            progress.say(f"warning: {finding.message}")
+    warned = [finding.message for finding in found.findings if finding.severity == "warn"]
+    for message in warned[:_SHOWN]:
+        progress.say(f"warning: {message}")
+    if len(warned) > _SHOWN:
+        progress.say(f"warning: and {len(warned) - _SHOWN} more; `threefold check {cohort.folder}` shows all")
     split = require_split(experiment, cohort)
     for warning in require_unseen(experiment, cohort, split):
         progress.say(f"warning: {warning}")

@@ -65,7 +65,7 @@ def import_ct_ich_pictures(
     }
     spec = haemorrhage_spec("ct-ich", dimensions=2, columns=columns, mask_values=(1,), window=PICTURE_WINDOW)
     rows: list[dict[str, Any]] = []
-    with staging(out) as stage:
+    with staging(out, table.parent) as stage:
         for number, cells in records:
             row: dict[str, Any] = {
                 "case_id": f"{site}-{cells['slice']}",
@@ -77,6 +77,9 @@ def import_ct_ich_pictures(
                 "origin": f"{cells['image']}; {assumed}",
             }
             with stage.sparing(row["case_id"]):
+                for column in ("image", "mask"):
+                    if cells[column]:
+                        stage.require_inside(table.parent / cells[column])
                 row |= _write_picture(stage.folder, table.parent, cells, row["case_id"])
                 rows.append(row)
             if progress is not None:

@@ -12,6 +12,7 @@ from threefold.cohorts.cohort import Cohort
 from threefold.cohorts.public.haemorrhage import CLASSES, haemorrhage_spec
 from threefold.cohorts.staging import finished, staging
 from threefold.errors import CohortError, ImageError
+from threefold.paths import Boundary
 
 Progress = Callable[[int, int], None]
 
@@ -49,7 +50,7 @@ def import_rsna(
     whose, left_out = _patients(folder / _FOLDER, list(labels), progress)
     chosen = {*sorted({*whose.values()}, key=_draw)[:patients]}
     rows = []
-    with staging(out) as stage:
+    with staging(out, folder / _FOLDER) as stage:
         for name, patient in whose.items():
             if patient not in chosen:
                 continue
@@ -121,9 +122,12 @@ def _patients(
 
     found: dict[str, str] = {}
     left_out: dict[str, str] = {}
+    boundary = Boundary(folder)
     for done, name in enumerate(names, start=1):
         path = folder / f"{name}.dcm"
         try:
+            if (how := boundary.leaves(path)) is not None:
+                raise ImageError(how)
             found[name] = patient_of(path)
         except ImageError as problem:
             left_out[name] = str(problem)

@@ -52,12 +52,13 @@ def import_waterbirds(
     if not records:
         raise CohortError(f"{table}: has no rows. Get the data set again.")
     rows: list[dict[str, Any]] = []
-    with staging(out) as stage:
+    with staging(out, table.parent) as stage:
         for name in ("images", "masks") if segmentations is not None else ("images",):
             (stage.folder / name).mkdir()
         for number, cells in records:
             row = _row(cells, table, number)
             with stage.sparing(row["case_id"]):
+                stage.require_inside(table.parent / cells["img_filename"])
                 row |= _write(
                     stage.folder, table.parent, segmentations, cells["img_filename"], row["case_id"]
                 )
