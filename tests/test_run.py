@@ -138,7 +138,7 @@ def test_a_folder_that_can_not_be_written_is_refused(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(os, "open", refuse)
     with (
-        pytest.raises(RunError, match=r"can't be written \(Read-only file system\)"),
+        pytest.raises(RunError, match=r"\.lock: can't be locked \(Read-only file system\)"),
         alone_in(tmp_path, "busy"),
     ):
         pass

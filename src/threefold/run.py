@@ -24,7 +24,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,7 @@ _NAMED = 5
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 """What file systems without locks answer."""
 COPY_AGAIN = "Expected what `threefold train` wrote: copy the run folder again."
+LOCK_NAME = ".lock"
 _Content = TypeVar("_Content")
 
 
@@ -201,8 +202,8 @@ class RunFolder:
         write_atomically(self.status, json.dumps(fields, indent=2) + "\n")
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write `content` beside `path`, flush it to disk, rename it into place.
+def write_atomically(path: Path, content: str | bytes | Iterable[bytes]) -> None:
+    """Write `content`, a whole or piece by piece, beside `path`, flush it to disk, rename it into place.
 
     A reader sees the old file or the new one, never a part. What processes that were killed left half-written
     in that folder is removed. A name that is no UTF-8 is written with a backslash for each byte that is none.
@@ -219,7 +220,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except OSError as error:
         raise RunError(
             f"{path}: could not be written ({error.strerror or error}). The previous file, if there was "
-            "one, is untouched. Free space or fix the permission, then go on with --resume."
+            "one, is untouched. Free space or fix the permission, then repeat the command (a training with "
+            "--resume)."
         ) from error
     finally:
         with suppress(OSError):  # the folder itself may be what is missing
@@ -244,6 +246,15 @@ def copy_new(source: Path, target: Path) -> None:
     _copy(source, target)
 
 
+def append(path: Path, line: bytes) -> None:
+    """Write at the end of a file whose reader leaves out a last line that is not whole.
+
+    Raises:
+        OSError: the disk refuses, and a part of the line may be there.
+    """
+    _append(path, line)
+
+
 def put_in_place(source: Path, target: Path) -> None:
     """Rename a file or folder that is whole, and flush the folder that it is in.
 
@@ -259,12 +270,19 @@ def put_in_place(source: Path, target: Path) -> None:
             os.close(descriptor)
 
 
-# Every byte that the program leaves goes through these three; tests let each fail, one call at a time.
-def _store(path: Path, data: bytes) -> None:
+# Every byte that the program leaves, but for logs, goes through these four; tests let each fail, one call at
+# a time.
+def _store(path: Path, data: bytes | Iterable[bytes]) -> None:
     with path.open("wb") as stream:
-        stream.write(data)
+        stream.writelines([data] if isinstance(data, bytes) else data)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def _append(path: Path, line: bytes) -> None:
+    with path.open("ab", buffering=0) as stream:
+        if stream.write(line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -352,7 +370,8 @@ def alone_in(folder: Path, busy: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise RunError(
-                f"{folder}: can't be written ({error.strerror or error}). Fix the permission, then go on."
+                f"{folder / LOCK_NAME}: can't be locked ({error.strerror or error}). Fix the permission, or "
+                "remove what is there, then go on."
             ) from error
     try:
         yield
@@ -368,7 +387,7 @@ def lock_of(folder: Path) -> BaseFileLock:
     """
     from filelock import FileLock  # 20 ms
 
-    return FileLock(folder / ".lock", blocking=False, thread_local=False, fallback_to_soft=False)
+    return FileLock(folder / LOCK_NAME, blocking=False, thread_local=False, fallback_to_soft=False)
 
 
 def runs_below(folder: Path) -> str:

@@ -11,12 +11,12 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from threefold.errors import RunError
-from threefold.partials import partial_of
-from threefold.run import put_in_place, write_atomically
+from threefold.run import append, write_atomically
 
 Content = dict[str, Any]
 
@@ -63,10 +63,7 @@ class Journal:
         """
         line = _line({"source": name, **content})
         try:
-            with self.path.open("ab", buffering=0) as stream:
-                written = stream.write(line)
-                if written != len(line):
-                    raise OSError(28, os.strerror(28))
+            append(self.path, line)
         except OSError as error:
             os.truncate(self.path, self._end)
             raise RunError(
@@ -106,18 +103,8 @@ class Journal:
             return
         head = self.head()
         assert head is not None
-        beside = partial_of(self.path)
-        try:
-            with beside.open("wb") as stream:
-                stream.write(_line(head))
-                for _, content in self.entries(names):
-                    stream.write(_line(content))
-                stream.flush()
-                os.fsync(stream.fileno())
-            put_in_place(beside, self.path)
-        except OSError as error:
-            beside.unlink(missing_ok=True)
-            raise RunError(f"{self.path}: could not be written ({error.strerror or error}).") from error
+        contents = chain([head], (content for _, content in self.entries(names)))
+        write_atomically(self.path, map(_line, contents))
         self.begin(head)
 
     def _lines(self) -> Iterator[tuple[int, int, Content]]:

@@ -20,6 +20,7 @@ from threefold.errors import RunError
 from threefold.experiment import Experiment
 from threefold.experiments import experiment_yaml, read_experiment
 from threefold.run import (
+    LOCK_NAME,
     RunFolder,
     alone_in,
     lock_of,
@@ -124,7 +125,7 @@ def is_held(run: RunFolder) -> bool:
     """Whether a process is training a run now."""
     from filelock import Timeout
 
-    if not (run.path / ".lock").is_file():  # asking makes none
+    if not (run.path / LOCK_NAME).is_file():  # asking makes none
         return False
     try:
         with lock_of(run.path):
