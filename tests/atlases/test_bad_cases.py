@@ -260,10 +260,15 @@ def test_what_was_changed_by_hand_or_has_runs_is_not_replaced(make_cohort: Any, 
     fewer = part(cohort, "one", "two")
     with pytest.raises(CohortError, match=r"runs were trained on it\. Nothing was overwritten"):
         propagate(fewer, out, PLAIN, renew=False)
+    steps = (out / "steps.json").read_text()
+    (out / "steps.json").write_text(steps.replace('"matrix": [[', '"matrix": [[1', 1))
+    with pytest.raises(CohortError, match=r"steps\.json is not as it was written"):
+        propagate(fewer, out, PLAIN)
+    (out / "steps.json").write_text(steps)
     labels = read_label_map(out / "structures" / "two.nii.gz")
     write_nifti(out / "structures" / "two.nii.gz", labels.array * 0 + 1, labels.affine)
     corrected = (out / "structures" / "two.nii.gz").read_bytes()
-    with pytest.raises(CohortError, match=r"two\.nii\.gz was changed since by someone else"):
+    with pytest.raises(CohortError, match=r"two\.nii\.gz is not as it was written: someone changed it"):
         propagate(fewer, out, PLAIN)
     assert (out / "structures" / "two.nii.gz").read_bytes() == corrected
     assert len(read_cohort(out).cases) == 3

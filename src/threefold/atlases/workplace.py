@@ -18,7 +18,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from threefold.cohorts.cohort import SPEC_NAME, TABLE_NAME
 from threefold.cohorts.staging import FOLDERS, PROVENANCE_NAME
 from threefold.errors import CohortError
 from threefold.file_names import case_stem
-from threefold.run import alone_in, copy_new, put_in_place, refuse_current_folder, write_atomically
+from threefold.run import LOCK_NAME, alone_in, copy_new, put_in_place, refuse_current_folder, write_atomically
 
 STEPS_NAME = "steps.json"
 WEIGHTS_NAME = "registration/weights.safetensors"
@@ -65,10 +65,9 @@ class Workplace:
 
     def remember(self, step: Step, values: Mapping[str, Any]) -> None:
         """Keep what a step gave."""
-        content = {"kind": step.kind, "of": step.of, "parts": step.parts, "values": values}
-        text = json.dumps(content, sort_keys=True)
-        write_atomically(self.file(step, ".json"), json.dumps({"sha256": _sha256(text), **content}) + "\n")
-        self.known[step.key] = Record(step.kind, step.of, step.parts, values)
+        record = Record(step.kind, step.of, step.parts, values)
+        write_atomically(self.file(step, ".json"), json.dumps(_sealed(record)) + "\n")
+        self.known[step.key] = record
 
     def recall(self, step: Step) -> Mapping[str, Any] | None:
         """Return what a step gave; None if it was not done."""
@@ -88,8 +87,8 @@ class Workplace:
         content = {
             "tables": _tables(self.folder),
             "steps": [
-                {"kind": each.kind, "of": each.of, "parts": each.parts, "values": self.known[key].values}
-                for key, each in steps.items()
+                _sealed(replace(self.known[key], of=step.of))
+                for key, step in steps.items()
                 if key in self.known
             ],
         }
@@ -147,8 +146,8 @@ def is_finished(out: Path, identity: str, settings: str, *, renew: bool) -> bool
     touched = _touched(out)
     if touched is not None:
         raise CohortError(
-            f"{out}: the cohort that it was propagated from has changed, and {touched} was changed since by "
-            "someone else. Nothing was overwritten: name another folder."
+            f"{out}: the cohort that it was propagated from has changed, and {touched} is not as it was "
+            "written: someone changed it, or it was damaged. Nothing was overwritten: name another folder."
         )
     return False
 
@@ -174,14 +173,15 @@ def open_workplace(out: Path) -> Iterator[Workplace]:
             if record is not None:
                 place.known[_step(record).key] = record
         yield place
-        (folder / ".lock").unlink(missing_ok=True)
-        (out / ".lock").unlink(missing_ok=True)
+        (folder / LOCK_NAME).unlink(missing_ok=True)
+        (out / LOCK_NAME).unlink(missing_ok=True)
 
 
 def _take_over(place: Workplace) -> None:
     """Bring the steps of the finished cohort in OUT, with their files, into the workplace."""
-    for content in _read(place.out / STEPS_NAME).get("steps", ()):
-        record = Record(**content)
+    for record in _kept(_read(place.out / STEPS_NAME)):
+        if record is None:
+            continue  # that step is done again
         step = _step(record)
         note, labels = place.file(step, ".json"), place.file(step, ".nii.gz")
         try:
@@ -198,15 +198,26 @@ def _take_over(place: Workplace) -> None:
 def _touched(out: Path) -> str | None:
     """Return the file of a finished propagation that is not as it was made; None where all are."""
     content = _read(out / STEPS_NAME)
+    tables = content.get("tables")
+    if not isinstance(tables, dict):
+        return STEPS_NAME
     for name, digest in _tables(out).items():
-        if content.get("tables", {}).get(name) != digest:
+        if tables.get(name) != digest:
             return name
-    for step in content.get("steps", ()):
-        digest = step["values"].get("labels_sha256")
-        labels = out / FOLDERS["structures"] / f"{case_stem(step['of'])}.nii.gz"
+    for record in _kept(content):
+        if record is None:
+            return STEPS_NAME
+        digest = record.values.get("labels_sha256")
+        labels = out / FOLDERS["structures"] / f"{case_stem(record.of)}.nii.gz"
         if digest is not None and digest != _sha256_of(labels):
             return labels.name
     return None
+
+
+def _kept(content: Mapping[str, Any]) -> list[Record | None]:
+    """Return the steps in what steps.json says, None for each that is damaged."""
+    steps = content.get("steps")
+    return [_checked(each) for each in steps] if isinstance(steps, list) else [None]
 
 
 def _tables(folder: Path) -> dict[str, str | None]:
@@ -228,9 +239,15 @@ def _restore(out: Path) -> None:
         put_in_place(earlier, out)
 
 
-def _checked(content: Mapping[str, Any]) -> Record | None:
+def _sealed(record: Record) -> dict[str, Any]:
+    """Return a step's record as it is written, with its checksum."""
+    content = {"kind": record.kind, "of": record.of, "parts": record.parts, "values": record.values}
+    return {"sha256": _sha256(json.dumps(content, sort_keys=True)), **content}
+
+
+def _checked(content: Any) -> Record | None:
     """Return a step's record; None where it is damaged, and the step is to be done again."""
-    content = dict(content)
+    content = dict(content) if isinstance(content, dict) else {}
     digest = content.pop("sha256", None)
     if digest != _sha256(json.dumps(content, sort_keys=True)):
         return None
