@@ -53,6 +53,10 @@ class IrregularSeriesError(ImageError):
     """The slices of a DICOM series are whole, but unevenly spaced or tilted."""
 
 
+class WriteError(ImageError):
+    """An image or label map can't be written: which is the disk's doing, not the case's."""
+
+
 class WeightsError(ThreefoldError):
     """Weights do not fit the network they were given to."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from threefold import run
 from threefold.cohorts.cohort import Cohort
 from threefold.cohorts.degradation import DegradationSpec, degrade, moved
-from threefold.errors import CohortError
+from threefold.errors import CohortError, WriteError
 from threefold.images.reading import read_label_map
 
 SPACING = (1.0, 1.5, 0.5)
@@ -82,3 +85,26 @@ def test_cohort_without_references(make_cohort: Callable[..., Cohort], tmp_path:
     with pytest.raises(CohortError, match="no case has a reference"):
         degrade(make_cohort(structures=("vessel",)), tmp_path / "worse", DegradationSpec(displacement=1))
     assert not (tmp_path / "worse").exists()
+
+
+def test_a_disk_that_refuses_one_file_leaves_nothing(
+    make_cohort: Callable[..., Cohort], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def give_references(rows: list[dict[str, Any]], folder: Path) -> None:
+        for row in rows:
+            row["reference"] = row["mask"]
+
+    source, real = make_cohort(give_references, structures=("vessel",)), run._rename
+
+    def refuse(beside: Path, path: Path) -> None:
+        if path.name == f"{source.cases[1].case_id}.nii.gz":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(beside, path)
+
+    spec = DegradationSpec(displacement=0.6, scale=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_rename", refuse)
+        with pytest.raises(WriteError, match="could not be written"):
+            degrade(source, tmp_path / "worse", spec)
+    assert not (tmp_path / "worse").exists()
+    assert len(degrade(source, tmp_path / "worse", spec).cases) == len(source.cases)

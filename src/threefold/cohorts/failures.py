@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from threefold.csv_tables import table_text
-from threefold.errors import ImageError
+from threefold.errors import ImageError, WriteError
 from threefold.run import write_atomically
 
 Failures = dict[str, str]
@@ -24,8 +24,8 @@ _LONGEST = 500
 def sparing_others(failed: Failures, case_id: str) -> Iterator[None]:
     """Do one case's work in this context: what makes this case unusable is noted, and nothing is raised.
 
-    A full disk and whatever else would stop the next case as well is raised, and so are mistakes of this
-    program.
+    A full disk, a file that can't be written and whatever else would stop the next case as well is raised,
+    and so are mistakes of this program.
 
     Args:
         failed: gets the reason.
@@ -102,7 +102,7 @@ def write_failures(path: Path, failed: Mapping[str, str]) -> None:
 
 def _is_everyones(error: BaseException | None) -> bool:
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _EVERYONES:
+        if isinstance(error, WriteError) or (isinstance(error, OSError) and error.errno in _EVERYONES):
             return True
         error = error.__cause__
     return False

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from threefold.errors import ImageError, RunError
+from threefold.errors import ImageError, RunError, WriteError
 from threefold.images.formats import states_place
 from threefold.images.geometry import Image
 from threefold.images.nifti_place import NiftiPlace
@@ -136,7 +136,7 @@ def _write(path: Path, data: bytes) -> None:
     except (RunError, OSError) as error:
         cause = error.__cause__ or error
         reason = getattr(cause, "strerror", None) or str(cause)
-        raise ImageError(
+        raise WriteError(
             f"{path}: could not be written ({reason}). A file that was there is untouched. Free space, fix "
             "the permission or make the folder, then write again."
         ) from cause
