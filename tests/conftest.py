@@ -6,6 +6,7 @@ import io
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,13 @@ def _blank_figures_of_runs(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.path.parent.name not in EVALUATING or request.node.get_closest_marker("drawn"):
         yield
         return
+    with blank_figures():
+        yield
+
+
+@contextmanager
+def blank_figures() -> Iterator[None]:
+    """Write figures of evaluated runs as blank pictures of their size."""
     from PIL import Image
 
     from threefold.run import write_atomically

@@ -18,6 +18,8 @@ from PIL import Image
 from threefold.cli.app import main
 from threefold.images.writing import write_nifti
 
+from .squares import AFFINE, write_squares
+
 pytestmark = pytest.mark.acceptance
 
 COLUMNS = ("case_id", "patient_id", "site", "split", "image", "mask", "label")
@@ -37,38 +39,13 @@ SMALL = (
     "data.preprocessing.size=[32, 32]",
     "evaluation.replicates=20",
 )
-AFFINE = np.diag([-1.0, -1.0, 5.0, 1.0])
-PARTS = ("train", "train", "validation", "test")
 
 
 @pytest.fixture
 def cohort(tmp_path: Path) -> Path:
     """Eight patients of two sites, a slice each, all with a mask and a label."""
     folder = tmp_path / "cohort"
-    folder.mkdir()
-    (folder / "cohort.yaml").write_text(MEANING)
-    rng = np.random.default_rng(0)
-    rows = []
-    for number in range(8):
-        image = rng.normal(35, 4, (32, 32)).astype(np.float32)
-        image[:4] = -1000
-        image[8:20, 8:20] = 65
-        mask = np.zeros((32, 32), np.uint8)
-        mask[8:20, 8:20] = 1
-        write_nifti(folder / f"c{number}.nii.gz", image, AFFINE)
-        write_nifti(folder / f"c{number}-mask.nii.gz", mask, AFFINE)
-        rows.append(
-            {
-                "case_id": f"c{number}",
-                "patient_id": f"p{number}",
-                "site": "ab"[number % 2],
-                "split": PARTS[number // 2],
-                "image": f"c{number}.nii.gz",
-                "mask": f"c{number}-mask.nii.gz",
-                "label": ("plain", "holed")[(number // 2 + number) % 2],
-            }
-        )
-    write_rows(folder, rows)
+    write_squares(folder)
     return folder
 
 

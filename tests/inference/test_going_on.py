@@ -22,6 +22,7 @@ from threefold.inference.journal import Journal
 from threefold.inference.listing import Source
 from threefold.inference.predictor import Predictor
 
+from ..acceptance.contents import contents
 from .conftest import AFFINE, Threshold, make_slice
 
 
@@ -45,12 +46,6 @@ def go(predictor: Predictor, images: Path, out: Path, **options: Any) -> list[st
         pass
 
     return [one.case_id for one in predictor.predict(images, out, on_error=fail, **options)]
-
-
-def content(out: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()
-    }
 
 
 class Point:
@@ -100,7 +95,7 @@ def test_a_kill_at_any_write_and_the_same_call_leave_what_an_unbroken_one_does(
         writes = Point(patch, -1, how)
         go(predictor, mixed, whole, batch_size=2)
     assert writes.count >= 11  # a journal, four masks, five inputs, two tables
-    expected, fork = content(whole), multiprocessing.get_context("fork")
+    expected, fork = contents(whole), multiprocessing.get_context("fork")
     for at in range(1, writes.count + 1):
         out = tmp_path / f"{how}-{at}"
         process = fork.Process(target=_killed, args=(run, mixed, out, at, how))
@@ -108,7 +103,7 @@ def test_a_kill_at_any_write_and_the_same_call_leave_what_an_unbroken_one_does(
         process.join()
         assert process.exitcode == 9
         done = go(predictor, mixed, out, batch_size=2)
-        found = content(out)
+        found = contents(out)
         assert found.keys() == expected.keys(), at
         for name, data in expected.items():
             assert found[name] == data, (at, name)
@@ -149,7 +144,7 @@ def test_what_is_done_later_has_the_digits_that_it_has_in_its_pass(
         patch.setattr("threefold.inference.sources.read_image", read)
         go(predictor, tmp_path / "images", out, batch_size=4)
     assert go(predictor, tmp_path / "images", out, batch_size=4) == [str(missing)]
-    assert content(out) == content(tmp_path / "whole")
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 def test_changed_inputs_are_done_anew_and_gone_ones_removed(
@@ -165,7 +160,7 @@ def test_changed_inputs_are_done_anew_and_gone_ones_removed(
     write_nifti(mixed / "later.nii", make_slice(4), AFFINE)
     assert sorted(go(predictor, mixed, out)) == ["a", "bad", "below/b", "later"]
     go(predictor, mixed, fresh)
-    assert content(out) == content(fresh)
+    assert contents(out) == contents(fresh)
 
 
 @pytest.mark.parametrize("damage", ["missing", "flipped", "journal"])
@@ -174,7 +169,7 @@ def test_damaged_results_are_made_again(
 ) -> None:
     out = tmp_path / "out"
     go(predictor, mixed, out)
-    expected = content(out)
+    expected = contents(out)
     mask = out / "masks" / "volume.nii.gz"
     if damage == "missing":
         mask.unlink()
@@ -187,7 +182,7 @@ def test_damaged_results_are_made_again(
         lines[4] = lines[4].replace(b"volume#1", b"volume#7")
         (out / "journal.jsonl").write_bytes(b"".join(lines))
     assert "volume#1" in go(predictor, mixed, out)
-    assert content(out) == expected
+    assert contents(out) == expected
 
 
 def test_another_run_other_options_and_other_inputs_are_refused(
@@ -195,7 +190,7 @@ def test_another_run_other_options_and_other_inputs_are_refused(
 ) -> None:
     out = tmp_path / "out"
     go(predictor, mixed, out)
-    expected = content(out)
+    expected = contents(out)
     for other, told in (
         (replace(predictor, run="other"), "run: tiny there, other now"),
         (replace(predictor, version="2"), "version: 0.1.0.* there, 2 now"),
@@ -209,7 +204,7 @@ def test_another_run_other_options_and_other_inputs_are_refused(
         predictor.predict(mixed, out, batch_size=4)
     with pytest.raises(RunError, match=r"inputs: .*never overwritten"):
         predictor.predict(mixed / "below", out)
-    assert content(out) == expected
+    assert contents(out) == expected
     shutil.rmtree(out / "masks")
     (out / "journal.jsonl").unlink()
     with pytest.raises(RunError, match="never overwritten"):
@@ -283,7 +278,7 @@ def test_memory_that_is_short_for_a_moment_changes_no_digit(
     monkeypatch.setattr(np, "stack", stacked)
     go(predictor, images, tmp_path / "out")
     assert not short
-    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_rows_are_not_kept_in_memory(predictor: Predictor, tmp_path: Path) -> None:
