@@ -16,8 +16,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "threefold"
 
 # A room may import rooms of its own storey and of those below.
 STOREYS = (
-    {"checksums", "csv_tables", "errors", "experiment", "file_names", "interruption", "partials", "paths"}
-    | {"validation", "experiments", "run", "threads", "topology", "waiting", "__init__"},
+    {"checksums", "csv_tables", "errors", "experiment", "file_names", "interruption", "locks", "partials"}
+    | {"paths", "validation", "experiments", "run", "threads", "topology", "waiting", "__init__"},
     {"images"},
     {"cohorts"},
     {"phantoms"},
@@ -46,6 +46,7 @@ NO_TORCH = (
     "validation",
     "errors",
     "run",
+    "locks",
     "topology",
     "file_names",
     "evaluation",
@@ -167,7 +168,6 @@ def test_text_is_the_same_on_every_system(files: list[SourceFile]) -> None:
 
 WRITE_THEMSELVES = {
     "run.py": "the functions that all others write through",
-    "inference/journal.py": "a journal, which grows by a line for each input",
     "studies/study_worker.py": "the log of a run, which grows while it runs",
 }
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from threefold.errors import CohortError, RunError
+from threefold.locks import alone_in
 from threefold.paths import refuse_links_out
-from threefold.run import RunFolder, alone_in, whole_folder, write_atomically
+from threefold.run import RunFolder, whole_folder, write_atomically
 from threefold.training.folder import is_held
 
 
@@ -96,7 +97,7 @@ def test_the_current_folder_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 HOLDER = """
 import sys
 from pathlib import Path
-from threefold.run import alone_in
+from threefold.locks import alone_in
 with alone_in(Path(sys.argv[1]), "busy"):
     print("held", flush=True)
     sys.stdin.read()

@@ -77,7 +77,8 @@ def import_all() -> None:
 def use(folder: pathlib.Path) -> None:
     """Lock, write, ask the system, and run a process."""
     from threefold.images.cache import available_memory_bytes
-    from threefold.run import RunFolder, alone_in
+    from threefold.locks import alone_in
+    from threefold.run import RunFolder
     from threefold.studies.study_pools import free_memory, local_workers, resident_memory
     from threefold.studies.study_worker import run_in_process
     from threefold.training.folder import is_held

@@ -28,24 +28,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from threefold.errors import RunError, ThreefoldError
 from threefold.partials import partial_of, remove_abandoned
-from threefold.paths import refuse_links_out
 from threefold.validation import parse_spec, read_json
-
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
 
 State = Literal["running", "interrupted", "failed", "finished"]
 _NAMED = 5
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
-"""What file systems without locks answer."""
 COPY_AGAIN = "Expected what `threefold train` wrote: copy the run folder again."
-LOCK_NAME = ".lock"
 _Content = TypeVar("_Content")
 
 
@@ -346,48 +339,6 @@ def whole_folder(path: Path, error: type[ThreefoldError]) -> Iterator[Path]:
         ) from problem
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-
-
-@contextmanager
-def alone_in(folder: Path, busy: str) -> Iterator[None]:
-    """Hold a folder's lock, so that two processes never write into it; a killed process holds none.
-
-    Args:
-        folder: is there.
-        busy: what to say where another process holds it.
-
-    Raises:
-        RunError: another process holds it, the folder can't be written, or a link in it leads elsewhere.
-    """
-    from filelock import Timeout
-
-    refuse_links_out(folder)
-    lock = lock_of(folder)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise RunError(busy) from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise RunError(
-                f"{folder / LOCK_NAME}: can't be locked ({error.strerror or error}). Fix the permission, or "
-                "remove what is there, then go on."
-            ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def lock_of(folder: Path) -> BaseFileLock:
-    """Return the lock of a folder, not acquired: acquiring it fails at once where another holds it.
-
-    The system frees it when its process ends, however that ends. What a file system without locks would
-    need instead, a file that stays after a kill, is not made.
-    """
-    from filelock import FileLock  # 20 ms
-
-    return FileLock(folder / LOCK_NAME, blocking=False, thread_local=False, fallback_to_soft=False)
 
 
 def runs_below(folder: Path) -> str:

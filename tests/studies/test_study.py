@@ -20,8 +20,8 @@ from threefold.checksums import write_table
 from threefold.cohorts.cohort import Cohort, read_cohort
 from threefold.cohorts.degradation import DegradationSpec
 from threefold.errors import CohortError, ExperimentError, RunError, UsageError
+from threefold.locks import alone_in
 from threefold.reporting.study_figures import claim_figure
-from threefold.run import alone_in
 from threefold.studies import study_cohorts, study_pools
 from threefold.studies.comparison import compare_study, write_comparison
 from threefold.studies.protocol import Protocol, read_protocol, write_down

@@ -27,7 +27,8 @@ from threefold.cohorts.cohort import SPEC_NAME, TABLE_NAME
 from threefold.cohorts.staging import FOLDERS, PROVENANCE_NAME
 from threefold.errors import CohortError
 from threefold.file_names import case_stem
-from threefold.run import LOCK_NAME, alone_in, copy_new, put_in_place, refuse_current_folder, write_atomically
+from threefold.locks import LOCK_NAME, alone_in
+from threefold.run import copy_new, put_in_place, refuse_current_folder, write_atomically
 
 STEPS_NAME = "steps.json"
 WEIGHTS_NAME = "registration/weights.safetensors"

@@ -33,8 +33,9 @@ from threefold.inference.journal import Content, Journal
 from threefold.inference.listing import Listing, Source
 from threefold.inference.naming import MaskNames, printable
 from threefold.interruption import undisturbed
+from threefold.locks import alone_in
 from threefold.partials import remove_abandoned
-from threefold.run import alone_in, make_folder
+from threefold.run import make_folder
 
 WRITE_EVERY = 20.0
 """Seconds after which the tables are written again while rows are added; longer where writing takes long."""

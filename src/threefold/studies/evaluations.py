@@ -19,8 +19,9 @@ from threefold.evaluation.predictions import Predictions, read_predictions, writ
 from threefold.evaluation.structures import read_structures_table, with_structures
 from threefold.experiment import EvaluationSpec, Experiment
 from threefold.experiments import read_experiment
+from threefold.locks import alone_in
 from threefold.reporting.run_report import Report, choose_examples, write_report
-from threefold.run import RunFolder, alone_in, make_folder, put_in_place, write_atomically
+from threefold.run import RunFolder, make_folder, put_in_place, write_atomically
 from threefold.studies.chain_spec import PROPAGATION
 from threefold.studies.notices import stopped_early
 from threefold.validation import parse_spec

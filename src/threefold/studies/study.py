@@ -10,8 +10,9 @@ from threefold.cohorts.cohort import Cohort
 from threefold.errors import RunError, ThreefoldError, UsageError
 from threefold.experiment import Experiment
 from threefold.experiments import read_experiment
+from threefold.locks import alone_in
 from threefold.reporting.study_tables import numbered
-from threefold.run import RunFolder, alone_in, make_folder
+from threefold.run import RunFolder, make_folder
 from threefold.studies.notices import left_by
 from threefold.studies.protocol import write_down
 from threefold.studies.study_claims import require_groups, require_metrics, require_tasks

@@ -19,11 +19,9 @@ from threefold.cohorts.trained_on import describe_training
 from threefold.errors import RunError
 from threefold.experiment import Experiment
 from threefold.experiments import experiment_yaml, read_experiment
+from threefold.locks import LOCK_NAME, alone_in, lock_of
 from threefold.run import (
-    LOCK_NAME,
     RunFolder,
-    alone_in,
-    lock_of,
     refuse_current_folder,
     whole_folder,
     write_atomically,
