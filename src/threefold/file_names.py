@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import unicodedata
 
 _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])( *\..*)?", re.IGNORECASE)
 _LONGEST = 200
@@ -35,7 +37,21 @@ def case_stem(case_id: str) -> str:
     return f"{portable(short)}-{digest}"
 
 
+def folded(name: str) -> str:
+    """Return what a name is to file systems that tell neither case nor how an accent is stored apart."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
 def portable(stem: str) -> str:
     """Return a stem that every system can hold in its place; the same where it is one."""
     stem = _FORBIDDEN.sub("_", stem).rstrip(". ")
     return f"_{stem}" if not stem or _DEVICES.fullmatch(stem) else stem
+
+
+def printable(name: str | os.PathLike[str]) -> str:
+    r"""Return a file's name as text for tables and messages.
+
+    Bytes that are no UTF-8 are written as \xNN; control characters and line breaks as Python writes them.
+    """
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -33,12 +34,19 @@ def is_path_part(name: str) -> bool:
 class Boundary:
     """A folder that paths are to stay in, by their text and by the links that they go through."""
 
-    def __init__(self, folder: Path, name: str = "the folder") -> None:
-        """Look at nothing yet but where the folder really is; `name` is what errors call it."""
+    def __init__(self, folder: Path, name: str = "the folder", *, linked: Iterable[str] = ()) -> None:
+        """Look at nothing yet but where the folder really is.
+
+        Args:
+            folder: it may itself be a link.
+            name: what errors call it.
+            linked: names of folders in it that may be links to elsewhere; what they lead to counts as inside.
+        """
         self._name = name
         self._folder = Path(folder).absolute()
-        self._real = _real(self._folder)
-        self._real_of = {self._folder: self._real}
+        real = _real(self._folder)
+        self._inside = (real, *(_real(self._folder / each) for each in linked))
+        self._real_of = {self._folder: real}
 
     def leaves(self, path: str | Path) -> str | None:
         """Say how a path leaves the folder; None where it stays in it.
@@ -59,15 +67,18 @@ class Boundary:
         if not whole.is_relative_to(os.path.normpath(self._folder)):
             return f"'{path}' leaves {self._name}"
         real = self._resolved(whole)
-        if not real.is_relative_to(self._real):
+        if not self._holds(real):
             return f"'{path}' leaves {self._name} through a link, to {real}"
         if real.is_dir():
             with os.scandir(real) as entries:
                 links = [Path(entry.path) for entry in entries if entry.is_symlink()]
-            outside = [link.name for link in links if not _real(link).is_relative_to(self._real)]
+            outside = [link.name for link in links if not self._holds(_real(link))]
             if outside:
                 return f"'{path}' holds the link {min(outside)}, which leaves {self._name}"
         return None
+
+    def _holds(self, real: Path) -> bool:
+        return any(real.is_relative_to(folder) for folder in self._inside)
 
     def _resolved(self, whole: Path) -> Path:
         """As `Path.resolve`, asking where a folder above files is once."""

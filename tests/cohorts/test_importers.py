@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from threefold.cohorts.cohort import Cohort, CohortSpec, IntensitySpec, MaskSpec, read_cohort, write_cohort
-from threefold.cohorts.importers import import_dicom, import_table
+from threefold.cohorts.importers import import_table
 from threefold.cohorts.merging import merge_cohorts
 from threefold.cohorts.public.ct_ich import import_ct_ich
 from threefold.errors import CohortError
+from threefold.file_names import case_stem
 from threefold.images.reading import read_image
 from threefold.images.writing import write_nifti, write_png
 
@@ -152,6 +153,18 @@ def test_files_outside_the_table_s_folder_are_taken_where_asked_for(
     assert [case.case_id for case in far.cases] == ["a", "b"]
 
 
+def test_ids_that_differ_in_case_alone_have_no_files_of_their_own(
+    scans: Path, tmp_path: Path, spec: CohortSpec
+) -> None:
+    (scans / "scans.csv").write_text(
+        "case_id,patient_id,site,image\na,p,s,ct/one.nii.gz\nA,q,s,ct/two.nii.gz\nb,p,s,ct/m.nii.gz\n"
+    )
+    cohort = import_table(scans / "scans.csv", tmp_path / "out", spec)
+    assert [case.case_id for case in cohort.cases] == ["a", "b"]
+    failed = json.loads((tmp_path / "out" / "provenance.json").read_text())["failed"]
+    assert "'A' and 'a' differ in case alone" in failed["A"]
+
+
 def test_a_name_can_not_climb_out_of_the_folder(scans: Path, tmp_path: Path, spec: CohortSpec) -> None:
     (scans / "scans.csv").write_text("case_id,patient_id,site,image\n../../x,p,s,ct/one.nii.gz\n")
     with pytest.raises(CohortError, match="can't name a file"):
@@ -194,6 +207,42 @@ def test_ct_ich_greys_become_hu(tmp_path: Path) -> None:
     assert (case.case_id, case.patient_id, case.label) == ("ct-ich-1", "ct-ich-077", 1)
     assert "-20..100 HU" in case.extra["origin"]
     assert "-20..100 HU" in json.loads((tmp_path / "out" / "provenance.json").read_text())["assumed"]
+
+
+def test_ct_ich_pictures_on_another_disk(tmp_path: Path) -> None:
+    folder = _ct_ich(tmp_path / "in")
+    (tmp_path / "disk").mkdir()
+    for part in ("images", "masks"):
+        (folder / part).rename(tmp_path / "disk" / part)
+        (folder / part).symlink_to(tmp_path / "disk" / part)
+    assert len(import_ct_ich(folder, tmp_path / "out").cases) == 1
+    (tmp_path / "link").symlink_to(folder)
+    assert len(import_ct_ich(tmp_path / "link", tmp_path / "linked").cases) == 1
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "1.png").write_bytes((folder / "images" / "1.png").read_bytes())
+    (folder / "more").symlink_to(tmp_path / "elsewhere")
+    table = folder / "slices.csv"
+    table.write_text(table.read_text() + "2,078,20,more/1.png,,0,\n3,079,1,../elsewhere/1.png,,0,\n")
+    assert len(import_ct_ich(folder, tmp_path / "again").cases) == 1
+    failed = json.loads((tmp_path / "again" / "provenance.json").read_text())["failed"]
+    assert "leaves the folder through a link" in failed["ct-ich-2"]
+    assert "leaves the folder" in failed["ct-ich-3"]
+
+
+def test_ct_ich_leaves_nothing_of_a_picture_whose_mask_is_wrong(tmp_path: Path) -> None:
+    folder = _ct_ich(tmp_path / "in")
+    table = folder / "slices.csv"
+    table.write_text(
+        table.read_text() + "con,077,21,images/1.png,masks/2.png,0,\nA:b,078,1,images/1.png,,0,\n"
+    )
+    write_png(folder / "masks" / "2.png", np.full((16, 16), 7, np.uint8))
+    cohort = import_ct_ich(folder, tmp_path / "out", site="s")
+    assert [case.case_id for case in cohort.cases] == ["s-1", "s-A:b"]
+    assert {path.stem.removesuffix(".nii") for path in (tmp_path / "out" / "images").iterdir()} == {
+        "s-1",
+        case_stem("s-A:b"),
+    }
+    assert ":" not in cohort.cases[1].image.name
 
 
 def test_ct_ich_pictures_are_not_referred_to(tmp_path: Path) -> None:
@@ -261,30 +310,4 @@ def test_what_can_not_be_merged(tmp_path: Path, update: dict[str, Any], said: st
     with pytest.raises(CohortError) as error:
         merge_cohorts([a, b], tmp_path / "out")
     assert said in str(error.value)
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_volume_can_not_keep_uneven_slices(tmp_path: Path) -> None:
-    spec = CohortSpec(name="x", modality="ct", dimensions=3)
-    with pytest.raises(CohortError, match="resample them"):
-        import_dicom(tmp_path, tmp_path / "out", spec=spec, site="s", patient_id="p", uneven="keep")
-
-
-@pytest.mark.parametrize(
-    ("classes", "said"),
-    [
-        (("none", "haemorrhage"), "label: 'haemorhage' is not a class of cohort.yaml. Did you mean "),
-        ((), "label: 'haemorhage', but cohort.yaml names no classes; list them under classes."),
-    ],
-)
-def test_a_series_label_that_is_no_class_is_one_line(
-    tmp_path: Path, classes: tuple[str, ...], said: str
-) -> None:
-    spec = CohortSpec(name="x", modality="ct", dimensions=2, classes=classes)
-    with pytest.raises(CohortError) as error:
-        import_dicom(
-            tmp_path / "no-series", tmp_path / "out", spec=spec, site="s", patient_id="p", label="haemorhage"
-        )
-    assert str(error.value).startswith(said)
-    assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()

@@ -273,6 +273,16 @@ def test_cq500_series_are_passed_over_one_by_one(cq500: Path, tmp_path: Path) ->
     assert provenance["left out"]["cq500-CT4"] == f"expected one plain series, found 0 of: {scout}"
 
 
+def test_cq500_scans_of_which_nothing_can_be_read_have_failed(cq500: Path, tmp_path: Path) -> None:
+    for path in (cq500 / "qct01").rglob("CT 5mm/CT000004.dcm"):  # the last one of its series
+        path.write_bytes(path.read_bytes()[:600])
+    cohort = import_cq500(cq500, tmp_path / "out")
+    assert [case.case_id for case in cohort.cases] == ["cq500-CT0", "cq500-CT12"]
+    failed = json.loads((tmp_path / "out/provenance.json").read_text())["failed"]
+    assert [*failed] == ["cq500-CT1"]
+    assert "CT000004.dcm" in failed["cq500-CT1"]
+
+
 def test_cq500_reads_that_are_wrong(cq500: Path, tmp_path: Path) -> None:
     text = (cq500 / "reads.csv").read_text()
     (cq500 / "reads.csv").write_text(text.replace("B1,1", "B1,2", 1))
@@ -311,10 +321,14 @@ def test_rsna(rsna: Path, tmp_path: Path) -> None:
     ]
     assert cohort.cases[1].extra["subdural"] == "1"
     assert (read_image(cohort.cases[1].image).array == 1).all()
-    left_out = json.loads((tmp_path / "out/provenance.json").read_text())["left out"]
-    assert {*left_out} == {"ID_3", "ID_4"}
-    assert "has no PatientID" in left_out["ID_4"]
-    assert "its pixels alone are 8192" in left_out["ID_3"]
+    failed = json.loads((tmp_path / "out/provenance.json").read_text())["failed"]
+    assert {*failed} == {"ID_3", "ID_4"}
+    assert "has no PatientID" in failed["ID_4"]
+    assert "its pixels alone are 8192" in failed["ID_3"]
+    for path in (rsna / "stage_2_train").iterdir():
+        path.write_bytes(b"no slice")
+    with pytest.raises(CohortError, match=r"no case could be made.\n  failed: ID_1: .*damaged"):
+        import_rsna(rsna, tmp_path / "none")
 
 
 def test_some_patients_of_rsna_are_whole_and_the_same_each_time(rsna: Path, tmp_path: Path) -> None:
@@ -378,9 +392,10 @@ def test_waterbirds_that_are_wrong(birds: Path, tmp_path: Path) -> None:
     import_waterbirds(birds, tmp_path / "small", segmentations=tmp_path / "segmentations")
     (birds / "000.Bird/Bird_0.jpg").write_bytes(b"no picture")
     import_waterbirds(birds, tmp_path / "damaged")
+    assert not list((tmp_path / "small").rglob("Bird_0.png"))  # nor does what was written of it stay
     for made, said in (
         ("small", "Bird_0.png: is (3, 3), its photograph (10, 12)"),
-        ("damaged", "Bird_0.jpg: can't be read"),
+        ("damaged", "Bird_0.jpg: truncated, damaged or not a JPEG or PNG"),
     ):
         failed = json.loads((tmp_path / made / "provenance.json").read_text())["failed"]
         assert [*failed] == ["Bird_0"]
@@ -390,6 +405,30 @@ def test_waterbirds_that_are_wrong(birds: Path, tmp_path: Path) -> None:
     with pytest.raises(CohortError, match="row 2, column y: expected one of 0, 1, found '7'"):
         import_waterbirds(birds, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_waterbirds_too_large_for_memory_are_left_out(birds: Path, tmp_path: Path) -> None:
+    wide = np.zeros((16, 2**15), np.uint8)
+    PIL.Image.fromarray(wide).save(birds / "000.Bird/Bird_0.jpg")
+    data = bytearray((birds / "000.Bird/Bird_0.jpg").read_bytes())
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 2] = (2**15).to_bytes(2, "big")  # 2**30 pixels, which Pillow calls a bomb
+    (birds / "000.Bird/Bird_0.jpg").write_bytes(data)
+    assert len(import_waterbirds(birds, tmp_path / "out").cases) == 3
+    assert [*json.loads((tmp_path / "out/provenance.json").read_text())["failed"]] == ["Bird_0"]
+
+
+def test_files_of_waterbirds_have_names_that_every_system_holds(birds: Path, tmp_path: Path) -> None:
+    for path in (birds / "000.Bird/Bird_0.jpg", tmp_path / "segmentations/000.Bird/Bird_0.png"):
+        path.rename(path.with_stem("a?b"))
+    (birds / "000.Bird/Bird_2.jpg").rename(birds / "000.Bird/bird_1.jpg")
+    table = birds / "metadata.csv"
+    table.write_text(table.read_text().replace("Bird_0", "a?b").replace("Bird_2", "bird_1"))
+    cohort = import_waterbirds(birds, tmp_path / "out")
+    assert [case.case_id for case in cohort.cases] == ["a?b", "Bird_1", "Bird_3"]
+    assert all("?" not in case.image.name for case in cohort.cases)
+    failed = json.loads((tmp_path / "out/provenance.json").read_text())["failed"]
+    assert "'bird_1' and 'Bird_1' differ in case alone" in failed["bird_1"]
 
 
 def test_tables_that_name_files_elsewhere_are_not_followed(birds: Path, rsna: Path, tmp_path: Path) -> None:
@@ -405,5 +444,5 @@ def test_tables_that_name_files_elsewhere_are_not_followed(birds: Path, rsna: Pa
     labels = rsna / "stage_2_train.csv"
     labels.write_text(labels.read_text().replace("ID_3_", "../../ID_3_"))
     import_rsna(rsna, tmp_path / "slices")
-    left_out = json.loads((tmp_path / "slices/provenance.json").read_text())["left out"]
-    assert "ID_3.dcm' leaves" in left_out["../../ID_3"]
+    failed = json.loads((tmp_path / "slices/provenance.json").read_text())["failed"]
+    assert "ID_3.dcm' leaves" in failed["../../ID_3"]

@@ -233,12 +233,15 @@ def test_what_is_not_proven_is_refused_by_its_name(
         assert "a.dcm" in str(caught.value)
 
 
-def test_floating_pixels_are_refused(tmp_path: Path, dicom_file: Maker) -> None:
+@pytest.mark.parametrize(("keyword", "kind"), [("FloatPixelData", "f4"), ("DoubleFloatPixelData", "f8")])
+def test_floating_pixels_are_refused(tmp_path: Path, dicom_file: Maker, keyword: str, kind: str) -> None:
     path = dicom_file(tmp_path / "a.dcm", np.zeros(SHAPE), (0, 0, 0), PixelData=None)
     dataset = pydicom.dcmread(path)
-    dataset.FloatPixelData = np.zeros(SHAPE, np.float32).tobytes()
+    setattr(dataset, keyword, np.zeros(SHAPE, kind).tobytes())
     pydicom.dcmwrite(path, dataset)
-    with pytest.raises(ImageError, match="holds FloatPixelData"):
+    with pytest.raises(
+        ImageError, match=f"holds {keyword}, a map; expected whole numbers. Convert it to NIfTI"
+    ):
         read_image(path)
 
 

@@ -66,7 +66,11 @@ def test_other_formats_are_refused_by_their_names(
     contents: dict[str, tuple[str, bytes, np.ndarray]], tmp_path: Path
 ) -> None:
     found = {
-        "it begins as a TIFF file": b"II*\0" + bytes(600),
+        "it begins as a TIFF file.*with a picture editor": b"II*\0" + bytes(600),
+        "it begins as a NRRD file.*with 3D Slicer or SimpleITK": b"NRRD0004\n" + bytes(600),
+        "it begins as a MetaImage file.*with 3D Slicer": b"ObjectType = Image\n" + bytes(600),
+        "it begins as a FreeSurfer MGH file.*with mri_convert": b"\0\0\0\x01\0\0\1\0" + bytes(600),
+        "gzipped, and it begins as a FreeSurfer MGH": gzip.compress(b"\0\0\0\x01\0\0\1\0" + bytes(600)),
         "it begins as a ZIP file": b"PK\3\4" + bytes(600),
         "it begins as a HDF5": b"\x89HDF" + bytes(600),
         "it begins with b'hello'": b"hello",
@@ -80,6 +84,26 @@ def test_other_formats_are_refused_by_their_names(
         with pytest.raises(ImageError, match=says) as caught:
             read_image(tmp_path / name)
         assert len(str(caught.value)) < 600
+
+
+def test_pairs_of_header_and_voxels_are_named_by_either(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Pair(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.eye(4))
+    nibabel.save(image, tmp_path / "a.img")
+    nibabel.save(nibabel.Spm2AnalyzeImage(np.ones((2, 3, 4), np.int16), np.eye(4)), tmp_path / "b.img")
+    (tmp_path / "c.img.gz").write_bytes(gzip.compress((tmp_path / "a.img").read_bytes()))
+    (tmp_path / "c.hdr").write_bytes((tmp_path / "a.hdr").read_bytes())
+    found = {
+        "a.hdr": r"the header of a \.hdr/\.img pair\. Convert the pair to one \.nii\.gz",
+        "a.img": r"the voxels of a \.hdr/\.img pair, whose header is a\.hdr\. .*Convert the pair to one",
+        "b.hdr": r"ANALYZE 7\.5 header, which does not say left from right",
+        "b.img": r"whose header is b\.hdr",
+        "c.img.gz": r"gzipped, and it holds the voxels of a \.hdr/\.img pair, whose header is c\.hdr",
+    }
+    for name, says in found.items():
+        for read in (read_image, read_header):
+            with pytest.raises(ImageError, match=says) as caught:
+                read(tmp_path / name)
+            assert str(tmp_path / name) in str(caught.value)
 
 
 def make(kind: str, path: Path) -> None:

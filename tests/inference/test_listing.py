@@ -15,9 +15,10 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from threefold.errors import ImageError, ThreefoldError
+from threefold.file_names import printable
 from threefold.images.writing import write_nifti
 from threefold.inference.listing import Source, find_sources
-from threefold.inference.naming import LONGEST_STEM, MaskNames, printable
+from threefold.inference.naming import LONGEST_STEM, MaskNames
 from threefold.inference.predictor import Predictor
 
 from .conftest import AFFINE, Threshold, make_experiment, make_slice, make_spec, write_run

@@ -230,28 +230,30 @@ def waterbirds(
 
 @importing.command("dicom")
 def dicom(
-    folder: Annotated[Path, typer.Argument(help="Folder with one DICOM series.")],
+    folder: Annotated[Path, typer.Argument(help="Folder with the DICOM series of one patient.")],
     out: Out,
     site: Annotated[str, typer.Option(help="Name of the hospital.")],
     patient: Annotated[str, typer.Option(help="Pseudonym of the patient.")],
     meaning: Annotated[Path, typer.Option(help="A cohort.yaml that says what the columns will mean.")],
-    label: Annotated[str | None, typer.Option(help="Class of every slice.")] = None,
+    label: Annotated[str | None, typer.Option(help="Class of every case.")] = None,
     uneven: Annotated[
         Uneven,
         typer.Option(help="Uneven or tilted slices: refuse, resample onto an even grid, keep as scanned."),
     ] = Uneven.REFUSE,
 ) -> None:
-    """Make a cohort of a DICOM series: its slices, or one volume, as `dimensions` in cohort.yaml says.
+    """Make a cohort of a patient's DICOM series: slices, or a volume a series (`dimensions` in cohort.yaml).
+
+    Series that can't be read as a whole, also for one damaged file, are left out and named: exit status 1.
 
     Example: `threefold import dicom scan/ --meaning cohort.yaml --site north --patient p1 --out my-cohort`
     """
     from threefold.cohorts.cohort import CohortSpec
-    from threefold.cohorts.importers import import_dicom
+    from threefold.cohorts.dicom_import import import_dicom
     from threefold.errors import CohortError
     from threefold.validation import parse_spec, read_yaml
 
     spec = parse_spec(CohortSpec, read_yaml(meaning, CohortError), where=str(meaning), error=CohortError)
-    with progress_of("Importing slices") as progress:
+    with progress_of("Importing series") as progress:
         cohort = import_dicom(
             folder,
             out,

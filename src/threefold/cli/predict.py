@@ -122,7 +122,7 @@ class _Notes:
 
     def say(self, prediction: Prediction) -> None:
         """Print the notes of a prediction that are new."""
-        from threefold.inference.naming import printable
+        from threefold.file_names import printable
 
         if prediction.image.source != self._source:  # slices of a volume follow each other
             self._source, self._said = prediction.image.source, set(self._always)

@@ -180,17 +180,32 @@ def _spec(
     structures = _structures(content, path)
     if not structures and any(entry.values.get("LP") for entry in entries):
         raise CohortError(f"{path}: entries have LP, but there is no table 'labels' that names its labels.")
-    first = _path_of(entries[0], "image", path)
     described = {
         "name": str(content.get("name") or path.stem),
         "modality": found[0],
-        "dimensions": len(read_header(first).shape),
+        "dimensions": _dimensions(entries, path),
         "classes": classes,
         "mask": MaskSpec(name="region"),
         "structures": structures,
         "intensity": IntensitySpec(unit="HU" if found[0] == "ct" else "arbitrary"),
     }
     return parse_spec(CohortSpec, described, where=str(path), error=CohortError)
+
+
+def _dimensions(entries: Sequence[_Entry], path: Path) -> int:
+    """Return the number of axes of the first image whose header can be read.
+
+    Raises:
+        ImageError: none can be; why the first one can't.
+    """
+    first: ImageError | None = None
+    for entry in entries:
+        try:
+            return len(read_header(_path_of(entry, "image", path)).shape)
+        except ImageError as error:
+            first = first or error
+    assert first is not None  # there is an entry
+    raise first
 
 
 def _structures(content: Mapping[str, Any], path: Path) -> tuple[str, ...]:

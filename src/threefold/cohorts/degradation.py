@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threefold.cohorts.cohort import Case, Cohort, fingerprint
-from threefold.cohorts.staging import FOLDERS, finished, row_of, staging
+from threefold.cohorts.staging import FOLDERS, Staging, finished, row_of, staging
 from threefold.cohorts.targets import read_structures
 from threefold.errors import CohortError
 from threefold.experiment.spec import NonNegative, Positive, Seed, Spec
-from threefold.file_names import case_stem
 from threefold.images.reading import read_image
 from threefold.images.writing import label_map_suffix, write_label_map
 
@@ -64,7 +63,6 @@ def degrade(
         # In the name, so that no run on one displacement is taken for a run on another.
         how = f"moved-{spec.displacement:g}mm-over-{spec.scale:g}mm-seed{spec.seed}"
         atlases = atlases.model_copy(update={"name": f"{cohort.spec.name}-{how}"})
-        (stage.folder / FOLDERS["structures"]).mkdir()
         for number, case in enumerate(cohort.cases, start=1):
             row = row_of(case, cohort.spec)
             with stage.sparing(case.case_id):
@@ -73,7 +71,7 @@ def degrade(
                         row[column] = stage.place(Path(row[column]), column, case.case_id, copy=False)
                 row["structures"] = None
                 if case.reference is not None:
-                    row["structures"] = _write(case, cohort, stage.folder, spec)
+                    row["structures"] = _write(case, cohort, stage, spec)
                 rows.append(row)
             if progress is not None:
                 progress(number, len(cohort.cases))
@@ -112,11 +110,11 @@ def moved(
     return np.asarray(map_coordinates(labels, np.indices(labels.shape) + steps, order=0, mode="nearest"))
 
 
-def _write(case: Case, cohort: Cohort, folder: Path, spec: DegradationSpec) -> Path:
+def _write(case: Case, cohort: Cohort, stage: Staging, spec: DegradationSpec) -> Path:
     assert case.reference is not None
     image = read_image(case.image, slice_index=case.slice_index, spacing=cohort.spec.spacing)
     truth = read_structures(case.reference, case.slice_index, image, cohort.spec)
-    path = Path(FOLDERS["structures"]) / f"{case_stem(case.case_id)}{label_map_suffix(image)}"
     changed = moved(truth.array.astype(np.uint8), truth.spacing, spec, case.case_id)
-    write_label_map(folder / path, changed, image, labels=len(cohort.spec.structures))
+    path = stage.new_file("structures", case.case_id, label_map_suffix(image))
+    write_label_map(stage.folder / path, changed, image, labels=len(cohort.spec.structures))
     return path

@@ -1,17 +1,10 @@
-"""Make cohorts of what people have: a table and files, a DICOM series.
-
-Each importer writes a new folder that appears when it is whole, with a `provenance.json` that says where the
-cases come from and what was assumed.
-"""
+"""Make a cohort of what people have: a table and the files that it names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any
 
 from threefold.cohorts.cohort import (
     OPTIONAL_COLUMNS,
@@ -19,12 +12,10 @@ from threefold.cohorts.cohort import (
     Cohort,
     CohortSpec,
 )
-from threefold.cohorts.staging import FOLDERS, Staging, check_case_id, ending, finished, staging
-from threefold.cohorts.table import label_problems, read_text, split_table
+from threefold.cohorts.staging import FOLDERS, Staging, ending, finished, staging
+from threefold.cohorts.table import read_text, split_table
 from threefold.errors import CohortError, ImageError
-from threefold.images.reading import read_image
-from threefold.images.writing import write_nifti
-from threefold.validation import did_you_mean, sentence
+from threefold.validation import did_you_mean
 
 Progress = Callable[[int, int], None]
 
@@ -86,70 +77,6 @@ def import_table(
     return finished(out, allow_outside=not copy)
 
 
-def import_dicom(
-    folder: Path,
-    out: Path,
-    *,
-    spec: CohortSpec,
-    site: str,
-    patient_id: str,
-    label: str | None = None,
-    uneven: Literal["refuse", "resample", "keep"] = "refuse",
-    progress: Progress | None = None,
-) -> Cohort:
-    """Make a cohort of one DICOM series: a case for each slice, or one volume (`spec.dimensions`).
-
-    Args:
-        folder: holds one series.
-        out: the new folder, with NIfTI files in the series' own units (HU for CT).
-        spec: what the columns will mean.
-        site, patient_id: of the series; names in DICOM headers are not taken over.
-        label: class name of every slice; None: unknown.
-        uneven: a series with uneven or tilted slices is refused; resampled onto an even, upright grid; or
-            (slices only) kept as scanned, each slice on its own plane, which changes no voxel.
-        progress: called with the number of cases done and of all.
-
-    Raises:
-        CohortError: if the combination is not possible, the label is no class of `spec`, or `out` exists.
-        ImageError: if the folder is not one complete series.
-    """
-    if spec.dimensions == 3 and uneven == "keep":
-        raise CohortError(
-            f"{folder}: a volume can't keep uneven slices; resample them (--uneven resample), or make a "
-            "cohort of slices (dimensions: 2)."
-        )
-    for problem in label_problems(label, spec) if label is not None else ():
-        raise CohortError(sentence(f"label: {problem}"))
-    name = f"{site}-{patient_id}"
-    check_case_id(name)
-    notes: dict[str, list[str]] = {}
-    rows: list[dict[str, Any]] = []
-    with staging(out) as stage:
-        (stage.folder / "images").mkdir()
-        for index, total, image in _dicom_images(Path(folder), spec.dimensions, uneven):
-            case_id = name if spec.dimensions == 3 else f"{name}-{index:03d}"
-            target = Path("images") / f"{case_id}.nii.gz"
-            write_nifti(stage.folder / target, image.array, image.affine)
-            rows.append(
-                {
-                    "case_id": case_id,
-                    "patient_id": patient_id,
-                    "site": site,
-                    "image": target,
-                    "label": label,
-                    "origin": image.source.name,
-                }
-            )
-            for note in image.notes:
-                notes.setdefault(note, []).append(case_id)
-            if progress is not None:
-                progress(index + 1, total)
-        columns = {**spec.columns, "origin": "the file or folder that the case was made of"}
-        provenance = {"made by": "import dicom", "uneven": uneven, "notes": notes}
-        stage.finish(spec.model_copy(update={"columns": columns}), rows, provenance, allow_outside=False)
-    return finished(out, allow_outside=False)
-
-
 def _check_columns(
     table: Path, header: Sequence[str], columns: Mapping[str, str], constants: Mapping[str, str]
 ) -> None:
@@ -200,27 +127,3 @@ def _place_files(stage: Staging, row: dict[str, Any], table: Path, number: int, 
             row[column] = stage.place(table.parent / row[column], column, row["case_id"], copy=copy)
         except (CohortError, ImageError) as error:
             raise type(error)(f"{table}: row {number}, column {column}: {error}") from error
-
-
-def _dicom_images(folder: Path, dimensions: int, uneven: str) -> Iterator[tuple[int, int, Any]]:
-    """Yield index, number of cases, and Image, in the order of the slices along their normal."""
-    from threefold.images.dicom import open_series, read_file
-    from threefold.images.geometry import slice_affine
-
-    if uneven == "keep":
-        series = open_series(folder)
-        for index, one in enumerate(series.slices):
-            image = read_file(one.path)
-            how = f"kept as scanned: distances {series.distances()}, tilt {series.tilt:.1f} degrees"
-            notes = (*image.notes, how)
-            yield index, len(series.slices), replace(image, notes=notes)
-        return
-    volume = read_image(folder, uneven="resample" if uneven == "resample" else "refuse")
-    if dimensions == 3:
-        yield 0, 1, volume
-        return
-    slices = volume.array.shape[2]
-    for index in range(slices):
-        affine = slice_affine(volume.affine, index)
-        array = np.ascontiguousarray(volume.array[..., index])
-        yield index, slices, replace(volume, array=array, affine=affine)

@@ -17,7 +17,7 @@ from threefold.cohorts.cohort import Case, Cohort, CohortSpec, read_cohort, writ
 from threefold.cohorts.failures import Failures, listed, sparing_others
 from threefold.cohorts.table import case_id_problems
 from threefold.errors import CohortError, ImageError
-from threefold.file_names import case_stem
+from threefold.file_names import case_stem, folded
 from threefold.paths import Boundary
 from threefold.run import copy_new, whole_folder, write_atomically
 
@@ -33,18 +33,21 @@ class Staging:
         folder: where files are written for now.
         out: the name that the folder gets at the end.
         home: the folder that the sources are to lie in; None: anywhere.
+        linked: names of folders in `home` that may be links to another disk.
         failed: why a case could not be made, by its id; it is left out.
     """
 
     folder: Path
     out: Path
     home: Path | None = None
+    linked: tuple[str, ...] = ()
     failed: Failures = field(default_factory=dict)
     _placed: dict[Path, Path] = field(default_factory=dict)
+    _owners: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def _boundary(self) -> Boundary | None:
-        return None if self.home is None else Boundary(self.home)
+        return None if self.home is None else Boundary(self.home, linked=self.linked)
 
     @contextmanager
     def sparing(self, case_id: str) -> Iterator[None]:
@@ -54,7 +57,9 @@ class Staging:
             yield
         if case_id in self.failed:
             for source in list(self._placed)[before:]:
-                self._remove(self._placed.pop(source))
+                target = self._placed.pop(source)
+                self._owners.pop(folded(str(target)), None)
+                self._remove(target)
 
     def place(self, source: Path, column: str, case_id: str, *, copy: bool) -> Path:
         """Bring a file or a folder (a DICOM series) into the cohort.
@@ -69,7 +74,7 @@ class Staging:
             What the table says: the path relative to the cohort's folder.
 
         Raises:
-            ImageError: the source does not exist, lies outside of `home` or can't be copied.
+            ImageError: the source does not exist, lies outside of `home` or can't be copied; as `new_file`.
             CohortError: the case can't name a file.
         """
         check_case_id(case_id)
@@ -80,9 +85,40 @@ class Staging:
         self.require_inside(source)
         target = Path(os.path.relpath(source, self.out.absolute()))
         if copy:
-            target = Path(FOLDERS[column]) / f"{case_stem(case_id)}{ending(source)}"
+            target = self._target(column, case_id, ending(source))
             self._copy(source, target)
         self._placed[source] = target
+        return target
+
+    def new_file(self, column: str, case_id: str, suffix: str) -> Path:
+        """Return where a file that is made of a case is to be written; where the case fails, it is removed.
+
+        Args:
+            column: image, mask, structures or reference.
+            case_id: names the file.
+            suffix: its ending, for example .nii.gz.
+
+        Returns:
+            The path relative to the cohort's folder, as the table says it; the folder of the file is there.
+
+        Raises:
+            ImageError: on Windows and macOS the file would be another case's: their ids differ in case alone.
+            CohortError: the case can't name a file.
+        """
+        check_case_id(case_id)
+        target = self._target(column, case_id, suffix)
+        (self.folder / target).parent.mkdir(parents=True, exist_ok=True)
+        self._placed[self.folder / target] = target
+        return target
+
+    def _target(self, column: str, case_id: str, suffix: str) -> Path:
+        target = Path(FOLDERS[column]) / f"{case_stem(case_id)}{suffix}"
+        owner = self._owners.setdefault(folded(str(target)), case_id)
+        if owner != case_id:
+            raise ImageError(
+                f"'{case_id}' and '{owner}' differ in case alone, or in how an accent is stored: Windows and "
+                "macOS take their files for one. Rename one of them."
+            )
         return target
 
     def require_inside(self, source: Path) -> None:
@@ -206,19 +242,20 @@ def check_case_id(case_id: str) -> None:
 
 
 @contextmanager
-def staging(out: Path, home: Path | None = None) -> Iterator[Staging]:
+def staging(out: Path, home: Path | None = None, linked: tuple[str, ...] = ()) -> Iterator[Staging]:
     """Make a cohort folder: renamed to `out` at the end, removed where anything but a case fails.
 
     Args:
         out: the new folder.
         home: the folder that files are taken from; None: from anywhere.
+        linked: names of folders in it that may be links to another disk.
 
     Raises:
         CohortError: if `out` exists and is not an empty folder, is the current folder, or can't be made.
     """
     out = Path(out)
     with whole_folder(out, CohortError) as folder:
-        yield Staging(folder, out, home)
+        yield Staging(folder, out, home, linked)
 
 
 def finished(out: Path, *, allow_outside: bool) -> Cohort:

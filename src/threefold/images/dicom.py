@@ -1,4 +1,4 @@
-"""Read DICOM: one file, or a folder that holds one series, strictly.
+"""Read DICOM: one file (a slice, or an enhanced one with many), or a folder that is one series, strictly.
 
 A series is refused where slices are missing, doubled, unevenly spaced, turned against each other or
 sheared by a tilted gantry: a volume with one affine can't say where such slices lie. `resampling` makes an
@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from threefold.errors import ImageError, IrregularSeriesError
 from threefold.images.decoding import decoding, short
+from threefold.images.dicom_frames import frame_of, frames_of
+from threefold.images.dicom_kinds import is_enhanced, other_object
 from threefold.images.dicom_pixels import (
     Pixels,
-    object_name,
     padding_note,
     read_encoding,
     read_pixels,
@@ -28,7 +29,7 @@ from threefold.images.dicom_pixels import (
 )
 from threefold.images.dicom_slice import LPS_TO_RAS, SliceGrid, parsed, slice_grid
 from threefold.images.facts import Facts, common_facts
-from threefold.images.formats import first_bytes, is_dicom
+from threefold.images.formats import looks_like_dicom
 from threefold.images.geometry import Affine, Header, Image, slice_affine
 from threefold.images.memory import refuse_beyond_memory
 
@@ -44,14 +45,16 @@ TILT_TOLERANCE = 0.1
 
 @dataclass(frozen=True)
 class Slice:
-    """One file of a series: where it lies, and what it says of itself (empty where it does not).
+    """One file of a series, or one frame of a file: where it lies, and what it says of itself (or empty).
 
     Attributes:
+        frame: of an enhanced multi-frame file, from 0; None: the file is the slice.
         tilt: GantryDetectorTilt.
         between: SpacingBetweenSlices, mm.
     """
 
     path: Path
+    frame: int | None
     grid: SliceGrid
     uid: str
     description: str
@@ -60,13 +63,18 @@ class Slice:
     facts: Facts
     notes: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        """Of its file, and which frame of it (from 1, as viewers count)."""
+        return self.path.name if self.frame is None else f"frame {self.frame + 1} of {self.path.name}"
+
 
 @dataclass(frozen=True)
 class Series:
     """The slices of one series, sorted along their normal.
 
     Attributes:
-        name: folder, series UID and description, as errors show them.
+        name: folder (or enhanced file), series UID and description, as errors show them.
         steps: (n - 1,) distances between neighbours along the normal, mm.
         tilt: degrees between the normal and the line from slice to slice, the largest one.
     """
@@ -114,14 +122,26 @@ class Series:
         return ", ".join(f"{value:.2f} mm ({count}x)" for value, count in zip(values, counts, strict=True))
 
 
-def read_file(path: Path) -> Image:
-    """Read one file as a slice (rows, columns), in HU for CT.
+def read_file(
+    path: Path, *, slice_index: int | None = None, uneven: Literal["refuse", "resample"] = "refuse"
+) -> Image:
+    """Read one file: a slice (rows, columns); of an enhanced one the volume of its frames. In HU for CT.
+
+    Args:
+        path: of the file.
+        slice_index, uneven: of an enhanced file, as for `read_series`; a slice is its own slice 0.
 
     Raises:
-        ImageError: if it is damaged, holds no image, several frames or colour, lacks its place, or does not
-            say what its values mean.
+        ImageError: if it is damaged, holds no image or colour, lacks its place or that of its frames, or does
+            not say what its values mean; no slice of that index.
     """
     dataset, notes = parsed(path, pixels=True)
+    if is_enhanced(path, dataset):
+        del dataset
+        image = read_series(path.parent, files=[path.name], slice_index=slice_index, uneven=uneven)
+        return replace(image, source=path)
+    if slice_index not in (None, 0):
+        raise ImageError(f"{path}: there is no slice {slice_index}; the file is one slice (0).")
     encoding = read_encoding(path, dataset)
     affine = slice_grid(path, dataset).affine
     pixels = read_pixels(path, dataset, encoding)
@@ -129,26 +149,13 @@ def read_file(path: Path) -> Image:
     return Image(pixels.values, affine, path, notes, encoding.facts)
 
 
-def patient_of(path: Path) -> str:
-    """Return the PatientID of one file, without reading its pixels.
-
-    Raises:
-        ImageError: it is damaged, names no patient, or is too short for its pixels.
-    """
-    dataset, _ = parsed(path, pixels=False)
-    patient = str(dataset.get("PatientID") or "").strip()
-    if not patient:
-        raise ImageError(f"{path}: has no PatientID")
-    rows, columns = read_encoding(path, dataset).shape
-    needed = rows * columns * int(dataset.BitsAllocated) // 8
-    if not dataset.file_meta.TransferSyntaxUID.is_compressed and path.stat().st_size < needed:
-        raise ImageError(f"{path}: is {path.stat().st_size} bytes, its pixels alone are {needed}")
-    return patient
-
-
 def file_header(path: Path) -> Header:
     """Return the grid and the facts of one file, without its pixels."""
     dataset, notes = parsed(path, pixels=False)
+    if is_enhanced(path, dataset):
+        series = open_series(path.parent, [path.name])
+        refuse_irregular(series)
+        return Header(series.shape, series.affine, series.notes, series.facts)
     encoding = read_encoding(path, dataset)
     grid = slice_grid(path, dataset)
     return Header(grid.shape, grid.affine, (*notes, *encoding.notes), encoding.facts)
@@ -195,10 +202,17 @@ def read_series(
         return Image(array, series.affine, folder, (*series.notes, *notes), series.facts)
     _check_slice(series, slice_index, len(series.slices))
     one = series.slices[slice_index]
-    pixels = _pixels(one)
+    pixels = _pixels(one, parsed(one.path, pixels=True)[0])
     notes = (*pixels.notes, *padding_note(pixels.padded, one.facts))
     affine = slice_affine(series.affine, slice_index)
     return Image(pixels.values, affine, folder, (*series.notes, *notes), series.facts)
+
+
+def read_slice(one: Slice) -> Image:
+    """Read one slice of a series on its own plane, (rows, columns)."""
+    pixels = _pixels(one, parsed(one.path, pixels=True)[0])
+    notes = (*one.notes, *pixels.notes, *padding_note(pixels.padded, one.facts))
+    return Image(pixels.values, one.grid.affine, one.path, notes, one.facts)
 
 
 def series_pixels(series: Series) -> tuple[NDArray[np.generic], tuple[str, ...]]:
@@ -208,8 +222,11 @@ def series_pixels(series: Series) -> tuple[NDArray[np.generic], tuple[str, ...]]
     volume: NDArray[Any] = np.empty(series.shape, np.int16)
     counts: Counter[str] = Counter()
     padded = 0
+    opened: tuple[Path, Dataset] | None = None
     for index, one in enumerate(series.slices):
-        pixels = _pixels(one)
+        if opened is None or opened[0] != one.path:  # the frames of a file are read at once
+            opened = one.path, parsed(one.path, pixels=True)[0]
+        pixels = _pixels(one, opened[1])
         volume = volume.astype(np.result_type(volume, pixels.values), copy=False)
         volume[..., index] = pixels.values
         counts.update(pixels.notes)
@@ -217,9 +234,12 @@ def series_pixels(series: Series) -> tuple[NDArray[np.generic], tuple[str, ...]]
     return volume, (*_counted(counts, len(series.slices)), *padding_note(padded, series.facts))
 
 
-def _pixels(one: Slice) -> Pixels:
-    dataset, _ = parsed(one.path, pixels=True)
-    return read_pixels(one.path, dataset, read_encoding(one.path, dataset))
+def _pixels(one: Slice, dataset: Dataset) -> Pixels:
+    """Return the pixels of a slice; `dataset` is its file's, pixels included."""
+    if one.frame is None:
+        return read_pixels(one.path, dataset, read_encoding(one.path, dataset))
+    attributes = frame_of(one.path, dataset, one.frame)
+    return read_pixels(one.path, dataset, read_encoding(one.path, attributes), frame=one.frame)
 
 
 def _counted(counts: Counter[str], slices: int) -> tuple[str, ...]:
@@ -249,7 +269,9 @@ def open_series(folder: Path, files: Sequence[str] | None = None) -> Series:
             f"{folder}: expected one DICOM series, found {len(by_series)}: {found}. "
             "Put each in a folder of its own and name that folder."
         )
-    name = f"{folder}: series {slices[0].uid} '{slices[0].description}'"
+    paths = {one.path for one in slices}
+    where = folder if len(paths) > 1 or slices[0].frame is None else slices[0].path
+    name = f"{where}: series {slices[0].uid} '{slices[0].description}'"
     _refuse_mixed(name, slices)
     slices.sort(key=lambda one: one.grid.distance)
     positions = np.array([one.grid.position for one in slices])
@@ -304,22 +326,24 @@ def _headers(folder: Path, files: Sequence[str] | None) -> tuple[list[Slice], tu
             if not path.is_dir():  # a pipe, a device, a link to nowhere
                 passed.append(path.name)
             continue
-        called_dicom = path.suffix.lower() in (".dcm", ".ima")
-        if not called_dicom and not (path.stat().st_size and is_dicom(first_bytes(path)[0])):
+        if not looks_like_dicom(path):
             passed.append(path.name)
             continue
         dataset, notes = parsed(path, pixels=False)
-        if "Rows" in dataset:
+        other = other_object(path, dataset)
+        if other is not None:  # a DICOMDIR, a report, a presentation state
+            passed.append(f"{path.name} ({other})")
+        elif is_enhanced(path, dataset):
+            slices += [_slice(path, one, notes, frame) for frame, one in enumerate(frames_of(path, dataset))]
+        else:
             slices.append(_slice(path, dataset, notes))
-        else:  # a DICOMDIR, a report, a presentation state
-            passed.append(f"{path.name} ({object_name(dataset)})")
     if not passed:
         return slices, ()
     more = f" and {len(passed) - _MOST_NAMES} more" if len(passed) > _MOST_NAMES else ""
     return slices, (f"passed over, not DICOM images: {', '.join(passed[:_MOST_NAMES])}{more}",)
 
 
-def _slice(path: Path, dataset: Dataset, notes: tuple[str, ...]) -> Slice:
+def _slice(path: Path, dataset: Dataset, notes: tuple[str, ...], frame: int | None = None) -> Slice:
     encoding = read_encoding(path, dataset)
     with decoding(path, "a DICOM image"):
         uid, description, tilt = (
@@ -332,7 +356,8 @@ def _slice(path: Path, dataset: Dataset, notes: tuple[str, ...]) -> Slice:
         )
         between = stated_number(dataset, "SpacingBetweenSlices")
     grid = slice_grid(path, dataset)
-    return Slice(path, grid, uid, description, tilt, between, encoding.facts, (*notes, *encoding.notes))
+    notes += encoding.notes
+    return Slice(path, frame, grid, uid, description, tilt, between, encoding.facts, notes)
 
 
 def _nothing_found(folder: Path, notes: tuple[str, ...]) -> str:
@@ -353,8 +378,8 @@ def _refuse_mixed(name: str, slices: list[Slice]) -> None:
         )
         if not same:
             raise ImageError(
-                f"{name}: expected slices of one size, spacing and orientation, but {first.path.name} has "
-                f"{_grid_text(a)} and {other.path.name} has {_grid_text(b)}. A scout image, or several "
+                f"{name}: expected slices of one size, spacing and orientation, but {first.name} has "
+                f"{_grid_text(a)} and {other.name} has {_grid_text(b)}. A scout image, or several "
                 "acquisitions? Take them out of the folder."
             )
 
@@ -368,10 +393,10 @@ def _grid_text(grid: SliceGrid) -> str:
 def _refuse_doubled(name: str, slices: list[Slice], steps: NDArray[np.float64]) -> None:
     doubled = np.flatnonzero(steps < 0.01)
     if len(doubled):
-        pairs = ", ".join(f"{slices[i].path.name} and {slices[i + 1].path.name}" for i in doubled[:5])
+        pairs = ", ".join(f"{slices[i].name} and {slices[i + 1].name}" for i in doubled[:5])
         raise ImageError(
             f"{name}: expected every slice once, but {len(doubled)} lie where another one is: {pairs}. "
-            "Take the copies (or the second acquisition) out of the folder."
+            "Take the copies (or the second acquisition, echo or time) out."
         )
 
 
@@ -383,7 +408,7 @@ def _missing(series: Series) -> str:
     if not gaps or (np.abs(others - 1) > 2 * SPACING_TOLERANCE).any():
         return ""
     where = ", ".join(
-        f"{round(times[i]) - 1} between {series.slices[i].path.name} and {series.slices[i + 1].path.name}"
+        f"{round(times[i]) - 1} between {series.slices[i].name} and {series.slices[i + 1].name}"
         for i in gaps[:5]
     )
     return f". Slices are missing: {where}"

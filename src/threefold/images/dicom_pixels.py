@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from threefold.errors import ImageError
 from threefold.images.decoding import decoding, short
+from threefold.images.dicom_kinds import object_name, refuse_other_objects
 from threefold.images.facts import Facts
 from threefold.images.memory import refuse_beyond_memory
 
@@ -28,13 +29,6 @@ _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _QUANTITIES = ("CT", "PT")
 """Modalities whose rescaled values are measures (HU, Bq/ml): MONOCHROME1 inverts their display alone."""
-_NOT_SLICES = {
-    "1.2.840.10008.5.1.4.1.1.30": "Parametric Map",
-    "1.2.840.10008.5.1.4.1.1.66.4": "Segmentation",
-    "1.2.840.10008.5.1.4.1.1.66.7": "Label Map Segmentation",
-    "1.2.840.10008.5.1.4.1.1.481.2": "RT Dose",
-}
-"""SOP classes that have pixels and are no images."""
 
 
 @dataclass(frozen=True)
@@ -92,18 +86,19 @@ def read_encoding(path: Path, dataset: Dataset) -> Encoding:
         ImageError: it is no image of one grey slice, or does not say what its values mean.
     """
     with decoding(path, "a DICOM image") as notes:
-        _refuse_other_objects(path, dataset)
+        refuse_other_objects(path, dataset)
         _refuse_missing(path, dataset)
         photometric = _text(dataset, "PhotometricInterpretation") or ""
         frames, samples = int(dataset.get("NumberOfFrames") or 1), int(dataset.SamplesPerPixel)
         if frames != 1:
             raise ImageError(
-                f"{path}: {frames} frames in one file ({object_name(dataset)}); expected one slice a file. "
-                "Convert multi-frame files to NIfTI."
+                f"{path}: {frames} frames in one file ({object_name(dataset)}), which does not say where "
+                "each lies; expected one slice a file, or an enhanced CT, MR or PET. Extract the frame that "
+                "you mean, or convert the file to NIfTI (for example with dcm2niix)."
             )
         _refuse_photometric(path, photometric, samples)
         modality = (_text(dataset, "Modality") or "").upper() or None
-        if modality == "CT" and "LOCALIZER" in [str(one).upper() for one in _several(dataset, "ImageType")]:
+        if modality == "CT" and "LOCALIZER" in _image_types(dataset):
             raise ImageError(
                 f"{path}: a localizer (scout) image, a projection and not a slice. Leave it out."
             )
@@ -143,13 +138,14 @@ def read_encoding(path: Path, dataset: Dataset) -> Encoding:
     )  # fmt: skip
 
 
-def read_pixels(path: Path, dataset: Dataset, encoding: Encoding) -> Pixels:
-    """Decode the pixels of a file.
+def read_pixels(path: Path, dataset: Dataset, encoding: Encoding, *, frame: int | None = None) -> Pixels:
+    """Decode the pixels of a file, or of one of its frames.
 
     Args:
         path: of the file, for errors.
         dataset: its attributes, pixels included.
-        encoding: as `read_encoding` returned it for them.
+        encoding: as `read_encoding` returned it for them, or for those of the frame.
+        frame: from 0; None: the file has one.
 
     Raises:
         ImageError: no decoder for its compression; damaged; colour; beyond memory.
@@ -158,13 +154,13 @@ def read_pixels(path: Path, dataset: Dataset, encoding: Encoding) -> Pixels:
     rows, columns = encoding.shape
     each = encoding.samples * encoding.allocated // 8
     refuse_beyond_memory(path, f"{rows} x {columns} pixels of {each} bytes", rows * columns * (2 * each + 8))
-    _refuse_undecodable(path, dataset)
     with decoding(path, "a DICOM image") as notes:
         from pydicom.pixels.processing import apply_modality_lut
         from pydicom.pixels.utils import pixel_array
 
+        _refuse_undecodable(path, dataset)
         # whole cells: pydicom would mask them as if HighBit were always BitsStored - 1
-        cells: NDArray[Any] = pixel_array(dataset, correct_unused_bits=False)
+        cells: NDArray[Any] = pixel_array(dataset, index=frame, correct_unused_bits=False)
         if cells.shape[:2] != encoding.shape:
             raise ImageError(f"{path}: {cells.shape} pixels; expected {rows} x {columns}.")
         if encoding.samples == 3:
@@ -197,28 +193,10 @@ def padding_note(padded: int, facts: Facts) -> tuple[str, ...]:
     return (f"{padded} pixels outside the field of view set to {filled}",)
 
 
-def _refuse_other_objects(path: Path, dataset: Dataset) -> None:
-    uid = str(dataset.get("SOPClassUID") or "")
-    if uid in _NOT_SLICES or "Rows" not in dataset:
-        raise ImageError(
-            f"{path}: a DICOM file, but no image with rows and columns: {object_name(dataset)}. Give the "
-            "images that it belongs to; copy it again if it was cut off."
-        )
-
-
-def object_name(dataset: Dataset) -> str:
-    """Return the name of a file's kind, for example "Basic Text SR Storage"."""
-    from pydicom.uid import UID
-
-    meta = getattr(dataset, "file_meta", None) or {}
-    uid = str(dataset.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or "")
-    return short(_NOT_SLICES.get(uid) or UID(uid).name, 80) if uid else "of a kind that it does not state"
-
-
 def _refuse_missing(path: Path, dataset: Dataset) -> None:
     for keyword in ("FloatPixelData", "DoubleFloatPixelData"):
         if keyword in dataset:
-            raise ImageError(f"{path}: holds {keyword}; expected whole numbers. Convert it to NIfTI.")
+            raise ImageError(f"{path}: holds {keyword}, a map; expected whole numbers. Convert it to NIfTI.")
     missing = [name for name in _REQUIRED if dataset.get(name) in (None, "")]
     if missing:
         raise ImageError(
@@ -379,6 +357,11 @@ def _facts(dataset: Dataset, modality: str | None, unit: Any) -> Facts:
 
 def _text(dataset: Dataset, keyword: str) -> str | None:
     return short("\\".join(map(str, _several(dataset, keyword))), 80) or None
+
+
+def _image_types(dataset: Dataset) -> set[str]:
+    """Return what kind of image a slice is, or a frame (FrameType)."""
+    return {str(one).upper() for name in ("ImageType", "FrameType") for one in _several(dataset, name)}
 
 
 def _several(dataset: Dataset, keyword: str) -> list[Any]:

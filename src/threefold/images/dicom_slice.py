@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from threefold.errors import ImageError
 from threefold.images.decoding import decoding, short
-from threefold.images.formats import first_bytes, has_preamble, is_dicom
+from threefold.images.formats import first_bytes, gzipped_error, has_preamble, is_dicom
 from threefold.images.geometry import Affine
 from threefold.images.memory import refuse_beyond_memory
 
@@ -127,7 +127,9 @@ def parsed(path: Path, *, pixels: bool) -> tuple[Dataset, tuple[str, ...]]:
         import pydicom
         from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-        head, _ = first_bytes(path)
+        head, gzipped = first_bytes(path)
+        if gzipped and is_dicom(head):
+            raise gzipped_error(path, "dicom")
         bare = is_dicom(head) and not has_preamble(head)
         refuse_beyond_memory(path, "a DICOM file", path.stat().st_size if pixels else 0)
         if not bare:

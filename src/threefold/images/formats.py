@@ -21,27 +21,30 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _NIFTI_SIZES = (348, 540)
 _VALUE_REPRESENTATIONS = (b"UI", b"CS", b"UL", b"OB", b"SH", b"LO", b"DA", b"TM", b"UN")
+_EDITOR, _SLICER, _FREESURFER, _MINC = "a picture editor", "3D Slicer or SimpleITK", "mri_convert", "mnc2nii"
 _OTHERS = (
-    (0, b"GIF8", "GIF"),
-    (0, b"BM", "BMP"),
-    (0, b"II*\0", "TIFF"),
-    (0, b"MM\0*", "TIFF"),
-    (0, b"II+\0", "BigTIFF"),
-    (8, b"WEBP", "WebP"),
-    (0, b"\0\0\0\x0cjP  ", "JPEG 2000"),
-    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
-    (0, b"NRRD", "NRRD"),
-    (0, b"ObjectType", "MetaImage"),
-    (0, b"\x89HDF", "HDF5 (MINC 2, ...)"),
-    (0, b"CDF", "NetCDF (MINC 1)"),
-    (0, b"\0\0\0\x01\0\0", "FreeSurfer MGH"),
-    (0, b"MATRIX", "ECAT"),
-    (0, b"TRACK", "TrackVis"),
-    (0, b"\x93NUMPY", "NumPy"),
-    (0, b"PK", "ZIP"),
-    (0, b"%PDF", "PDF"),
-    (257, b"ustar", "tar"),
+    (0, b"GIF8", "GIF", _EDITOR),
+    (0, b"BM", "BMP", _EDITOR),
+    (0, b"II*\0", "TIFF", _EDITOR),
+    (0, b"MM\0*", "TIFF", _EDITOR),
+    (0, b"II+\0", "BigTIFF", _EDITOR),
+    (8, b"WEBP", "WebP", _EDITOR),
+    (0, b"\0\0\0\x0cjP  ", "JPEG 2000", _EDITOR),
+    (0, b"\xff\x4f\xff\x51", "JPEG 2000", _EDITOR),
+    (0, b"NRRD", "NRRD", _SLICER),
+    (0, b"ObjectType", "MetaImage", _SLICER),
+    (0, b"NDims", "MetaImage", _SLICER),
+    (0, b"\x89HDF", "HDF5 (MINC 2, ...)", _MINC),
+    (0, b"CDF", "NetCDF (MINC 1)", _MINC),
+    (0, b"\0\0\0\x01\0\0", "FreeSurfer MGH", _FREESURFER),
+    (0, b"MATRIX", "ECAT", _SLICER),
+    (0, b"TRACK", "TrackVis", None),
+    (0, b"\x93NUMPY", "NumPy", None),
+    (0, b"PK", "ZIP", None),
+    (0, b"%PDF", "PDF", None),
+    (257, b"ustar", "tar", None),
 )
+"""Formats that are not read: where their mark is, the mark, their name, and what converts such files."""
 
 
 def format_of(path: Path) -> Format:
@@ -56,13 +59,19 @@ def format_of(path: Path) -> Format:
     head, gzipped = first_bytes(path)
     found = _known(head)
     if found is None:
+        what, how = _other(path, head, gzipped=gzipped)
         raise ImageError(
-            f"{path}: not an image of a known format: {_name(head, gzipped)}. Expected {EXPECTED} (told by "
-            "the bytes, not by the name). Convert it, or copy it again if it was damaged."
+            f"{path}: not an image of a known format: {what}. Expected {EXPECTED} (told by the bytes, not by "
+            f"the name). {how}"
         )
     if gzipped and found != "nifti":
-        raise ImageError(f"{path}: a gzipped {found} file; of gzipped files NIfTI is read. Decompress it.")
+        raise gzipped_error(path, found)
     return found
+
+
+def gzipped_error(path: Path, kind: str) -> ImageError:
+    """Return the error for a gzipped file of a format that is read as it is."""
+    return ImageError(f"{path}: a gzipped {kind} file; of gzipped files NIfTI is read. Decompress it.")
 
 
 def states_place(path: Path) -> bool:
@@ -114,6 +123,17 @@ def first_bytes(path: Path) -> tuple[bytes, bool]:
         raise unreadable(path, error) from error
 
 
+def looks_like_dicom(path: Path) -> bool:
+    """Whether a regular file is named as DICOM files are, or begins as one; an empty one does not.
+
+    Raises:
+        ImageError: it can't be read.
+    """
+    if path.suffix.lower() in (".dcm", ".ima"):
+        return True
+    return bool(path.stat().st_size) and is_dicom(first_bytes(path)[0])
+
+
 def is_dicom(head: bytes) -> bool:
     """Whether bytes begin a DICOM file, with its preamble or without."""
     return has_preamble(head) or _begins_with_attribute(head)
@@ -160,9 +180,29 @@ def _begins_with_attribute(head: bytes) -> bool:
     return False
 
 
-def _name(head: bytes, gzipped: bool) -> str:
+def _other(path: Path, head: bytes, *, gzipped: bool) -> tuple[str, str]:
+    """Return what a file of no format that is read is, and what to do with it."""
     packed = "gzipped, and " if gzipped else ""
-    for at, magic, name in _OTHERS:
+    header = _header_beside(path)
+    if header is not None:
+        return (
+            f"{packed}it holds the voxels of a .hdr/.img pair, whose header is {header.name}",
+            f"Convert the pair to one .nii.gz file (mri_convert {header.name} IMAGE.nii.gz).",
+        )
+    for at, magic, name, tool in _OTHERS:
         if head[at:].startswith(magic):
-            return f"{packed}it begins as a {name} file"
-    return f"{packed}it begins with {head[:12]!r}"
+            how = (
+                "Give the images that it is about or holds." if tool is None else f"Convert it, with {tool}."
+            )
+            return f"{packed}it begins as a {name} file", how
+    return f"{packed}it begins with {head[:12]!r}", "Convert it, or copy it again if it was damaged."
+
+
+def _header_beside(path: Path) -> Path | None:
+    """Return the header beside a file that is named as the voxels of a pair are; None: there is none."""
+    name = path.name.lower().removesuffix(".gz")
+    if not name.endswith(".img"):
+        return None
+    stem = path.name[: len(name) - len(".img")]
+    names = (f"{stem}{ending}" for ending in (".hdr", ".HDR", ".hdr.gz"))
+    return next((path.with_name(one) for one in names if path.with_name(one).is_file()), None)

@@ -258,11 +258,15 @@ def _fields(data: bytes, path: Path) -> tuple[Any, Literal["<", ">"]]:
         )
         record = np.frombuffer(data, layout, 1)[0]
         if record["magic"] in _PAIRS:
-            raise ImageError(f"{path}: the header of a .hdr/.img pair. Convert the pair to one .nii.gz file.")
+            raise ImageError(
+                f"{path}: the header of a .hdr/.img pair. Convert the pair to one .nii.gz file (mri_convert "
+                f"{path.name} IMAGE.nii.gz)."
+            )
         if record["magic"] != _MAGIC[size]:
             raise ImageError(
-                f"{path}: not a one-file NIfTI (magic {bytes(record['magic'])!r}). Convert an ANALYZE "
-                "file, which does not say left from right, to .nii.gz; copy a damaged file again."
+                f"{path}: not a one-file NIfTI (magic {bytes(record['magic'])!r}), as an ANALYZE 7.5 header, "
+                "which does not say left from right. Convert it to .nii.gz with its orientation stated (for "
+                "example with mri_convert --in_orientation); copy a damaged NIfTI again."
             )
         return record, order
     raise ImageError(f"{path}: not a NIfTI file, or damaged: its first bytes are not a NIfTI header's.")

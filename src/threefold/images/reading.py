@@ -149,9 +149,8 @@ def _read(
     else:
         from threefold.images import dicom
 
-        if kind == "dicom series":
-            return dicom.read_series(path, slice_index=slice_index, uneven=uneven)
-        image = dicom.read_file(path)
+        read = dicom.read_file if kind == "dicom" else dicom.read_series
+        return read(path, slice_index=slice_index, uneven=uneven)
     if slice_index is not None:
         _check_slice(path, image.array.shape, slice_index)
     return image

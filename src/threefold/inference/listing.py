@@ -11,9 +11,9 @@ from pathlib import Path
 
 from threefold.cohorts.cohort import SPEC_NAME, Cohort, CohortSpec, read_cohort
 from threefold.errors import CohortError, ImageError
+from threefold.file_names import printable
 from threefold.images.dicom_groups import group_series
 from threefold.images.formats import format_of
-from threefold.inference.naming import printable
 
 PathLike = str | os.PathLike[str]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -12,15 +11,6 @@ from threefold.file_names import portable
 
 LONGEST_STEM = 160
 """Bytes of a mask's name without its ending: file systems hold 255, and a file under way has more."""
-
-
-def printable(name: str | os.PathLike[str]) -> str:
-    r"""Return a file's name as text for tables and messages.
-
-    Bytes that are no UTF-8 are written as \xNN; control characters and line breaks as Python writes them.
-    """
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 class MaskNames:

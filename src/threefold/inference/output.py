@@ -27,11 +27,12 @@ from threefold.checksums import remove_table, write_table
 from threefold.csv_tables import table_text
 from threefold.errors import RunError
 from threefold.evaluation.predictions import probability_column
+from threefold.file_names import printable
 from threefold.images.geometry import Image
 from threefold.images.writing import label_map_suffix, write_label_map
 from threefold.inference.journal import Content, Journal
 from threefold.inference.listing import Listing, Source
-from threefold.inference.naming import MaskNames, printable
+from threefold.inference.naming import MaskNames
 from threefold.interruption import undisturbed
 from threefold.locks import alone_in
 from threefold.partials import remove_abandoned

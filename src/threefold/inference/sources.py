@@ -11,13 +11,13 @@ from threefold.cohorts.meaning import objections
 from threefold.cohorts.trained_on import TrainedOn
 from threefold.errors import CohortError, ImageError, IrregularSeriesError, ThreefoldError
 from threefold.experiment import PreprocessingSpec
+from threefold.file_names import printable
 from threefold.images import dicom
 from threefold.images.geometry import Image, closest_axes, slice_of
 from threefold.images.preprocessing import prepare_image
 from threefold.images.reading import Uneven, read_image
 from threefold.inference.engine import Prepared
 from threefold.inference.listing import Source
-from threefold.inference.naming import printable
 
 OnError = Callable[[Source, ThreefoldError], None]
 """Called with a source that can't be predicted and why; the others go on."""

@@ -11,7 +11,7 @@ from threefold.cohorts.cohort import Cohort
 from threefold.cohorts.public.haemorrhage import CLASSES, haemorrhage_spec
 from threefold.cohorts.staging import finished, staging
 from threefold.cohorts.table import read_text, split_table
-from threefold.errors import CohortError, ImageError
+from threefold.errors import CohortError, ImageError, IrregularSeriesError
 
 if TYPE_CHECKING:
     from threefold.images.dicom import Series
@@ -46,7 +46,8 @@ def import_cq500(
     most readers see that kind. Of a scan's series the one without contrast and not in a bone kernel is
     taken; the column `series` holds its name, by which alone contrast and kernel are told. A scan without
     such a series, with several, or with uneven or missing slices is left out; provenance.json says which and
-    why, and which series of the others were passed over: scouts, and what can't be read.
+    why, which series of the others were passed over (scouts, and what can't be read), and which scans failed:
+    none of their series can be read.
 
     Args:
         folder: holds reads.csv, and at any depth CQ500CTn CQ500CTn/Unknown Study/SERIES/*.dcm.
@@ -76,16 +77,16 @@ def import_cq500(
     with staging(out) as stage:
         for done, (number, cells) in enumerate(records, start=1):
             case_id = f"{site}-{_scan(cells['name']) or cells['name']}"
-            try:
-                series, passed = _plain_series(scans.get(_scan(cells["name"]) or ""))
-                if passed:
-                    passed_over[case_id] = passed
-                chosen = _chosen(series, passed, thin=thin)
-                refuse_irregular(chosen)
-            except (CohortError, ImageError) as problem:
-                left_out[case_id] = str(problem)
-            else:
-                with stage.sparing(case_id):
+            with stage.sparing(case_id):
+                try:
+                    series, passed, damaged = _plain_series(scans.get(_scan(cells["name"]) or ""))
+                    if passed or damaged:
+                        passed_over[case_id] = passed | damaged
+                    chosen = _chosen(series, passed, damaged, thin=thin)
+                    refuse_irregular(chosen)
+                except (CohortError, IrregularSeriesError) as problem:
+                    left_out[case_id] = str(problem)
+                else:
                     row: dict[str, Any] = {
                         "case_id": case_id,
                         "patient_id": case_id,
@@ -97,7 +98,7 @@ def import_cq500(
                     rows.append(row | {kind: _majority(cells, kind, table, number) for kind in _KINDS})
             if progress is not None:
                 progress(done, len(records))
-        if not rows:
+        if not rows and not stage.failed:
             first = next(iter(left_out.items()), ("reads.csv", "has no rows"))
             raise CohortError(f"{folder}: no scan can be taken; {first[0]}: {first[1]}")
         columns = {"series": "name of the series that was taken"}
@@ -121,8 +122,8 @@ def _scan(name: str) -> str | None:
     return None if found is None else f"CT{int(found[1])}"
 
 
-def _plain_series(scan: Path | None) -> tuple[list[Series], dict[str, str]]:
-    """Return a scan's series without contrast and not in a bone kernel, and why others were passed over.
+def _plain_series(scan: Path | None) -> tuple[list[Series], dict[str, str], dict[str, str]]:
+    """Return a scan's series without contrast and not in a bone kernel, and why scouts and damaged ones fail.
 
     Raises:
         CohortError: there is no such scan.
@@ -133,6 +134,7 @@ def _plain_series(scan: Path | None) -> tuple[list[Series], dict[str, str]]:
         raise CohortError("its folder is not there")
     found: list[Series] = []
     passed: dict[str, str] = {}
+    damaged: dict[str, str] = {}
     for folder in sorted({path.parent for path in scan.rglob("*.dcm")}):
         if _UNWANTED.search(folder.name) is not None:
             continue
@@ -143,24 +145,28 @@ def _plain_series(scan: Path | None) -> tuple[list[Series], dict[str, str]]:
         try:
             found.append(open_series(folder))
         except ImageError as problem:
-            passed[folder.name] = str(problem)
-    return found, passed
+            damaged[folder.name] = str(problem)
+    return found, passed, damaged
 
 
-def _chosen(found: Sequence[Series], passed: Mapping[str, str], *, thin: bool) -> Series:
+def _chosen(
+    found: Sequence[Series], passed: Mapping[str, str], damaged: Mapping[str, str], *, thin: bool
+) -> Series:
     """Return the series to take, by the distance of its slices: names say that now and then only.
 
     Raises:
         CohortError: there is none, or there are several.
+        ImageError: there is none that can be read.
     """
     wanted = [series for series in found if (series.spacing < THIN_BELOW) == thin]
     if not thin and not wanted:
         wanted = [*found]
     if len(wanted) != 1:
         known = [f"{series.folder.name} ({series.spacing:g} mm)" for series in found]
-        known += [f"{name} ({why})" for name, why in passed.items()]
+        known += [f"{name} ({why})" for name, why in {**passed, **damaged}.items()]
         kind = "thin" if thin else "plain"
-        raise CohortError(f"expected one {kind} series, found {len(wanted)} of: {', '.join(known) or 'none'}")
+        error = ImageError if damaged and not wanted else CohortError
+        raise error(f"expected one {kind} series, found {len(wanted)} of: {', '.join(known) or 'none'}")
     return wanted[0]
 
 

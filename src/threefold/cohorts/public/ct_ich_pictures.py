@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from threefold.cohorts.cohort import Cohort
 from threefold.cohorts.public.haemorrhage import CLASSES, haemorrhage_spec
-from threefold.cohorts.staging import check_case_id, finished, staging
+from threefold.cohorts.staging import Staging, finished, staging
 from threefold.cohorts.table import read_text, split_table
 from threefold.errors import CohortError, ImageError
 from threefold.images.reading import read_header, read_image, read_label_map
@@ -40,7 +40,7 @@ def import_ct_ich_pictures(
 
     Args:
         folder: holds slices.csv (slice, patient, slice_number, image, mask, hemorrhage, subtypes), images
-            (8-bit) and masks (0 and 255).
+            (8-bit) and masks (0 and 255), both of which may be links to another disk.
         out: the new folder, with NIfTI slices in HU and masks of 0 and 1 on the same grid.
         site: name of the hospital.
         progress: called with the number of cases done and of all.
@@ -65,7 +65,7 @@ def import_ct_ich_pictures(
     }
     spec = haemorrhage_spec("ct-ich", dimensions=2, columns=columns, mask_values=(1,), window=PICTURE_WINDOW)
     rows: list[dict[str, Any]] = []
-    with staging(out, table.parent) as stage:
+    with staging(out, table.parent, linked=("images", "masks")) as stage:
         for number, cells in records:
             row: dict[str, Any] = {
                 "case_id": f"{site}-{cells['slice']}",
@@ -80,7 +80,7 @@ def import_ct_ich_pictures(
                 for column in ("image", "mask"):
                     if cells[column]:
                         stage.require_inside(table.parent / cells[column])
-                row |= _write_picture(stage.folder, table.parent, cells, row["case_id"])
+                row |= _write_picture(stage, table.parent, cells, row["case_id"])
                 rows.append(row)
             if progress is not None:
                 progress(len(rows) + len(stage.failed), len(records))
@@ -99,17 +99,15 @@ def _haemorrhage(value: str, table: Path, number: int) -> str:
     return CLASSES[int(value)]
 
 
-def _write_picture(folder: Path, source: Path, cells: Mapping[str, str], case_id: str) -> dict[str, Path]:
+def _write_picture(stage: Staging, source: Path, cells: Mapping[str, str], case_id: str) -> dict[str, Path]:
     """Write a slice in HU and its mask; return their paths relative to the cohort."""
-    check_case_id(case_id)
     rows = read_header(source / cells["image"]).shape[0]
     spacing = (FIELD / rows, FIELD / rows, THICKNESS)
     picture = read_image(source / cells["image"], spacing=spacing)
     low, high = PICTURE_WINDOW
     hu = (low + picture.array.astype(np.float32) * np.float32((high - low) / 255)).astype(np.float32)
-    written = {"image": Path("images") / f"{case_id}.nii.gz"}
-    (folder / "images").mkdir(exist_ok=True)
-    write_nifti(folder / written["image"], hu, picture.affine)
+    written = {"image": stage.new_file("image", case_id, ".nii.gz")}
+    write_nifti(stage.folder / written["image"], hu, picture.affine)
     if not cells["mask"]:
         return written
     path = source / cells["mask"]
@@ -118,7 +116,6 @@ def _write_picture(folder: Path, source: Path, cells: Mapping[str, str], case_id
     if others or mask.shape != hu.shape:
         found = f"values {sorted(others)}" if others else f"shape {mask.shape}"
         raise ImageError(f"{path}: expected 0 and 255 in shape {hu.shape}, found {found}.")
-    written["mask"] = Path("masks") / f"{case_id}.nii.gz"
-    (folder / "masks").mkdir(exist_ok=True)
-    write_nifti(folder / written["mask"], (mask > 0).astype(np.uint8), picture.affine)
+    written["mask"] = stage.new_file("mask", case_id, ".nii.gz")
+    write_nifti(stage.folder / written["mask"], (mask > 0).astype(np.uint8), picture.affine)
     return written

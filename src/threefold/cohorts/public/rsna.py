@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from threefold.cohorts.cohort import Cohort
+from threefold.cohorts.failures import Failures
 from threefold.cohorts.public.haemorrhage import CLASSES, haemorrhage_spec
 from threefold.cohorts.staging import finished, staging
 from threefold.errors import CohortError, ImageError
@@ -47,10 +48,11 @@ def import_rsna(
     """
     folder = Path(folder)
     labels = _labels(folder / _TABLE)
-    whose, left_out = _patients(folder / _FOLDER, list(labels), progress)
+    whose, unreadable = _patients(folder / _FOLDER, list(labels), progress)
     chosen = {*sorted({*whose.values()}, key=_draw)[:patients]}
     rows = []
     with staging(out, folder / _FOLDER) as stage:
+        stage.failed.update(unreadable)
         for name, patient in whose.items():
             if patient not in chosen:
                 continue
@@ -65,18 +67,12 @@ def import_rsna(
                     "label": CLASSES[kinds["any"]],
                 }
                 rows.append(row | {kind: kinds[kind] for kind in _KINDS})
-        if not rows:
-            why = f" The first: {next(iter(left_out.values()))}" if left_out else ""
-            raise CohortError(
-                f"{folder / _FOLDER}: none of the {len(labels)} slices of the table can be read.{why}"
-            )
         columns = {kind: f"1 where a reader saw {kind} haemorrhage" for kind in _KINDS}
         spec = haemorrhage_spec("rsna-2019", dimensions=2, columns=columns)
         provenance = {
             "made by": "import rsna",
             "source": "RSNA 2019 intracranial hemorrhage detection, Flanders et al. 2020",
             "patients": patients,
-            "left out": left_out,
             "copied": copy,
         }
         stage.finish(spec, rows, provenance, allow_outside=not copy)
@@ -110,18 +106,18 @@ def _rows(table: Path) -> Iterator[tuple[int, str, str]]:
             for number, row in enumerate(reader, start=1):
                 if row:
                     yield number, row[0], row[1].strip() if len(row) > 1 else ""
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CohortError(f"{table}: can't be read ({error}). Name the folder that holds it.") from error
 
 
 def _patients(
     folder: Path, names: Sequence[str], progress: Progress | None
-) -> tuple[dict[str, str], dict[str, str]]:
+) -> tuple[dict[str, str], Failures]:
     """Return the patient of each slice that can be read, and why the others can't."""
-    from threefold.images.dicom import patient_of
+    from threefold.images.dicom_search import patient_of
 
     found: dict[str, str] = {}
-    left_out: dict[str, str] = {}
+    unreadable: Failures = {}
     boundary = Boundary(folder)
     for done, name in enumerate(names, start=1):
         path = folder / f"{name}.dcm"
@@ -130,10 +126,10 @@ def _patients(
                 raise ImageError(how)
             found[name] = patient_of(path)
         except ImageError as problem:
-            left_out[name] = str(problem)
+            unreadable[name] = str(problem)
         if progress is not None:
             progress(done, len(names))
-    return found, left_out
+    return found, unreadable
 
 
 def _draw(patient: str) -> bytes:

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 
 from threefold.cohorts.cohort import Cohort, CohortSpec, IntensitySpec, MaskSpec
-from threefold.cohorts.staging import check_case_id, finished, staging
+from threefold.cohorts.staging import Staging, check_case_id, finished, staging
 from threefold.cohorts.table import read_text, split_table
 from threefold.errors import CohortError, ImageError
+from threefold.images.decoding import decoding
+from threefold.images.formats import is_folder
+from threefold.images.memory import refuse_beyond_memory
 from threefold.images.writing import write_png
 
 Progress = Callable[[int, int], None]
@@ -41,8 +44,8 @@ def import_waterbirds(
         progress: called with the number of photographs done and of all.
 
     Raises:
-        CohortError: naming file, row and column, if the folder is not laid out so, a photograph can't be
-            read, or a segmentation is of another size.
+        CohortError: naming file, row and column, if the folder is not laid out so, or no photograph can be
+            used. One that can't be read, or whose segmentation is of another size, is left out.
     """
     table = Path(folder) / "metadata.csv"
     header, records = split_table(read_text(table), table)
@@ -53,15 +56,11 @@ def import_waterbirds(
         raise CohortError(f"{table}: has no rows. Get the data set again.")
     rows: list[dict[str, Any]] = []
     with staging(out, table.parent) as stage:
-        for name in ("images", "masks") if segmentations is not None else ("images",):
-            (stage.folder / name).mkdir()
         for number, cells in records:
             row = _row(cells, table, number)
             with stage.sparing(row["case_id"]):
                 stage.require_inside(table.parent / cells["img_filename"])
-                row |= _write(
-                    stage.folder, table.parent, segmentations, cells["img_filename"], row["case_id"]
-                )
+                row |= _write(stage, table.parent, segmentations, cells["img_filename"], row["case_id"])
                 rows.append(row)
             if progress is not None:
                 progress(len(rows) + len(stage.failed), len(records))
@@ -107,29 +106,31 @@ def _row(cells: Mapping[str, str], table: Path, number: int) -> dict[str, Any]:
 
 
 def _write(
-    folder: Path, source: Path, segmentations: Path | None, name: str, case_id: str
+    stage: Staging, source: Path, segmentations: Path | None, name: str, case_id: str
 ) -> dict[str, Path | None]:
     """Write a photograph in grey, and its mask; return their paths relative to the cohort."""
     picture = _grey(source / name)
-    written: dict[str, Path | None] = {"image": Path("images") / f"{case_id}.png", "mask": None}
-    write_png(folder / f"images/{case_id}.png", picture)
+    written: dict[str, Path | None] = {"image": stage.new_file("image", case_id, ".png"), "mask": None}
+    write_png(stage.folder / str(written["image"]), picture)
     if segmentations is None:
         return written
     path = (Path(segmentations) / name).with_suffix(".png")
     bird = _grey(path)
     if bird.shape != picture.shape:
         raise ImageError(f"{path}: is {bird.shape}, its photograph {picture.shape} (rows, columns).")
-    written["mask"] = Path("masks") / f"{case_id}.png"
-    write_png(folder / f"masks/{case_id}.png", np.where(bird >= _AGREED, 255, 0).astype(np.uint8))
+    written["mask"] = stage.new_file("mask", case_id, ".png")
+    write_png(stage.folder / str(written["mask"]), np.where(bird >= _AGREED, 255, 0).astype(np.uint8))
     return written
 
 
 def _grey(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Return a picture's luminance, (rows, columns)."""
-    import PIL.Image
+    if is_folder(path):
+        raise ImageError(f"{path}: a folder; expected a picture.")
+    with decoding(path, "a JPEG or PNG"):
+        import PIL.Image
 
-    try:
-        with PIL.Image.open(path) as picture:
+        with PIL.Image.open(path, formats=("JPEG", "PNG")) as picture:
+            columns, rows = picture.size
+            refuse_beyond_memory(path, f"{rows} x {columns} pixels", 8 * rows * columns)
             return np.asarray(picture.convert("L"))
-    except (OSError, ValueError) as error:
-        raise ImageError(f"{path}: can't be read ({error}). Unpack the archive again.") from error
