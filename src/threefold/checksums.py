@@ -18,9 +18,10 @@ import logging
 import os
 import re
 import struct
+import zipfile
 from pathlib import Path
 
-from threefold.errors import ThreefoldError
+from threefold.errors import ThreefoldError, bounded
 from threefold.run import write_atomically
 
 _MARK = b"sha256:"
@@ -74,6 +75,28 @@ def verify_archive(path: Path, error: type[ThreefoldError], remedy: str) -> bool
             left -= len(chunk)
     _compare(path, found[1].decode(errors="replace"), digest.hexdigest(), error, remedy)
     return True
+
+
+def refuse_compressed(path: Path, error: type[ThreefoldError]) -> None:
+    """Refuse a zip archive with compressed members: torch writes none, and a small one may fill the memory.
+
+    Args:
+        path: of the archive, or of anything else.
+        error: what to raise.
+
+    Raises:
+        error: naming the first such member.
+        zipfile.BadZipFile, OSError: it can't be read.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        packed = [one.filename for one in archive.infolist() if one.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise error(
+            f"{path}: a compressed archive ('{bounded(packed[0])}'); expected one as torch.save writes it, "
+            "which is not compressed. Unpack it, and save its tensors again."
+        )
 
 
 def seal_tensors(content: bytes) -> bytes:

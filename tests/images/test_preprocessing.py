@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from itertools import permutations, product
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from threefold.errors import ImageError
 from threefold.experiment import PreprocessingSpec
+from threefold.images import memory, preprocessing
 from threefold.images.geometry import Image
 from threefold.images.preprocessing import Placement, place, prepare_image, prepare_labels, resize, restore
 
@@ -114,6 +116,28 @@ def test_aspect_is_kept_in_millimetres_and_the_rest_is_padding() -> None:
     assert_array_equal(prepared[0, :, :16], 0)
     assert_array_equal(prepared[0, :, 48:], 0)
     assert_allclose(prepared[0, :, 16:48], 1, atol=1e-6)
+
+
+def test_what_can_be_read_but_not_prepared_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = image_of(np.broadcast_to(np.int16(7), (512, 512, 256)))
+    monkeypatch.setattr(memory, "available_memory_bytes", lambda: 2**29)
+    with pytest.raises(
+        ImageError,
+        match=r"case\.nii\.gz: .*512 x 512 x 256 voxels: 576\.0 MiB of memory to prepare, but 512\.0",
+    ):
+        prepare_image(whole, PreprocessingSpec(size=(8, 8, 8)), unit="HU", window=(0, 80))
+
+
+def test_the_memory_that_preparing_takes_is_what_is_asked_for() -> None:
+    volume = image_of(np.zeros((128, 128, 96), np.int16))
+    spec = PreprocessingSpec(size=(64, 64, 64))
+    tracemalloc.start()
+    try:
+        prepare_image(volume, spec, unit="HU", window=(0, 80))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < preprocessing._BYTES_A_VOXEL * volume.array.size + 3 * 4 * 64**3
 
 
 def test_a_wrong_number_of_axes_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from threefold.errors import WeightsError
+from threefold.errors import RunError, WeightsError
 from threefold.experiment import JointSwinSpec, SwinSpec, SwinUnetSpec
 from threefold.networks.joint import JointSwin
 from threefold.networks.pretrained import load_pretrained
 from threefold.networks.swin import SwinEncoder
 from threefold.networks.swin_unet import SwinUnet
+from threefold.training.checkpoints import load_checkpoint
 
 SMALL = SwinSpec(embed_dim=12, depths=(2, 2), heads=(2, 3), window=4)
 
@@ -130,6 +132,22 @@ def test_another_size_is_refused_and_nothing_changes(tmp_path: Path) -> None:
         load_pretrained(network, tmp_path / "swin.pth")
     assert "swin.pth" in str(caught.value)
     torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_compressed_archive_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(2**20)}, tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "packed.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    assert (tmp_path / "packed.pth").stat().st_size < 2**16  # of 4 MiB
+    assert torch.load(tmp_path / "packed.pth", weights_only=True)["weight"].numel() == 2**20
+    with pytest.raises(WeightsError, match=r"packed\.pth: a compressed archive .* as torch\.save writes it"):
+        load_pretrained(_network(), tmp_path / "packed.pth")
+    with pytest.raises(RunError, match="a compressed archive"):
+        load_checkpoint(tmp_path / "packed.pth")
 
 
 def test_not_finite_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import stat
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,9 @@ def read_entry(path: Path) -> dict[str, NDArray[Any]] | None:
     digest, data = content[:_DIGEST], content[_DIGEST:]
     if hashlib.sha256(data).digest() != digest:
         return None
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist()):
+            return None  # not written here, and may expand beyond measure
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         return dict(arrays)
 

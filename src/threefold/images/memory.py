@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from threefold.errors import ImageError
 from threefold.images.cache import available_memory_bytes
 
 
-def refuse_beyond_memory(path: Path, what: str, needed: int) -> None:
-    """Raise an ImageError if reading would take more bytes than are free.
+def refuse_beyond_memory(
+    path: Path, what: str, needed: int, doing: Literal["read", "prepare"] = "read"
+) -> None:
+    """Raise an ImageError if reading or preparing would take more bytes than are free.
 
     Args:
         path: the file.
         what: its size as the header states it, for example "512 x 512 x 300 voxels".
-        needed: bytes that reading takes at its peak.
+        needed: bytes that it takes at its peak.
+        doing: what is to be done.
     """
     free = available_memory_bytes()
     if needed > free:
         raise ImageError(
-            f"{path}: its header promises {what}: {_size(needed)} of memory to read, but {_size(free)} are "
-            "free. Is the header damaged? Else free memory, or crop or downsample the image."
+            f"{path}: its header promises {what}: {_size(needed)} of memory to {doing}, but {_size(free)} "
+            "are free. Is the header damaged? Else free memory, or crop or downsample the image."
         )
 
 

@@ -7,6 +7,7 @@ the file's grid.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
@@ -18,7 +19,13 @@ from numpy.typing import NDArray
 from threefold.errors import ImageError
 from threefold.experiment import PreprocessingSpec
 from threefold.images.geometry import Image, closest_axes
+from threefold.images.memory import refuse_beyond_memory
 from threefold.validation import did_you_mean
+
+_LARGE = 2**24
+"""Voxels of an image from which on the memory is looked at: to ask takes longer than a smaller one."""
+_BYTES_A_VOXEL = 9
+"""Of an image while it is windowed and scaled: two float32 arrays of its shape, and a little more."""
 
 WINDOWS: dict[str, tuple[float, float]] = {
     # level and width, as Radiopaedia's "Windowing (CT)" lists them for the head
@@ -118,12 +125,27 @@ def prepare_image(
         ImageError: if image and spec differ in their number of axes, or a window does not fit the unit.
     """
     placement = place(image, spec.size, spacing=spec.spacing, whole=whole, focus=focus)
+    _refuse_beyond_memory(image, placement, len(spec.windows or (None,)))
     array = canonical(np.asarray(image.array), placement)
     channels = np.zeros((len(spec.windows or (None,)), *placement.size), np.float32)
     for channel, (low, high) in zip(channels, windows_of(image, spec, unit=unit, window=window), strict=True):
         scaled = np.clip((array.astype(np.float32) - low) / (high - low), 0, 1)
         channel[placement.inside] = resize(scaled, placement.scaled)[placement.covered]
     return channels, placement
+
+
+def _refuse_beyond_memory(image: Image, placement: Placement, channels: int) -> None:
+    """Refuse what could be read, but not be windowed and scaled.
+
+    Raises:
+        ImageError: saying how much it takes, and how much is free.
+    """
+    voxels, size = math.prod(placement.shape), math.prod(placement.size)
+    if max(voxels, size) < _LARGE:
+        return
+    shape = " x ".join(map(str, placement.shape))
+    needed = _BYTES_A_VOXEL * voxels + 4 * size * (channels + 2)
+    refuse_beyond_memory(image.source, f"{shape} voxels", needed, "prepare")
 
 
 def prepare_labels(image: Image, placement: Placement) -> NDArray[np.uint8]:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from threefold.checksums import note_unchecked, verify_archive, verify_tensors
+from threefold.checksums import note_unchecked, refuse_compressed, verify_archive, verify_tensors
 from threefold.errors import WeightsError
 from threefold.networks.cascade import Cascade
 from threefold.networks.joint import JointSwin
@@ -126,6 +126,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             checked = verify_tensors(path, WeightsError, _COPY_AGAIN)
             content: object = load_file(path)
         else:
+            refuse_compressed(path, WeightsError)
             checked = verify_archive(path, WeightsError, _COPY_AGAIN)
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (WeightsError, MemoryError):

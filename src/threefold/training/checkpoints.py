@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from threefold.checksums import note_unchecked, seal_archive, verify_archive
+from threefold.checksums import note_unchecked, refuse_compressed, seal_archive, verify_archive
 from threefold.errors import RunError, WeightsError
 from threefold.run import write_atomically
 
@@ -43,6 +43,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         RunError: if there is none, it is damaged, or it is not one of this program's.
     """
     try:
+        refuse_compressed(path, RunError)
         checked = verify_archive(path, RunError, _LOST)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
