@@ -159,6 +159,18 @@ def test_memory_that_runs_out_at_one_case_ends_no_other(
     assert left_out_of(propagate(cohort, out, PLAIN)) == {}
 
 
+def test_ids_whose_files_would_be_one_are_refused_before_anything_is_written(
+    make_cohort: Any, tmp_path: Path
+) -> None:
+    cohort = make_cohort()
+    table = cohort.folder / "cases.csv"
+    name = cohort.cases[0].case_id
+    table.write_text(table.read_text().replace(f"{cohort.cases[1].case_id},", f"{name.upper()},"))
+    with pytest.raises(CohortError, match=rf"ids differ in case alone.*{name}/{name.upper()}.*rename them"):
+        propagate(read_cohort(cohort.folder), tmp_path / "out", PLAIN)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_full_disk_is_no_case_s_fault(
     make_cohort: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from threefold.cohorts import voxel_checks
 from threefold.cohorts.audit import Audit, Finding, audit
 from threefold.cohorts.cohort import Case, Cohort, CohortSpec, IntensitySpec, MaskSpec
 from threefold.cohorts.samples import read_sample
@@ -76,13 +77,32 @@ def test_ids_that_can_not_name_files_everywhere(make_cohort: Make) -> None:
     names = ("aux", "scan:1", "Scan", "scan")
     renamed = (replace(case, case_id=name) for case, name in zip(cohort.cases, names, strict=False))
     cases = (*renamed, *cohort.cases[len(names) :])
-    first, second = _found(audit(Cohort(cohort.folder, cohort.spec, cases)), "ids", "warn")
+    found = audit(Cohort(cohort.folder, cohort.spec, cases))
+    first, second = _one(found, "ids", "warn"), _one(found, "ids", "refuse")
     assert (
         "2 case_id(s) can't name files on Windows: 'aux' (a device there), 'scan:1' (no ':'" in first.message
     )
     assert first.cases == ("aux", "scan:1")
     assert "in how an accent is stored: Scan/scan" in second.message
     assert second.cases == ("Scan", "scan")
+
+
+def test_memory_that_runs_out_at_one_case_ends_no_other(
+    make_cohort: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cohort, digest, seen = make_cohort(), voxel_checks._digest, []
+
+    def hungry(array: Any) -> str:
+        seen.append(1)
+        if len(seen) == 2:
+            raise MemoryError("Unable to allocate 9 TiB")
+        return digest(array)
+
+    monkeypatch.setattr(voxel_checks, "_digest", hungry)
+    found = _one(audit(cohort), "files", "refuse")
+    assert found.cases == ("p00-1",)
+    assert "not enough memory (Unable to allocate 9 TiB)" in found.message
+    assert len(seen) == len(cohort.cases)
 
 
 @pytest.mark.parametrize("headers_only", [False, True])

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 
 from threefold.cohorts.cohort import Cohort
+from threefold.cohorts.failures import Failures
 from threefold.cohorts.splits import Split
-from threefold.errors import ImageError
+from threefold.errors import CohortError, ImageError
 from threefold.evaluation.predictions import read_predictions, validate, write_predictions
 from threefold.experiment import Part
 from threefold.images.geometry import Image
 from threefold.images.preprocessing import place
+from threefold.inference import cases
 from threefold.inference.cases import predict_cases
 from threefold.inference.engine import restore_labels
 
@@ -45,6 +47,37 @@ def test_columns_are_those_that_evaluation_reads(
     np.testing.assert_allclose(read["psnr"], 20, atol=1e-4)
     assert ((read["ssim"] > 0) & (read["ssim"] < 1)).all()
     assert not validate(table).leaks
+
+
+def test_ids_whose_masks_would_be_one_file_are_refused(
+    known: Threshold, make_cohort: Callable[..., Cohort], tmp_path: Path
+) -> None:
+    cohort = make_cohort()
+    first, second, *rest = cohort.cases
+    alike = replace(cohort, cases=(first, replace(second, case_id=first.case_id.upper()), *rest))
+    with pytest.raises(CohortError, match=r"ids differ in case alone.*case0/CASE0"):
+        predict_cases(known, EXPERIMENT, alike, None, masks=tmp_path / "masks")
+    assert not (tmp_path / "masks").exists()
+    assert len(predict_cases(known, EXPERIMENT, alike, None).cases) == 6
+
+
+@pytest.mark.parametrize("where", ["read_truth", "mask_columns", "prepare"])
+def test_memory_that_runs_out_at_one_case_ends_no_other(
+    known: Threshold, make_cohort: Callable[..., Cohort], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    real, seen = getattr(cases, where), []
+
+    def hungry(*given: Any, **more: Any) -> Any:
+        seen.append(1)
+        if len(seen) == 2:
+            raise MemoryError("Unable to allocate 9 TiB")
+        return real(*given, **more)
+
+    monkeypatch.setattr(cases, where, hungry)
+    failed: Failures = {}
+    found = predict_cases(known, EXPERIMENT, make_cohort(), None, failed=failed).cases
+    assert failed == {"case1": "not enough memory (Unable to allocate 9 TiB)"}
+    assert found["case_id"].tolist() == ["case0", "case2", "case3", "case4", "case5"]
 
 
 def test_voxels_are_counted_on_the_images_own_grid(

@@ -30,6 +30,7 @@ from threefold.atlases.training import build_registration, predict_field, train_
 from threefold.atlases.volumes import Volume, carry_labels, prepare, prepare_map, resample
 from threefold.atlases.workplace import Workplace, is_finished, open_workplace, sha256_of_file
 from threefold.checksums import seal_tensors
+from threefold.cohorts.alike_ids import refuse_alike_ids
 from threefold.cohorts.cohort import AtlasSpec, Case, Cohort, read_cohort
 from threefold.cohorts.failures import Failures, is_out_of_memory, listed, sparing_others
 from threefold.cohorts.targets import read_mask, read_structures
@@ -99,12 +100,13 @@ def propagate(
 
     Raises:
         CohortError: slices, no atlases, none for a class, an atlas that can't be used or with other labels,
-            no case can be used, `out` is taken.
+            no case can be used, two cases' files would be one, `out` is taken.
         WeightsError, TrainingError: naming the file or the case.
         RunError: another process is propagating into `out`, or the disk refuses.
     """
     share_cores()
     refuse_own_columns(cohort)
+    refuse_alike_ids(cohort)
     out, pairing = Path(out), pair_cases(cohort, atlases)
     tested = {case.case_id for case in cohort.cases if case.split == "test"}
     steps = Steps(cohort, pairing, spec, tested | set(held_out))

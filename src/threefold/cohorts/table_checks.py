@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from threefold.cohorts.alike_ids import alike_ids
 from threefold.cohorts.cohort import Case, Cohort
 from threefold.cohorts.findings import Finding, Severity
 from threefold.cohorts.splits import PARTS, Split, Target
-from threefold.file_names import unportable
+from threefold.file_names import folded, unportable
 from threefold.validation import did_you_mean
 
 
@@ -70,13 +70,10 @@ def check_case_ids(cohort: Cohort) -> Iterator[Finding]:
             "them: rename these cases if the cohort or its runs may go there.",
             tuple(name for name, why in held.items() if why is not None),
         )
-    alike: dict[str, list[str]] = defaultdict(list)
-    for name in held:
-        alike[_folded(name)].append(name)
-    several = [names for names in alike.values() if len(names) > 1]
+    several = alike_ids(cohort)
     if several:
         yield Finding(
-            "warn",
+            "refuse",
             "ids",
             "Ids that differ in case alone, or in how an accent is stored: "
             f"{_some(['/'.join(names) for names in several])}. Windows and macOS take their files for one: "
@@ -91,7 +88,7 @@ def check_alike_names(cohort: Cohort) -> Iterator[Finding]:
     for check, known in names.items():
         alike: dict[str, set[str]] = defaultdict(set)
         for name in known:
-            alike["".join(_folded(name).split())].add(name)
+            alike["".join(folded(name).split())].add(name)
         pairs = [
             " and ".join(f"'{name}'" for name in sorted(found)) for found in alike.values() if len(found) > 1
         ]
@@ -297,11 +294,6 @@ def _cases_of(cohort: Cohort, patients: Iterable[str]) -> tuple[str, ...]:
 def _other(names: Iterable[str], there: str) -> str:
     others = [f"'{name}'" for name in names if name != there]
     return " or ".join(others) if others else "a second class"
-
-
-def _folded(name: str) -> str:
-    """Return a name without case, its accents stored in one way."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _some(names: Sequence[str]) -> str:

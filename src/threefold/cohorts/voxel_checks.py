@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threefold.cohorts.cohort import Case, Cohort, CohortSpec
+from threefold.cohorts.failures import Failures, sparing_others
 from threefold.cohorts.findings import Problem
 from threefold.cohorts.meaning import objections
 from threefold.cohorts.targets import target_difference
@@ -43,24 +44,35 @@ def check_files(cohort: Cohort, *, read_voxels: bool, progress: Progress | None 
     digests: dict[str, str] = {}
     # Cases of one volume follow each other, so that one volume at a time is in memory.
     ordered = sorted(cohort.cases, key=lambda case: (str(case.image), case.slice_index or 0))
+    failed: Failures = {}
     for done, case in enumerate(ordered, start=1):
-        found = list(_check_headers(case, cohort.spec))
-        if read_voxels and not found:
-            try:
-                image = volumes.read(case)
-            except ImageError as error:
-                found.append(_unusable(case, "image", error))
-            else:
-                array = np.asarray(image.array)
-                found.extend(_check_meaning(case, image, cohort.spec))
-                if array.size and array.min() != array.max():
-                    digests[case.case_id] = _digest(array)
-            found.extend(_check_label_maps(case, cohort.spec, volumes))
-        problems[case.case_id] = found
+        found = problems[case.case_id] = []
+        with sparing_others(failed, case.case_id):  # memory that runs out
+            found.extend(_check_headers(case, cohort.spec))
+            if read_voxels and not found:
+                found.extend(_check_voxels(case, cohort.spec, volumes, digests))
+        if case.case_id in failed:
+            found.append(_unusable(case, "image", failed[case.case_id]))
         if progress is not None:
             progress(done, len(ordered))
     in_order = tuple(problem for case in cohort.cases for problem in problems[case.case_id])
     return Opened(in_order, digests)
+
+
+def _check_voxels(
+    case: Case, spec: CohortSpec, volumes: _Volumes, digests: dict[str, str]
+) -> Iterator[Problem]:
+    """Yield what is wrong with a case's voxels; add their hash to `digests`."""
+    try:
+        image = volumes.read(case)
+    except ImageError as error:
+        yield _unusable(case, "image", error)
+    else:
+        array = np.asarray(image.array)
+        yield from _check_meaning(case, image, spec)
+        if array.size and array.min() != array.max():
+            digests[case.case_id] = _digest(array)
+    yield from _check_label_maps(case, spec, volumes)
 
 
 class _Volumes:
@@ -207,5 +219,5 @@ def _digest(array: NDArray[Any]) -> str:
     return hashlib.blake2b(voxels.tobytes() + str(array.shape).encode(), digest_size=16).hexdigest()
 
 
-def _unusable(case: Case, name: str, error: ImageError) -> Problem:
+def _unusable(case: Case, name: str, error: ImageError | str) -> Problem:
     return Problem("refuse", "files", case.case_id, f"the {name} can't be used", str(error).rstrip("."))

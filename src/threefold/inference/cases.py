@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from threefold.cohorts.alike_ids import refuse_alike_ids
 from threefold.cohorts.cohort import Case, Cohort, CohortSpec
 from threefold.cohorts.failures import Failures, sparing_others
 from threefold.cohorts.splits import Split
@@ -96,7 +97,8 @@ def predict_cases(
         progress: told after each case.
 
     Raises:
-        CohortError: the cohort's axes, modality, unit or classes are not those trained on.
+        CohortError: the cohort's axes, modality, unit or classes are not those trained on; two cases' masks
+            would be one file.
         ImageError: naming the case: its image or mask can't be read (unless `failed` is given), or a mask
             can't be written.
     """
@@ -104,18 +106,22 @@ def predict_cases(
 
     trained = trained or cohort.spec
     refuse_other_question(trained, cohort.spec)
+    if masks is not None:
+        refuse_alike_ids(cohort)
     chosen = {case.case_id: case for case in cohort.cases if parts is None or _part(case, split) in parts}
     asked = Asked(trained, experiment.data.preprocessing, seen, judged=trained is not cohort.spec)
     prepared = prepare_cases(chosen.values(), cohort.spec, asked, failed)
     rows: list[dict[str, Any]] = []
     structures: list[dict[str, Any]] = []
-    waiting: deque[Future[_Measured]] = deque()
+    waiting: deque[tuple[str, Future[_Measured]]] = deque()
     names = structure_names(experiment, trained)
 
     def collect() -> None:
-        row, lines = waiting.popleft().result()
-        rows.append(row)
-        structures.extend(lines)
+        name, measuring = waiting.popleft()
+        with nullcontext() if failed is None else sparing_others(failed, name):
+            row, lines = measuring.result()
+            rows.append(row)
+            structures.extend(lines)
         if progress is not None:
             progress(len(rows), len(chosen))
 
@@ -140,7 +146,8 @@ def predict_cases(
             identity = case_identity(case, cohort.spec, _part(case, split))
             if one.remarks:
                 identity["prediction_notes"] = "; ".join(one.remarks)
-            waiting.append(pool.submit(_measure, case, identity, one, result, truth, trained, names))
+            measuring = pool.submit(_measure, case, identity, one, result, truth, trained, names)
+            waiting.append((case.case_id, measuring))
             if len(waiting) > _WAITING:
                 collect()
         while waiting:
