@@ -13,7 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from threefold.csv_tables import escape_cell, frame_text, read_frame, table_rows, table_text, unescape_cell
+from threefold.csv_tables import (
+    MOST_COLUMNS,
+    escape_cell,
+    frame_text,
+    read_frame,
+    table_rows,
+    table_text,
+    unescape_cell,
+)
 
 SOURCE = Path(__file__).parents[1] / "src" / "threefold"
 
@@ -41,6 +49,32 @@ def runs_in_a_spreadsheet(cell: str) -> bool:
 def test_a_cell_comes_back_and_never_runs(cell: str) -> None:
     assert unescape_cell(escape_cell(cell)) == cell
     assert not runs_in_a_spreadsheet(escape_cell(cell))
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ("a,b\r\ncaf\u00e9,1\r\n".encode("latin-1"), r"not UTF-8 text \(byte 8, in row 2; Latin-1\?\)"),
+        ("a,b\n1,2\n".encode("utf-16"), "not UTF-8 text but UTF-16; save the table as 'CSV UTF-8'"),
+        ("a,b\n1,2\n".encode("utf-16-le"), "but UTF-16"),
+        ("a,b\n1,2\n".encode("utf-16-be"), "but UTF-16"),
+        (b"a\0" * 50, "but UTF-16"),
+        (b"," * MOST_COLUMNS + b"\n", f"{MOST_COLUMNS + 1} columns; expected at most {MOST_COLUMNS}"),
+    ],
+)
+def test_what_is_no_table_is_refused_by_what_it_is(tmp_path: Path, data: bytes, says: str) -> None:
+    (tmp_path / "a.csv").write_bytes(data)
+    with pytest.raises(csv.Error, match=says):
+        read_frame(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_marks_and_line_ends_of_any_system_are_read(tmp_path: Path, mark: bytes, end: str) -> None:
+    (tmp_path / "a.csv").write_bytes(mark + end.join(["a,b", "\u00e9,a\0b", ""]).encode())
+    frame = read_frame(tmp_path / "a.csv")
+    assert [*frame.columns] == ["a", "b"]
+    assert frame.iloc[0].tolist() == ["\u00e9", "a\0b"]
 
 
 @given(CELLS)

@@ -8,6 +8,7 @@ lost. Numbers, also negative ones and several in a cell, stay as they are.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import re
@@ -17,6 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
+
+MOST_COLUMNS = 100_000
+"""Of a table; tables with a column a voxel, or with cases as columns, are none of this program's."""
 
 _RUNS = re.compile(r"""[\s'"\ufeff]*(?:[=+\-@＝＋－＠]|[\t\r\n])""")
 _NUMBER = r"(?:[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?inf)"
@@ -83,13 +87,33 @@ def _quoted(frame: pd.DataFrame) -> str:
     return "".join(lines.text)
 
 
+def table_text_of(data: bytes) -> str:
+    """Return the text of a CSV file (UTF-8, with or without a byte-order mark).
+
+    Raises:
+        csv.Error: it is in another encoding.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or 4 * data.count(0) > len(data) > 1:
+        raise csv.Error("not UTF-8 text but UTF-16; save the table as 'CSV UTF-8'")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        row = data[: error.start].count(b"\n") + 1
+        raise csv.Error(
+            f"not UTF-8 text (byte {error.start}, in row {row}; Latin-1?); save the table as 'CSV UTF-8'"
+        ) from None
+
+
 def table_rows(text: str) -> Iterator[list[str]]:
     """Yield the rows of CSV text, the header first; an empty line is an empty row.
 
     Raises:
-        csv.Error: while it is read, if the text is no CSV.
+        csv.Error: while it is read, if the text is no CSV, or has more columns than any table.
     """
-    for row in csv.reader(io.StringIO(text, newline=""), strict=True):
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    for number, row in enumerate(rows):
+        if number == 0 and len(row) > MOST_COLUMNS:
+            raise csv.Error(f"{len(row)} columns; expected at most {MOST_COLUMNS}. Is it transposed?")
         yield [unescape_cell(cell) if cell[:1] == "'" else cell for cell in row]
 
 
@@ -101,12 +125,12 @@ def read_frame(path: Path) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: there is none.
-        OSError, UnicodeDecodeError: it can't be read as text.
-        csv.Error: it is no CSV, or a row has more cells or fewer than the header.
+        OSError: it can't be read.
+        csv.Error: it is no text, no CSV, or a row has more cells or fewer than the header.
     """
     import pandas as pd
 
-    rows = [row for row in table_rows(path.read_bytes().decode("utf-8-sig")) if row]
+    rows = [row for row in table_rows(table_text_of(path.read_bytes())) if row]
     if not rows:
         raise csv.Error("there is no row in it")
     header = [name.strip() or f"column {number}" for number, name in enumerate(rows[0], start=1)]

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast, get_args
 
 from threefold.cohorts.cohort import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, Case, CohortSpec
 from threefold.cohorts.reserved_names import column_problem
-from threefold.csv_tables import table_rows, table_text
+from threefold.csv_tables import table_rows, table_text, table_text_of
 from threefold.errors import CohortError
 from threefold.experiment import Part
 from threefold.paths import Boundary
@@ -42,11 +42,9 @@ def read_text(path: Path) -> str:
         CohortError: if the file can't be read as text.
     """
     try:
-        return path.read_bytes().decode("utf-8-sig")  # as text mode would, but for the line breaks in cells
-    except UnicodeDecodeError as error:
-        raise CohortError(
-            f"{path}: not UTF-8 text (byte {error.start}). Save the table as 'CSV UTF-8'."
-        ) from None
+        return table_text_of(path.read_bytes())  # as text mode would, but for the line breaks in cells
+    except csv.Error as error:
+        raise CohortError(f"{path}: {error}.") from None
     except OSError as error:
         raise CohortError(f"{path}: can't be read ({error.strerror or error}).") from error
 
@@ -106,11 +104,13 @@ def split_table(text: str, path: Path) -> tuple[list[str], list[Row]]:
     header = [cell.strip() for cell in records[0]]
     if len(header) == 1 and re.search(r"[;\t]", header[0]):
         raise CohortError(f"{path}: columns must be separated by commas, found '{header[0]}' in row 1.")
+    named: set[str] = set()
     for position, name in enumerate(header, start=1):
         if not name:
             raise CohortError(f"{path}: column {position} has no name in row 1.")
-        if name in header[: position - 1]:
+        if name in named:
             raise CohortError(f"{path}: two columns are named '{name}'.")
+        named.add(name)
     rows: list[Row] = []
     for number, record in enumerate(records[1:], start=2):
         if not record:
@@ -140,10 +140,11 @@ def _check_header(header: Sequence[str], path: Path, spec: CohortSpec) -> None:
                 f"{path}: no column '{name}'. Expected {', '.join(REQUIRED_COLUMNS)}; "
                 f"found {', '.join(header)}.{hint}"
             )
+    absent = [column for column in OPTIONAL_COLUMNS if column not in header]
     for name in unknown:
         # A misspelt optional column would silently drop every target that it holds.
-        near = nearest(name.lower(), [column for column in OPTIONAL_COLUMNS if column not in header])
-        if near and name not in spec.columns and _is_misspelt(name.lower(), near):
+        near = next((column for column in absent if _is_misspelt(name.lower(), column)), None)
+        if near and name not in spec.columns:
             raise CohortError(
                 f"{path}: column '{name}' is not known; did you mean '{near}'? If it is a column of your "
                 "own, say what it means under `columns` in cohort.yaml."
