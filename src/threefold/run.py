@@ -12,6 +12,7 @@ RUN/
   weights.safetensors  the best epoch's weights, with weights.json beside it
   predictions.csv      one row a case (evaluation.predictions)
   structures.csv       one row a case and structure (evaluation.structures)
+  failed.csv           validation and test cases that could not be predicted, and why; absent without such
   evidence.csv         one row a test case: where the network looks, what turns its decision
   masks/               predicted masks of the test cases, on each image's own grid
   tables/  figures/    what `evaluate` made
@@ -144,6 +145,11 @@ class RunFolder:
     def structures(self) -> Path:
         """One row a case and structure: overlap, distances, topology."""
         return self.path / "structures.csv"
+
+    @property
+    def failed(self) -> Path:
+        """Validation and test cases that could not be predicted, and why."""
+        return self.path / "failed.csv"
 
     @property
     def evidence(self) -> Path:

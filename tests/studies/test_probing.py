@@ -14,11 +14,21 @@ import pytest
 from threefold.checksums import write_table
 from threefold.cli.app import main
 from threefold.cohorts.cohort import read_cohort
+from threefold.cohorts.failures import write_failures
+from threefold.cohorts.splits import read_split
 from threefold.errors import CohortError, PredictionsError, RunError, UsageError
+from threefold.experiment import EvaluationSpec
 from threefold.reporting.table import plain
 from threefold.run import RunFolder
+from threefold.studies.chain import ChainReport
+from threefold.studies.evaluations import evaluate_run
 from threefold.studies.probing import probe_run
 from threefold.studies.similarity import compare_runs, distinct_names
+from threefold.studies.study_folder import StudyFolder
+from threefold.studies.study_spec import load_study
+from threefold.studies.study_worker import execute
+
+from .tiny import write_study
 
 
 def _call(*arguments: str, code: int = 0) -> None:
@@ -138,6 +148,47 @@ def test_a_run_is_like_itself_and_less_like_another(
     assert {*table["stage"]} == stages
     assert (tmp_path / "alike" / "similarity.png").stat().st_size > 1000
     assert "linear CKA" in (tmp_path / "alike" / "similarity.md").read_text()
+
+
+def test_a_case_that_cant_be_read_costs_itself_alone(
+    copied: RunFolder, cohort_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = Path(shutil.copytree(cohort_folder, tmp_path / "broken"))
+    bad, *others = read_split(copied.split).cases(read_cohort(broken), "test")
+    bad.image.write_bytes(b"no image")
+    _call("probe", str(copied.path), "--cohort", str(broken), code=1)
+    assert f"failed: {bad.case_id}: " in capsys.readouterr().err
+    probes = pd.read_csv(copied.tables / "probes.csv").query("group == 'all' and metric == 'accuracy'")
+    assert {*probes[probes["of"] == "probe"]["n"]} == {len(others)}
+    other = Path(shutil.copytree(copied.path, tmp_path / "other"))
+    out = tmp_path / "alike"
+    _call("similarity", str(copied.path), str(other), "--cohort", str(broken), "--out", str(out), code=1)
+    assert f"failed: {bad.case_id}: " in capsys.readouterr().err
+    assert {*pd.read_csv(out / "similarity.csv")["n"]} == {len(read_cohort(broken).cases) - 1}
+
+
+def test_predictions_without_a_case_are_named_by_a_study_and_a_chain(
+    copied: RunFolder,
+    cohort_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_failures(copied.failed, {"lost": "lost.nii.gz: no such file"})
+    study = load_study(str(write_study(tmp_path / "tiny.yaml", cohort_folder)))
+    folder = StudyFolder(tmp_path / "study")
+    folder.write(study)
+    monkeypatch.setattr("threefold.training.run.train", lambda *_, **__: copied)
+    said = execute(folder.path, "heads/seg/split-0-seed-0")
+    assert said == "predictions without 1 cases: failed: lost: lost.nii.gz: no such file"
+    report = evaluate_run(copied)
+    chain = ChainReport({"segment": report}, (), EvaluationSpec(), tmp_path)
+    monkeypatch.setattr("threefold.studies.chain.run_chain", lambda *_: chain)
+    command = ("chain", "aortic-arch", "--cohort", str(cohort_folder), "--out", str(tmp_path / "chain"))
+    _call(*command, code=1)
+    printed = capsys.readouterr()
+    assert "failed: lost: lost.nii.gz: no such file" in printed.err
+    assert "segment: tables in" in printed.out
 
 
 def test_runs_that_can_not_be_compared_are_refused(

@@ -16,6 +16,7 @@ from threefold.cohorts.cohort import Cohort
 from threefold.errors import ExperimentError, RunError, UsageError
 from threefold.experiments import experiment_yaml
 from threefold.training import loop
+from threefold.training.finish import finish
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(train)
@@ -71,6 +72,26 @@ def test_a_second_run_into_the_folder_fails_and_resume_says_that_it_is_finished(
     assert isinstance(refused.exception, RunError)
     assert refused.exception.exit_code == 1
     assert "nothing to do" in command("training.epochs=1", "--resume").stderr
+
+
+def test_a_test_case_that_went_bad_while_training_is_left_out_at_the_end(
+    command: Callable[..., Result], cohort: Cohort, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bad = next(case for case in cohort.cases if case.split == "test")
+
+    def damaging(*arguments: Any) -> float | None:
+        bad.image.unlink()
+        return finish(*arguments)
+
+    monkeypatch.setattr("threefold.training.run.finish", damaging)
+    result = command("training.epochs=1")
+    assert result.exit_code == 1, result.output
+    assert f"failed: {bad.case_id}: " in result.stderr
+    assert "best is 1 (" in result.stdout
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["epoch"]) == ("finished", 1)
+    assert bad.case_id in (tmp_path / "run" / "failed.csv").read_text()
+    assert command("training.epochs=1", "--resume").exit_code == 1  # nothing changed
 
 
 def test_an_interrupt_says_how_to_go_on(

@@ -11,10 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
-from threefold.cohorts.cohort import Cohort
-from threefold.errors import RunError
+from threefold.cli.finish import finish
+from threefold.cohorts.cohort import Cohort, read_cohort
+from threefold.cohorts.failures import read_failures
+from threefold.cohorts.splits import read_split
+from threefold.errors import ImageError, RunError
 from threefold.evaluation.predictions import read_predictions
 from threefold.run import RunFolder
 from threefold.studies.evaluations import read_run_predictions
@@ -24,6 +29,9 @@ from threefold.training.checkpoints import load_checkpoint
 from threefold.training.run import finish_early, train
 
 EPOCHS = 3
+
+finishing = typer.Typer(pretty_exceptions_enable=False)
+finishing.command()(finish)
 
 
 @pytest.fixture
@@ -133,6 +141,59 @@ def test_a_finished_run_is_left_alone_and_its_damaged_predictions_are_made_anew(
     finish_early(run.path, cohort)
     assert run.predictions.read_bytes() == whole
     assert run.read_status() == status  # it was trained to the end
+
+
+def test_a_case_that_went_bad_while_training_costs_itself_alone(
+    finished: tuple[Cohort, RunFolder], tmp_path: Path
+) -> None:
+    cohort, run = finished
+    moved = read_cohort(Path(shutil.copytree(cohort.folder, tmp_path / "moved")))
+    parts = read_split(run.split).parts
+    whole = read_predictions(run.predictions).table.set_index("case_id")
+    gone = next(case for case in moved.cases if parts[case.case_id] == "validation")
+    cut = next(case for case in moved.cases if parts[case.case_id] == "test")
+    before = {case.case_id: case.image.read_bytes() for case in (gone, cut)}
+    gone.image.unlink()
+    cut.image.write_bytes(before[cut.case_id][:-40])
+    run.predictions.unlink()
+
+    result = CliRunner().invoke(finishing, [str(run.path), "--cohort", str(moved.folder)])
+    assert result.exit_code == 1, result.output
+    assert f"failed: {gone.case_id}: " in result.stderr
+    assert "2 cases could not be used, and left out; failed.csv says which" in result.stderr
+    failed = read_failures(run.failed)
+    assert {*failed} == {gone.case_id, cut.case_id}
+    assert "no such file" in failed[gone.case_id]
+    left = read_predictions(run.predictions).table.set_index("case_id")
+    assert {*left.index} == {*whole.index} - {*failed}
+    assert left["probability_yes"].tolist() == whole.loc[left.index, "probability_yes"].tolist()
+    assert run.read_status()["state"] == "finished"
+    notes = "\n".join(read_run_predictions(run).notes)
+    assert "2 of 8 cases are left out" in notes
+    assert f"failed: {cut.case_id}: " in notes
+
+    for case in (gone, cut):
+        case.image.write_bytes(before[case.case_id])
+    result = CliRunner().invoke(finishing, [str(run.path), "--cohort", str(moved.folder)])
+    assert result.exit_code == 0, result.output
+    assert not run.failed.exists()
+    assert read_predictions(run.predictions).table.set_index("case_id").equals(whole)
+
+
+def test_a_part_of_which_no_case_is_left_ends_a_run_and_loses_nothing(
+    finished: tuple[Cohort, RunFolder], tmp_path: Path
+) -> None:
+    cohort, run = finished
+    moved = read_cohort(Path(shutil.copytree(cohort.folder, tmp_path / "moved")))
+    parts = read_split(run.split).parts
+    for case in moved.cases:
+        if parts[case.case_id] == "test":
+            case.image.write_bytes(b"no image")
+    run.predictions.unlink()
+    with pytest.raises(ImageError, match=r"test part: none of its cases can be used\.\n  failed: p"):
+        finish_early(run.path, moved)
+    assert run.weights.is_file()
+    assert finish_early(run.path, cohort).predictions.is_file()
 
 
 def test_a_run_of_before_the_checksums_is_evaluated_and_finished(

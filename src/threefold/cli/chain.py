@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from threefold.cli.options import AllowOutside
-from threefold.cli.progress import resumable
+from threefold.cli.progress import end_with_left_out, resumable
 from threefold.cli.reports import show_chain
 from threefold.cohorts.cohort import read_cohort
 
@@ -34,7 +34,8 @@ def chain(
 ) -> None:
     """Propagate atlas labels, then train segmenter, classifier and both jointly, each from the one before.
 
-    The same command goes on where it was stopped: a stage that is finished is not done again.
+    The same command goes on where it was stopped: a stage that is finished is not done again. A case that
+    can't be read any more is left out of a stage's numbers and named; the exit status is then 1.
 
     Example: `threefold chain aortic-arch --cohort my-cohort --out my-chain joint.training.epochs=50`
     """
@@ -52,3 +53,5 @@ def chain(
     with resumable(progress):
         report = run_chain(plan_chain(spec, changes, out), cases, progress)
     show_chain(report, as_json=as_json)
+    stages = report.stages.values()
+    end_with_left_out({case: why for each in stages for case, why in each.predictions.left_out.items()})

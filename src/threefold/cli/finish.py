@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from threefold.cli.progress import count, resumable
+from threefold.cli.progress import count, end_with_left_out, resumable
 from threefold.cohorts.cohort import read_cohort
+from threefold.cohorts.failures import read_failures
 from threefold.run import RunFolder
 
 
@@ -26,7 +27,9 @@ def finish(
 
     For a training that was interrupted, killed or failed and is not worth going on with. The run says after
     how many of its epochs it was finished, in status.json and in every report. Of a finished run nothing
-    changes, except that weights or predictions that are missing or damaged are made anew.
+    changes, except that weights or predictions that are missing or damaged are made anew. A case that can't
+    be read any more is left out and named (failed.csv has all of them); the exit status is then 1, and the
+    same command predicts it once it is mended.
 
     Example: `threefold finish my-run`
     """
@@ -44,11 +47,14 @@ def finish(
         finish_early(run, cases, progress=progress)
         evaluate_run(folder)
     status = folder.read_status()
+    failed = read_failures(folder.failed)
     if as_json:
         typer.echo(json.dumps({"run": str(run), **status}, indent=2))
+        end_with_left_out(failed, folder.failed.name)
         return
     typer.echo(
         f"{run}: finished after {count(status['epoch'], 'epoch')} of {status['epochs']}; best is "
         f"{status['best_epoch']} (validation {status['metric']} {status['best_value']:.4f}). "
         f"Numbers by hospital: threefold evaluate {run}"
     )
+    end_with_left_out(failed, folder.failed.name)

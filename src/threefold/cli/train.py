@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from threefold.cli.options import AllowOutside
-from threefold.cli.progress import count, resumable
+from threefold.cli.progress import count, end_with_left_out, resumable
 from threefold.cohorts.cohort import read_cohort
+from threefold.cohorts.failures import read_failures
 from threefold.experiments import load_experiment
 
 
@@ -44,7 +45,9 @@ def train(
 
     The exit status is 0 where the run is finished, 1 where data or training failed, 2 where the command or
     the experiment is wrong, and 130, 143 or 129 where Ctrl-C, SIGTERM or SIGHUP stopped it: what was trained
-    is kept, and `threefold finish RUN` makes a run of it.
+    is kept, and `threefold finish RUN` makes a run of it. A test case that can't be read any more at the end
+    is left out and named (failed.csv has all of them), with exit status 1; `threefold finish RUN` predicts it
+    once it is mended.
 
     Example: `threefold train hematoma/mtl-cls-seg-rec --cohort my-cohort --out my-run training.epochs=50`
     """
@@ -65,11 +68,14 @@ def train(
     with resumable(progress, how):
         run = train_run(experiment, cases, out, resume=resume, progress=progress)
     status = run.read_status()
+    failed = read_failures(run.failed)
     if as_json:
         typer.echo(json.dumps({"run": str(run.path), **status}, indent=2))
+        end_with_left_out(failed, run.failed.name)
         return
     typer.echo(
         f"{run.path}: {count(status['epoch'], 'epoch')}, best is {status['best_epoch']} "
         f"(validation {status['metric']} {status['best_value']:.4f}). "
         f"Numbers by hospital: threefold evaluate {run.path}"
     )
+    end_with_left_out(failed, run.failed.name)

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from threefold.csv_tables import table_text
-from threefold.errors import ImageError, WriteError
+from threefold.errors import ImageError, RunError, WriteError
 from threefold.run import write_atomically
+from threefold.validation import read_table
 
 Failures = dict[str, str]
 """Why by case id."""
@@ -98,6 +99,20 @@ def write_failures(path: Path, failed: Mapping[str, str]) -> None:
         write_atomically(path, table_text([["case_id", "error"], *map(list, failed.items())]))
     else:
         path.unlink(missing_ok=True)
+
+
+def read_failures(path: Path) -> Failures:
+    """Return what `write_failures` wrote; empty where there is no such table.
+
+    Raises:
+        RunError: it can't be read.
+    """
+    if not path.is_file():
+        return {}
+    table = read_table(path, RunError, "Remove it, and repeat the command that made it.")
+    if not {"case_id", "error"} <= {*table.columns}:
+        raise RunError(f"{path}: expected the columns case_id and error, found {', '.join(table.columns)}.")
+    return dict(zip(table["case_id"], table["error"], strict=True))
 
 
 def _is_everyones(error: BaseException | None) -> bool:

@@ -123,6 +123,7 @@ def _tables(run: RunFolder) -> tuple[Path, ...]:
         run.metrics,
         run.predictions,
         run.structures,
+        run.failed,
         run.evidence,
         *(run.tables / f"{name}.csv" for name in TABLES),
     )

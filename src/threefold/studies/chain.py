@@ -142,6 +142,8 @@ def run_chain(chain: Chain, cohort: Cohort, progress: TrainingProgress) -> Chain
         progress.say(f"stage {stage}: {experiment.name}, into {chain.run_folder(stage)}")
         run = train(experiment, propagated, chain.run_folder(stage), resume=True, progress=progress)
         reports[stage] = evaluate_run(run)
+        for line in listed(reports[stage].predictions.left_out):
+            progress.say(f"warning: left out of stage {stage}: {line}")
     split = make_split(propagated, first.data.split)
     tested = split.cases(propagated, "test")
     if any(case.reference for case in tested):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from threefold.checksums import checksum_of, note_unchecked
 from threefold.cohorts.cohort import Cohort, CohortSpec, fingerprint, read_cohort
-from threefold.cohorts.failures import Failures, left_out_notes, none_left, write_failures
+from threefold.cohorts.failures import Failures, left_out_notes, none_left, read_failures, write_failures
 from threefold.cohorts.splits import Split, read_split
 from threefold.errors import CohortError, PredictionsError, RunError
 from threefold.evaluation.predictions import Predictions, read_predictions, write_predictions
@@ -86,6 +86,8 @@ def read_run_predictions(run: RunFolder) -> Predictions:
     early = stopped_early(status)
     if early is not None:
         predictions = replace(predictions, notes=(*predictions.notes, early))
+    failed = read_failures(run.failed)
+    predictions = _without(predictions, failed, len(predictions.table) + len(failed))
     return _with_structures(predictions, run)
 
 

@@ -28,10 +28,10 @@ INTERRUPTED = 130
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _INTERRUPTING = (*(128 + number for number in _SIGNALS), *(-number for number in _SIGNALS))
 _KILLED = -9  # by SIGKILL, which Windows has not
-_WITHOUT_EVIDENCE = 4
+_WITH_GAPS = 4
 _STATES: dict[int, OutcomeState] = {
     0: "finished",
-    _WITHOUT_EVIDENCE: "finished",
+    _WITH_GAPS: "finished",
     **dict.fromkeys(_INTERRUPTING, "interrupted"),
 }
 """What an exit status means; any other: failed."""
@@ -154,7 +154,7 @@ def execute(folder: Path, run: str) -> str:
     """Train, evaluate and look into a run of a study; what is there already is not done again.
 
     Returns:
-        Why it could not be looked into, though it was trained and evaluated; else nothing.
+        What of it is not whole, though it was trained and evaluated; else nothing.
 
     Raises:
         RunError: the study has no such run.
@@ -178,17 +178,23 @@ def execute(folder: Path, run: str) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     progress = Lines()
     trained = train(experiment_of(study, plan), cohort, path, resume=True, progress=progress)
-    evaluate_run(trained)
+    gaps = []
+    left_out = evaluate_run(trained).predictions.left_out
+    if left_out:
+        gaps.append(f"predictions without {len(left_out)} cases: {'; '.join(listed(left_out))}")
     if lacks_evidence(study, spec, plan):
         try:
             found = explain_run(trained, cohort, progress=partial(progress.step, "explaining"))
         except Exception as error:  # whatever it is: the run itself is whole, and claims on it stand
             if not isinstance(error, ThreefoldError):
                 traceback.print_exc()
-            return f"no evidence: {error}"
-        if found.left_out:
-            return f"evidence without {len(found.left_out)} cases: {'; '.join(listed(found.left_out))}"
-    return ""
+            gaps.append(f"no evidence: {error}")
+        else:
+            if found.left_out:
+                gaps.append(
+                    f"evidence without {len(found.left_out)} cases: {'; '.join(listed(found.left_out))}"
+                )
+    return "; ".join(gaps)
 
 
 def lacks_evidence(study: StudyFolder, spec: StudySpec, plan: RunPlan) -> bool:
@@ -204,16 +210,16 @@ def main(arguments: list[str]) -> int:
     """Execute one run; return the exit code."""
     try:
         with terminating_as_interrupt():
-            without = execute(Path(arguments[0]), arguments[1])
+            gaps = execute(Path(arguments[0]), arguments[1])
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except ThreefoldError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    if without:
-        print(f"error: {without}", file=sys.stderr)
-        return _WITHOUT_EVIDENCE
+    if gaps:
+        print(f"error: {gaps}", file=sys.stderr)
+        return _WITH_GAPS
     return 0
 
 

@@ -13,6 +13,7 @@ import torch
 import threefold
 from threefold.checksums import remove_table, seal_tensors, verify_table, verify_tensors
 from threefold.cohorts.cohort import Cohort, CohortSpec
+from threefold.cohorts.failures import Failures, listed, none_left, write_failures
 from threefold.cohorts.splits import Split
 from threefold.errors import RunError
 from threefold.evaluation.classification import choose_threshold
@@ -41,8 +42,13 @@ def finish(
 ) -> float | None:
     """Write weights.safetensors, weights.json, predictions.csv and structures.csv of the best epoch.
 
+    Cases that can't be read any more are left out; failed.csv says which and why.
+
     Returns:
         The threshold chosen on the validation cases; None without a two-class diagnosis.
+
+    Raises:
+        ImageError: not one case of the validation or of the test part can be predicted.
     """
     write_weights(experiment, cohort, run, history)
     progress.say("predicting the validation and test cases")
@@ -96,9 +102,9 @@ def history_of_best(run: RunFolder) -> list[Row]:
 
 
 def has_whole_outputs(run: RunFolder) -> bool:
-    """Whether weights and predictions of a finished run are there and are what was written."""
+    """Whether weights and predictions of a finished run are there, of all cases, and are what was written."""
     try:
-        if not (run.weights.is_file() and run.predictions.is_file()):
+        if run.failed.exists() or not (run.weights.is_file() and run.predictions.is_file()):
             return False
         verify_tensors(run.weights, RunError, "")
         for table in (run.predictions, run.structures):
@@ -117,6 +123,7 @@ def _predict(
     network = build_network(experiment, cohort.spec)
     load_network(network, load_checkpoint(run.best_checkpoint)["network"], run.best_checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    failed: Failures = {}
     tables = [
         predict_cases(
             network,
@@ -126,10 +133,17 @@ def _predict(
             parts=(part,),
             device=device,
             masks=run.masks if part == "test" else None,
+            failed=failed,
             progress=partial(progress.step, f"predicting {part}"),
         )
         for part in _PREDICTED
     ]
+    for part, table in zip(_PREDICTED, tables, strict=True):
+        if split.cases(cohort, part) and not len(table.cases):
+            raise none_left(f"{cohort.folder}, {part} part", failed)
+    write_failures(run.failed, failed)
+    for line in listed(failed):
+        progress.say(f"warning: {line}")
     for name, path in (("cases", run.predictions), ("structures", run.structures)):
         parts = [rows for rows in (getattr(table, name) for table in tables) if len(rows)]
         if parts:
