@@ -347,12 +347,12 @@ def test_an_entry_whose_file_is_missing_is_left_out_and_named(
 def test_a_first_image_that_can_not_be_read_harms_only_itself(
     published: Callable[..., Path], tmp_path: Path
 ) -> None:
-    path = published(_set("training", 0, "image", value="data/no.nii.gz"))
+    path = published(_set("testing", 0, "image", value="data/no.nii.gz"))
     made = import_decathlon(path, tmp_path / "out", classes=CLASSES, patient_per_image=True)
     assert made.spec.dimensions == 3
     failed = json.loads((tmp_path / "out" / "provenance.json").read_text())["failed"]
     assert len(failed) == 1
-    assert "training[0], key image: " in next(iter(failed.values()))
+    assert "testing[0], key image: " in next(iter(failed.values()))
 
 
 def test_what_the_file_does_not_say_has_to_be_said(published: Callable[..., Path], tmp_path: Path) -> None:

@@ -246,6 +246,15 @@ def test_cq500_plain_series_of_odd_names_are_taken(cq500: Path, tmp_path: Path, 
     assert {case.case_id: case.extra["series"] for case in cohort.cases}["cq500-CT4"] == name
 
 
+def test_cq500_on_another_disk(cq500: Path, tmp_path: Path) -> None:
+    (cq500 / "qct01").rename(tmp_path / "disk")
+    (cq500 / "qct01").symlink_to(tmp_path / "disk")
+    (tmp_path / "link").symlink_to(cq500)
+    for folder in (cq500, tmp_path / "link"):
+        cohort = import_cq500(folder, tmp_path / f"{folder.name}-out", copy=False)
+        assert [case.case_id for case in cohort.cases] == ["cq500-CT0", "cq500-CT1", "cq500-CT12"]
+
+
 def test_cq500_archives_beside_their_folders_are_no_scans(cq500: Path, tmp_path: Path) -> None:
     (cq500 / "qct01" / "CQ500CT1 CQ500CT1.zip").write_bytes(b"PK")
     cohort = import_cq500(cq500, tmp_path / "out", copy=False)

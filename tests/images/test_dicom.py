@@ -110,6 +110,20 @@ def test_an_even_series_is_a_volume_sorted_by_place(tmp_path: Path, dicom_series
         read_image(tmp_path / "ct", slice_index=5)
 
 
+@pytest.mark.parametrize("keep", [140, 300, 500])
+def test_a_slice_that_is_cut_off_in_its_header_is_no_report(
+    tmp_path: Path, dicom_series: Maker, keep: int
+) -> None:
+    dicom_series(tmp_path / "ct", EVEN)
+    for path in (tmp_path / "ct").iterdir():
+        if pydicom.dcmread(path).ImagePositionPatient[2] == 20:  # the last one: the others are even
+            path.write_bytes(path.read_bytes()[:keep])
+            cut = path.name
+    for read in (read_image, read_header):
+        with pytest.raises(ImageError, match=cut):
+            read(tmp_path / "ct")
+
+
 def test_a_sagittal_oblique_series_lies_where_its_headers_say(tmp_path: Path, dicom_series: Maker) -> None:
     right, down = np.array([0, 0.8, 0.6]), np.array([0, 0.6, -0.8])
     normal = np.cross(right, down)

@@ -50,7 +50,8 @@ def import_cq500(
     none of their series can be read.
 
     Args:
-        folder: holds reads.csv, and at any depth CQ500CTn CQ500CTn/Unknown Study/SERIES/*.dcm.
+        folder: holds reads.csv, and at any depth CQ500CTn CQ500CTn/Unknown Study/SERIES/*.dcm. Its own
+            folders may be links to another disk.
         out: the new folder.
         thin: take the series whose slices are less than 2 mm apart; else the other, or the only one.
         site: name of the hospital.
@@ -68,8 +69,9 @@ def import_cq500(
     for name in ("name", *(f"{reader}:{kind}" for reader in _READERS for kind in ("ICH", *_KINDS))):
         if name not in header:
             raise CohortError(f"{table}: no column '{name}'; found {', '.join(header[:12])}. Is it CQ500's?")
-    # Archives lie beside what was unpacked of them.
-    folders = sorted(path for path in folder.rglob("CQ500CT*") if path.is_dir())
+    # Archives lie beside what was unpacked of them, and a part of the set may be on another disk.
+    linked = [path for path in folder.iterdir() if path.is_symlink() and path.is_dir()]
+    folders = sorted({path for at in (folder, *linked) for path in at.rglob("CQ500CT*") if path.is_dir()})
     scans = {scan: path for path in folders if (scan := _scan(path.name))}
     rows: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
