@@ -5,24 +5,95 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.fabric.strategies.ddp import DDPStrategy
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from threefold.errors import UsageError
 from threefold.experiment import TrainingSpec
 from threefold.threads import available_cores
 
-# Here and not in a function: spawned processes announce themselves before any of our code runs in them.
-for _name, _level in (
-    ("lightning.fabric", logging.WARNING),
-    ("lightning.pytorch", logging.WARNING),
-    ("torch.multiprocessing.spawn", logging.ERROR),
-):
-    logging.getLogger(_name).setLevel(_level)
+T = TypeVar("T")
+
+
+def _announce_nothing() -> None:
+    """Let Lightning's processes start without a word; its import, too, sets how much is said."""
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
+
+
+# Spawned processes, which have imported Lightning by then, announce themselves before any of our code runs.
+_announce_nothing()
+
+
+class Devices(Protocol):
+    """What starts the processes of a training and moves gradients between them; Lightning's Fabric is one."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+
+    @property
+    def global_rank(self) -> int:
+        """This process's number, from 0."""
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Whether this process writes."""
+
+    def launch(self, work: Callable[[Any], T]) -> T:
+        """Call `work` with itself in each process; return what the first one's gives."""
+
+    def setup(self, module: nn.Module, optimiser: Optimizer) -> Any:
+        """Return both, on the device and with gradients summed over the processes."""
+
+    def backward(self, total: Tensor) -> None:
+        """Add the gradients."""
+
+    def no_backward_sync(self, module: Any, enabled: bool) -> AbstractContextManager[None]:
+        """Leave the gradients of a backward pass in this process, if enabled."""
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+
+
+class OneDevice:
+    """This process alone, on the machine's first GPU or else its CPU; Lightning's import would cost 3 s."""
+
+    world_size = 1
+    global_rank = 0
+    is_global_zero = True
+
+    def __init__(self) -> None:
+        self.device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+
+    def launch(self, work: Callable[[OneDevice], T]) -> T:
+        """Call `work` with itself."""
+        return work(self)
+
+    def setup(self, module: nn.Module, optimiser: Optimizer) -> tuple[nn.Module, Optimizer]:
+        """Return both, the module's weights on the device."""
+        return module.to(self.device), optimiser
+
+    def backward(self, total: Tensor) -> None:
+        """Add the gradients."""
+        total.backward()  # type: ignore[no-untyped-call]
+
+    def no_backward_sync(self, module: nn.Module, enabled: bool) -> AbstractContextManager[None]:
+        """Do nothing: there is none to move them to."""
+        return nullcontext()
+
+    def barrier(self) -> None:
+        """Wait for nobody."""
 
 
 def check_devices(training: TrainingSpec) -> None:
@@ -41,18 +112,23 @@ def check_devices(training: TrainingSpec) -> None:
         raise UsageError("training.precision is bf16, which this GPU does not compute in. Use 32.")
 
 
-def make_fabric(training: TrainingSpec) -> Fabric:
+def make_devices(training: TrainingSpec) -> Devices:
     """Return what starts the processes and moves gradients between them.
 
     Several processes are spawned by this one, or, under torchrun or SLURM, were started by those.
     """
-    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     if training.devices * training.nodes == 1:
-        return Fabric(accelerator=accelerator, devices=1)
+        return OneDevice()
+    from lightning.fabric import Fabric
+    from lightning.fabric.strategies.ddp import DDPStrategy
+
+    _announce_nothing()
+    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     strategy = DDPStrategy(start_method="popen" if _started_by_launcher() else "spawn")
-    return Fabric(
+    fabric = Fabric(
         accelerator=accelerator, devices=training.devices, num_nodes=training.nodes, strategy=strategy
     )
+    return cast("Devices", fabric)
 
 
 def is_leader() -> bool:
@@ -86,6 +162,11 @@ def quiet_lightning() -> None:
 
 
 def _started_by_launcher() -> bool:
+    if not {"TORCHELASTIC_RUN_ID", "SLURM_NTASKS"} & os.environ.keys():
+        return False
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
     return bool(TorchElasticEnvironment.detect() or SLURMEnvironment.detect())
 
 

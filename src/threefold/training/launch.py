@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import torch.utils.deterministic
-from lightning.fabric import Fabric
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from threefold import errors
@@ -23,7 +22,7 @@ from threefold.errors import ThreefoldError, TrainingError
 from threefold.interruption import exit_code_of, terminating_as_interrupt
 from threefold.networks.kernels import tune_allocation
 from threefold.threads import computing_with, share_cores
-from threefold.training.devices import make_fabric, quiet_lightning
+from threefold.training.devices import Devices, make_devices, quiet_lightning
 from threefold.training.folder import threads_of
 from threefold.training.history import Row
 from threefold.training.loop import Job, Training
@@ -40,10 +39,10 @@ def train_network(job: Job) -> list[Row]:
         ThreefoldError: as raised in any of the processes.
         KeyboardInterrupt: the last whole epoch's checkpoint is there.
     """
-    fabric = make_fabric(job.experiment.training)
+    devices = make_devices(job.experiment.training)
     try:
         # A partial, since arguments are searched for modules, which does not know frozen dataclasses.
-        history: list[Row] = fabric.launch(partial(_work, job, os.getpid()))
+        history: list[Row] = devices.launch(partial(_work, job, os.getpid()))
         return history
     except ProcessRaisedException as problem:
         raise _brought_home(str(problem)) from None
@@ -70,36 +69,36 @@ def _end_processes() -> None:
             process.join()
 
 
-def _work(job: Job, starter: int, fabric: Fabric) -> list[Row]:
+def _work(job: Job, starter: int, devices: Devices) -> list[Row]:
     """Run in each process; `starter` is the one that trains alone, or started this one."""
     if os.getpid() == starter:
-        return _train(job, fabric)
+        return _train(job, devices)
     share_cores()
     try:
         # Interrupted, it ends its own readers of cases; the number of threads decides the last bits of sums.
         with terminating_as_interrupt(), computing_with(threads_of(job.run, Silence())):
-            return _train(job, fabric)
+            return _train(job, devices)
     except KeyboardInterrupt as stop:
         sys.exit(exit_code_of(stop))
 
 
-def _train(job: Job, fabric: Fabric) -> list[Row]:
+def _train(job: Job, devices: Devices) -> list[Row]:
     quiet_lightning()
-    if fabric.device.type == "cpu":
+    if devices.device.type == "cpu":
         tune_allocation()
     try:
-        with deterministic(fabric.device), _memory_explained():
-            training = Training(job, fabric)
+        with deterministic(devices.device), _memory_explained():
+            training = Training(job, devices)
             training.run()
         return training.history
     except ThreefoldError as error:
         message = _as_raised(error)
-        if fabric.world_size == 1:
+        if devices.world_size == 1:
             raise type(error)(message) from error
         # Only text crosses processes.
         raise RuntimeError(_MARK + json.dumps([type(error).__name__, message])) from None
     finally:
-        if fabric.is_global_zero:
+        if devices.is_global_zero:
             job.progress.stop()
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from threefold.cohorts.cohort import Case, CohortSpec
@@ -32,6 +31,7 @@ from threefold.training.data import (
     presence,
     validation_batches,
 )
+from threefold.training.devices import Devices
 from threefold.training.history import Row, best_row, monitored, out_of_patience, standing, write_history
 from threefold.training.module import Learner, StepLosses, non_finite_cases, step_total
 from threefold.training.progress import Remaining, TrainingProgress
@@ -77,10 +77,10 @@ class Job:
 class Training:
     """One process's share of a training: its learner, its loaders, the history so far."""
 
-    def __init__(self, job: Job, fabric: Fabric) -> None:
+    def __init__(self, job: Job, devices: Devices) -> None:
         """Build everything, and go on from last.ckpt where there is one."""
         spec = job.experiment.training
-        self.job, self.fabric = job, fabric
+        self.job, self.devices = job, devices
         self.history: list[Row] = []
         checkpoint = self._last_checkpoint()
         self.learner = self._build_learner(resumed=checkpoint is not None)
@@ -92,20 +92,20 @@ class Training:
         if spec.compile:
             # Once for each batch size (the last batch is smaller): general shapes fail to compile.
             self.learner.network.compile(dynamic=False)
-        module, self.stepper = fabric.setup(self.learner, self.optimiser)
+        module, self.stepper = devices.setup(self.learner, self.optimiser)
         self.module: nn.Module = module
         if checkpoint is not None:
             # After the setup, which moves the weights to the device: the optimiser's state follows them.
             self.optimiser.load_state_dict(checkpoint["optimiser"])
-        workers, pin = job.experiment.data.workers, fabric.device.type == "cuda"
+        workers, pin = job.experiment.data.workers, devices.device.type == "cuda"
         self.order = TrainingOrder(
             [case.label for case in job.train],
             sampling=job.experiment.data.sampling,
             batch_size=spec.batch_size,
             accumulate=spec.accumulate,
             seed=spec.seed,
-            rank=fabric.global_rank,
-            world=fabric.world_size,
+            rank=devices.global_rank,
+            world=devices.world_size,
         )
         self.batches_per_step = self.order.batches_per_step()
         self.train_loader = make_loader(
@@ -116,8 +116,8 @@ class Training:
             validation_batches(
                 len(job.validation),
                 batch_size=spec.batch_size,
-                rank=fabric.global_rank,
-                world=fabric.world_size,
+                rank=devices.global_rank,
+                world=devices.world_size,
             ),
             workers=workers,
             pin_memory=pin,
@@ -126,7 +126,7 @@ class Training:
     def run(self) -> None:
         """Train until the last epoch or until patience ends; every epoch leaves its checkpoint."""
         spec, progress = self.job.experiment.training, self.job.progress
-        leads = self.fabric.is_global_zero
+        leads = self.devices.is_global_zero
         if leads:
             progress.start(spec.epochs, len(self.history))
         log = None
@@ -143,7 +143,7 @@ class Training:
                 left = remaining.after_epoch(spec.epochs - len(self.history))
                 progress.epoch(self.history[-1], f"validation_{spec.selection.metric}", left)
             # No process runs ahead into an epoch whose predecessor is not on disk.
-            self.fabric.barrier()
+            self.devices.barrier()
 
     def _prepare(self) -> None:
         """Fill a cache in memory before the first step, so that reader processes inherit it."""
@@ -152,7 +152,7 @@ class Training:
         cases = (*self.job.train, *self.job.validation)
         for number, case in enumerate(cases, start=1):
             self.job.store.get(case)
-            if self.fabric.is_global_zero:
+            if self.devices.is_global_zero:
                 self.job.progress.step("preparing", number, len(cases))
 
     def _build_learner(self, *, resumed: bool) -> Learner:
@@ -168,14 +168,14 @@ class Training:
 
     def _starting_network(self) -> nn.Module:
         network, report = starting_network(self.job.experiment, self.job.cohort, self.job.run)
-        if report is not None and self.fabric.is_global_zero:
+        if report is not None and self.devices.is_global_zero:
             self.job.progress.say(report.as_text())
         return network
 
     def _epoch(self, epoch: int) -> Row:
         """Train and validate one epoch (0-based); return its row."""
         self.order.epoch = epoch
-        clock = Clock(self.fabric.device)
+        clock = Clock(self.devices.device)
         weights = task_weights(self.job.experiment, epoch)
         row: Row = {"epoch": epoch + 1, **self._train(epoch, weights, clock)}
         with clock("validation"):
@@ -206,7 +206,7 @@ class Training:
             sums += self._accumulate(taken, *marks, (epoch, step), weights, clock)
             with clock("step"):
                 norms.append(self._step([case for batch in taken for case in batch.case_ids]))
-            if self.fabric.is_global_zero:
+            if self.devices.is_global_zero:
                 self.job.progress.step(f"epoch {epoch + 1}/{spec.epochs}", step + 1, steps)
         total, present = self._sum_over_ranks(sums)
         means = {
@@ -223,7 +223,7 @@ class Training:
     def _next(self, batches: Iterator[Any]) -> Batch:
         batch = next(batches)
         assert isinstance(batch, Batch)
-        return batch.to(self.fabric.device, non_blocking=True)
+        return batch.to(self.devices.device, non_blocking=True)
 
     def _accumulate(
         self,
@@ -247,7 +247,7 @@ class Training:
             with clock("augmentation"):
                 augmented = self._augment(batch, position[0], repeats[number])
             last = number == len(batches) - 1
-            with self.fabric.no_backward_sync(self.module, enabled=not last):  # type: ignore[arg-type]
+            with self.devices.no_backward_sync(self.module, enabled=not last):
                 with clock("forward"):
                     losses = StepLosses(**self.module(**vars(augmented)))
                     if not counted[number]:
@@ -259,10 +259,10 @@ class Training:
                         counts,
                         weights=weights,
                         batches=len(batches),
-                        world=self.fabric.world_size,
+                        world=self.devices.world_size,
                     )
                 with clock("backward"):
-                    self.fabric.backward(total)
+                    self.devices.backward(total)
             sums += torch.stack([losses.sums().detach(), losses.present.sum(dim=1)]).double().cpu()
         return sums
 
@@ -284,8 +284,8 @@ class Training:
 
     def _validate(self, weights: Mapping[str, float]) -> Row:
         tasks = self.job.experiment.tasks
-        records = validate_cases(self.learner, tasks, self.validation_loader, self.fabric.device)
-        joined = gather_records(records, self.fabric.world_size)
+        records = validate_cases(self.learner, tasks, self.validation_loader, self.devices.device)
+        joined = gather_records(records, self.devices.world_size)
         refuse_non_finite(joined, weights)
         metrics = validation_metrics(joined, self.job.cohort, weights)
         return {f"validation_{name}": value for name, value in metrics.items()}
@@ -311,7 +311,7 @@ class Training:
 
         A resumed run draws it then as an unbroken one does.
         """
-        key = (self.job.experiment.training.seed, *place, self.fabric.global_rank)
+        key = (self.job.experiment.training.seed, *place, self.devices.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
     def _augment(self, batch: Batch, epoch: int, repeats: Sequence[int]) -> Batch:
@@ -329,9 +329,9 @@ class Training:
         return augment(batch, parameters)
 
     def _sum_over_ranks(self, value: Tensor) -> Tensor:
-        if self.fabric.world_size == 1:
+        if self.devices.world_size == 1:
             return value
-        total = value.to(self.fabric.device)
+        total = value.to(self.devices.device)
         torch.distributed.all_reduce(total)
         return total
 
