@@ -17,7 +17,7 @@ Columns (CSV, UTF-8; an empty cell means not known):
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -242,41 +242,54 @@ def structure_values(table: pd.DataFrame, case_ids: Sequence[str]) -> dict[tuple
         (n,) float64 by metric and structure.
     """
     names = structure_names(table)
-    order = pd.Index(list(case_ids))
-    values: dict[tuple[str, str], Floats] = {}
-    mm, pixels = (
-        bool(table.reindex(columns=names).notna().any(axis=None)) for names in (_MM_METRICS, PIXEL_NUMBERS)
-    )
-    mm = mm or not pixels
-    distances = (*(_MM_METRICS if mm else ()), *(PIXEL_NUMBERS if pixels else ()))
-    for name in names:
-        rows = table[table["structure"] == name].set_index("case_id").reindex(order)
-        values |= {(metric, name): value for metric, value in _of_structure(rows, distances).items()}
-    single = [name for name in names if name != UNION]
-    for metric in dict.fromkeys(metric for metric, _ in values) if single else ():
-        stacked = np.stack([values[metric, name] for name in single])
+    single = [place for place, name in enumerate(names) if name != UNION]
+    metrics = _of_structures(_by_structure_and_case(table, names, case_ids), _distances(table))
+    values = {(metric, name): of[place] for place, name in enumerate(names) for metric, of in metrics.items()}
+    for metric, of in metrics.items() if single else ():
         counted = metric in ("missed_structures", "extra_structures")
-        values[metric, MEAN] = _sum(stacked) if counted else _mean(stacked)
+        values[metric, MEAN] = _sum(of[single]) if counted else _mean(of[single])
     return values
 
 
-def _of_structure(rows: pd.DataFrame, distances: Sequence[str]) -> Mapping[str, Floats]:
-    truth, predicted, overlap = (
-        rows[f"{n}_voxels"].to_numpy(float) for n in ("truth", "predicted", "overlap")
+def _by_structure_and_case(
+    table: pd.DataFrame, names: Sequence[str], case_ids: Sequence[str]
+) -> Callable[[str], Floats]:
+    """Return a column's values as (S, n), NaN where a case has no row of a structure."""
+    known, column = np.unique(np.asarray(case_ids, str), return_inverse=True)
+    place = np.full((len(names), len(known)), -1)
+    structure, case = (
+        pd.Index(labels).get_indexer(pd.Index(table[name].astype(str)))
+        for labels, name in ((names, "structure"), (known, "case_id"))
     )
+    there = np.flatnonzero(case >= 0)
+    place[structure[there], case[there]] = there
+    place = place[:, column]
+
+    def cells(name: str) -> Floats:
+        return np.where(place >= 0, np.append(table[name].to_numpy(np.float64), np.nan)[place], np.nan)
+
+    return cells
+
+
+def _distances(table: pd.DataFrame) -> Sequence[str]:
+    """Return the distances that a table has: in mm, in pixels where no case has a spacing, or both."""
+    mm, pixels = (
+        bool(table.reindex(columns=names).notna().any(axis=None)) for names in (_MM_METRICS, PIXEL_NUMBERS)
+    )
+    return (*(_MM_METRICS if mm or not pixels else ()), *(PIXEL_NUMBERS if pixels else ()))
+
+
+def _of_structures(cells: Callable[[str], Floats], distances: Sequence[str]) -> Mapping[str, Floats]:
+    """Return each metric of each structure and case, (S, n)."""
+    truth, predicted, overlap = (cells(f"{name}_voxels") for name in ("truth", "predicted", "overlap"))
     there, absent = truth > 0, truth == 0
-    errors = {
-        f"b{k}_error": np.where(
-            there,
-            np.abs(rows[f"predicted_b{k}"].to_numpy(float) - rows[f"truth_b{k}"].to_numpy(float)),
-            np.nan,
-        )
-        for k in (0, 1, 2)
-    }
     return {
         "structure_dice": dice(truth, predicted, overlap),
-        **{name: np.where(there, rows[name].to_numpy(float), np.nan) for name in (*distances, "cl_dice")},
-        **errors,
+        **{name: np.where(there, cells(name), np.nan) for name in (*distances, "cl_dice")},
+        **{
+            f"b{k}_error": np.where(there, np.abs(cells(f"predicted_b{k}") - cells(f"truth_b{k}")), np.nan)
+            for k in (0, 1, 2)
+        },
         "missed_structures": np.where(there, predicted == 0, np.nan),
         "extra_structures": np.where(absent, predicted > 0, np.nan),
     }
