@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -68,7 +68,7 @@ class Evaluation:
     @property
     def table(self) -> pd.DataFrame:
         """The rows as a long table, a column a field."""
-        frame = pd.DataFrame([asdict(row) for row in self.rows], columns=list(Row.__dataclass_fields__))
+        frame = pd.DataFrame([vars(row) for row in self.rows], columns=list(Row.__dataclass_fields__))
         return frame.astype({"positives": "Int64"})
 
     def find(

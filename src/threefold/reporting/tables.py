@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +115,7 @@ def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
         "settings": evaluation.spec.model_dump(),
         "notes": list(evaluation.notes),
         "left_out": dict(evaluation.left_out),
-        "rows": [{key: plain_value(value) for key, value in asdict(row).items()} for row in evaluation.rows],
+        "rows": [{key: plain_value(value) for key, value in vars(row).items()} for row in evaluation.rows],
     }
 
 
