@@ -69,7 +69,9 @@ def frame_text(frame: pd.DataFrame, *, index: bool = False) -> str:
     for position, kind in enumerate(table.dtypes):
         columns[position] = table.iloc[:, position]
         if kind.kind not in "biufc":
-            cells = [escape_cell(cell) if isinstance(cell, str) else cell for cell in columns[position]]
+            cells = [
+                escape_cell(cell) if isinstance(cell, str) else cell for cell in columns[position].tolist()
+            ]
             returns = returns or any("\r" in cell for cell in cells if isinstance(cell, str))
             columns[position] = pd.Series(cells, dtype=object)
     escaped = pd.DataFrame(columns)

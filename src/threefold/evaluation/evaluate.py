@@ -287,7 +287,7 @@ class _Numbers:
                 positives=int((of_class & (decision == decided)).sum()),
                 why=f"no case of class {classes[true]}",
             )
-            patients = len(np.unique(units.patients[of_class]))
+            patients = int(np.count_nonzero(np.bincount(units.patients[of_class])))
             yield replace(row, n=int(of_class.sum()), patients=patients)
 
     def _means(self, *names: str) -> Iterator[Row]:

@@ -75,11 +75,17 @@ class Units:
     def where(self, chosen: NDArray[np.bool_] | Ints) -> Units:
         """Return the chosen units, by mask or by place, their patients numbered anew."""
         return Units(
-            patients=np.unique(self.patients[chosen], return_inverse=True)[1].astype(np.int64),
+            patients=_numbered_anew(self.patients[chosen]),
             labels=self.labels[chosen],
             probabilities=self.probabilities[chosen],
             values={name: value[chosen] for name, value in self.values.items()},
         )
+
+
+def _numbered_anew(patients: Ints) -> Ints:
+    """Return the numbers of some of the patients without gaps, in the same order; no sort is needed."""
+    there = np.bincount(patients) > 0
+    return (np.cumsum(there) - 1)[patients]
 
 
 def groups_of(rows: pd.DataFrame) -> tuple[Group, ...]:
