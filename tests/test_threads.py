@@ -11,6 +11,7 @@ from threefold import threads
 from threefold.threads import available_cores, sharing_environment
 
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
+ALONE = {"OPENBLAS_NUM_THREADS": "1"}
 
 
 @pytest.fixture
@@ -26,19 +27,23 @@ def no_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_threads_sleep_where_cores_cant_be_watched_and_their_number_is_the_runtimes_own(
     no_groups: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert sharing_environment({}) == WAITING
+    assert sharing_environment({}) == WAITING | ALONE
     monkeypatch.setattr(threads, "can_watch", lambda: True)
-    assert sharing_environment({}) == {}
+    assert sharing_environment({}) == ALONE
 
 
 @pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"])
 def test_a_way_of_waiting_that_the_user_chose_stays(no_groups: Path, name: str) -> None:
-    assert sharing_environment({name: "ACTIVE"}) == {}
+    assert sharing_environment({name: "ACTIVE"}) == ALONE
 
 
-def test_a_process_that_gets_a_number_of_threads_has_it_in_every_library(no_groups: Path) -> None:
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    assert sharing_environment({"OMP_NUM_THREADS": "7"}, 3) == WAITING | dict.fromkeys(names, "3")
+def test_numpys_threads_are_as_many_as_the_user_says(no_groups: Path) -> None:
+    assert sharing_environment({"OPENBLAS_NUM_THREADS": "4"}) == WAITING
+
+
+def test_a_process_that_gets_a_number_of_threads_has_it_where_networks_compute(no_groups: Path) -> None:
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    assert sharing_environment({"OMP_NUM_THREADS": "7"}, 3) == WAITING | ALONE | dict.fromkeys(names, "3")
 
 
 @pytest.mark.parametrize(
@@ -60,5 +65,6 @@ def test_a_quota_counts_as_cores(no_groups: Path, files: dict[str, str], own: st
         (no_groups / name).write_text(content + "\n")
     (no_groups.parent / "own").write_text(own + "\n")
     assert available_cores() == cores
-    limited = {name for name in sharing_environment({"MKL_NUM_THREADS": "5"}) if name.endswith("_THREADS")}
-    assert limited == (set() if cores == 8 else {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"})
+    added = sharing_environment({"MKL_NUM_THREADS": "5"})
+    limited = {"OMP_NUM_THREADS": str(cores)} if cores < 8 else {}
+    assert added == WAITING | ALONE | limited

@@ -16,7 +16,9 @@ from threefold.waiting import can_watch, watch_cores
 
 _ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE"}
 _OWN_CHOICE = (*_ASLEEP, "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_ALONE = {"OPENBLAS_NUM_THREADS": "1"}
+"""NumPy's threads stay awake whatever the machine does, and its products here are too small to need them."""
 _CGROUP = Path("/sys/fs/cgroup")
 _OWN_GROUPS = Path("/proc/self/cgroup")
 
@@ -45,7 +47,9 @@ def sharing_environment(given: Mapping[str, str], threads: int | None = None) ->
         threads: of the process. None: as many as the environment or else the runtimes choose, which is one
             for each core; where a control group allows fewer cores than the system shows, as many as those.
     """
-    added = {} if can_watch() or any(name in given for name in _OWN_CHOICE) else dict(_ASLEEP)
+    added = {name: number for name, number in _ALONE.items() if name not in given}
+    if not can_watch() and not any(name in given for name in _OWN_CHOICE):
+        added |= _ASLEEP
     if threads is not None:
         return added | dict.fromkeys(_THREADS, str(threads))
     cores = available_cores()
