@@ -18,7 +18,7 @@ from threefold.cohorts.cohort import Case, write_cohort
 from threefold.cohorts.staging import row_of
 from threefold.inference import cases
 from threefold.inference.engine import Prepared, Result
-from threefold.training.run import train
+from threefold.training.run import finish_early, train
 
 from .conftest import SIDE, build_experiment, write_cases
 
@@ -79,3 +79,9 @@ def test_empty_masks_train_are_evaluated_and_reported(
     said = capsys.readouterr().out
     assert f"1 cases could not be measured whole (first {failing}: structures: no such distance)" in said
     assert (run.path / "report.html").is_file()
+
+    # What was not measured is measured when the run is finished again.
+    monkeypatch.setattr(cases, "measure_structures", measure)
+    finish_early(run.path, cohort)
+    assert "not_measured" not in run.predictions.read_text()
+    assert failing in run.structures.read_text()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import safetensors.torch
@@ -17,7 +18,7 @@ from threefold.cohorts.failures import Failures, listed, none_left, write_failur
 from threefold.cohorts.splits import Split
 from threefold.errors import RunError
 from threefold.evaluation.classification import choose_threshold
-from threefold.evaluation.predictions import probability_column, write_predictions
+from threefold.evaluation.predictions import NOT_MEASURED, probability_column, write_predictions
 from threefold.experiment import Experiment, Part
 from threefold.inference.cases import predict_cases
 from threefold.networks.build import build_network
@@ -25,6 +26,7 @@ from threefold.run import RunFolder, write_atomically
 from threefold.training.checkpoints import load_checkpoint, load_network
 from threefold.training.history import Row, monitored
 from threefold.training.progress import TrainingProgress
+from threefold.validation import read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,16 +104,17 @@ def history_of_best(run: RunFolder) -> list[Row]:
 
 
 def has_whole_outputs(run: RunFolder) -> bool:
-    """Whether weights and predictions of a finished run are there, of all cases, and are what was written."""
+    """Whether weights and predictions of a finished run are there and are what was written, of all cases, each
+    measured whole."""
     try:
         if run.failed.exists() or not (run.weights.is_file() and run.predictions.is_file()):
             return False
         verify_tensors(run.weights, RunError, "")
         for table in (run.predictions, run.structures):
             verify_table(table, RunError, "")
+        return NOT_MEASURED not in read_table(run.predictions, RunError, "")
     except RunError:
         return False
-    return True
 
 
 def _predict(
@@ -144,6 +147,12 @@ def _predict(
     write_failures(run.failed, failed)
     for line in listed(failed):
         progress.say(f"warning: {line}")
+    unmeasured = [*chain.from_iterable(_unmeasured(table.cases) for table in tables)]
+    if unmeasured:
+        progress.say(
+            f"warning: {len(unmeasured)} case(s) could not be measured whole (first {unmeasured[0]}); their "
+            f"cells are empty. `threefold finish {run.path}` measures them again."
+        )
     for name, path in (("cases", run.predictions), ("structures", run.structures)):
         parts = [rows for rows in (getattr(table, name) for table in tables) if len(rows)]
         if parts:
@@ -151,6 +160,15 @@ def _predict(
         else:
             remove_table(path)
     return _threshold(experiment, cohort.spec, tables[0].cases)
+
+
+def _unmeasured(cases: pd.DataFrame) -> Iterator[str]:
+    """Yield each case that lacks a measure, with what and why."""
+    if NOT_MEASURED in cases:
+        lacking = cases[cases[NOT_MEASURED].notna()]
+        yield from (
+            f"{case}: {why}" for case, why in zip(lacking["case_id"], lacking[NOT_MEASURED], strict=True)
+        )
 
 
 def _threshold(experiment: Experiment, cohort: CohortSpec, validation: pd.DataFrame) -> float | None:
