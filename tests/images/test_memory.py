@@ -121,15 +121,25 @@ def test_memory_that_runs_out_all_the_same_is_an_image_error(
             read(volume)
 
 
-def test_a_gzip_stream_is_read_no_further_than_the_header_says(volume: Path, tmp_path: Path) -> None:
+def test_a_gzip_stream_is_read_little_further_than_the_header_says(volume: Path, tmp_path: Path) -> None:
     whole = gzip.decompress(volume.read_bytes())
     path = tmp_path / "a.nii.gz"
-    with gzip.open(path, "wb") as stream:
-        stream.write(whole)
-        for _ in range(64):
-            stream.write(bytes(MIB))
-    assert path.stat().st_size < MIB
+
+    def write(more: int) -> None:
+        with gzip.open(path, "wb") as stream:
+            stream.write(whole)
+            for _ in range(more):
+                stream.write(bytes(MIB))
+        assert path.stat().st_size < MIB
+
+    def refused() -> None:
+        with pytest.raises(ImageError, match="more than 64 MiB lie behind the voxels"):
+            read_image(path)
+
+    write(32)
     assert peak_of(lambda: read_image(path)) < 1.3 * 8 * MIB
+    write(65)
+    assert peak_of(refused) < 1.3 * 8 * MIB
 
 
 def test_a_deflated_dicom_is_unpacked_to_a_limit(

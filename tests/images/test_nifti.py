@@ -176,6 +176,27 @@ def test_truncated_and_changed_files_are_refused(tmp_path: Path, rng: np.random.
         read_image(packed)
 
 
+@pytest.mark.parametrize("slice_index", [None, 2])
+def test_a_flipped_bit_of_a_gzipped_file_is_refused_or_changes_nothing(
+    tmp_path: Path, rng: np.random.Generator, slice_index: int | None
+) -> None:
+    path = tmp_path / "a.nii.gz"
+    smooth = np.cumsum(rng.integers(0, 2, (12, 10, 8)), axis=0).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(smooth, np.eye(4)), path)
+    whole, expected = path.read_bytes(), read_image(path, slice_index=slice_index)
+    refused = 0
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        try:
+            found = read_image(path, slice_index=slice_index)
+        except ImageError:
+            refused += 1
+        else:
+            np.testing.assert_array_equal(found.array, expected.array)
+            np.testing.assert_array_equal(found.affine, expected.affine)
+    assert refused > 0.9 * len(whole)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_voxels_that_are_not_finite_are_counted_and_refused(tmp_path: Path, bad: float) -> None:
     array = np.zeros((5, 4, 3), np.float32)

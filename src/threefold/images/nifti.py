@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -70,6 +71,8 @@ _PAIRS = (b"ni1", b"ni2\x00\r\n\x1a\n")
 _DEFLATE_RATIO = 1032
 """No gzipped file holds more than this many times its size."""
 _CHUNK = 2**18
+_BEHIND = 2**26
+"""Bytes behind the voxels of a gzipped file that are read for the sake of its checksum."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +130,9 @@ def read_nifti(path: Path, slice_index: int | None = None) -> tuple[NDArray[np.g
 
     Raises:
         ImageError: as `read_nifti_header`; a truncated file; a gzip checksum that does not fit; more voxels
-            than memory is free for. No more of a gzip stream is decompressed than the header asks for.
+            than memory is free for. Little more of a gzip stream is decompressed than the header asks for.
     """
+    gzipped = _is_gzip(path)
     with _opened(path) as stream:
         header = _parse(_read(stream, 540, path), path)
         shape, start = header.shape, header.offset
@@ -145,8 +149,11 @@ def read_nifti(path: Path, slice_index: int | None = None) -> tuple[NDArray[np.g
         except (OSError, EOFError, zlib.error) as error:
             raise _damaged(path, error) from error
         _read_into(stream, stored.view(np.uint8).data, path)
-        if slice_index is None:
-            _read(stream, 1, path)  # a gzip checksum is compared at the end of the data
+        if slice_index is None and gzipped:
+            _read_to_the_end(stream, path)
+    if slice_index is not None and gzipped:
+        state = path.stat()
+        _check_stream(path, state.st_size, state.st_mtime_ns)
     if not stored.dtype.isnative:
         stored = stored.byteswap(inplace=True).view(stored.dtype.newbyteorder("="))
     values = _scaled(stored, header) if header.scaled else stored
@@ -190,6 +197,40 @@ def _read_into(stream: IO[bytes], target: memoryview, path: Path) -> None:
             )
         target[at : at + len(part)] = part
         at += len(part)
+
+
+def _read_to_the_end(stream: IO[bytes], path: Path) -> None:
+    """Read what lies behind the voxels of a gzipped file: its checksum is compared at the end of the stream.
+
+    A damaged stream can be longer than it was, and a damaged header can promise fewer voxels.
+    """
+    left = _BEHIND
+    while part := _read(stream, min(_CHUNK, left), path):
+        left -= len(part)
+        if not left:
+            raise ImageError(
+                f"{path}: damaged: more than {_BEHIND // 2**20} MiB lie behind the voxels that its header "
+                "promises. Copy the file again."
+            )
+
+
+@lru_cache(maxsize=4096)
+def _check_stream(path: Path, size: int, changed: int) -> None:
+    """Read a gzipped file of which slices are read to its end, once as long as it is the same.
+
+    Args:
+        path: of the file.
+        size, changed: bytes, and time of change.
+
+    Raises:
+        ImageError: its checksum does not fit.
+    """
+    with _opened(path) as stream:
+        header = _parse(_read(stream, 540, path), path)
+        left = header.offset + int(np.prod(header.shape, dtype=object)) * header.dtype.itemsize - 540
+        while left > 0 and (part := _read(stream, min(_CHUNK, left), path)):
+            left -= len(part)
+        _read_to_the_end(stream, path)
 
 
 def _damaged(path: Path, error: Exception) -> ImageError:
