@@ -155,8 +155,9 @@ def test_memory_that_runs_out_at_one_case_ends_no_other(
     out = tmp_path / "out"
     assert left_out_of(propagate(cohort, out, PLAIN))["two"].startswith("not enough memory")
     monkeypatch.undo()
-    shutil.rmtree(out)
+    assert left_out_of(propagate(cohort, out, PLAIN, renew=False)) != {}  # runs were trained on it
     assert left_out_of(propagate(cohort, out, PLAIN)) == {}
+    assert [case.case_id for case in read_cohort(out).cases] == ["one", "two", "three"]
 
 
 def test_ids_whose_files_would_be_one_are_refused_before_anything_is_written(
@@ -254,6 +255,7 @@ def test_without_the_bad_case_nothing_is_done_again_and_with_it_mended_the_netwo
     with_a_nan(cohort.cases[1].image)
     assert counted.of(cohort, out, TRAINED)[:2] == (2, 2)
     weights = (out / "registration" / "weights.safetensors").read_bytes()
+    (out / "registration" / "weights.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
     aligned, refined, said = counted.of(part(cohort, "one", "three"), out, TRAINED)
     assert (aligned, refined) == (0, 0)
     assert said == ["reused from before: 2 alignments, 1 registration networks, 2 registrations"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from threefold.atlases.spec import PropagationSpec
 from threefold.atlases.steps import Step, Steps
 from threefold.atlases.training import build_registration, predict_field, train_registration
 from threefold.atlases.volumes import Volume, carry_labels, prepare, prepare_map, resample
-from threefold.atlases.workplace import Workplace, is_finished, open_workplace, sha256_of_file
+from threefold.atlases.workplace import Workplace, is_finished, is_whole, open_workplace, sha256_of_file
 from threefold.checksums import seal_tensors
 from threefold.cohorts.alike_ids import refuse_alike_ids
 from threefold.cohorts.cohort import AtlasSpec, Case, Cohort, read_cohort
@@ -78,7 +78,8 @@ def propagate(
     and the others go on.
 
     After a change of the cohort, the steps whose files and settings are the same are not done again. With a
-    network (`spec.epochs`) every registration depends on all the cases that train it.
+    network (`spec.epochs`) every registration depends on all the cases that train it. Cases for which memory
+    ran out are tried again by the same call.
 
     Args:
         cohort: volumes with atlases in its cohort.yaml.
@@ -261,7 +262,7 @@ class _Propagation:
         kept = self.place.file(step, ".safetensors")
         if self.spec.epochs == 0:
             network = None if self.spec.weights is None else build_registration(self.spec)
-        elif self.place.recall(step) is not None and kept.is_file():
+        elif is_whole(kept, self.place.recall(step), "weights_sha256"):
             network = build_registration(self.spec.model_copy(update={"weights": str(kept)}))
             for _ in range(self.spec.epochs * sum(len(self.pairing[case.case_id]) for case in training)):
                 self._step()
@@ -274,7 +275,7 @@ class _Propagation:
             network = train_registration(pairs, self.spec, self.place.file(step, ".ckpt"), self._step)
         if network is None:
             return None
-        if self.place.recall(step) is None or not kept.is_file():
+        if not is_whole(kept, self.place.recall(step), "weights_sha256"):
             state = {name: values.cpu().contiguous() for name, values in network.state_dict().items()}
             write_atomically(kept, seal_tensors(save(state)))
             self.place.remember(step, {"weights_sha256": sha256_of_file(kept)})
@@ -285,7 +286,9 @@ class _Propagation:
         """Register a case's atlases, keep the best one's labels and their quality."""
         labels_file = self.place.file(step, ".nii.gz")
         known = self.place.recall(step)
-        if known is not None and ("labels_sha256" not in known or _is_whole(labels_file, known)):
+        if known is not None and "labels_sha256" not in known:  # it failed
+            return
+        if is_whole(labels_file, known, "labels_sha256"):
             return
         image, fixed = self._fixed(case)
         found, steered = [], False
@@ -396,8 +399,3 @@ class _Propagation:
         kept = self.place.recall(self.steps.alignment(case, atlas))
         assert kept is not None
         return np.asarray(kept["matrix"])
-
-
-def _is_whole(labels: Path, known: Mapping[str, Any]) -> bool:
-    """Whether a kept label map is there, as it was written."""
-    return labels.is_file() and sha256_of_file(labels) == known["labels_sha256"]

@@ -24,6 +24,7 @@ from typing import Any
 
 from threefold.atlases.steps import Step
 from threefold.cohorts.cohort import SPEC_NAME, TABLE_NAME
+from threefold.cohorts.failures import lacked_memory
 from threefold.cohorts.staging import FOLDERS, PROVENANCE_NAME
 from threefold.errors import CohortError
 from threefold.file_names import case_stem
@@ -115,7 +116,10 @@ class Workplace:
 
 
 def is_finished(out: Path, identity: str, settings: str, *, renew: bool) -> bool:
-    """Whether OUT is that propagation, finished; false where there is nothing yet or other cases' results.
+    """Whether OUT is that propagation, finished.
+
+    False where there is nothing yet or other cases' results, and where cases are left out for want of memory,
+    which may suffice now.
 
     Args:
         out: the cohort's folder to be.
@@ -133,11 +137,12 @@ def is_finished(out: Path, identity: str, settings: str, *, renew: bool) -> bool
         return False
     note = _read(out / PROVENANCE_NAME)
     if note.get("identity") == identity:
-        return True
+        return not (renew and _lacked_memory(note) and _touched(out) is None)
     if note.get("made_by") != MADE_BY or note.get("settings") != settings:
         raise CohortError(
-            f"{out}: exists already, and is not this propagation: it was made with other settings, by an "
-            "earlier version, or by something else. Nothing was overwritten: name another folder."
+            f"{out}: exists already, and by its {PROVENANCE_NAME} is not this propagation: it was made with "
+            "other settings, by an earlier version or by something else, or that file was damaged. Nothing "
+            "was overwritten: name another folder."
         )
     if not renew:
         raise CohortError(
@@ -179,19 +184,23 @@ def open_workplace(out: Path) -> Iterator[Workplace]:
 
 
 def _take_over(place: Workplace) -> None:
-    """Bring the steps of the finished cohort in OUT, with their files, into the workplace."""
+    """Bring the steps of the finished cohort in OUT, with their files, into the workplace.
+
+    Steps that are damaged or whose files are gone are done again.
+    """
     for record in _kept(_read(place.out / STEPS_NAME)):
         if record is None:
-            continue  # that step is done again
+            continue
         step = _step(record)
-        note, labels = place.file(step, ".json"), place.file(step, ".nii.gz")
+        note = place.file(step, ".json")
         try:
             if step.kind == "registration" and "labels_sha256" in record.values:
-                copy_new(place.out / FOLDERS["structures"] / f"{case_stem(step.of)}.nii.gz", labels)
+                labels = place.out / FOLDERS["structures"] / f"{case_stem(step.of)}.nii.gz"
+                copy_new(labels, place.file(step, ".nii.gz"))
             if step.kind == "network" and "weights_sha256" in record.values:
                 copy_new(place.out / WEIGHTS_NAME, place.file(step, ".safetensors"))
         except OSError:
-            continue  # that step is done again
+            continue
         if not note.exists():
             place.remember(step, record.values)
 
@@ -213,6 +222,13 @@ def _touched(out: Path) -> str | None:
         if digest is not None and digest != _sha256_of(labels):
             return labels.name
     return None
+
+
+def _lacked_memory(note: Mapping[str, Any]) -> bool:
+    """Whether a propagation left out cases for want of memory."""
+    cases = note.get("cases")
+    left_out = cases.get("left out") if isinstance(cases, dict) else None
+    return isinstance(left_out, dict) and any(lacked_memory(str(reason)) for reason in left_out.values())
 
 
 def _kept(content: Mapping[str, Any]) -> list[Record | None]:
@@ -272,6 +288,17 @@ def sha256_of_file(path: Path) -> str:
     """Return the SHA-256 (hex) of a file that is there."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def is_whole(path: Path, known: Mapping[str, Any] | None, digest: str) -> bool:
+    """Whether a step was done, and the file that it left is there, as it was written.
+
+    Args:
+        path: the file.
+        known: what the step gave; None: it was not done.
+        digest: the name of the file's checksum in it.
+    """
+    return known is not None and path.is_file() and sha256_of_file(path) == known.get(digest)
 
 
 def _sha256_of(path: Path) -> str | None:

@@ -11,7 +11,6 @@ import typer
 
 from threefold.cli.options import AllowOutside
 from threefold.cli.progress import count, interruptible, progress_of
-from threefold.csv_tables import table_rows
 
 if TYPE_CHECKING:
     from threefold.cohorts.cohort import Cohort
@@ -94,8 +93,15 @@ def propagate(
 
 def _summary(cohort: Cohort, left_out: Mapping[str, str]) -> dict[str, Any]:
     """Count states, and take the means of quality.csv over the registrations that did not fail."""
-    header, *cells = table_rows((cohort.folder / "quality.csv").read_bytes().decode("utf-8"))
-    rows = [dict(zip(header, row, strict=True)) for row in cells]
+    from threefold.atlases.outcome import QUALITY_NAME
+    from threefold.errors import CohortError
+    from threefold.validation import read_table
+
+    remedy = "It is of the propagation: put it back, or propagate into another folder."
+    table = read_table(cohort.folder / QUALITY_NAME, CohortError, remedy)
+    if not {"case_id", "registration", "reason"} <= {*table}:
+        raise CohortError(f"{cohort.folder / QUALITY_NAME}: not a table of registrations. {remedy}")
+    rows = table.to_dict("records")
     failed = {
         row["case_id"]: row["reason"]
         for row in rows
@@ -105,7 +111,10 @@ def _summary(cohort: Cohort, left_out: Mapping[str, str]) -> dict[str, Any]:
     measures = ("mask_dice_affine", "mask_dice", "folding_share", "dice_unregistered", "dice_affine", "dice")
     means = {}
     for name in measures:
-        values = [float(row[name]) for row in well if row[name]]
+        try:
+            values = [float(row[name]) for row in well if row.get(name)]
+        except ValueError as error:
+            raise CohortError(f"{cohort.folder / QUALITY_NAME}: column {name}: {error}. {remedy}") from None
         if values:
             means[name] = {"mean": sum(values) / len(values), "n": len(values)}
     return {

@@ -17,6 +17,7 @@ Failures = dict[str, str]
 
 _EVERYONES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE})
 """What the system refuses to every case alike: a full disk, no more open files."""
+_NO_MEMORY = "not enough memory"
 _SHOWN = 10
 _LONGEST = 500
 
@@ -48,11 +49,16 @@ def reason_of(error: BaseException) -> str | None:
     if isinstance(error, ImageError):
         return _short(error)
     if is_out_of_memory(error):
-        return f"not enough memory ({_short(error) or 'for its arrays'})"
+        return f"{_NO_MEMORY} ({_short(error) or 'for its arrays'})"
     if isinstance(error, OSError):
         where = "" if error.filename is None else f"{error.filename}: "
         return f"{where}{error.strerror or error}"
     return None
+
+
+def lacked_memory(reason: str) -> bool:
+    """Whether memory was why a case could not be used: then it may be used the next time."""
+    return reason.startswith(_NO_MEMORY)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
