@@ -158,7 +158,10 @@ def remove_table(path: Path) -> None:
 
 
 def verify_table(path: Path, error: type[ThreefoldError], remedy: str) -> bool:
-    """Hold a table against the checksum beside it, as `verify_archive` does an archive."""
+    """Hold a table against the checksum beside it, as `verify_archive` does an archive.
+
+    A table that is not there, though its checksum is, was lost.
+    """
     beside = checksum_of(path)
     try:
         text = beside.read_bytes()[:_CHUNK].decode(errors="replace")
@@ -167,7 +170,7 @@ def verify_table(path: Path, error: type[ThreefoldError], remedy: str) -> bool:
     except OSError as problem:
         raise error(f"{beside}: can't be read ({problem.strerror or problem}). {remedy}") from problem
     if not path.is_file():
-        return False
+        raise error(f"{path}: expected a table, whose checksum is in {beside.name}; found no file. {remedy}")
     expected = text.split(maxsplit=1)[0] if text.strip() else "nothing"
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()

@@ -14,6 +14,7 @@ import yaml
 from threefold.errors import ExperimentError, bounded
 from threefold.experiment import Experiment
 from threefold.paths import Boundary
+from threefold.run import COPY_AGAIN
 from threefold.validation import did_you_mean, parse_spec, parse_yaml, read_yaml, yaml_value
 
 _RECIPES = files("threefold") / "studies" / "recipes"
@@ -70,8 +71,15 @@ def load_experiment(recipe_or_file: str, overrides: Sequence[str] = ()) -> Exper
 
 
 def read_experiment(path: Path) -> Experiment:
-    """Return the experiment in a YAML file."""
-    return load_experiment(str(path))
+    """Return the experiment that a run keeps.
+
+    Raises:
+        ExperimentError: naming the key, and what to do.
+    """
+    try:
+        return load_experiment(str(path))
+    except ExperimentError as error:
+        raise ExperimentError(f"{error}\n{COPY_AGAIN}") from None
 
 
 def experiment_yaml(experiment: Experiment) -> str:

@@ -60,7 +60,7 @@ def test_an_unfinished_run_is_refused(run: RunFolder, tmp_path: Path) -> None:
     unfinished = RunFolder(tmp_path / "unfinished")
     shutil.copytree(run.path, unfinished.path)
     unfinished.predictions.unlink()
-    with pytest.raises(RunError, match=r"has no predictions\.csv yet"):
+    with pytest.raises(RunError, match=r"has no predictions\.csv \(state: "):
         evaluate_run(unfinished)
 
 

@@ -71,7 +71,11 @@ def end_with_failures(folder: Path) -> None:
     """
     import json
 
+    import typer
+
     failed = json.loads((folder / "provenance.json").read_text("utf-8")).get("failed", {})
+    if failed:
+        typer.echo(f"To try again what failed, remove {folder} and repeat the command.", err=True)
     end_with_left_out(failed, "provenance.json")
 
 

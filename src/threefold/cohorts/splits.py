@@ -15,7 +15,7 @@ from threefold.cohorts.stratification import Stratum, apportion, assign
 from threefold.csv_tables import table_rows, table_text
 from threefold.errors import CohortError, RunError
 from threefold.experiment import Part, SplitSpec, TasksSpec
-from threefold.run import write_atomically
+from threefold.run import COPY_AGAIN, write_atomically
 from threefold.validation import did_you_mean
 
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -186,7 +186,7 @@ def read_split(path: Path) -> Split:
     try:
         text = path.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{path}: the split can't be read ({error}).") from error
+        raise RunError(f"{path}: the split can't be read ({error}). {COPY_AGAIN}") from error
     kind, leaking, table = (*text.split("\n", 2), "", "")[:3]
     try:
         patients = tuple(json.loads(leaking.removeprefix("# leaking patients: ")))
@@ -198,14 +198,14 @@ def read_split(path: Path) -> Split:
     if not kind.startswith("# kind: ") or tuple(header) != _HEADER:
         raise RunError(
             f"{path}: not a split. Expected the kind, the leaking patients and a table of "
-            f"{' and '.join(_HEADER)}, as `threefold train` writes it."
+            f"{' and '.join(_HEADER)}, as `threefold train` writes it: copy the run folder again."
         )
     parts: dict[str, Part] = {}
     for number, row in enumerate(rows, start=4):
         if len(row) != 2 or row[1] not in PARTS or row[0] in parts:
             raise RunError(
                 f"{path}: row {number}: expected a case that was not yet named and one of "
-                f"{', '.join(PARTS)}; found {row}."
+                f"{', '.join(PARTS)}; found {row}. {COPY_AGAIN}"
             )
         parts[row[0]] = row[1]
     return Split(kind.removeprefix("# kind: "), parts, patients)

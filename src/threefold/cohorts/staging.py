@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from threefold.cohorts.cohort import Case, Cohort, CohortSpec, read_cohort, write_cohort
+from threefold.cohorts.cohort import SPEC_NAME, Case, Cohort, CohortSpec, read_cohort, write_cohort
 from threefold.cohorts.failures import Failures, listed, sparing_others
 from threefold.cohorts.table import case_id_problems
 from threefold.errors import CohortError, ImageError
@@ -158,14 +158,14 @@ class Staging:
                     _require_regular(source)
                     self.require_inside(source)
                 except ImageError as error:
-                    raise CohortError(f"atlas '{atlas.name}', {key}: {error}") from error
+                    raise CohortError(f"{SPEC_NAME}: atlas '{atlas.name}', {key}: {error}") from error
                 target = Path(os.path.relpath(source, self.out.absolute()))
                 if copy:
                     target = Path("atlases") / f"{file_name}-{key}{ending(source)}"
                     try:
                         self._copy(source, target)
                     except ImageError as error:
-                        raise CohortError(f"atlas '{atlas.name}', {key}: {error}") from error
+                        raise CohortError(f"{SPEC_NAME}: atlas '{atlas.name}', {key}: {error}") from error
                 paths[key] = target.as_posix()
             moved.append(atlas.model_copy(update=paths))
         return spec.model_copy(update={"atlases": tuple(moved)})
@@ -221,9 +221,9 @@ def _require_regular(source: Path) -> None:
     except OSError as error:
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
         what = "no such file" if missing else f"can't be read ({error.strerror})"
-        raise ImageError(f"{source}: {what}. Correct the path in the table.") from error
+        raise ImageError(f"{source}: {what}. Correct the path.") from error
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise ImageError(f"{source}: is neither a file nor a folder. Correct the path in the table.")
+        raise ImageError(f"{source}: is neither a file nor a folder. Correct the path.")
 
 
 def _copy_series(source: Path, target: Path) -> None:

@@ -256,7 +256,8 @@ class PredictionFolder:
         if found is None:
             if not self.path.is_dir() or any(one.name[0] != "." for one in self.path.iterdir()):
                 raise RunError(
-                    f"{self.path}: exists already; predictions are never overwritten. Choose another --out."
+                    f"{self.path}: exists already, and has no whole {self._journal.path.name} to go on from; "
+                    "predictions are never overwritten. Choose another --out."
                 )
             return
         differing = [name for name, value in self._head.items() if found.get(name) != value]

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from threefold.checksums import verify_table
 from threefold.errors import RunError
 from threefold.paths import Boundary
 from threefold.run import RunFolder, write_atomically
@@ -107,6 +108,9 @@ def _files(folder: StudyFolder, runs: tuple[str, ...]) -> Iterator[Path]:
     for pattern in _OF_STUDY:
         yield from sorted(folder.path.glob(pattern))
     yield from sorted(map(folder.outcome_file, runs))
+    for name in runs:
+        for table in (folder.run(name).predictions, folder.run(name).structures):
+            verify_table(table, RunError, _AGAIN)
     # Alike beside alike: what repeats takes no room.
     for paths in zip(*(_tables(folder.run(name)) for name in runs), strict=True):
         yield from (path for path in paths if path.is_file())

@@ -71,8 +71,12 @@ def read_run_predictions(run: RunFolder) -> Predictions:
     status = run.read_status()
     if not run.predictions.is_file():
         raise RunError(
-            f"{run.path}: has no {run.predictions.name} yet (state: {status.get('state')}). Let its training "
-            "finish: `threefold train ... --resume`."
+            f"{run.path}: has no {run.predictions.name} (state: {status['state']}). "
+            + (
+                f"Make it anew: `threefold finish {run.path}`."
+                if status["state"] == "finished"
+                else "Let its training finish: `threefold train ... --resume`."
+            )
         )
     experiment, trained, _ = of_run(run)
     predictions = read_predictions(
@@ -260,7 +264,7 @@ def evaluate_propagated_as(
 
 def _with_structures(predictions: Predictions, run: RunFolder) -> Predictions:
     """Return the predictions with the table of structures beside them, where there is one."""
-    if not run.structures.is_file():
+    if not (run.structures.is_file() or checksum_of(run.structures).is_file()):
         return predictions
     return with_structures(predictions, read_structures_table(run.structures), source=str(run.structures))
 

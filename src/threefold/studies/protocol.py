@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
+from pydantic import ValidationError
+
 from threefold.errors import RunError
 from threefold.experiment.spec import Spec
 from threefold.run import write_atomically
@@ -140,8 +142,9 @@ def read_protocol(folder: StudyFolder) -> Protocol:
     try:
         return Protocol.model_validate_json(folder.protocol.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise RunError(
-            f"{folder.protocol}: can't be read ({error}). It says when each claim was written down. Put a "
+            f"{folder.protocol}: can't be read ({reason}). It says when each claim was written down. Put a "
             "copy of it back, or run the study in a new --out."
         ) from error
 
