@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -193,6 +194,8 @@ def _wrong(command: Command, places: Places, left: Mapping[str, bytes], fault: F
         return ""  # all was written before it failed; what is there is not made twice
     if broken.code == 0 and fault.kind == "memory" and _is_named(out):
         return ""
+    if "To try again what failed, remove" in broken.said:
+        shutil.rmtree(out)
     if broken.code == 0:
         return f"ended well, with other files than unbroken: {differing}"
     repeated, _ = _run(command.arguments, places.home, None)

@@ -45,6 +45,11 @@ _REGISTRATION = (
     "refinement_steps=2",
 )
 PROPAGATE = ("propagate", "balls", "--out", "propagated", "size=[16,16,16]", *_REGISTRATION)
+TRAIN_ON_BALLS = (
+    *("train", "aortic-arch/demo-seg", "network.channels=[4,8]", "data.preprocessing.size=[16,16,16]"),
+    *("data.split.kind=column", "training.epochs=1", "training.selection.metric=loss"),
+)
+"""The cohort and the run's folder follow."""
 CHAIN = (
     "data.preprocessing.size=[24,24,24]",
     "evaluation.replicates=10",

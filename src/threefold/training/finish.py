@@ -104,8 +104,7 @@ def history_of_best(run: RunFolder) -> list[Row]:
 
 
 def has_whole_outputs(run: RunFolder) -> bool:
-    """Whether weights and predictions of a finished run are there and are what was written, of all cases, each
-    measured whole."""
+    """Whether weights and predictions of a finished run, of all cases and all measures, are as written."""
     try:
         if run.failed.exists() or not (run.weights.is_file() and run.predictions.is_file()):
             return False
