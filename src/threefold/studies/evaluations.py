@@ -71,12 +71,8 @@ def read_run_predictions(run: RunFolder) -> Predictions:
     status = run.read_status()
     if not run.predictions.is_file():
         raise RunError(
-            f"{run.path}: has no {run.predictions.name} (state: {status['state']}). "
-            + (
-                f"Make it anew: `threefold finish {run.path}`."
-                if status["state"] == "finished"
-                else "Let its training finish: `threefold train ... --resume`."
-            )
+            f"{run.path}: has no {run.predictions.name} (state: {status['state']}). Let its training finish "
+            f"(`threefold train ... --resume`); of one that has, make it anew: `threefold finish {run.path}`."
         )
     experiment, trained, _ = of_run(run)
     predictions = read_predictions(
