@@ -27,19 +27,20 @@ PAGES = (
     ROOT / "docs" / "how-to" / "probe.md",
     ROOT / "docs" / "tutorials" / "demo.md",
 )
+TINY = 'network.encoder={"size": "mini", "embed_dim": 8, "depths": [1, 1], "heads": [1, 2], "window": 4}'
 # A reader trains for hours; the test asks whether the command works.
 SHORT = (
     "training.epochs=1",
     "training.batch_size=8",
-    "network.encoder.size=mini",
-    "data.preprocessing.size=[56, 56]",
+    TINY,
+    "data.preprocessing.size=[32, 32]",
     "evaluation.replicates=50",
 )
 PHANTOM_SHORT = ("external_patients_per_site=2", "slices=[1, 2]")
 STUDY_SHORT = (
     "training.epochs=1",
     "training.selection.metric=loss",
-    'network.encoder={"size": "mini", "embed_dim": 8, "depths": [1, 1], "heads": [1, 2], "window": 4}',
+    TINY,
     "data.preprocessing.size=[32, 32]",
     "evaluation.replicates=20",
 )
