@@ -29,9 +29,7 @@ Ints = NDArray[np.int64]
 
 CALIBRATION_BINS = 10
 _ONE_AGAINST_REST = ("f1", "auc", "sensitivity", "specificity", "average_precision")
-ALL = (*_ONE_AGAINST_REST, "balanced_accuracy", "accuracy", "brier", "calibration_error")
-"""The metrics of the diagnosis."""
-_ORDER = (
+ALL = (
     "f1",
     "auc",
     "balanced_accuracy",
@@ -42,7 +40,7 @@ _ORDER = (
     "brier",
     "calibration_error",
 )
-"""Of the columns of a table of two classes."""
+"""The metrics of the diagnosis, as the columns of a table of two classes have them."""
 
 
 @dataclass(frozen=True)
@@ -334,7 +332,7 @@ class _Binary:
             "brier": lambda: weighted_mean(self._errors, weights),
             "calibration_error": lambda: _calibration_error(self._gaps, weights),
         }
-        return {name: of[name]() for name in _ORDER if name in self.names}
+        return {name: of[name]() for name in ALL if name in self.names}
 
     @cached_property
     def _cells(self) -> Floats:
