@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +70,15 @@ def test_a_quota_counts_as_cores(no_groups: Path, files: dict[str, str], own: st
     added = sharing_environment({"MKL_NUM_THREADS": "5"})
     limited = {"OMP_NUM_THREADS": str(cores)} if cores < 8 else {}
     assert added == WAITING | ALONE | limited
+
+
+def test_numpy_that_is_loaded_already_computes_with_one_thread() -> None:
+    code = (
+        "import numpy, threefold.threads; threefold.threads.share_cores()\n"
+        "import threadpoolctl; print(*{each['num_threads'] for each in threadpoolctl.threadpool_info()})"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split() == ["1"]

@@ -36,6 +36,8 @@ def share_cores() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and _THREADS[0] in added and torch.get_num_threads() > available_cores():
         torch.set_num_threads(available_cores())
+    if "numpy" in sys.modules and _ALONE.items() <= added.items():
+        _limit_numpy()
 
 
 def sharing_environment(given: Mapping[str, str], threads: int | None = None) -> dict[str, str]:
@@ -74,6 +76,15 @@ def computing_with(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _limit_numpy() -> None:
+    """Let NumPy, which has read the environment by now, compute with one thread."""
+    from threadpoolctl import ThreadpoolController
+
+    ThreadpoolController().select(prefix="libscipy_openblas").limit(
+        limits=1
+    )  # NumPy's and SciPy's, not PyTorch's
 
 
 def _visible_cores() -> int:
