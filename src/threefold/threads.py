@@ -79,12 +79,10 @@ def computing_with(threads: int) -> Iterator[None]:
 
 
 def _limit_numpy() -> None:
-    """Let NumPy, which has read the environment by now, compute with one thread."""
+    """Let NumPy (not PyTorch), which has read the environment by now, compute with one thread."""
     from threadpoolctl import ThreadpoolController
 
-    ThreadpoolController().select(prefix="libscipy_openblas").limit(
-        limits=1
-    )  # NumPy's and SciPy's, not PyTorch's
+    ThreadpoolController().select(prefix="libscipy_openblas").limit(limits=1)
 
 
 def _visible_cores() -> int:
