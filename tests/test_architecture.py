@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from threefold.cli.verbs import GROUPS
+
 SOURCE = Path(__file__).parents[1] / "src" / "threefold"
 
 # A room may import rooms of its own storey and of those below.
@@ -214,3 +216,17 @@ def test_quick_commands_import_nothing_heavy() -> None:
     assert after == [f"AFTER {arguments} {code} []" for arguments, code in QUICK], (
         result.stdout + result.stderr
     )
+
+
+def test_help_lists_the_verbs_without_importing_them() -> None:
+    script = (
+        "import sys, threefold.cli.app as app\nsys.argv = ['threefold', '--help']\n"
+        "try:\n    app.main()\nexcept SystemExit:\n"
+        "    print('AFTER', *{'numpy', 'pydantic', 'yaml', 'rich'} & {*sys.modules})\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    *lines, after = result.stdout.splitlines()
+    assert after.split() == ["AFTER"]
+    for verb in (verb for verbs in GROUPS.values() for verb in verbs.values()):
+        assert any(line.endswith(verb.help) for line in lines), verb.help
+        assert verb.load() is not None
