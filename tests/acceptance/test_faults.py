@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from threefold.cli.app import app
+from threefold.cli.verbs import GROUPS
 
 from . import damages, faults
 from .places import Places
@@ -83,8 +83,7 @@ def test_a_command_that_failed_is_repeated(name: str, places: Places) -> None:
 
 def test_every_verb_that_leaves_files_is_tried() -> None:
     assert faults.COMMANDS.keys() == COUNTS.keys() | SLOW.keys()
-    known = {each.callback.__name__ for each in app.registered_commands if each.callback}
-    known |= {str(each.name) for each in app.registered_groups}
+    known = {verb for verbs in GROUPS.values() for verb in verbs}
     assert {command.arguments[0] for command in faults.COMMANDS.values()} == known - WITHOUT_FILES
 
 
