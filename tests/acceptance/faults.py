@@ -192,17 +192,17 @@ def _wrong(command: Command, places: Places, left: Mapping[str, bytes], fault: F
     differing = _differing(left, contents(out))
     if not differing:
         return ""  # all was written before it failed; what is there is not made twice
-    if broken.code == 0 and fault.kind == "memory" and _is_named(out):
-        return ""
     if "To try again what failed, remove" in broken.said:
         shutil.rmtree(out)
-    if broken.code == 0:
+    if broken.code == 0 and fault.kind != "memory":
         return f"ended well, with other files than unbroken: {differing}"
     repeated, _ = _run(command.arguments, places.home, None)
     if repeated.code != 0:
         return f"repeated: exit code {repeated.code}: {repeated.said}"
     differing = _differing(left, contents(out))
-    return f"repeated: other files than unbroken: {differing}" if differing else ""
+    if not differing or (broken.code == 0 and _is_named(out)):
+        return ""
+    return f"repeated: other files than unbroken: {differing}"
 
 
 def _is_named(out: Path) -> bool:

@@ -19,6 +19,7 @@ from threefold.atlases.spec import PropagationSpec
 from threefold.cohorts.audit import audit
 from threefold.cohorts.cohort import Cohort, CohortSpec, read_cohort, write_cohort
 from threefold.errors import CohortError
+from threefold.images.memory import out_of_memory
 from threefold.images.reading import read_label_map
 from threefold.images.writing import write_nifti
 
@@ -151,9 +152,17 @@ def test_memory_that_runs_out_at_one_case_ends_no_other(
             raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
         return real(*given)
 
+    def read(path: Path) -> Any:
+        if path == cohort.cases[2].image:
+            raise out_of_memory(path) from MemoryError()
+        return propagation_read(path)
+
+    propagation_read = propagation.read_image
     monkeypatch.setattr(propagation, "refine", refine)
+    monkeypatch.setattr(propagation, "read_image", read)
     out = tmp_path / "out"
-    assert left_out_of(propagate(cohort, out, PLAIN))["two"].startswith("not enough memory")
+    failed = left_out_of(propagate(cohort, out, PLAIN))
+    assert [why.startswith("not enough memory") for why in failed.values()] == [True, True]
     monkeypatch.undo()
     assert left_out_of(propagate(cohort, out, PLAIN, renew=False)) != {}  # runs were trained on it
     assert left_out_of(propagate(cohort, out, PLAIN)) == {}

@@ -46,10 +46,10 @@ def reason_of(error: BaseException) -> str | None:
     """Return why one case can't be used; None where the error is not of that case alone."""
     if _is_everyones(error):
         return None
+    if any(map(is_out_of_memory, _chain(error))):
+        return f"{_NO_MEMORY} ({_short(error) or 'for its arrays'})"
     if isinstance(error, ImageError):
         return _short(error)
-    if is_out_of_memory(error):
-        return f"{_NO_MEMORY} ({_short(error) or 'for its arrays'})"
     if isinstance(error, OSError):
         where = "" if error.filename is None else f"{error.filename}: "
         return f"{where}{error.strerror or error}"
@@ -121,12 +121,18 @@ def read_failures(path: Path) -> Failures:
     return dict(zip(table["case_id"], table["error"], strict=True))
 
 
-def _is_everyones(error: BaseException | None) -> bool:
+def _is_everyones(error: BaseException) -> bool:
+    return any(
+        isinstance(one, WriteError) or (isinstance(one, OSError) and one.errno in _EVERYONES)
+        for one in _chain(error)
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, what caused it, and so on."""
     while error is not None:
-        if isinstance(error, WriteError) or (isinstance(error, OSError) and error.errno in _EVERYONES):
-            return True
+        yield error
         error = error.__cause__
-    return False
 
 
 def _short(error: BaseException) -> str:
