@@ -121,6 +121,10 @@ def test_damage_to_a_tables_checksum_is_refused_as_well(tmp_path: Path) -> None:
         with pytest.raises(PredictionsError, match="expected SHA-256") as refusal:
             read()
         assert len(str(refusal.value)) < 1500
+    path.rename(tmp_path / "elsewhere")
+    with pytest.raises(PredictionsError, match=r"expected a table, whose checksum is in .* found no file"):
+        read()
+    (tmp_path / "elsewhere").rename(path)
     beside.unlink()
     assert read()  # a table that someone else wrote
 

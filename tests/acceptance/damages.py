@@ -159,9 +159,10 @@ def trials(
 def _wrong(code: int, said: str, damage: Damage, path: Path, left: Mapping[str, bytes], home: Path) -> str:
     if code not in (0, 1, 2) or "Traceback" in said:
         return f"exit code {code}: {said}"
-    if code and path.name not in " ".join(said.split()):
-        return f"the file is not named: {said}"
-    if code or not damage.file.endswith(SEALED) or damage.kind == "gone":
+    text = " ".join(said.split())
+    if code and path.name not in text and f"({path.name.partition('.')[0]}: " not in text:
+        return f"neither the file nor its case is named: {said}"
+    if code or not damage.file.endswith(SEALED) or not path.is_file():  # what is gone is not used
         return ""
     now = contents(home)
     others = {*left, *now} - {damage.file, f"{damage.file}.sha256", *_PICTURES}

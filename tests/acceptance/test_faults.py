@@ -87,7 +87,9 @@ def test_every_verb_that_leaves_files_is_tried() -> None:
     assert {command.arguments[0] for command in faults.COMMANDS.values()} == known - WITHOUT_FILES
 
 
-@pytest.mark.parametrize("name", ["evaluate", "predict", "finish", "report", "predict again"])
+@pytest.mark.parametrize(
+    "name", ["evaluate", "predict", "propagate a changed cohort", "report", "predict again"]
+)
 def test_a_damaged_file_is_named_or_does_no_harm(name: str, places: Places) -> None:
     reader = damages.READERS[name]
     read, left = damages.record(reader, places)
