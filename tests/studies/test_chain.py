@@ -119,7 +119,7 @@ def test_the_demo_of_the_aortic_arch_from_nothing(
     with pytest.raises(SystemExit) as stop:
         call("demo", "aortic-arch", "--out", str(out), "--seed", "0", *TINY, "propagation.epochs=2")
     assert stop.value.code == 1
-    assert "exists already, and is not this propagation" in capsys.readouterr().err
+    assert "exists already, and by its provenance.json is not this propagation" in capsys.readouterr().err
 
 
 @pytest.mark.acceptance

@@ -8,7 +8,9 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import lightning.fabric  # noqa: F401  # by several devices; here, it is imported once for all trainees
 import torch
+import torch._dynamo  # by the first optimiser
 
 import threefold.run
 from threefold.cohorts.cohort import read_cohort
