@@ -24,7 +24,7 @@ demo-aortic-arch: $(VENV)/.installed  ## Propagate atlas labels over the embedde
 	$(BIN)/threefold demo aortic-arch --out $(OUT)/demo-aortic-arch
 
 test: $(VENV)/.installed  ## Run the tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal  # on 2 cores: some tests wait for processes that start
 
 lint: $(VENV)/.installed  ## Check style, types and the direction of imports
 	$(BIN)/ruff check .

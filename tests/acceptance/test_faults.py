@@ -27,8 +27,6 @@ COUNTS = {
     "finish": 1,
     "evaluate": 1,
     "explain": 1,
-    "probe": 1,
-    "similarity": 1,
     "predict": 2,
     "report": 2,
     "propagate": 1,
@@ -43,6 +41,8 @@ COUNTS = {
 }
 """Few, where a command takes a second or two."""
 SLOW = {
+    "probe": "loads and reads as explain",
+    "similarity": "loads and reads as explain",
     "evaluate --cohort": "is predict and evaluate",
     "evaluate a table": "is as evaluate",
     "propagate a changed cohort": "propagates before",
