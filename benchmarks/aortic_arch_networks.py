@@ -158,7 +158,7 @@ class Ours:
     def loss(self, batch: Batch, bf16: bool) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             outputs = self.network(batch.image)
-        losses = [self.weights[task.name] * task.losses(outputs, batch).mean() for task in self.tasks]
+        losses = [self.weights[task.name] * task.losses(outputs, batch).values.mean() for task in self.tasks]
         return torch.stack(losses).sum()
 
 

@@ -108,7 +108,7 @@ def ours() -> Loss:
             has_structures=here,
         )
         outputs = Outputs(segmentation=logits)
-        return torch.stack([task.losses(outputs, batch).mean() for task in tasks]).sum()
+        return torch.stack([task.losses(outputs, batch).values.mean() for task in tasks]).sum()
 
     return loss
 

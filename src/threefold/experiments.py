@@ -89,11 +89,6 @@ def experiment_yaml(experiment: Experiment) -> str:
     return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100))
 
 
-def experiment_schema() -> dict[str, Any]:
-    """Return the JSON schema of an experiment, for editors."""
-    return Experiment.model_json_schema()
-
-
 def apply_override(data: dict[str, Any], override: str) -> None:
     """Set one `key.path=value` in `data`, making the mappings on the way.
 

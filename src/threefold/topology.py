@@ -50,14 +50,6 @@ def betti_numbers(labels: NDArray[np.generic], count: int) -> Counts:
     return betti
 
 
-def euler_numbers(labels: NDArray[np.generic], count: int) -> Counts:
-    """Return the Euler number (vertices - edges + faces - cubes) of each label's voxels: (count,).
-
-    Args and errors as `betti_numbers`.
-    """
-    return _euler_numbers(_Grid(_cropped(as_label_map(labels, count))), count)
-
-
 def label_components(volume: Labels) -> Labels:
     """Return the 26-connected components of all labels at once, numbered from 1; 0 in the background.
 

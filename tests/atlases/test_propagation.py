@@ -88,9 +88,7 @@ def test_a_finished_propagation_is_read_and_another_refused(make_cohort: Any, tm
     stamp = (out / "cases.csv").stat().st_mtime_ns
     assert propagate(cohort, out, PLAIN) == made
     assert (out / "cases.csv").stat().st_mtime_ns == stamp
-    with pytest.raises(
-        CohortError, match=r"by its provenance.json is not this propagation"
-    ):
+    with pytest.raises(CohortError, match=r"by its provenance.json is not this propagation"):
         propagate(cohort, out, QUICK)
     assert "weights_sha256" in json.loads((out / "provenance.json").read_text())
     assert not (out / "registration").exists()

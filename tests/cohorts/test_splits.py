@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from threefold.cohorts.cohort import AtlasSpec, Case, Cohort, CohortSpec, MaskSpec
 from threefold.cohorts.splits import (
     Split,
-    leave_one_site_out,
     make_split,
     read_split,
     require_targets,
@@ -166,10 +165,16 @@ def test_a_patient_of_two_sites_is_wholly_tested_where_one_is_held_out() -> None
 
 def test_leave_one_site_out_tests_every_site_once() -> None:
     cohort = _cohort(_patients(24, sites=3))
-    splits = leave_one_site_out(cohort, SplitSpec(validation=0.25))
+    splits = [
+        make_split(cohort, SplitSpec(kind="leave-one-site-out", fold=fold, validation=0.25))
+        for fold in range(3)
+    ]
     tested = [{case.site for case in split.cases(cohort, "test")} for split in splits]
     assert tested == [{"s0"}, {"s1"}, {"s2"}]
-    always = leave_one_site_out(cohort, SplitSpec(hold_out=("s1",)))
+    always = [
+        make_split(cohort, SplitSpec(kind="leave-one-site-out", fold=fold, hold_out=("s1",)))
+        for fold in range(2)
+    ]
     assert [{c.site for c in s.cases(cohort, "test")} for s in always] == [{"s0", "s1"}, {"s1", "s2"}]
     with pytest.raises(CohortError, match=r"fold 3 .* does not exist; the 3 folds are 0 to 2"):
         make_split(cohort, SplitSpec(kind="leave-one-site-out", fold=3))

@@ -112,7 +112,7 @@ def of_masks(truth: Mask, found: Mask) -> Iterator[tuple[str, Callable[[], Any]]
             vessel_graph.vessel_graph(truth, names), vessel_graph.vessel_graph(both, names)
         ),
     )
-    for measure in (topology.betti_numbers, topology.euler_numbers, topology.contact_counts):
+    for measure in (topology.betti_numbers, topology.contact_counts):
         yield measure.__name__, lambda measure=measure: measure(both, 2)
     sizes = (int(truth.sum()), int(found.sum()), int((truth & found).sum()))
     yield "dice", lambda: overlap.dice(*sizes)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import tracemalloc
 from itertools import permutations, product
 from pathlib import Path
@@ -16,7 +15,7 @@ from threefold.errors import ImageError
 from threefold.experiment import PreprocessingSpec
 from threefold.images import memory, preprocessing
 from threefold.images.geometry import Image
-from threefold.images.preprocessing import Placement, place, prepare_image, prepare_labels, resize, restore
+from threefold.images.preprocessing import place, prepare_image, prepare_labels, resize, restore
 
 SOURCE = Path("case.nii.gz")
 
@@ -301,11 +300,6 @@ def test_image_and_labels_land_on_the_same_voxels() -> None:
     prepared, placement = prepare_image(image, PreprocessingSpec(size=(96, 80)), unit="grey", window=(0, 100))
     labels = prepare_labels(image_of(mask, image.affine), placement)
     assert dice((prepared[0] > 0.5).astype(np.uint8), labels) > 0.97
-
-
-def test_a_placement_survives_json() -> None:
-    placement = place(image_of(np.zeros((150, 90, 7)), np.diag([-0.7, 1.1, 3, 1])), (32, 32, 32))
-    assert Placement.from_dict(json.loads(json.dumps(placement.as_dict()))) == placement
 
 
 def test_labels_are_checked() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
@@ -130,11 +129,6 @@ def test_a_shape_keeps_its_size_in_mm_and_comes_back() -> None:
     assert 2 * (back & (ball > 0)).sum() / (back.sum() + ball.sum()) > 0.97
     labels = prepare_labels(image, placement)
     assert 2 * ((array > 0.5) & (labels > 0)).sum() / ((array > 0.5).sum() + labels.sum()) > 0.97
-
-
-def test_a_placement_with_a_crop_goes_to_json_and_back() -> None:
-    placement = place(volume(affine=OBLIQUE), (5, 20, 6), spacing=0.9, focus=(3, 3, 3))
-    assert Placement.from_dict(json.loads(json.dumps(placement.as_dict()))) == placement
 
 
 def test_the_middle_of_labels_is_their_mean_place() -> None:

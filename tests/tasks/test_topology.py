@@ -185,9 +185,7 @@ def test_the_segmentation_task_adds_them_for_the_cases_that_have_structures() ->
     p = logits[0].softmax(0)
     expected = without.values[0] + 0.7 * cl_dice_loss(p, labels) + 0.2 * homology_loss(p, labels)
     torch.testing.assert_close(with_topology.values, torch.stack([expected, torch.zeros(())]))
-    assert set(with_topology.terms) == {"cross_entropy", "dice", "cl_dice", "homology"}
-    assert set(without.terms) == {"cross_entropy", "dice"}
-    (gradient,) = torch.autograd.grad(with_topology.mean(), logits)
+    (gradient,) = torch.autograd.grad(with_topology.values.sum(), logits)
     assert gradient.isfinite().all()
     assert gradient[1].abs().sum() == 0
 

@@ -111,21 +111,6 @@ def make_split(cohort: Cohort, spec: SplitSpec) -> Split:
     return split
 
 
-def leave_one_site_out(cohort: Cohort, spec: SplitSpec) -> tuple[Split, ...]:
-    """Return one split per site, in the order of their names, with that site as the test part.
-
-    `spec.kind` and `spec.fold` are not looked at; sites in `spec.hold_out` are tested in every fold.
-
-    Raises:
-        CohortError: if the cohort has fewer than two sites to leave out, or a fold can't be made.
-    """
-    folds = len(_foldable_sites(cohort, _named_sites(cohort, spec.hold_out or ())))
-    return tuple(
-        make_split(cohort, spec.model_copy(update={"kind": "leave-one-site-out", "fold": fold}))
-        for fold in range(folds)
-    )
-
-
 def required_targets(tasks: TasksSpec) -> tuple[Target, ...]:
     """Return the targets that the tasks learn from, besides the image itself."""
     targets: list[Target] = []

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,17 +82,6 @@ class Placement:
     def canonical_shape(self) -> tuple[int, ...]:
         """The file's grid in canonical axis order."""
         return tuple(self.shape[axis] for axis in self.axes)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain lists and numbers."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Return the placement that `as_dict` (or its JSON) describes."""
-        plain = {f.name: tuple(values[f.name]) for f in fields(cls)}
-        plain["affine"] = tuple(tuple(row) for row in values["affine"])
-        return cls(**plain)
 
 
 def prepare_image(

@@ -46,7 +46,7 @@ class ClassificationTask:
             label_smoothing=self._smoothing,
             reduction="none",
         )
-        return case_losses(values, present, {"cross_entropy": values})
+        return case_losses(values, present)
 
 
 def balanced_class_weights(class_counts: Sequence[int]) -> Tensor:

@@ -32,9 +32,5 @@ class RegionTask:
         """Return the loss of each case from outputs.segmentation (B, L, *S) and its mask."""
         _, sums = self._sums.of(outputs, batch, self.name)
         assert sums is not None
-        cross_entropy, dice = sums.cross_entropy, sums.dice_loss()
-        return case_losses(
-            self._spec.cross_entropy * cross_entropy + self._spec.dice * dice,
-            batch.has_mask,
-            {"cross_entropy": cross_entropy, "dice": dice},
-        )
+        values = self._spec.cross_entropy * sums.cross_entropy + self._spec.dice * sums.dice_loss()
+        return case_losses(values, batch.has_mask)

@@ -50,7 +50,7 @@ class SegmentationTask:
         terms = {"cross_entropy": sums.cross_entropy, "dice": sums.dice_loss()}
         terms.update(self._topology(outputs, batch))
         values = torch.stack([getattr(self._spec, name) * term for name, term in terms.items()]).sum(dim=0)
-        return case_losses(values, present, terms)
+        return case_losses(values, present)
 
     def _topology(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Return the losses of topology (B,) that the experiment asks for, by name; 0 for absent targets."""
