@@ -6,6 +6,8 @@ The command line prints the message alone and exits with `exit_code`.
 
 from __future__ import annotations
 
+import re
+
 _LONGEST_MESSAGE = 6000
 _LONGEST_VALUE = 300
 
@@ -28,7 +30,9 @@ class ThreefoldError(Exception):
 
     def __str__(self) -> str:
         """Return the message, bounded."""
-        return bounded(super().__str__(), _LONGEST_MESSAGE)
+        # The name of a file may hold bytes that are no UTF-8.
+        text = re.sub("[\udc80-\udcff]", lambda byte: f"\\x{ord(byte[0]) - 0xDC00:02x}", super().__str__())
+        return bounded(text, _LONGEST_MESSAGE)
 
 
 class UsageError(ThreefoldError):

@@ -93,7 +93,7 @@ FAILURES: list[tuple[BaseException, int, str]] = [
     (KeyError("x"), 70, "(KeyError: 'x')"),
     (AssertionError(), 70, "(AssertionError)"),
     (ThreefoldError("a" * 2_000_000 + ". Do that."), 1, "1994010 characters left out"),
-    (ThreefoldError("a\x1b[31m\r\nb\udce9\tc"), 1, "error: a\\x1b[31m\\r\nb\\udce9\tc\n"),
+    (ThreefoldError("a\x1b[31m\r\nb\udce9\tc"), 1, "error: a\\x1b[31m\\r\nb\\xe9\tc\n"),
 ]
 
 
@@ -146,5 +146,21 @@ def test_terminals_without_the_letters_and_readers_that_leave_are_answered() -> 
     )
     assert (shown.returncode, b"Traceback" in shown.stderr) == (1, False)
     assert b"Z\\xfcrich" in shown.stderr
+    assert b"\\xe9" in shown.stderr
     piped = subprocess.run(f"{script} schema study | true", shell=True, capture_output=True, text=True)
     assert piped.stderr == ""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the names of files are UTF-8 there")
+def test_files_have_their_names_in_a_locale_without_the_letters(tmp_path: Path) -> None:
+    (tmp_path / "Z\xfcrich").mkdir()
+    (tmp_path / "Z\xfcrich" / "cohort.yaml").write_text("name: x")
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    code = (
+        "import sys; from threefold.cli.app import main; from pathlib import Path\n"
+        "sys.argv = ['threefold', '--version']\n"
+        "try:\n    main()\nexcept SystemExit:\n"
+        f"    print(Path({str(tmp_path)!r}, 'Z\\xfcrich', 'cohort.yaml').read_text())"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert shown.stdout.splitlines()[-1:] == ["name: x"], shown.stderr

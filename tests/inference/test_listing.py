@@ -143,7 +143,7 @@ def test_what_is_no_image_is_counted_and_named(predictor: Predictor, images: Pat
     assert listing.passed.counts == {
         "files of no known format": 8,
         "linked folders, which are not followed": 1,
-        "links to nothing": 1,
+        "links that lead nowhere": 1,
         "pipes, sockets and devices": 2,
     }
     lines = "\n".join(listing.passed.lines())
@@ -153,7 +153,7 @@ def test_what_is_no_image_is_counted_and_named(predictor: Predictor, images: Pat
     only = images.parent / "only"
     only.mkdir()
     (only / "x.nrrd").write_text("NRRD0004")
-    with pytest.raises(ImageError, match=r"holds no image.*1 files of no known format: .*x\.nrrd"):
+    with pytest.raises(ImageError, match=r"holds no image.*files of no known format \(1\): .*x\.nrrd"):
         find_sources(only)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated
 
 import typer
@@ -41,6 +43,14 @@ def _root(
 
 def main() -> None:
     """Run the program; an error is printed alone, with its exit code."""
+    _speak_utf8()
     share_cores()
     with explained():
         app()
+
+
+def _speak_utf8() -> None:
+    """Start anew in Python's UTF-8 mode where the locale's encoding is another: it can't name every case."""
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"  # the processes that it starts have it, too
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

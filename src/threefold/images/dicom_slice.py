@@ -81,8 +81,7 @@ def slice_grid(path: Path, dataset: Dataset) -> SliceGrid:
                 detector = " Its ImagerPixelSpacing is measured at the detector, not in the patient."
             raise ImageError(
                 f"{path}: the DICOM file lacks {', '.join(missing)}; expected an image that says where it "
-                f"lies.{detector} Copy it again if it was cut off; convert an enhanced (multi-frame) file to "
-                "NIfTI."
+                f"lies.{detector} Copy it again if it was cut off, or export it with its place."
             )
         shape = (int(dataset.Rows), int(dataset.Columns))
         position = np.array(dataset.ImagePositionPatient, float)

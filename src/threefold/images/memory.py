@@ -23,7 +23,7 @@ def refuse_beyond_memory(
     free = available_memory_bytes()
     if needed > free:
         raise ImageError(
-            f"{path}: its header promises {what}: {_size(needed)} of memory to {doing}, but {_size(free)} "
+            f"{path}: {what} would take {_size(needed)} of memory to {doing}, but {_size(free)} "
             "are free. Is the header damaged? Else free memory, or crop or downsample the image."
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections import Counter
@@ -64,7 +65,7 @@ class PassedOver:
     def lines(self) -> list[str]:
         """Return a line for each kind."""
         return [
-            f"{count} {kind}: {', '.join(self.names[kind])}"
+            f"{kind} ({count}): {', '.join(self.names[kind])}"
             + (f" and {count - _SHOWN} more" if count > _SHOWN else "")
             for kind, count in self.counts.items()
         ]
@@ -197,11 +198,13 @@ def _kind(path: Path, passed: PassedOver) -> str | None:
             return "image"
         return "dicom" if format_of(path) == "dicom" else "image"
     except FileNotFoundError:
-        passed.add("links to nothing", path)
+        passed.add("links that lead nowhere", path)
     except PermissionError:
         return "image"  # which then fails by name
-    except (ImageError, OSError):
+    except ImageError:
         passed.add("files of no known format", path)
+    except OSError as error:
+        passed.add("links that lead nowhere" if error.errno == errno.ELOOP else "unreadable files", path)
     return None
 
 
