@@ -129,6 +129,8 @@ def test_what_is_no_image_is_counted_and_named(predictor: Predictor, images: Pat
     (images / "linked").symlink_to(elsewhere)
     (images / "gone.nii").symlink_to(images / "nowhere.nii")
     os.mkfifo(images / "pipe.nii.gz")
+    (images / "._a.nii").write_bytes(b"what another system keeps beside a file")
+    (images / ".settings").touch()
     for number in range(7):
         (images / f"{number}.mha").write_text("ObjectType = Image")
     with socket.socket(socket.AF_UNIX) as one:
@@ -142,6 +144,7 @@ def test_what_is_no_image_is_counted_and_named(predictor: Predictor, images: Pat
     assert [source.name for source in listing.sources] == ["a", "volume", "below/b"]
     assert listing.passed.counts == {
         "files of no known format": 8,
+        "hidden images": 2,
         "linked folders, which are not followed": 1,
         "links that lead nowhere": 1,
         "pipes, sockets and devices": 2,

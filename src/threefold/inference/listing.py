@@ -94,7 +94,7 @@ def find_sources(inputs: Inputs, *, allow_outside: bool = False) -> Listing:
 
     A folder with cohort.yaml is a cohort. Any other folder stands for all images in it and in its folders:
     its DICOM files by series, each other image by itself. Links to folders are not followed; these, files of
-    unknown formats, pipes, sockets and devices are counted as passed over, hidden files are not. What has the
+    unknown formats, hidden images, pipes, sockets and devices are counted as passed over. What has the
     name of an image, and what can't be read, is listed, so that it fails by name when it is read.
 
     Names are paths within the folder without ending; where two would be equal the ending, and then the whole
@@ -162,7 +162,10 @@ def _of_folder(folder: Path, passed: PassedOver) -> Iterator[Source]:
 def _of_one_folder(at: str, relative: str, files: list[str], passed: PassedOver) -> Iterator[Source]:
     dicom, images = [], []
     for name in files:
-        if name[0] != "." and name.upper() != "DICOMDIR":
+        if name[0] == ".":
+            if name.lower().endswith((*_PICTURES, *_DICOM_SUFFIXES)):
+                passed.add("hidden images", Path(at) / name)
+        elif name.upper() != "DICOMDIR":
             kind = _kind(Path(at) / name, passed)
             if kind == "dicom":
                 dicom.append(name)
