@@ -110,9 +110,20 @@ def test_json_names_the_masks_and_what_was_noted(run: Path, tmp_path: Path) -> N
         *[out / "masks" / "sagittal.nii.gz"] * 3,
         *[out / "masks" / "axial.nii.gz"] * 3,
     ]
-    said = "its slices along the third axis are sagittal, not axial"
+    said = "another plane than that of any training image (sagittal, there axial)"
     assert [row["notes"] for row in rows] == [[said]] * 3 + [[]] * 3
     assert result.stderr.count(said) == 1
+
+
+def test_a_slice_of_a_volume_that_shows_nothing_is_named_in_its_row(run: Path, tmp_path: Path) -> None:
+    volume = np.stack([make_slice(0), np.full((30, 40), -990), make_slice(2)], axis=-1)
+    volume[::2, :, 1] += 5  # air, which the window hides
+    write_nifti(tmp_path / "a.nii.gz", volume, AFFINE)
+    arguments = [str(run), str(tmp_path / "a.nii.gz"), "--out", str(tmp_path / "out"), "--json"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    notes = [row["notes"] for row in json.loads(result.stdout)["predictions"]]
+    assert ["blank" in " ".join(one) for one in notes] == [False, True, False]
 
 
 def test_a_bad_file_among_good_ones(run: Path, images: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from threefold.cohorts.cohort import CohortSpec
 from threefold.cohorts.meaning import objections
-from threefold.cohorts.trained_on import TrainedOn
+from threefold.cohorts.trained_on import Intensities, TrainedOn
 from threefold.cohorts.voxel_values import measure
 from threefold.images.facts import Facts
 from threefold.images.geometry import Image
@@ -102,10 +102,11 @@ def spec_of(modality: str, unit: str, **more: object) -> CohortSpec:
     return CohortSpec.model_validate(values)
 
 
-def seen_of(facts: Facts, array: NDArray[Any], **changes: Any) -> TrainedOn:
+def seen_of(facts: Facts, array: NDArray[Any], spec: CohortSpec, **changes: Any) -> TrainedOn:
     """What training on two images alike leaves."""
-    values, size = measure(array), tuple((float(n), float(n)) for n in array.shape)
-    pairs = {name: (getattr(values, name),) * 2 for name in ("low", "p1", "p50", "p75", "p99", "high", "air")}
+    values, size = measure(array, spec.intensity), tuple((float(n), float(n)) for n in array.shape)
+    found = {name: getattr(values, name) for name in Intensities.model_fields}
+    pairs = {name: None if value is None else (value, value) for name, value in found.items()}
 
     def count(value: object) -> dict[str, int]:
         return {} if value is None else {str(value): 2}
@@ -124,16 +125,20 @@ def seen_of(facts: Facts, array: NDArray[Any], **changes: Any) -> TrainedOn:
             "thickness_mm": None if facts.slice_thickness is None else (facts.slice_thickness,) * 2,
             "size": size,
             "intensities": pairs,
+            "planes": {"axial": 2} if facts.place_stated else None,
+            "tilt_degrees": (0.0, 0.0) if facts.place_stated else None,
             "mask_follows_label": None,
             **changes,
         }
     )
 
 
+HU, GREY, ARBITRARY = spec_of("ct", "HU"), spec_of("ct", "grey"), spec_of("mri", "arbitrary")
+BRAIN = spec_of("ct", "HU", intensity={"unit": "HU", "window": (0, 80)})
 NETWORKS = (
-    (spec_of("ct", "HU"), seen_of(RESCALED, HEAD)),
-    (spec_of("ct", "grey"), seen_of(PICTURE, SHOWN)),
-    (spec_of("mri", "arbitrary"), seen_of(MR, MAGNITUDE)),
+    (HU, seen_of(RESCALED, HEAD, HU)),
+    (GREY, seen_of(PICTURE, SHOWN, GREY)),
+    (ARBITRARY, seen_of(MR, MAGNITUDE, ARBITRARY)),
 )
 
 
@@ -185,7 +190,7 @@ def test_a_stated_modality_is_one_trained_on(modality: str) -> None:
         image = image_of(replace(MR, modality=modality), MAGNITUDE)
         fits = modality in (code, "OT")
         assert (verdict(image, spec, None) == "R") != fits
-        seen = seen_of(MR, MAGNITUDE, modalities={code: 1, modality: 1})
+        seen = seen_of(MR, MAGNITUDE, spec, modalities={code: 1, modality: 1})
         assert verdict(image, spec, seen) != "R"  # the training images stated it too
 
 
@@ -232,9 +237,91 @@ def test_what_is_far_from_the_training_images_is_noted(change: Change, said: str
     assert any(said in text for text in found) if said else not found
 
 
+INSIDE = HEAD > -500
+DOTS = np.random.default_rng(2).normal(size=(SIDE, SIDE))
+SMOOTHED = sum(np.roll(DOTS, (i, j), (0, 1)) for i in range(3) for j in range(3))
+ONE_VOXEL = np.zeros((128, 128))
+ONE_VOXEL[5, 7] = 80
+
+
+@pytest.mark.parametrize(
+    ("array", "expected", "said"),
+    [
+        (HEAD, "-", ""),
+        (HEAD + 5, "-", ""),
+        (HEAD.clip(None, 60), "-", ""),
+        (np.where(INSIDE, 607.0, -1000), "n", "the median, cut to 0 to 80, is 80, there"),  # padded MR
+        (312 - HEAD, "n", "the median, cut to 0 to 80, is 80, there"),
+        (np.linspace(-1000, 1000, SIDE * SIDE).reshape(SIDE, SIDE), "n", "the median, cut to 0 to 80"),
+        (np.where(INSIDE & (np.arange(SIDE) < 20), -100, HEAD), "n", "the share within the window is 0."),
+        (SMOOTHED * 150 - 200, "n", "nothing larger than a few voxels"),
+        (SMOOTHED - 1000, "R", "the image is blank"),  # air, which the window hides
+        (ONE_VOXEL, "R", "the image is blank"),
+        (np.indices((SIDE, SIDE)).sum(axis=0) % 2 * 80.0, "R", "the image is noise"),  # a checkerboard
+    ],
+)
+def test_what_is_not_air_is_held_against_the_training_images_in_the_window(
+    array: NDArray[np.float64], expected: str, said: str
+) -> None:
+    image, seen = image_of(NIFTI, array), seen_of(NIFTI, HEAD, BRAIN)
+    assert verdict(image, BRAIN, seen) == expected
+    assert said in "; ".join(one.of_network() for one in objections(image, BRAIN, seen, vouched=False))
+
+
+def _turned(degrees: float) -> NDArray[np.float64]:
+    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return np.array([[cos, -sin, 0, 0], [sin, cos, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]) @ AFFINE
+
+
+SAGITTAL = np.array([[0, 0, 5.0, 0], [-0.5, 0, 0, 0], [0, -0.5, 0, 0], [0, 0, 0, 1]])
+SHEARED = AFFINE + np.array([[0, 0.2, 0, 0], *[[0.0] * 4] * 3])
+
+
+@pytest.mark.parametrize(
+    ("affine", "said"),
+    [
+        (AFFINE, ""),
+        (_turned(20), ""),
+        (_turned(90), ""),
+        (_turned(45), "turned against the patient's axes, further than the training images (45 degrees"),
+        (SAGITTAL, "another plane than that of any training image (sagittal, there axial)"),
+        (SHEARED, "a sheared grid: its axes are not at right angles (68 degrees)"),
+    ],
+)
+def test_slices_lie_as_those_of_the_training_did(affine: NDArray[np.float64], said: str) -> None:
+    spec, seen = NETWORKS[0]
+    found = [
+        one.of_network() for one in objections(image_of(RESCALED, HEAD, affine), spec, seen, vouched=False)
+    ]
+    assert any(said in text for text in found) if said else not found
+    of_before = seen.model_copy(update={"planes": None, "tilt_degrees": None})
+    assert verdict(image_of(RESCALED, HEAD, affine), spec, of_before) == "-"
+    unplaced = image_of(replace(RESCALED, place_stated=False), HEAD, affine)
+    assert verdict(unplaced, spec, seen) == "-"
+
+
+@pytest.mark.parametrize(
+    ("shape", "affine", "said"),
+    [
+        ((SIDE, SIDE, 3), AFFINE, ""),
+        ((SIDE, SIDE, 3), AFFINE @ np.diag([3, 3, 1, 1]), "the spacing of the training images (1.5 x 1.5 mm"),
+        ((SIDE, 2, SIDE), AFFINE, "a field of view far from the training images' (1 x 24 mm"),
+        ((SIDE, SIDE, 3), AFFINE @ np.diag([1, 1, 3, 1]), "a slice thickness far from"),
+    ],
+)
+def test_slices_of_a_volume_are_held_against_training_slices(
+    shape: tuple[int, ...], affine: NDArray[np.float64], said: str
+) -> None:
+    spec, seen = NETWORKS[0]
+    volume = np.repeat(HEAD[..., None], shape[2], axis=2)[:, : shape[1]]
+    image = image_of(replace(RESCALED, slice_thickness=None), volume, affine)
+    found = "; ".join(one.of_network() for one in objections(image, spec, seen, vouched=False))
+    assert said in found if said else not found
+
+
 def test_slices_of_an_oblique_or_turned_grid_are_measured_along_canonical_axes() -> None:
     """A grid of 0.5 x 3 mm that is stored columns first has the same spacing as the training images."""
-    seen = seen_of(RESCALED, HEAD, spacing_mm=[(3.0, 3.0), (0.5, 0.5)], extent_mm=[(144, 144), (24, 24)])
+    seen = seen_of(RESCALED, HEAD, HU, spacing_mm=[(3.0, 3.0), (0.5, 0.5)], extent_mm=[(144, 144), (24, 24)])
     rows_first = np.array([[0, -0.5, 0, 0], [-3.0, 0, 0, 0], [0, 0, 5.0, 0], [0, 0, 0, 1]])
     columns_first = np.array([[-0.5, 0, 0, 0], [0, -3.0, 0, 0], [0, 0, 5.0, 0], [0, 0, 0, 1]])
     for affine in (rows_first, columns_first):
@@ -266,14 +353,14 @@ def test_correlation_of_neighbours_is_pearsons(shape: tuple[int, ...]) -> None:
         for axis in (0, 1)
     ]
     # Of large arrays some lines are looked at.
-    assert measure(array).correlation == pytest.approx(
+    assert measure(array, HU.intensity).correlation == pytest.approx(
         np.mean(expected), abs=1e-9 if array.size < 1e5 else 0.1
     )
 
 
 def test_shares_and_percentiles_of_a_large_image_are_those_of_all_its_voxels() -> None:
     array = head((512, 512))
-    found = measure(array)
+    found = measure(array, HU.intensity)
     assert found.air == pytest.approx((array < -500).mean(), abs=0.01)
     assert found.dense == pytest.approx((array > 500).mean(), abs=0.01)
     assert (found.low, found.high) == (array.min(), array.max())

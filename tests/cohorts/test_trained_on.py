@@ -50,6 +50,9 @@ def test_ranges_are_those_of_the_images(tmp_path: Path) -> None:
     assert found.spacing_mm == ((0.5, 0.5), (0.25, 0.25))
     assert found.size == ((11, 15), (20, 20))
     assert found.extent_mm == ((5.5, 7.5), (5, 5))
+    assert (found.planes, found.tilt_degrees) == ({"axial": 5}, (0, 0))
+    assert found.intensities.body50 is not None
+    assert found.intensities.shown is None  # there is no window
     assert found.mask_follows_label is None
     assert describe_training(cases[::-1], SPEC) == found
 

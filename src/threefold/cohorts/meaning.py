@@ -9,97 +9,23 @@ Nothing here reads a file, and nothing imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
 
 from threefold.cohorts.cohort import CohortSpec
-from threefold.cohorts.findings import Severity
+from threefold.cohorts.distance import FAR_FROM_TRAINING
+from threefold.cohorts.objection import Evidence, Objection, Rule, note
 from threefold.cohorts.trained_on import Range, TrainedOn
-from threefold.cohorts.voxel_values import AIR, DENSE, HU_RANGE, Values, measure
-from threefold.images.facts import Facts
+from threefold.cohorts.voxel_values import AIR, DENSE, HU_RANGE, NOISE, Values, measure
 from threefold.images.geometry import Image
 from threefold.images.preprocessing import canonical_axes
 
 _LEAST_AIR = 0.001
 _NARROW = 10.0
 """No CT number image or 8-bit picture of anything spans less."""
-NOISE = 0.1
-"""Correlation of neighbouring voxels, at and below which an image shows nothing."""
-FAR = 2.0
-"""By this factor a length is far outside a range."""
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """An image beside what was asked for.
-
-    Attributes:
-        asked: the cohort.yaml that speaks of the image, or of the network's training.
-        seen: what the network's training images were; None: not known, or no network is asked.
-        vouched: a cohort.yaml names the image's modality and unit.
-    """
-
-    asked: CohortSpec
-    seen: TrainedOn | None
-    vouched: bool
-    facts: Facts
-    values: Values
-    size: tuple[int, ...]
-    spacing: tuple[float, ...]
-
-    @property
-    def unit(self) -> str:
-        """The unit asked for."""
-        return self.asked.intensity.unit
-
-
-@dataclass(frozen=True)
-class Objection:
-    """What a rule has against an image.
-
-    Attributes:
-        severity: of the finding of an audit.
-        refused: whether a prediction is refused; otherwise it is noted.
-        summary: the same words for every image.
-        found: at this image.
-        claim: what of cohort.yaml it contradicts, as `key: value`; empty: nothing.
-        advice: what to do.
-    """
-
-    severity: Severity
-    refused: bool
-    summary: str
-    found: str
-    claim: str = ""
-    advice: str = ""
-
-    def of_cohort(self) -> str:
-        """Return the summary as an audit says it."""
-        return f"{self.summary}, though cohort.yaml says {self.claim}" if self.claim else self.summary
-
-    def of_network(self) -> str:
-        """Return it in a sentence, as a prediction says it."""
-        but = f", but the network was trained on {_TRAINED.get(self.claim, self.claim)}" if self.claim else ""
-        found = f" ({self.found})" if self.found else ""
-        return f"{self.summary}{found}{but}{f'. {self.advice}' if self.advice else ''}"
-
-
-_TRAINED = {
-    "unit: HU": "CT numbers (HU)",
-    "unit: grey": "grey values (0 to 255)",
-    "unit: arbitrary": "values without a unit",
-    "modality: ct": "CT",
-    "modality: mri": "MRI",
-    "modality: photo": "photographs",
-}
-
-Rule = Callable[[Evidence], Objection | None]
-
-
-def _note(summary: str, found: str = "", advice: str = "") -> Objection:
-    return Objection("note", False, summary, found, advice=advice)
+_BLANK = 1e-4
+"""Share of voxels that differ from the others, at and below which an image shows nothing."""
 
 
 def objections(
@@ -113,20 +39,33 @@ def objections(
         seen: what the network's training images were.
         vouched: a cohort.yaml speaks of the image; False: a bare file, which only its facts speak for.
     """
-    axes, _ = canonical_axes(image.affine, image.array.ndim)
+    sliced = image.array.ndim > asked.dimensions
+    axes, _ = canonical_axes(image.affine, asked.dimensions if sliced else image.array.ndim)
+    thickness = image.facts.slice_thickness
+    if thickness is None and sliced and image.facts.spacing_stated:
+        thickness = image.spacing[2]
     evidence = Evidence(
         asked,
         seen,
         vouched,
         image.facts,
-        measure(np.asarray(image.array)),
+        measure(np.asarray(image.array), asked.intensity),
+        image.affine,
         tuple(image.array.shape[axis] for axis in axes),
         tuple(image.spacing[axis] for axis in axes),
+        thickness,
     )
     for rule in RULES:
         objection = rule(evidence)
         if objection is not None:
             yield objection
+
+
+def shows_nothing(image: Image, asked: CohortSpec) -> Objection | None:
+    """Return why a slice of a volume shows nothing; None where it shows something."""
+    values = measure(np.asarray(image.array), asked.intensity)
+    found = (rule(values) for rule in (_constant, _blank, _noise))
+    return next((one for one in found if one is not None), None)
 
 
 # --- the rules -------------------------------------------------------------------------------------------
@@ -183,13 +122,13 @@ def _picture(e: Evidence) -> Objection | None:
         )
     if e.seen is None:
         return None
-    return _note("a picture, and no training image was one: its values may be cut to a window")
+    return note("a picture, and no training image was one: its values may be cut to a window")
 
 
 def _no_picture(e: Evidence) -> Objection | None:
     if e.seen is None or {*e.seen.formats} != {"picture"} or e.facts.format in ("picture", None):
         return None
-    return _note(
+    return note(
         "not a picture, and all training images were: its values are taken as grey values as they are",
         _span(e.values),
     )
@@ -199,7 +138,7 @@ def _bits(e: Evidence) -> Objection | None:
     bits = e.facts.bits
     if e.seen is None or e.facts.format != "picture" or not e.seen.bits or str(bits) in e.seen.bits:
         return None
-    return _note("stored with another number of bits than any training image", f"{bits}")
+    return note("stored with another number of bits than any training image", f"{bits}")
 
 
 def _photometric(e: Evidence) -> Objection | None:
@@ -207,24 +146,45 @@ def _photometric(e: Evidence) -> Objection | None:
         return None
     if e.seen is not None and "MONOCHROME1" in e.seen.photometric:
         return None
-    return _note("the file is shown inverted (MONOCHROME1), and no training image is known to be")
+    return note("the file is shown inverted (MONOCHROME1), and no training image is known to be")
 
 
-def _constant(e: Evidence) -> Objection | None:
-    if e.values.low != e.values.high:
+def _nothing_shown(e: Evidence) -> Objection | None:
+    return _constant(e.values) or _blank(e.values)
+
+
+def _constant(v: Values) -> Objection | None:
+    if v.low != v.high:
         return None
     advice = "It shows nothing; was the right file exported?"
-    return Objection("warn", True, "the image is constant", _span(e.values), "", advice)
+    return Objection("warn", True, "the image is constant", _span(v), "", advice)
 
 
-def _noise(e: Evidence) -> Objection | None:
-    if not abs(e.values.correlation) <= NOISE:  # NaN: can't be told
+def _blank(v: Values) -> Objection | None:
+    if v.varied > _BLANK:
+        return None
+    return Objection(
+        "warn",
+        True,
+        "the image is blank: as the network sees it, its voxels are all alike",
+        _span(v),
+        "",
+        "It shows nothing; was the right file exported, and is intensity.window right for it?",
+    )
+
+
+def _random(e: Evidence) -> Objection | None:
+    return _noise(e.values)
+
+
+def _noise(v: Values) -> Objection | None:
+    if not v.correlation <= NOISE:  # NaN: can't be told
         return None
     return Objection(
         "warn",
         True,
         "the image is noise: neighbouring voxels have nothing in common",
-        f"correlation {e.values.correlation:.2f}",
+        f"correlation {v.correlation:.2f}",
         "",
         "It shows nothing; was the right file exported, with the right shape and type?",
     )
@@ -326,7 +286,7 @@ def _no_air(e: Evidence) -> Objection | None:
         return None
     if e.seen is not None and e.seen.intensities.air[0] == 0 and _within(v.high, e.seen.intensities.high):
         return None  # the training images were cut alike
-    return _note(
+    return note(
         "no air: the image was cut to a window, or its values are not HU",
         _span(v),
         "Compare it only with images in the same window.",
@@ -351,64 +311,10 @@ def _like_hounsfield(e: Evidence) -> Objection | None:
     )
 
 
-def _intensity_far(e: Evidence) -> Objection | None:
-    """Values far from those of any training image; where each image is scaled by itself, only by a factor."""
-    if e.seen is None:
-        return None
-    v, seen = e.values, e.seen.intensities
-    scaled = e.unit == "arbitrary" and e.asked.intensity.window is None
-    width = (seen.p99[1] - seen.p1[0]) * (10 if scaled else 1) or 1.0
-    for name, value, known in (("p1", v.p1, seen.p1), ("p50", v.p50, seen.p50), ("p99", v.p99, seen.p99)):
-        if not known[0] - width <= value <= known[1] + width:
-            return _note(
-                "values far outside those of the training images",
-                f"percentile {name[1:]} is {value:g}, there {known[0]:g} to {known[1]:g}",
-            )
-    return None
-
-
-def _spacing_far(e: Evidence) -> Objection | None:
-    if e.seen is None or e.seen.spacing_mm is None:
-        return None
-    if not e.facts.spacing_stated:
-        return _note("states no spacing, and the training images did: lengths are in pixels")
-    return _far_lengths(
-        "voxels far from the spacing of the training images", e.spacing, e.seen.spacing_mm, "mm"
-    )
-
-
-def _size_far(e: Evidence) -> Objection | None:
-    if e.seen is None:
-        return None
-    if e.seen.extent_mm is None or not e.facts.spacing_stated:
-        return _far_lengths("a size far from the training images'", e.size, e.seen.size, "voxels")
-    extent = tuple(n * mm for n, mm in zip(e.size, e.spacing, strict=True))
-    return _far_lengths("a field of view far from the training images'", extent, e.seen.extent_mm, "mm")
-
-
-def _thickness_far(e: Evidence) -> Objection | None:
-    if e.seen is None or e.seen.thickness_mm is None or e.facts.slice_thickness is None:
-        return None
-    summary = "a slice thickness far from the training images'"
-    return _far_lengths(summary, (e.facts.slice_thickness,), (e.seen.thickness_mm,), "mm")
-
-
-def _far_lengths(
-    summary: str, found: tuple[float, ...], known: tuple[Range, ...], unit: str
-) -> Objection | None:
-    if len(found) != len(known):
-        return None
-    far = [not low / FAR <= value <= high * FAR for value, (low, high) in zip(found, known, strict=True)]
-    if not any(far):
-        return None
-    ranges = " x ".join(f"{low:.4g} to {high:.4g}" for low, high in known)
-    return _note(summary, f"{' x '.join(f'{one:.4g}' for one in found)} {unit}, there {ranges}")
-
-
 RULES: tuple[Rule, ...] = (
-    _modality, _hounsfield_stated, _picture, _no_picture, _bits, _photometric, _constant, _noise, _grey_range,
-    _eight_bits, _narrow, _stored, _impossible, _unproven, _no_air, _like_hounsfield, _intensity_far,
-    _spacing_far, _size_far, _thickness_far,
+    _modality, _hounsfield_stated, _picture, _no_picture, _bits, _photometric, _nothing_shown, _random,
+    _grey_range, _eight_bits, _narrow, _stored, _impossible, _unproven, _no_air, _like_hounsfield,
+    *FAR_FROM_TRAINING,
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from threefold.cohorts.cohort import Case, CohortSpec
 from threefold.cohorts.targets import read_mask
@@ -15,6 +16,7 @@ from threefold.cohorts.voxel_values import Values, measure
 from threefold.errors import ImageError, RunError
 from threefold.experiment import Spec
 from threefold.images.facts import Facts
+from threefold.images.geometry import plane_of, tilt_of
 from threefold.images.preprocessing import canonical_axes
 from threefold.images.reading import read_image
 from threefold.run import COPY_AGAIN
@@ -38,6 +40,11 @@ class Intensities(Spec):
     high: Range
     air: Range
     """Share of voxels that are air, if values are CT numbers."""
+    coherence: Range | None = None
+    """This and what follows: null where no image tells it, and in runs of earlier versions."""
+    body50: Range | None = None
+    body75: Range | None = None
+    shown: Range | None = None
 
 
 class TrainedOn(Spec):
@@ -65,6 +72,10 @@ class TrainedOn(Spec):
     size: tuple[Range, ...]
     """Voxels along canonical axes."""
     intensities: Intensities
+    planes: dict[str, int] | None = None
+    """How many images lie in each plane (`plane_of`), of those that state their place; null: not known."""
+    tilt_degrees: Range | None = None
+    """Of the image's axes against the patient's (`tilt_of`); null: not known."""
     mask_follows_label: bool | None
     """Every positive case that has a mask has something in it, and no negative case has; null: not known."""
 
@@ -81,6 +92,7 @@ def describe_training(cases: Sequence[Case], spec: CohortSpec) -> TrainedOn:
     """
     images = [_measure(case, spec) for case in _spread(sorted(cases, key=lambda case: case.case_id))]
     stated = [one for one in images if one.facts.spacing_stated]
+    placed = [one for one in images if one.facts.place_stated]
     return TrainedOn(
         cases=len(cases),
         measured=len(images),
@@ -96,6 +108,8 @@ def describe_training(cases: Sequence[Case], spec: CohortSpec) -> TrainedOn:
         intensities=Intensities.model_validate(
             {name: _range([getattr(one.values, name) for one in images]) for name in Intensities.model_fields}
         ),
+        planes=_counts(plane_of(one.affine) for one in placed) if placed else None,
+        tilt_degrees=_range([tilt_of(one.affine, spec.dimensions) for one in placed]),
         mask_follows_label=_mask_follows_label(images, spec),
     )
 
@@ -125,6 +139,7 @@ class _Measured:
     values: Values
     spacing: tuple[float, ...]
     size: tuple[float, ...]
+    affine: NDArray[np.float64]
     mask: bool | None
 
     @property
@@ -145,9 +160,10 @@ def _measure(case: Case, spec: CohortSpec) -> _Measured:
     return _Measured(
         case.label,
         image.facts,
-        measure(np.asarray(image.array)),
+        measure(np.asarray(image.array), spec.intensity),
         tuple(image.spacing[axis] for axis in axes),
         tuple(image.array.shape[axis] for axis in axes),
+        image.affine,
         mask,
     )
 

@@ -102,6 +102,21 @@ def closest_axes(affine: Affine, dimensions: int) -> tuple[tuple[int, ...], tupl
     return best, signs
 
 
+def plane_of(affine: Affine) -> str:
+    """Return the plane that a grid's first two axes are closest to: sagittal, coronal or axial."""
+    normal = np.cross(affine[:3, 0], affine[:3, 1])
+    return ("sagittal", "coronal", "axial")[int(np.abs(normal).argmax())]
+
+
+def tilt_of(affine: Affine, dimensions: int) -> float:
+    """Return the largest angle between an axis of a grid and the patient axis it is closest to, degrees."""
+    cosines = affine[:3, :dimensions] / np.linalg.norm(affine[:3, :dimensions], axis=0)
+    closest = [
+        abs(cosines[patient, axis]) for axis, patient in enumerate(closest_axes(affine, dimensions)[0])
+    ]
+    return float(np.degrees(np.arccos(min(1.0, *closest))))
+
+
 def describe_difference(
     shape_a: tuple[int, ...], affine_a: Affine, shape_b: tuple[int, ...], affine_b: Affine
 ) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from threefold.cohorts.cohort import CohortSpec
 from threefold.cohorts.failures import reason_of
-from threefold.cohorts.meaning import objections
+from threefold.cohorts.meaning import objections, shows_nothing
 from threefold.cohorts.trained_on import TrainedOn
 from threefold.errors import CohortError, ImageError, IrregularSeriesError, ThreefoldError
 from threefold.experiment import PreprocessingSpec
@@ -131,9 +131,12 @@ def _on_grid(source: Source, image: Image, asked: Asked) -> Iterator[Prepared]:
         )
     remarks = _remarks(where, image, asked, vouched=given is not None)
     if slices:
-        image = replace(image, notes=(*image.notes, *_direction_of_slices(image)))
+        known = asked.judged and asked.seen is not None and asked.seen.planes  # then `objections` says it
+        image = image if known else replace(image, notes=(*image.notes, *_direction_of_slices(image)))
     for index in range(image.array.shape[2]) if slices else (None,):
         one = image if index is None else slice_of(image, index)
+        nothing = None if index is None or not asked.judged else shows_nothing(one, trained)
+        remark = () if nothing is None else (f"slice: {nothing.of_network().removesuffix('.')}",)
         array, placement = prepare_image(
             one, asked.spec, unit=trained.intensity.unit, window=trained.intensity.window, whole=True
         )
@@ -145,7 +148,7 @@ def _on_grid(source: Source, image: Image, asked: Asked) -> Iterator[Prepared]:
             slice_index=source.slice_index if index is None else index,
             volume=None if index is None else image,
             window=None if placement.size == asked.spec.size else asked.spec.size,
-            remarks=remarks,
+            remarks=(*remarks, *remark),
         )
 
 
