@@ -19,6 +19,7 @@ import os
 import re
 import struct
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from threefold.errors import ThreefoldError, bounded
@@ -175,6 +176,43 @@ def verify_table(path: Path, error: type[ThreefoldError], remedy: str) -> bool:
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     _compare(path, expected, digest, error, f"The checksum is in {beside.name}. {remedy}")
+    return True
+
+
+def verify_listed(listing: Path, files: Iterable[Path], error: type[ThreefoldError], remedy: str) -> bool:
+    """Hold files against a list of checksums, as `sha256sum` writes one, of files in its folder.
+
+    Args:
+        listing: the list.
+        files: each is in the list, or neither in it nor there.
+        error: what to raise.
+        remedy: what to do where one differs.
+
+    Returns:
+        False where there is no list.
+
+    Raises:
+        error: a file is not the one that was listed, is not listed, or is gone; or the list can't be read.
+    """
+    try:
+        text = listing.read_bytes()[:_CHUNK].decode(errors="replace")
+    except FileNotFoundError:
+        return False
+    except OSError as problem:
+        raise error(f"{listing}: can't be read ({problem.strerror or problem}). {remedy}") from problem
+    lines = (line.split("  ", 1) for line in text.splitlines())
+    known = {line[1]: line[0] for line in lines if len(line) > 1}
+    for path in files:
+        expected = known.get(path.name)
+        if expected is None and path.exists():
+            raise error(f"{path}: expected its checksum in {listing.name}, found none there. {remedy}")
+        if expected is None:
+            continue
+        if not path.is_file():
+            raise error(f"{path}: expected the file that {listing.name} lists; found none. {remedy}")
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        _compare(path, expected, digest, error, f"The checksum is in {listing.name}. {remedy}")
     return True
 
 

@@ -7,6 +7,7 @@ RUN/
   split.csv            case_id, part
   environment.json     versions, machine, command
   status.json          state, epoch, best metric, threshold
+  settings.sha256      of a finished run: checksums of all that its predictions rest on (finished_runs)
   metrics.csv          one row an epoch
   checkpoints/         last.ckpt, best.ckpt (torch, loadable with weights_only=True)
   weights.safetensors  the best epoch's weights, with weights.json beside it
@@ -117,6 +118,11 @@ class RunFolder:
         return self.path / "status.json"
 
     @property
+    def settings(self) -> Path:
+        """Checksums of what a finished run's predictions rest on (`finished_runs`)."""
+        return self.path / "settings.sha256"
+
+    @property
     def metrics(self) -> Path:
         """Losses, metrics and times per epoch (CSV)."""
         return self.path / "metrics.csv"
@@ -198,7 +204,12 @@ class RunFolder:
 
     def write_status(self, **fields: Any) -> None:
         """Replace status.json in one step."""
-        write_atomically(self.status, json.dumps(fields, indent=2) + "\n")
+        write_atomically(self.status, status_text(**fields))
+
+
+def status_text(**fields: Any) -> str:
+    """Return what status.json says."""
+    return json.dumps(fields, indent=2) + "\n"
 
 
 def write_atomically(path: Path, content: str | bytes | Iterable[bytes]) -> None:

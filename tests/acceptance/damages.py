@@ -71,7 +71,10 @@ _ALIKE = "/heads/cls/"
 """A run of the study whose files are as those of the other."""
 _PICTURES = ("run/figures/examples.png",)
 """Figures that leave out a case whose mask can't be read."""
-SEALED = (".ckpt", ".safetensors", ".nii.gz", "predictions.csv", "structures.csv", "journal.jsonl")
+SEALED = (
+    *(".ckpt", ".safetensors", ".nii.gz", "predictions.csv", "structures.csv", "journal.jsonl"),
+    *("run/experiment.yaml", "run/cohort.json", "run/trained_on.json", "run/split.csv", "run/status.json"),
+)
 """How the names of those files end whose damage is always seen: nothing else may come of them."""
 
 

@@ -138,6 +138,7 @@ def _stop(home: Path) -> None:
     for path in (stopped.weights, stopped.predictions, stopped.structures):
         for each in stopped.path.glob(f"{path.stem}.*"):
             each.unlink()
+    stopped.settings.unlink()
     shutil.rmtree(stopped.masks)
     stopped.write_status(state="running", epoch=2)
 

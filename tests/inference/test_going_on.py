@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import threefold.run
 from threefold.errors import RunError, ThreefoldError
 from threefold.images.reading import read_image
 from threefold.images.writing import write_nifti
@@ -236,6 +238,26 @@ def test_a_full_disk_keeps_what_was_done(
             go(predictor, mixed, out)
     assert len(pd.read_csv(out / "predictions.csv")) == 7
     assert go(predictor, mixed, out) == ["below/b"]
+
+
+def test_tables_that_find_no_room_leave_their_rows_in_the_journal_and_say_so(
+    predictor: Predictor, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    store = threefold.run._store
+    with monkeypatch.context() as patch:
+
+        def full(path: Path, data: Any) -> None:
+            if "predictions.csv" in path.name:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            store(path, data)
+
+        patch.setattr("threefold.run._store", full)
+        with pytest.raises(RunError, match=r"rows of \d+ input.*kept in .*journal\.jsonl: the same command"):
+            go(predictor, mixed, out)
+    assert not (out / "predictions.csv").exists()
+    assert go(predictor, mixed, out) == []
+    assert len(pd.read_csv(out / "predictions.csv")) == 8
 
 
 def test_a_volume_that_the_network_fails_on_has_no_row_and_no_mask(

@@ -303,7 +303,7 @@ def test_a_full_disk_is_not_one_images_fault(
 def test_not_what_it_was_trained_on_is_one_images_error(tmp_path: Path, known: Threshold) -> None:
     """Haemorrhages in HU for a network of grey pictures, and among them what it can be asked."""
     spec = make_spec(unit="grey", intensity={"unit": "grey", "window": [0, 255]})
-    write_run(tmp_path / "run", make_experiment(), spec, None)
+    write_run(tmp_path / "run", make_experiment(), spec, 0.5)
     predictor = replace(Predictor.from_run(tmp_path / "run"), network=known)
     hounsfield = make_slice(1).astype(np.int16)
     hounsfield[:4] = -1000

@@ -125,7 +125,7 @@ def test_masks_lie_where_the_image_does(predictor: Predictor, tmp_path: Path, fl
 
 def test_a_picture_gets_a_picture(known: Threshold, tmp_path: Path) -> None:
     spec = make_spec(unit="grey", intensity={"unit": "grey", "window": [0, 255]})
-    write_run(tmp_path / "run", make_experiment(), spec, None)
+    write_run(tmp_path / "run", make_experiment(), spec, 0.5)
     predictor = replace(Predictor.from_run(tmp_path / "run"), network=known)
     array = np.where(make_slice(4) > 50, 255, 0).astype(np.uint8)
     PIL.Image.fromarray(array).save(tmp_path / "x.png")

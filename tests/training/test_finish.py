@@ -20,7 +20,9 @@ from threefold.cohorts.cohort import Cohort, read_cohort
 from threefold.cohorts.failures import read_failures
 from threefold.cohorts.splits import read_split
 from threefold.errors import ImageError, RunError
-from threefold.evaluation.predictions import read_predictions
+from threefold.evaluation.predictions import probability_column, read_predictions, write_predictions
+from threefold.experiment.networks import InitialWeightsSpec
+from threefold.inference.predictor import Predictor
 from threefold.run import RunFolder
 from threefold.studies.evaluations import read_run_predictions
 from threefold.studies.reports import report
@@ -225,3 +227,76 @@ def test_another_cohort_is_refused(
     shutil.rmtree(run.path)
     with pytest.raises(RunError, match="not a run folder"):
         finish_early(run.path, make_cohort("another"))
+
+
+DECIDING = ("status.json", "cohort.json", "experiment.yaml", "split.csv", "trained_on.json", "weights.json")
+
+
+@pytest.mark.parametrize("name", [*DECIDING, "settings.sha256"])
+def test_a_changed_setting_of_a_finished_run_is_refused_by_name(
+    finished: tuple[Cohort, RunFolder], name: str
+) -> None:
+    _, run = finished
+    path = run.path / name
+    Predictor.from_run(run.path)
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"3", b"2") + b" ")
+    readers = [Predictor.from_run, lambda path: read_run_predictions(RunFolder(path))]
+    for read in readers[: 1 if name == "weights.json" else 2]:
+        with pytest.raises(RunError, match=r"expected .*settings\.sha256.*opy the run folder again"):
+            read(run.path)
+    path.write_bytes(whole)
+    Predictor.from_run(run.path)
+
+
+def test_settings_that_changed_are_no_start_and_no_end(
+    finished: tuple[Cohort, RunFolder], make_experiment: Callable[..., Any], tmp_path: Path
+) -> None:
+    cohort, run = finished
+    whole = run.split.read_bytes()
+    run.split.write_bytes(whole + b"\n")
+    start = {"path": str(run.path)}
+    experiment = make_experiment(epochs=1)
+    experiment = experiment.model_copy(update={"initial_weights": InitialWeightsSpec.model_validate(start)})
+    with pytest.raises(RunError, match=r"split\.csv: is not what was written"):
+        train(experiment, cohort, tmp_path / "new")
+    with pytest.raises(RunError, match=r"split\.csv: is not what was written"):
+        finish_early(run.path, cohort)
+    run.split.write_bytes(whole)
+    whole = run.status.read_bytes()
+    changed = json.loads(whole)
+    run.write_status(**{**changed, "threshold": changed["threshold"] / 2})
+    with pytest.raises(RunError, match=r"status\.json: is not what was written"):
+        read_run_predictions(run)
+    finish_early(run.path, cohort)
+    assert run.status.read_bytes() == whole
+
+
+def test_the_predictions_of_another_run_are_refused_and_made_anew(finished: tuple[Cohort, RunFolder]) -> None:
+    cohort, run = finished
+    own = read_predictions(run.predictions).table
+    columns = [probability_column(name) for name in ("no", "yes")]
+    others = own.dropna(axis="columns", how="all").assign(
+        **{columns[0]: own[columns[1]], columns[1]: own[columns[0]]}
+    )
+    write_predictions(others, run.predictions)  # with a checksum of its own
+    with pytest.raises(RunError, match=r"predictions\.csv: is not what was written.*threefold finish"):
+        read_run_predictions(run)
+    finish_early(run.path, cohort)
+    assert read_run_predictions(run).table[columns].equals(own[columns])
+
+
+def test_a_run_of_two_classes_without_a_threshold_predicts_nothing(
+    finished: tuple[Cohort, RunFolder], caplog: pytest.LogCaptureFixture
+) -> None:
+    _, run = finished
+    whole, settings = run.status.read_bytes(), run.settings.read_bytes()
+    run.settings.unlink()
+    Predictor.from_run(run.path)
+    assert "has no settings.sha256" in caplog.text
+    for status in ({"threshold": None}, {}):
+        run.write_status(state="finished", **status)
+        with pytest.raises(RunError, match=r"status\.json: has no threshold"):
+            Predictor.from_run(run.path)
+    run.status.write_bytes(whole)
+    run.settings.write_bytes(settings)

@@ -40,7 +40,8 @@ def progress_of(what: str) -> Iterator[Progress]:
 
 @contextmanager
 def resumable(
-    progress: TrainingProgress, said: str = "interrupted. The same command goes on where it was."
+    progress: TrainingProgress,
+    said: str | Callable[[], str] = "interrupted. The same command goes on where it was.",
 ) -> Iterator[None]:
     """Give the terminal back at the end; an interruption is answered in words and by the exit status."""
     with interruptible(said):
@@ -51,15 +52,21 @@ def resumable(
 
 
 @contextmanager
-def interruptible(said: str = "interrupted. The same command goes on where it was.") -> Iterator[None]:
-    """Answer a signal in words and by the exit status: 130 of Ctrl-C, 143 of SIGTERM, 129 of SIGHUP."""
+def interruptible(
+    said: str | Callable[[], str] = "interrupted. The same command goes on where it was.",
+) -> Iterator[None]:
+    """Answer a signal in words and by the exit status: 130 of Ctrl-C, 143 of SIGTERM, 129 of SIGHUP.
+
+    Args:
+        said: the words; or what finds them once it is known how far the work came.
+    """
     import typer
 
     try:
         with terminating_as_interrupt():
             yield
     except KeyboardInterrupt as stop:
-        typer.echo(said, err=True)
+        typer.echo(said if isinstance(said, str) else said(), err=True)
         raise typer.Exit(exit_code_of(stop)) from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -64,8 +65,7 @@ def train(
     from threefold.training.run import train as train_run
 
     progress = terminal_progress()
-    how = f"interrupted. Go on from the last whole epoch: the same command with --resume (run: {out})."
-    with resumable(progress, how):
+    with resumable(progress, partial(_interrupted, out)):
         run = train_run(experiment, cases, out, resume=resume, progress=progress)
     status = run.read_status()
     failed = read_failures(run.failed)
@@ -79,3 +79,15 @@ def train(
         f"Numbers by hospital: threefold evaluate {run.path}"
     )
     end_with_left_out(failed, run.failed.name)
+
+
+def _interrupted(out: Path) -> str:
+    """Say how to go on with a training that was stopped, and from where."""
+    from threefold.run import RunFolder
+    from threefold.training.before import before_folder
+
+    run = RunFolder(out)
+    again = f"the same command with --resume (run: {out})."
+    if any(each.last_checkpoint.is_file() for each in (run, before_folder(run))):
+        return f"interrupted. Go on from the last whole epoch: {again}"
+    return f"interrupted before the first epoch was whole; nothing is trained yet. Start again: {again}"

@@ -310,11 +310,17 @@ class PredictionFolder:
         """Write the tables as far as they go, each in one step.
 
         Raises:
-            RunError: if one can't be written.
+            RunError: if one can't be written; the rows are in the journal.
         """
         started = time.monotonic()
-        self._write_table("predictions.csv", lambda: map(self._table_row, self._rows()))
-        self._write_table("failed.csv", self.failures)
+        try:
+            self._write_table("predictions.csv", lambda: map(self._table_row, self._rows()))
+            self._write_table("failed.csv", self.failures)
+        except RunError as error:
+            raise RunError(
+                f"{error} The rows of {len(self._journal.places)} input(s) that are done are kept in "
+                f"{self._journal.path}: the same command goes on from there."
+            ) from error
         self._written = time.monotonic()
         self._took = self._written - started
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +25,7 @@ from threefold.cohorts.trained_on import TrainedOn, read_trained_on
 from threefold.errors import RunError, ThreefoldError, UsageError, WeightsError
 from threefold.experiment import Experiment
 from threefold.experiments import read_experiment
+from threefold.finished_runs import verify_made, verify_settings
 from threefold.images.reading import Uneven
 from threefold.inference.agreement import contradiction
 from threefold.inference.cases import Progress, label_count, structure_names
@@ -89,7 +91,8 @@ class Predictor:
             device: for example cpu, cuda, cuda:1.
 
         Raises:
-            RunError: not a run folder, or one without weights yet.
+            RunError: not a run folder, one without weights yet, one whose settings are not those that it was
+                finished with, or one of two classes without a threshold.
             WeightsError: the weights are damaged or another network's.
             UsageError: there is no such device.
         """
@@ -101,8 +104,10 @@ class Predictor:
                 f"{folder.path}: has no {folder.weights.name} yet (state: {status.get('state')}). Let its "
                 "training finish: `threefold train ... --resume`."
             )
+        verify_settings(folder)
         experiment = read_experiment(folder.experiment)
         cohort = _read_cohort_spec(folder)
+        _require_threshold(folder, experiment, cohort, status)
         network = build_network(experiment, cohort)
         report = load_pretrained(network, folder.weights, decoders_from_encoder=False)
         differing = [*report.missing, *report.unused]
@@ -112,6 +117,7 @@ class Predictor:
                 f"and {len(report.unused)} unknown, for example {differing[0]}. The experiment.yaml or "
                 "cohort.json beside them was changed."
             )
+        verify_made(folder, folder.weights, folder.weights.with_suffix(".json"))
         return cls(
             network=network.to(_device(device)).eval(),
             experiment=experiment,
@@ -318,6 +324,20 @@ def _device(name: str) -> torch.device:
         reason = str(error).strip().split("\n")[0]
         raise UsageError(f"--device {name}: not available here ({reason}). Use cpu.") from error
     return device
+
+
+def _require_threshold(
+    run: RunFolder, experiment: Experiment, cohort: CohortSpec, status: Mapping[str, Any]
+) -> None:
+    """Refuse a run that decides between two classes without the threshold that it was finished with."""
+    if experiment.tasks.classification is None or cohort.positive_class is None:
+        return
+    if status.get("threshold") is None:
+        raise RunError(
+            f"{run.status}: has no threshold (state: {status['state']}). Expected the one chosen on the "
+            "validation cases, since the network decides between two classes. Finish the run: `threefold "
+            f"finish {run.path}`; or copy its folder again."
+        )
 
 
 def _read_cohort_spec(folder: RunFolder) -> CohortSpec:

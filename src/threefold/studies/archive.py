@@ -15,6 +15,7 @@ import yaml
 
 from threefold.checksums import verify_table
 from threefold.errors import RunError
+from threefold.finished_runs import verify_made, verify_settings
 from threefold.paths import Boundary
 from threefold.run import RunFolder, write_atomically
 from threefold.studies.protocol import read_protocol
@@ -111,6 +112,8 @@ def _files(folder: StudyFolder, runs: tuple[str, ...]) -> Iterator[Path]:
     for name in runs:
         for table in (folder.run(name).predictions, folder.run(name).structures):
             verify_table(table, RunError, _AGAIN)
+        verify_made(folder.run(name), folder.run(name).predictions, folder.run(name).structures)
+        verify_settings(folder.run(name))
     # Alike beside alike: what repeats takes no room.
     for paths in zip(*(_tables(folder.run(name)) for name in runs), strict=True):
         yield from (path for path in paths if path.is_file())

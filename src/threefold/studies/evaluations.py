@@ -19,6 +19,7 @@ from threefold.evaluation.predictions import Predictions, read_predictions, writ
 from threefold.evaluation.structures import read_structures_table, with_structures
 from threefold.experiment import EvaluationSpec, Experiment
 from threefold.experiments import read_experiment
+from threefold.finished_runs import verify_made, verify_settings
 from threefold.locks import alone_in
 from threefold.reporting.run_report import Report, choose_examples, write_report
 from threefold.run import RunFolder, make_folder, put_in_place, write_atomically
@@ -52,12 +53,7 @@ def evaluate_run(run: RunFolder) -> Report:
     if cohort is not None:
         examples = choose_examples(predictions, cohort, trained, experiment.data.preprocessing, run.masks)
     return write_report(
-        predictions,
-        experiment.evaluation,
-        run.path,
-        threshold=None,
-        history=run.metrics,
-        examples=examples,
+        predictions, experiment.evaluation, run.path, threshold=None, history=run.metrics, examples=examples
     )
 
 
@@ -74,6 +70,7 @@ def read_run_predictions(run: RunFolder) -> Predictions:
             f"{run.path}: has no {run.predictions.name} (state: {status['state']}). Let its training finish "
             f"(`threefold train ... --resume`); of one that has, make it anew: `threefold finish {run.path}`."
         )
+    verify_settings(run)
     experiment, trained, _ = of_run(run)
     predictions = read_predictions(
         run.predictions,
@@ -83,6 +80,7 @@ def read_run_predictions(run: RunFolder) -> Predictions:
     )
     if not checksum_of(run.predictions).is_file():
         note_unchecked(run.predictions)
+    verify_made(run, run.predictions, run.structures)
     early = stopped_early(status)
     if early is not None:
         predictions = replace(predictions, notes=(*predictions.notes, early))
@@ -254,6 +252,7 @@ def evaluate_propagated_as(
         CohortError, ImageError: as `evaluate_propagated`.
     """
     run.read_status()
+    verify_settings(run)
     spec = read_experiment(run.experiment).evaluation
     return evaluate_propagated(cohort, read_split(run.split), out, spec, progress=progress)
 

@@ -20,6 +20,7 @@ from threefold.errors import RunError
 from threefold.evaluation.classification import choose_threshold
 from threefold.evaluation.predictions import NOT_MEASURED, probability_column, write_predictions
 from threefold.experiment import Experiment, Part
+from threefold.finished_runs import verify_made
 from threefold.inference.cases import predict_cases
 from threefold.networks.build import build_network
 from threefold.run import RunFolder, write_atomically
@@ -111,6 +112,7 @@ def has_whole_outputs(run: RunFolder) -> bool:
         verify_tensors(run.weights, RunError, "")
         for table in (run.predictions, run.structures):
             verify_table(table, RunError, "")
+        verify_made(run)
         return NOT_MEASURED not in read_table(run.predictions, RunError, "")
     except RunError:
         return False

@@ -10,6 +10,7 @@ from threefold.cohorts.splits import Split, read_split
 from threefold.errors import RunError
 from threefold.experiment import Experiment
 from threefold.experiments import read_experiment
+from threefold.finished_runs import verify_settings
 from threefold.run import RunFolder
 
 
@@ -22,7 +23,7 @@ def require_unseen(experiment: Experiment, cohort: Cohort, split: Split) -> tupl
         A warning for each run on another cohort that trained on cases of the same names.
 
     Raises:
-        RunError: naming the run and the cases.
+        RunError: naming the run and the cases; or the file of a run that is not what it was finished with.
     """
     tested = {case.case_id for case in split.cases(cohort, "test")}
     warnings = []
@@ -58,5 +59,6 @@ def _ancestors(experiment: Experiment) -> Iterator[RunFolder]:
         if run.path in known or not (run.split.is_file() and run.experiment.is_file()):
             return
         known.add(run.path)
+        verify_settings(run)
         yield run
         experiment = read_experiment(run.experiment)

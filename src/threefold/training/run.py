@@ -20,6 +20,7 @@ from threefold.cohorts.store import SampleStore
 from threefold.errors import CohortError, ThreefoldError
 from threefold.experiment import CascadeSpec, Experiment
 from threefold.experiments import read_experiment
+from threefold.finished_runs import finish_status, verify_inputs, verify_settings
 from threefold.interruption import terminating_as_interrupt, undisturbed
 from threefold.networks.build import build_network
 from threefold.run import RunFolder, State
@@ -106,6 +107,7 @@ def _train_into(
     """Train into a folder: a new one, or one that was found to be this experiment's."""
     if _holds_something(folder):
         if folder.read_status()["state"] == "finished":
+            verify_settings(folder)
             progress.say(f"{folder.path}: this run is finished; nothing to do.")
             return
     elif is_leader():
@@ -123,7 +125,7 @@ def _train_into(
         _write_state(folder, experiment, "running")
         history = _train_stages(folder, experiment, cohort, split, progress)
         threshold = finish(experiment, cohort, split, folder, history, progress)
-        _write_state(folder, experiment, "finished", threshold=threshold)
+        finish_status(folder, **standing(_write_history(folder), experiment), threshold=threshold)
 
 
 def finish_early(run: Path, cohort: Cohort, *, progress: TrainingProgress | None = None) -> RunFolder:
@@ -148,6 +150,7 @@ def finish_early(run: Path, cohort: Cohort, *, progress: TrainingProgress | None
     status = folder.read_status()
     experiment = read_experiment(folder.experiment)
     check_resumable(folder, experiment, cohort)
+    verify_inputs(folder)
     split = read_split(folder.split)
     if status["state"] == "finished" and has_whole_outputs(folder):
         teller.say(f"{folder.path}: this run is finished; nothing to do.")
@@ -162,11 +165,12 @@ def finish_early(run: Path, cohort: Cohort, *, progress: TrainingProgress | None
         teller.say(f"{folder.path}: finishing after {len(history)} of {experiment.training.epochs} epochs")
         threshold = finish(experiment, cohort, split, folder, history, teller)
         early = status.get("stopped_early")
-        if status["state"] != "finished" and not _is_over(experiment, history):
-            early = {"epochs": len(history), "of": experiment.training.epochs, "state": _stopped_as(status)}
+        if not _is_over(experiment, history):
+            state = early["state"] if early else _stopped_as(status)
+            early = {"epochs": len(history), "of": experiment.training.epochs, "state": state}
         fields = {"threshold": threshold, **({"stopped_early": early} if early else {})}
         write_history(folder.metrics, history)
-        folder.write_status(state="finished", **standing(history, experiment), **fields)
+        finish_status(folder, **standing(history, experiment), **fields)
     return folder
 
 
@@ -287,11 +291,16 @@ def make_store(experiment: Experiment, cohort: Cohort, n_cases: int) -> SampleSt
 
 def _write_state(folder: RunFolder, experiment: Experiment, state: State, **fields: Any) -> None:
     """Write metrics.csv and status.json from last.ckpt, which a kill may have left ahead of both."""
+    folder.write_status(state=state, **standing(_write_history(folder), experiment), **fields)
+
+
+def _write_history(folder: RunFolder) -> list[Row]:
+    """Write metrics.csv from last.ckpt, where there is one; return the history in it."""
     history: list[Row] = []
     if folder.last_checkpoint.is_file():
         history = load_checkpoint(folder.last_checkpoint)["history"]
         write_history(folder.metrics, history)
-    folder.write_status(state=state, **standing(history, experiment), **fields)
+    return history
 
 
 def _record(folder: RunFolder, experiment: Experiment, state: State, message: str) -> None:
