@@ -36,6 +36,7 @@ def test_a_run_is_evaluated_from_its_predictions_alone(run: RunFolder, tmp_path:
     shutil.copytree(run.path, moved.path)
     moved.weights.unlink()
     described = json.loads(moved.cohort.read_text())
+    moved.settings.unlink(missing_ok=True)
     moved.cohort.write_text(json.dumps({**described, "folder": str(tmp_path / "gone")}))
     report = evaluate_run(moved)
     here = evaluate_run(run)

@@ -157,6 +157,7 @@ def test_masks_and_nothing_rendered_without_the_phantoms_truth(
         (folder / name).unlink()
     shutil.copytree(mine.path, tmp_path / "run")
     moved = RunFolder(tmp_path / "run")
+    moved.settings.unlink(missing_ok=True)
     moved.cohort.write_text(
         json.dumps({**json.loads(moved.cohort.read_text()), "folder": str(tmp_path / "gone")})
     )
@@ -185,6 +186,7 @@ def test_a_run_of_which_nothing_can_be_measured_says_so_and_keeps_nothing_of_an_
     table.assign(mask="").to_csv(folder / "cases.csv", index=False)
     cohort = read_cohort(folder)
     known = json.loads(run.cohort.read_text())
+    run.settings.unlink(missing_ok=True)
     run.cohort.write_text(json.dumps({**known, "fingerprint": fingerprint(cohort)}))
     names = [f"{table.name}.{end}" for table in explained.tables for end in ("md", "csv")]
     earlier = [run.figures / "attention.png", *(run.tables / name for name in names)]
@@ -209,6 +211,7 @@ def test_images_larger_than_the_grid_are_counted(
     shutil.copytree(mine.path, run.path)
     written = yaml.safe_load(run.experiment.read_text())
     written["data"]["preprocessing"]["spacing"] = spacing
+    run.settings.unlink(missing_ok=True)
     run.experiment.write_text(yaml.safe_dump(written))
     monkeypatch.setattr(sys, "argv", ["threefold", "explain", str(run.path)])
     with pytest.raises(SystemExit) as stop:
@@ -237,6 +240,7 @@ def test_what_cannot_be_explained_is_refused(mine: RunFolder, cohort_folder: Pat
         )
     shutil.copytree(mine.path, tmp_path / "run")
     changed = RunFolder(tmp_path / "run")
+    changed.settings.unlink(missing_ok=True)
     changed.cohort.write_text(changed.cohort.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
     with pytest.raises(CohortError, match="changed since"):
         cohort_of_run(changed)

@@ -99,6 +99,7 @@ def test_a_cohort_that_was_moved_or_changed_is_asked_for(
     copied: RunFolder, cohort_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     described = json.loads(copied.cohort.read_text())
+    copied.settings.unlink(missing_ok=True)
     copied.cohort.write_text(json.dumps({**described, "folder": str(tmp_path / "gone")}))
     with pytest.raises(CohortError, match="--cohort"):
         probe_run(copied)
@@ -114,6 +115,7 @@ def test_a_cohort_that_was_moved_or_changed_is_asked_for(
 
 def test_a_run_without_the_column_says_so(copied: RunFolder) -> None:
     table = pd.read_csv(copied.predictions, dtype=str, keep_default_na=False)
+    copied.settings.unlink(missing_ok=True)
     write_table(copied.predictions, table.drop(columns="shortcut").to_csv(index=False))
     found = probe_run(copied)
     assert "--shortcut COLUMN" in found.notes[0]
@@ -132,6 +134,7 @@ def test_a_run_is_like_itself_and_less_like_another(
     shutil.copytree(copied.path, other.path)
     torch.manual_seed(0)
     noisy = {name: w + 0.3 * torch.randn_like(w) for name, w in weights.items()}
+    other.settings.unlink(missing_ok=True)
     safetensors.torch.save_file(noisy, other.weights)
     found = {(each.first, each.second, each.stage): each.found for each in compare_runs((run, copied, other))}
     stages = {stage for _, _, stage in found}
@@ -197,11 +200,13 @@ def test_runs_that_can_not_be_compared_are_refused(
     with pytest.raises(UsageError, match="two or more different runs"):
         compare_runs((run, run))
     split = copied.split.read_text()
+    copied.settings.unlink(missing_ok=True)
     copied.split.write_text(split.replace(",test", ",validation"))
     with pytest.raises(RunError, match="no case is in the test part of all 2 runs"):
         compare_runs((run, copied))
     copied.split.write_text(split)
     described = json.loads(copied.cohort.read_text())
+    copied.settings.unlink(missing_ok=True)
     copied.cohort.write_text(json.dumps({**described, "fingerprint": "another"}))
     with pytest.raises(RunError, match="trained on other cohorts"):
         compare_runs((run, copied))

@@ -171,6 +171,7 @@ def test_tables_that_are_older_than_the_predictions_are_called_old(mine: RunFold
 
 def test_a_leak_is_said_before_all_numbers(mine: RunFolder) -> None:
     split = read_split(mine.split)
+    mine.settings.unlink(missing_ok=True)
     write_split(mine.split, Split("slice", split.parts, ("p<1>", "p2")))
     evaluate_run(mine)
     found = read(report(mine.path))
@@ -181,6 +182,7 @@ def test_a_leak_is_said_before_all_numbers(mine: RunFolder) -> None:
 
 def test_a_cohort_that_was_moved_or_changed_is_not_audited(mine: RunFolder, tmp_path: Path) -> None:
     described = json.loads(mine.cohort.read_text())
+    mine.settings.unlink(missing_ok=True)
     mine.cohort.write_text(json.dumps({**described, "folder": str(tmp_path / "gone")}))
     found = read(report(mine.path))
     assert "Cases by part" in found.words
@@ -386,6 +388,7 @@ def test_of_each_first_run_the_best_and_the_worst_are_shown(study: StudyFolder) 
 
 def test_a_first_run_that_leaks_is_marked_beside_its_numbers(study: StudyFolder) -> None:
     leaking = study.run("a/two/split-0-seed-0")
+    leaking.settings.unlink(missing_ok=True)
     write_split(leaking.split, Split("slice", read_split(leaking.split).parts, ("p1",)))
     evaluate_run(leaking)
     words = read(report(study.path)).words
@@ -451,6 +454,7 @@ def test_a_study_says_whether_any_of_its_runs_leaks(study: StudyFolder) -> None:
     parts = read_split(study.run("a/one/split-0-seed-0").split).parts
     counts = " ".join(str([*parts.values()].count(part)) for part in ("train", "validation", "test"))
     assert f"a 0 patient none {counts} one, two 2" in found.words
+    study.run("a/two/split-0-seed-0").settings.unlink(missing_ok=True)
     write_split(study.run("a/two/split-0-seed-0").split, Split("slice", parts, ("p1", "p2")))
     found = read(report(study.path))
     leak = (

@@ -388,6 +388,7 @@ def test_weights_that_were_trained_on_test_cases_are_refused(
         make_experiment(epochs=1, initial_weights={"path": str(first.path)}), cohort, tmp_path / "second"
     )
     # Also those that the weights themselves started from.
+    second.settings.unlink()
     write_split(second.split, Split("column", {case.case_id: "test" for case in cohort.cases}))
     for weights in (first, second):
         with pytest.raises(RunError, match=r"first: trained or selected .* test cases"):
