@@ -164,12 +164,9 @@ def verify_table(path: Path, error: type[ThreefoldError], remedy: str) -> bool:
     A table that is not there, though its checksum is, was lost.
     """
     beside = checksum_of(path)
-    try:
-        text = beside.read_bytes()[:_CHUNK].decode(errors="replace")
-    except FileNotFoundError:
+    text = _text(beside, error, remedy)
+    if text is None:
         return False
-    except OSError as problem:
-        raise error(f"{beside}: can't be read ({problem.strerror or problem}). {remedy}") from problem
     if not path.is_file():
         raise error(f"{path}: expected a table, whose checksum is in {beside.name}; found no file. {remedy}")
     expected = text.split(maxsplit=1)[0] if text.strip() else "nothing"
@@ -177,6 +174,16 @@ def verify_table(path: Path, error: type[ThreefoldError], remedy: str) -> bool:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     _compare(path, expected, digest, error, f"The checksum is in {beside.name}. {remedy}")
     return True
+
+
+def _text(path: Path, error: type[ThreefoldError], remedy: str) -> str | None:
+    """Return the start of a file of checksums; None where there is none."""
+    try:
+        return path.read_bytes()[:_CHUNK].decode(errors="replace")
+    except FileNotFoundError:
+        return None
+    except OSError as problem:
+        raise error(f"{path}: can't be read ({problem.strerror or problem}). {remedy}") from problem
 
 
 def verify_listed(listing: Path, files: Iterable[Path], error: type[ThreefoldError], remedy: str) -> bool:
@@ -194,12 +201,9 @@ def verify_listed(listing: Path, files: Iterable[Path], error: type[ThreefoldErr
     Raises:
         error: a file is not the one that was listed, is not listed, or is gone; or the list can't be read.
     """
-    try:
-        text = listing.read_bytes()[:_CHUNK].decode(errors="replace")
-    except FileNotFoundError:
+    text = _text(listing, error, remedy)
+    if text is None:
         return False
-    except OSError as problem:
-        raise error(f"{listing}: can't be read ({problem.strerror or problem}). {remedy}") from problem
     lines = (line.split("  ", 1) for line in text.splitlines())
     known = {line[1]: line[0] for line in lines if len(line) > 1}
     for path in files:
