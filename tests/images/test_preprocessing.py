@@ -122,7 +122,7 @@ def test_what_can_be_read_but_not_prepared_is_refused(monkeypatch: pytest.Monkey
     monkeypatch.setattr(memory, "available_memory_bytes", lambda: 2**29)
     with pytest.raises(
         ImageError,
-        match=r"case\.nii\.gz: .*512 x 512 x 256 voxels: 576\.0 MiB of memory to prepare, but 512\.0",
+        match=r"case\.nii\.gz: 512 x 512 x 256 voxels would take 576\.0 MiB of memory to prepare, but 512\.0",
     ):
         prepare_image(whole, PreprocessingSpec(size=(8, 8, 8)), unit="HU", window=(0, 80))
 

@@ -306,7 +306,9 @@ def copy_of(folder: StudyFolder, out: Path, **changes: Any) -> StudyFolder:
 def make_seg_right(folder: StudyFolder) -> None:
     """Make seg nearly sure of every case, and right."""
     for seed in (0, 1):
-        file = folder.run(f"heads/seg/split-0-seed-{seed}").predictions
+        run = folder.run(f"heads/seg/split-0-seed-{seed}")
+        run.settings.unlink(missing_ok=True)  # else what was changed is refused
+        file = run.predictions
         table = pd.read_csv(file, dtype=str, keep_default_na=False)
         for name in (name for name in table if name.startswith("probability_")):
             right = table["label"] == name.removeprefix("probability_")
@@ -399,8 +401,9 @@ def test_a_group_that_a_split_did_not_test_leaves_a_claim_without_an_estimate(
     tested = compare_study(folder).claims[0]
     assert (tested.verdict, tested.effect.runs) == ("undecided", 4)
     for variant in ("cls", "seg"):
-        table = folder.run(f"heads/{variant}/split-1-seed-0").predictions
-        write_table(table, table.read_text().replace("external", "elsewhere"))
+        run = folder.run(f"heads/{variant}/split-1-seed-0")
+        run.settings.unlink(missing_ok=True)
+        write_table(run.predictions, run.predictions.read_text().replace("external", "elsewhere"))
     untested = compare_study(folder).claims[0]
     assert (untested.verdict, untested.effect.runs) == ("not estimable", 4)
     assert untested.effect.note == "the metric does not exist in 1 of 4 runs"
