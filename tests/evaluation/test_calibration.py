@@ -67,15 +67,15 @@ def test_overconfidence_is_undone_and_its_interval_covers() -> None:
 def test_every_site_is_measured_before_and_after(classes: int) -> None:
     predictions = table(3.0, classes)
     found = list(calibration_changes(predictions, 3.0, SPEC))
-    assert {each.before.group for each in found} == {"all", "s0", "s1"}
+    assert {each.first.group for each in found} == {"all", "s0", "s1"}
     for each in found:
-        assert each.change.value == pytest.approx(each.after.value - each.before.value)
-        assert each.before.n == (200 if each.before.group == "all" else 100)
-    everyone = {each.before.metric: each for each in found if each.before.group == "all"}
+        assert each.change.value == pytest.approx(each.second.value - each.first.value)
+        assert each.first.n == (200 if each.first.group == "all" else 100)
+    everyone = {each.first.metric: each for each in found if each.first.group == "all"}
     test = predictions.part("test")
     names = list(predictions.classes)
     reference = log_loss(test["label"], test[[f"probability_{name}" for name in names]], labels=names)
-    assert everyone["log_loss"].before.value == pytest.approx(reference)
+    assert everyone["log_loss"].first.value == pytest.approx(reference)
     for metric in ("log_loss", "calibration_error", "brier"):
         assert everyone[metric].change.value < 0
     assert everyone["log_loss"].change.high < 0
@@ -98,8 +98,8 @@ def test_what_can_not_be_fitted_is_said() -> None:
     assert np.isnan(found.value)
     assert "one class only" in found.note
     after = next(iter(calibration_changes(one, found.value, SPEC)))
-    assert not np.isnan(after.before.value)
-    assert "there is no temperature" in after.after.note
+    assert not np.isnan(after.first.value)
+    assert "there is no temperature" in after.second.note
     right = rows.assign(probability_a=np.where(rows["label"] == "a", 0.6, 0.4))
     sure = temperature_of(validate(right.assign(probability_b=1 - right["probability_a"])), SPEC)
     assert np.isnan(sure.value)

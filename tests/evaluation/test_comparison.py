@@ -21,6 +21,7 @@ from threefold.evaluation.comparison import (
     mean_of,
     verdict,
 )
+from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.intervals import SAME_VALUE
 from threefold.evaluation.ranking import weighted_auc
 from threefold.evaluation.weighting import weighted_mean
@@ -76,11 +77,11 @@ def test_it_is_the_resampling_of_patients_by_hand() -> None:
     seeds = np.std(effects, ddof=1) / np.sqrt(3) * generator.standard_t(2, 400)
     replicates = effect + (np.array(drawn) - effect) * wider + seeds
     there = replicates[~np.isnan(replicates)]
-    assert found.value == pytest.approx(effect)
-    assert (found.low, found.high) == pytest.approx((*np.quantile(there, [0.05, 0.95]),))
+    assert found.estimate.value == pytest.approx(effect)
+    assert (found.estimate.low, found.estimate.high) == pytest.approx((*np.quantile(there, [0.05, 0.95]),))
     sides = [(np.sum(there <= 0) + 1) / (len(there) + 1), (np.sum(there >= 0) + 1) / (len(there) + 1)]
     assert found.p == pytest.approx(max(min(1, 2 * min(sides)), 2**-5))
-    assert (found.runs, found.cases, found.patients, found.note) == (3, 10, 6, "")
+    assert (found.runs, found.estimate.n, found.estimate.patients, found.estimate.why) == (3, 10, 6, "")
 
 
 def test_runs_tested_on_other_patients_are_resampled_together() -> None:
@@ -90,9 +91,9 @@ def test_runs_tested_on_other_patients_are_resampled_together() -> None:
         mean_measure(np.array([4.0, 6.0]), [2, 3], first=3),
     )
     found = mean_of([first, second], replicates=500, confidence=0.95)
-    assert found.value == pytest.approx((2 + 5) / 2)
+    assert found.estimate.value == pytest.approx((2 + 5) / 2)
     assert found.each == pytest.approx((2, 5))
-    assert (found.cases, found.patients, found.runs) == (5, 4, 2)
+    assert (found.estimate.n, found.estimate.patients, found.runs) == (5, 4, 2)
     assert (found.fewest_cases, found.fewest_patients) == (2, 2)
     assert math.isnan(found.p)
 
@@ -107,7 +108,7 @@ def test_the_interval_covers_the_truth_of_both_levels() -> None:
         of_pair = rng.normal(0, 0.3, 12)
         differences = [of_patient + rng.normal(0, 0.2, 80) + shift for shift in of_pair]
         found = difference_of(pairs_of(differences, patients), replicates=300, confidence=0.9, seed=trial)
-        missed += not found.low <= 0.3 <= found.high
+        missed += not found.estimate.low <= 0.3 <= found.estimate.high
     assert stats.binom.cdf(missed, 120, 0.1) > 0.001
     assert stats.binom.sf(missed, 120, 0.1) > 0.001
 
@@ -119,8 +120,8 @@ def test_seeds_are_a_level_of_their_own() -> None:
     spread = difference_of(
         pairs_of([noise + shift for shift in (-0.2, 0.2, 0.6)], patients), replicates=1000, confidence=0.95
     )
-    assert spread.value == pytest.approx(alike.value)
-    assert spread.high - spread.low > 3 * (alike.high - alike.low)
+    assert spread.estimate.value == pytest.approx(alike.estimate.value)
+    assert spread.estimate.high - spread.estimate.low > 3 * (alike.estimate.high - alike.estimate.low)
     assert alike.p < 0.01 < spread.p
 
 
@@ -130,8 +131,10 @@ def test_a_patients_cases_count_as_one_patient() -> None:
     once = difference_of(pairs_of([of_patient], np.arange(30)), replicates=2000, confidence=0.95)
     four = np.repeat(np.arange(30), 4)
     often = difference_of(pairs_of([of_patient[four]], four), replicates=2000, confidence=0.95)
-    assert often.high - often.low == pytest.approx(once.high - once.low, rel=0.01)
-    assert (often.cases, often.patients) == (120, 30)
+    assert often.estimate.high - often.estimate.low == pytest.approx(
+        once.estimate.high - once.estimate.low, rel=0.01
+    )
+    assert (often.estimate.n, often.estimate.patients) == (120, 30)
 
 
 def test_p_grows_with_the_margin_and_is_two_sided() -> None:
@@ -163,10 +166,10 @@ def test_few_patients_that_all_agree_prove_little(patients: int) -> None:
 @pytest.mark.parametrize(("shift", "p"), [(0.0, 1.0), (0.5, 2 / 501)])
 def test_where_every_resample_is_alike_there_is_no_interval_of_no_width(shift: float, p: float) -> None:
     found = difference_of(pairs_of([np.full(30, shift)], np.arange(30)), replicates=500, confidence=0.95)
-    assert found.value == pytest.approx(shift)
-    assert math.isnan(found.low)
-    assert math.isnan(found.high)
-    assert found.note == SAME_VALUE
+    assert found.estimate.value == pytest.approx(shift)
+    assert math.isnan(found.estimate.low)
+    assert math.isnan(found.estimate.high)
+    assert found.estimate.why == SAME_VALUE
     assert found.p == pytest.approx(p, abs=1e-6)
 
 
@@ -180,13 +183,13 @@ def test_what_cant_be_estimated_says_why() -> None:
             "baseline and variant share no test case that has it",
         ),
     ):
-        assert (found.cases, found.patients, found.note) == (0, 0, note)
-        assert math.isnan(found.value)
+        assert (found.estimate.n, found.estimate.patients, found.estimate.why) == (0, 0, note)
+        assert math.isnan(found.estimate.value)
 
     one = mean_of([mean_measure(np.array([1.0, 2.0]), [0, 0])], replicates=50, confidence=0.95)
-    assert one.value == 1.5
-    assert math.isnan(one.low)
-    assert one.note == "fewer than 5 patients"
+    assert one.estimate.value == 1.5
+    assert math.isnan(one.estimate.low)
+    assert one.estimate.why == "fewer than 5 patients"
 
     def absent(weights: Floats) -> Floats:
         return np.full(len(weights), np.nan)
@@ -197,17 +200,19 @@ def test_what_cant_be_estimated_says_why() -> None:
         replicates=50,
         confidence=0.95,
     )
-    assert math.isnan(half.value)
-    assert half.note == "the metric does not exist in 1 of 2 runs"
+    assert math.isnan(half.estimate.value)
+    assert half.estimate.why == "the metric does not exist in 1 of 2 runs"
 
     def rare(weights: Floats) -> Floats:
         return np.where(weights[:, 0] > 0, 1.0, np.nan)
 
     five = np.array(list("abcde"))
     patchy = mean_of([Measured(five, five, rare)], replicates=400, confidence=0.95)
-    assert patchy.value == 1.0
-    assert math.isnan(patchy.low)
-    assert patchy.note.startswith("absent in 3")  # the first of five is not drawn in 0.8^5 of the resamples
+    assert patchy.estimate.value == 1.0
+    assert math.isnan(patchy.estimate.low)
+    assert patchy.estimate.why.startswith(
+        "absent in 3"
+    )  # the first of five is not drawn in 0.8^5 of the resamples
 
 
 def test_tests_on_other_cases_are_compared_unpaired() -> None:
@@ -216,19 +221,19 @@ def test_tests_on_other_cases_are_compared_unpaired() -> None:
     first = mean_measure(here, np.arange(40))
     second = mean_measure(there, np.arange(40, 100), first=40)
     found = difference_of([(first, second)], replicates=4000, confidence=0.95)
-    assert (found.cases, found.patients, found.fewest_cases) == (100, 100, 40)
-    assert found.value == pytest.approx(there.mean() - here.mean())
+    assert (found.estimate.n, found.estimate.patients, found.fewest_cases) == (100, 100, 40)
+    assert found.estimate.value == pytest.approx(there.mean() - here.mean())
     # Welch's interval: the patients of either group are drawn for themselves.
     welch = stats.ttest_ind(there, here, equal_var=False).confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((welch.low, welch.high), abs=0.06)
+    assert (found.estimate.low, found.estimate.high) == pytest.approx((welch.low, welch.high), abs=0.06)
 
 
 def test_a_share_of_none_has_the_exact_interval_over_patients() -> None:
     runs = [mean_measure(np.zeros(6), [0, 0, 1, 1, 2, 2]), mean_measure(np.zeros(6), [0, 0, 1, 1, 2, 2])]
     share = mean_of(runs, replicates=50, confidence=0.95, is_share=True)
-    assert (share.value, share.low, share.note) == (0.0, 0.0, "")
-    assert share.high == pytest.approx(stats.binomtest(0, 3).proportion_ci(0.95, "exact").high)
-    assert math.isnan(mean_of(runs, replicates=50, confidence=0.95).low)
+    assert (share.estimate.value, share.estimate.low, share.estimate.why) == (0.0, 0.0, "")
+    assert share.estimate.high == pytest.approx(stats.binomtest(0, 3).proportion_ci(0.95, "exact").high)
+    assert math.isnan(mean_of(runs, replicates=50, confidence=0.95).estimate.low)
 
 
 def test_a_difference_stays_within_what_the_metric_allows() -> None:
@@ -236,9 +241,14 @@ def test_a_difference_stays_within_what_the_metric_allows() -> None:
     wide, cut = (
         difference_of(pairs, replicates=500, confidence=0.95, largest=largest) for largest in (np.inf, 1.0)
     )
-    assert wide.low < -1
-    assert wide.high > 1
-    assert (cut.low, cut.high, cut.value, cut.p) == (-1.0, 1.0, wide.value, wide.p)
+    assert wide.estimate.low < -1
+    assert wide.estimate.high > 1
+    assert (cut.estimate.low, cut.estimate.high, cut.estimate.value, cut.p) == (
+        -1.0,
+        1.0,
+        wide.estimate.value,
+        wide.p,
+    )
 
 
 @pytest.mark.parametrize(("patients", "spread"), [(60, 0.0), (60, 5.0), (8, 1.0)])
@@ -291,9 +301,9 @@ def test_a_mean_of_several_shares_has_no_binomial_interval() -> None:
     names = np.arange(8).astype(str)
     classes = tuple(np.arange(8) % 3 == k for k in range(3))
     ones = Measured(names, names, lambda weights: np.ones(len(weights)), classes)
-    assert math.isnan(mean_of([ones], replicates=50, confidence=0.95, is_share=True).low)
+    assert math.isnan(mean_of([ones], replicates=50, confidence=0.95, is_share=True).estimate.low)
     of_one = Measured(names, names, ones.metric, classes[:1])
-    assert mean_of([of_one], replicates=50, confidence=0.95, is_share=True).low == pytest.approx(
+    assert mean_of([of_one], replicates=50, confidence=0.95, is_share=True).estimate.low == pytest.approx(
         stats.binomtest(3, 3).proportion_ci(0.95, "exact").low
     )
 
@@ -302,7 +312,7 @@ def test_the_same_seed_gives_the_same_numbers() -> None:
     pairs = pairs_of([np.random.default_rng(0).normal(0, 1, 30)] * 2, np.arange(30))
     found = [difference_of(pairs, replicates=300, confidence=0.95, seed=seed) for seed in (0, 0, 1)]
     assert found[0] == found[1]
-    assert found[0].low != found[2].low
+    assert found[0].estimate.low != found[2].estimate.low
 
 
 def test_holms_correction_by_the_paper() -> None:
@@ -328,7 +338,8 @@ def test_holms_correction_rejects_what_the_step_down_procedure_rejects(seed: int
         assert {k for k, p in enumerate(adjusted) if p <= level} == rejected
 
 
-EFFECT = Effect(0.1, 0.05, 0.15, 0.001, 3, 60, 20, 60, 20, (0.08, 0.1, 0.12))
+NUMBER = Estimate(metric="auc", value=0.1, interval=(0.05, 0.15), n=60, patients=20)
+EFFECT = Effect(NUMBER, 0.001, 3, 60, 20, (0.08, 0.1, 0.12))
 
 
 @pytest.mark.parametrize(
@@ -350,5 +361,8 @@ EFFECT = Effect(0.1, 0.05, 0.15, 0.001, 3, 60, 20, 60, 20, (0.08, 0.1, 0.12))
 def test_the_verdict_follows_its_rule(
     value: float, adjusted: float, expected: Expected, said: Verdict
 ) -> None:
-    assert verdict(replace(EFFECT, value=value), adjusted, expected, 0.95) == said
-    assert verdict(replace(EFFECT, value=value), adjusted, expected, 0.99) in (said, "undecided")
+    assert verdict(replace(EFFECT, estimate=replace(NUMBER, value=value)), adjusted, expected, 0.95) == said
+    assert verdict(replace(EFFECT, estimate=replace(NUMBER, value=value)), adjusted, expected, 0.99) in (
+        said,
+        "undecided",
+    )

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from threefold.evaluation.delong import AucDifference, compare_auc
+from threefold.evaluation.delong import compare_auc
+from threefold.evaluation.estimate import Difference
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -52,13 +53,13 @@ def test_with_a_case_a_patient_it_is_delongs_own(seed: int) -> None:
     positive, first, second = make(seed=seed)
     difference, error = by_hand(positive, first, second)
     found = compare_auc(positive, first, second, alone(len(positive)), confidence=0.9)
-    assert found.first == pytest.approx(roc_auc_score(positive, first))
-    assert found.second == pytest.approx(roc_auc_score(positive, second))
-    assert found.difference == pytest.approx(difference)
+    assert found.first.value == pytest.approx(roc_auc_score(positive, first))
+    assert found.second.value == pytest.approx(roc_auc_score(positive, second))
+    assert found.change.value == pytest.approx(difference)
     assert found.error == pytest.approx(error)
     assert found.p == pytest.approx(2 * norm.sf(abs(difference) / error))
     reach = 1.6448536269514722 * error
-    assert (found.low, found.high) == pytest.approx((difference - reach, difference + reach))
+    assert (found.change.low, found.change.high) == pytest.approx((difference - reach, difference + reach))
 
 
 def test_the_order_of_cases_and_the_scale_of_scores_do_not_matter_and_exchange_turns_the_sign() -> None:
@@ -69,8 +70,8 @@ def test_the_order_of_cases_and_the_scale_of_scores_do_not_matter_and_exchange_t
     assert shuffled.error == pytest.approx(found.error)
     assert shuffled.p == pytest.approx(found.p)
     turned = compare_auc(positive, second, first, alone(40))
-    assert (turned.difference, turned.p) == pytest.approx((-found.difference, found.p))
-    assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low))
+    assert (turned.change.value, turned.p) == pytest.approx((-found.change.value, found.p))
+    assert (turned.change.low, turned.change.high) == pytest.approx((-found.change.high, -found.change.low))
 
 
 def test_cases_that_are_there_twice_for_their_patient_narrow_nothing() -> None:
@@ -143,30 +144,32 @@ def test_one_class_or_one_patient_of_a_class_says_nothing() -> None:
         (positive, np.where(positive, "same", alone(40))),
     ):
         found = compare_auc(truth, first, second, patients)
-        assert all(math.isnan(value) for value in vars(found).values())
+        assert all(math.isnan(each.value) for each in (found.first, found.second, found.change))
+        assert math.isnan(found.p)
+        assert found.change.why == "fewer than two patients of either class"
 
 
 def test_scores_that_order_alike_do_not_differ_and_have_no_interval() -> None:
     positive, first, _ = make()
     found = compare_auc(positive, first, 3 * first + 1, alone(40))
-    assert (found.difference, found.error, found.p) == (0.0, 0.0, 1.0)
-    assert math.isnan(found.low)
-    assert math.isnan(found.high)
+    assert (found.change.value, found.error, found.p) == (0.0, 0.0, 1.0)
+    assert math.isnan(found.change.low)
+    assert math.isnan(found.change.high)
 
 
 def test_without_any_spread_of_the_components_there_is_no_p_of_zero() -> None:
     # Perfect against constant: no case differs from another, so that the variance is estimated as 0.
     positive = np.array([True] * 3 + [False] * 3)
     found = compare_auc(positive, np.zeros(6), positive.astype(float), alone(6))
-    assert (found.first, found.second, found.difference) == (0.5, 1.0, 0.5)
+    assert (found.first.value, found.second.value, found.change.value) == (0.5, 1.0, 0.5)
     assert math.isnan(found.p)
-    assert math.isnan(found.low)
+    assert math.isnan(found.change.low)
 
 
 def test_it_agrees_with_a_bootstrap_of_patients() -> None:
     positive, first, second = make(240, seed=2)
     patients = np.arange(240) // 2
-    found: AucDifference = compare_auc(positive, first, second, patients.astype(str))
+    found: Difference = compare_auc(positive, first, second, patients.astype(str))
     rng = np.random.default_rng(0)
     drawn = []
     for _ in range(300):

@@ -12,11 +12,11 @@ from sklearn import metrics as sk
 
 from threefold.errors import PredictionsError
 from threefold.evaluation.classification import choose_threshold
+from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.evaluate import Evaluation, evaluate
 from threefold.evaluation.groups import WORST_SITE_PATIENTS, GroupKind, Level, natural_order
 from threefold.evaluation.metrics import METRICS
 from threefold.evaluation.predictions import validate
-from threefold.evaluation.rows import Row
 from threefold.experiment import EvaluationSpec
 
 from .conftest import Make
@@ -31,7 +31,7 @@ def find(
     group: str = "all",
     level: Level = "case",
     class_name: str = "",
-) -> Row:
+) -> Estimate:
     row = evaluation.find(metric, level=level, group_kind=group_kind, group=group, class_name=class_name)
     assert row is not None
     return row

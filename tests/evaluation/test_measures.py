@@ -64,7 +64,7 @@ def test_few_positive_patients_prove_little_however_many_are_tested(table: Make)
         assert [each.fewest_patients for each in pair] == [few, few], metric
         found = difference_of([pair], replicates=500, confidence=0.95)
         assert found.p >= 0.125, metric
-        assert (found.patients, found.fewest_patients) == (len(patients), few)
+        assert (found.estimate.patients, found.fewest_patients) == (len(patients), few)
     three = validate(table(classes=("CoA", "RAA", "DAA")))
     of_class = three.table.groupby("label")["patient_id"].nunique()
     assert measured(Tables(three), "balanced_accuracy", OF_ALL).fewest_patients == of_class.min()

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from threefold.evaluation.evaluate import Row, evaluate
+from threefold.evaluation.estimate import Estimate
+from threefold.evaluation.evaluate import evaluate
 from threefold.evaluation.overlap import dice, false_alarms, missed_lesions
 from threefold.evaluation.predictions import validate
 from threefold.experiment import EvaluationSpec
@@ -49,7 +50,7 @@ def masks() -> pd.DataFrame:
     )
 
 
-def _row(table: pd.DataFrame, metric: str, level: str = "case") -> Row:
+def _row(table: pd.DataFrame, metric: str, level: str = "case") -> Estimate:
     found = evaluate(validate(table), QUICK).find(metric, level=level)  # type: ignore[arg-type]
     assert found is not None
     return found

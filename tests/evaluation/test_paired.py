@@ -25,11 +25,11 @@ def test_a_case_a_patient_is_the_plain_paired_bootstrap() -> None:
     expected = bootstrap(
         (after - before,), np.mean, n_resamples=20000, method="percentile", rng=np.random.default_rng(1)
     ).confidence_interval
-    assert found.difference == pytest.approx(np.mean(after - before))
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1.5e-3)
+    assert found.change.value == pytest.approx(np.mean(after - before))
+    assert (found.change.low, found.change.high) == pytest.approx((expected.low, expected.high), abs=1.5e-3)
     # Both are measured on the same cases: the interval is far narrower than that of either mean.
     alone = gain("dice", ("a", before * 0), ("b", after), [str(i) for i in range(40)], SPEC)
-    assert found.high - found.low < 0.6 * (alone.high - alone.low)
+    assert found.change.high - found.change.low < 0.6 * (alone.change.high - alone.change.low)
 
 
 def test_patients_are_resampled_and_not_their_cases() -> None:
@@ -37,9 +37,11 @@ def test_patients_are_resampled_and_not_their_cases() -> None:
     whose = [str(i // 5) for i in range(100)]
     clustered = gain("dice", ("a", np.zeros(100)), ("b", change), whose, SPEC)
     single = gain("dice", ("a", np.zeros(20)), ("b", change[::5]), whose[::5], SPEC)
-    assert (clustered.n, clustered.patients) == (100, 20)
+    assert (clustered.change.n, clustered.change.patients) == (100, 20)
     # Five equal cases of each of 20 patients say no more than 20 cases.
-    assert (clustered.low, clustered.high) == pytest.approx((single.low, single.high), abs=2e-3)
+    assert (clustered.change.low, clustered.change.high) == pytest.approx(
+        (single.change.low, single.change.high), abs=2e-3
+    )
 
 
 def test_cases_without_both_are_left_out_and_nothing_is_claimed_without_any() -> None:
@@ -47,10 +49,14 @@ def test_cases_without_both_are_left_out_and_nothing_is_claimed_without_any() ->
     found = gain(
         "d", ("a", np.array([0.1, nan, 0.3])), ("b", np.array([0.2, 0.9, 0.5])), ["p", "q", "r"], SPEC
     )
-    assert (found.n, found.mean_before, found.mean_after) == (2, pytest.approx(0.2), pytest.approx(0.35))
+    assert (found.change.n, found.first.value, found.second.value) == (
+        2,
+        pytest.approx(0.2),
+        pytest.approx(0.35),
+    )
     nothing = gain("d", ("a", np.array([nan])), ("b", np.array([0.2])), ["p"], SPEC)
-    assert nothing.n == 0
-    assert np.isnan([nothing.difference, nothing.low, nothing.high]).all()
+    assert nothing.change.n == 0
+    assert np.isnan([nothing.change.value, nothing.change.low, nothing.change.high]).all()
 
 
 def test_registration_is_held_against_affine_and_none_where_the_table_has_them() -> None:
@@ -65,7 +71,7 @@ def test_registration_is_held_against_affine_and_none_where_the_table_has_them()
         }
     )
     gains = [*registration_gains(quality, {"1": "p", "2": "q"}, SPEC)]
-    assert [(g.before, g.after, round(g.difference, 6)) for g in gains] == [
+    assert [(g.before, g.after, round(g.change.value, 6)) for g in gains] == [
         ("unregistered", "registered", 0.5),
         ("affine", "registered", 0.3),
     ]
@@ -92,17 +98,17 @@ def test_variants_are_paired_case_by_case_whatever_the_order_of_their_rows() -> 
     test = base.part("test").set_index("case_id")
     pairs = pd.DataFrame({"a": by_hand(base.structures), "b": by_hand(other.structures)}).dropna()
     pairs = pairs.loc[pairs.index.intersection(test.index)]
-    assert found.n == len(pairs) > 10
-    assert found.difference == pytest.approx((pairs["b"] - pairs["a"]).mean())
-    expected = gain(
+    assert found.change.n == len(pairs) > 10
+    assert found.change.value == pytest.approx((pairs["b"] - pairs["a"]).mean())
+    by_pairs = gain(
         "Dice",
         ("a", pairs["a"].to_numpy()),
         ("b", pairs["b"].to_numpy()),
         test.loc[pairs.index, "patient_id"].tolist(),
         SPEC,
     )
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=2e-3)
-    assert found.leaks
+    assert found.change.interval == pytest.approx(by_pairs.change.interval, abs=2e-3)
+    assert found.change.leaks
 
 
 def test_a_variant_that_tells_no_structures_apart_is_not_paired() -> None:
@@ -116,4 +122,4 @@ def test_a_variant_that_tells_no_structures_apart_is_not_paired() -> None:
 def test_a_gain_of_nothing_has_no_interval_and_says_why() -> None:
     same = np.full(5, 0.5)
     found = gain("d", ("a", same), ("b", same), list("abcde"), SPEC)
-    assert (found.difference, found.note) == (0, "every resample gives the same value")
+    assert (found.change.value, found.change.why) == (0, "every resample gives the same value")

@@ -15,12 +15,12 @@ import pytest
 from sklearn.metrics import confusion_matrix
 
 from threefold.errors import PredictionsError
+from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.evaluate import Evaluation, confusion_name, evaluate
 from threefold.evaluation.groups import GroupKind, Level
 from threefold.evaluation.intervals import patient_weights
 from threefold.evaluation.metrics import title
 from threefold.evaluation.predictions import Predictions, validate, write_predictions
-from threefold.evaluation.rows import Row
 from threefold.evaluation.structures import (
     NUMBERS,
     read_structures_table,
@@ -97,7 +97,7 @@ def find(
     group_kind: GroupKind = "all",
     group: str = "all",
     level: Level = "case",
-) -> Row:
+) -> Estimate:
     row = evaluation.find(metric, level=level, group_kind=group_kind, group=group, class_name=structure)
     assert row is not None
     return row

@@ -55,4 +55,4 @@ def test_without_a_temperature_what_it_would_change_is_left_out() -> None:
     assert "not estimable (the validation cases are told right" in table.notes[0]
     assert not any("not estimable" in shown for row in table.rows for shown in row)
     first = next(iter(calibration_changes(predictions, np.nan, QUICK)))
-    assert table.rows[0][1] == cell(first.before)
+    assert table.rows[0][1] == cell(first.first)

@@ -11,19 +11,19 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from threefold.evaluation.estimate import COLUMNS, Estimate
 from threefold.evaluation.evaluate import Evaluation, evaluate
 from threefold.evaluation.metrics import METRICS
 from threefold.evaluation.predictions import Predictions, validate
-from threefold.evaluation.rows import Row
 from threefold.experiment import EvaluationSpec
 from threefold.reporting.table import LEAK_MARK, Table, cell, markdown, plain, show
 from threefold.reporting.tables import comparison_table, evaluation_json, evaluation_tables, write_tables
 
-ROW = Row("case", "all", "all", "auc", "", 0.81234, 0.75, 0.875, 40, 12, 9, 0, "", False)
+ROW = Estimate(metric="auc", value=0.81234, interval=(0.75, 0.875), n=40, patients=12, positives=9)
 NUMBER = re.compile(r"-?\d+\.\d+†? \[(no interval|-?\d+\.\d+, -?\d+\.\d+)\] n=\d+(/\d+)?$")
 
 
-def change(**fields: object) -> Row:
+def change(**fields: object) -> Estimate:
     return dataclasses.replace(ROW, **fields)  # type: ignore[arg-type]
 
 
@@ -33,17 +33,17 @@ def change(**fields: object) -> Row:
         (ROW, "0.812 [0.750, 0.875] n=40/12"),
         (change(level="patient", n=12), "0.812 [0.750, 0.875] n=12"),
         (change(leaks=True), "0.812† [0.750, 0.875] n=40/12"),
-        (change(metric="psnr", value=31.456, low=30.0, high=33.0), "31.46 [30.00, 33.00] n=40/12"),
-        (change(low=math.nan, high=math.nan, note="no interval: one patient"), "0.812 [no interval] n=40/12"),
-        (change(value=math.nan, note="not estimable (one class)"), "not estimable (one class) n=40/12"),
+        (change(metric="psnr", value=31.456, interval=(30.0, 33.0)), "31.46 [30.00, 33.00] n=40/12"),
+        (change(interval=None, why="one patient"), "0.812 [no interval] n=40/12"),
+        (change(value=math.nan, why="one class"), "not estimable (one class) n=40/12"),
         (
-            change(value=math.nan, n=0, note="not estimable (no labelled case)"),
+            change(value=math.nan, n=0, why="no labelled case"),
             "not estimable (no labelled case)",
         ),
         (None, "not measured"),
     ],
 )
-def test_a_cell_says_value_interval_and_n_or_why_not(row: Row | None, text: str) -> None:
+def test_a_cell_says_value_interval_and_n_or_why_not(row: Estimate | None, text: str) -> None:
     assert cell(row) == text
 
 
@@ -181,7 +181,7 @@ def test_the_reference_names_every_metric_and_limit() -> None:
     from threefold.evaluation.overlap import POLICY
 
     page = (Path(__file__).parents[2] / "docs" / "reference" / "metrics.md").read_text()
-    for name in (*METRICS, *Row.__dataclass_fields__, POLICY):
+    for name in (*METRICS, *COLUMNS, POLICY):
         assert f"`{name}`" in page, name
     assert f"{CALIBRATION_BINS} bins" in page
     assert f"at least {WORST_SITE_PATIENTS} patients" in page

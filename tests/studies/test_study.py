@@ -144,18 +144,18 @@ def test_the_comparison_is_of_the_runs_tables(ended: tuple[StudyFolder, list[Out
                 table["label"] == positive, table[f"probability_{positive}"]
             )
     expected = sum(by_hand["seg", seed] - by_hand["cls", seed] for seed in (0, 1)) / 2
-    assert auc.effect.value == pytest.approx(expected)
-    assert auc.baseline_mean.value == pytest.approx((by_hand["cls", 0] + by_hand["cls", 1]) / 2)
+    assert auc.effect.estimate.value == pytest.approx(expected)
+    assert auc.baseline_mean.estimate.value == pytest.approx((by_hand["cls", 0] + by_hand["cls", 1]) / 2)
     assert auc.effect.each == pytest.approx([by_hand["seg", seed] - by_hand["cls", seed] for seed in (0, 1)])
     assert auc.variant_mean.each == pytest.approx([by_hand["seg", seed] for seed in (0, 1)])
     assert (auc.effect.runs, auc.pairs) == (2, 2)
-    assert [(pair.seed, pair.difference.difference) for pair in comparison.pairs] == [
+    assert [(pair.seed, pair.difference.change.value) for pair in comparison.pairs] == [
         (seed, pytest.approx(by_hand["seg", seed] - by_hand["cls", seed])) for seed in (0, 1)
     ]
     # The classifier draws no masks, and there is no such site: said, not dropped and not an error.
     for row in (dice, absent):
         assert row.verdict == "not estimable"
-        assert row.effect.cases == 0
+        assert row.effect.estimate.n == 0
     assert {row.variant for row in comparison.means} == {"cls", "seg"}
 
 
@@ -183,7 +183,7 @@ def test_the_comparisons_files_are_the_same_bytes_again(
     assert "n=" in first["claims.md"].decode()
     numbers = pd.read_csv(folder.tables / "claims.csv")
     effect = compare_study(folder).claims[0].effect
-    assert numbers["effect.value"][0] == pytest.approx(effect.value)
+    assert numbers["effect.value"][0] == pytest.approx(effect.estimate.value)
     assert [float(one) for one in numbers["effect.each"][0].split()] == pytest.approx(effect.each)
     assert f"x2: {min(effect.each):+.3f} to {max(effect.each):+.3f}" in first["claims.md"].decode()
 
@@ -406,7 +406,7 @@ def test_a_group_that_a_split_did_not_test_leaves_a_claim_without_an_estimate(
         write_table(run.predictions, run.predictions.read_text().replace("external", "elsewhere"))
     untested = compare_study(folder).claims[0]
     assert (untested.verdict, untested.effect.runs) == ("not estimable", 4)
-    assert untested.effect.note == "the metric does not exist in 1 of 4 runs"
+    assert untested.effect.estimate.why == "the metric does not exist in 1 of 4 runs"
 
 
 def test_a_claim_on_labels_that_cant_be_judged_does_not_wait_for_them(
@@ -415,7 +415,7 @@ def test_a_claim_on_labels_that_cant_be_judged_does_not_wait_for_them(
     whole, _, _ = ended
     claim = {"claim": "k", "variant": "seg", "baseline": "labels", "metric": "structure_dice"}
     (line,) = compare_study(copy_of(whole, tmp_path / "study", claims=[claim])).claims
-    assert (line.verdict, line.effect.note) == ("not estimable", "no finished run was tested on it")
+    assert (line.verdict, line.effect.estimate.why) == ("not estimable", "no finished run was tested on it")
 
 
 class _Ending:
@@ -738,9 +738,9 @@ def test_labels_are_a_baseline_and_groups_are_compared(tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path / "out")
     labels, hard = compare_study(folder).claims
     judged = pd.read_csv(folder.labels("moved").structures)
-    assert labels.baseline_mean.value < 0.9
-    assert labels.effect.cases == labels.variant_mean.cases == labels.baseline_mean.cases
-    assert labels.effect.cases < judged["case_id"].nunique()  # only the run's test cases count
+    assert labels.baseline_mean.estimate.value < 0.9
+    assert labels.effect.estimate.n == labels.variant_mean.estimate.n == labels.baseline_mean.estimate.n
+    assert labels.effect.estimate.n < judged["case_id"].nunique()  # only the run's test cases count
     assert hard.baseline_group == "hard=0"
-    assert hard.effect.cases == hard.variant_mean.cases + hard.baseline_mean.cases
-    assert hard.effect.cases < labels.effect.cases  # without RAA, which has no hard cases
+    assert hard.effect.estimate.n == hard.variant_mean.estimate.n + hard.baseline_mean.estimate.n
+    assert hard.effect.estimate.n < labels.effect.estimate.n  # without RAA, which has no hard cases

@@ -51,7 +51,7 @@ def explain(
     if as_json:
         content = {
             str(run): {
-                **{table.name: [vars(row) for row in table.rows] for table in each.tables},
+                **{table.name: [row.record() for row in table.rows] for table in each.tables},
                 "left_out": each.left_out,
             }
             for run, each in found.items()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import typer
@@ -22,7 +21,7 @@ def show_chain(report: ChainReport, *, as_json: bool) -> None:
         content = {
             "stages": {stage: evaluation_json(each.evaluation) for stage, each in report.stages.items()},
             "gains": [
-                {key: plain_value(value) for key, value in asdict(gain).items()} for gain in report.gains
+                {key: plain_value(value) for key, value in gain.record().items()} for gain in report.gains
             ],
         }
         typer.echo(json.dumps(content, indent=2))

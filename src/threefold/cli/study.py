@@ -143,6 +143,7 @@ def compare(
 
     Example: `threefold study compare study`
     """
+    from threefold.evaluation.claims import record_of
     from threefold.reporting.study_tables import numbered
     from threefold.reporting.table import show
     from threefold.reporting.tables import plain_value
@@ -154,10 +155,10 @@ def compare(
     tables = write_comparison(comparison, folder)
     if as_json:
         content = {
-            "claims": [asdict(row) for row in comparison.claims],
-            "variants": [asdict(row) for row in comparison.means],
-            "reliance": [asdict(row) for row in comparison.reliance],
-            "pairs": [asdict(row) for row in comparison.pairs],
+            "claims": [record_of(row) for row in comparison.claims],
+            "variants": [record_of(row) for row in comparison.means],
+            "reliance": [record_of(row) for row in comparison.reliance],
+            "pairs": [record_of(row) for row in comparison.pairs],
             "missing": comparison.missing,
             "withdrawn": comparison.withdrawn,
         }

@@ -20,6 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from threefold.errors import PredictionsError
+from threefold.evaluation.estimate import Estimate, Place
 from threefold.evaluation.evaluate import decision_threshold, diagnosis_rows
 from threefold.evaluation.groups import (
     WORST_SITE_PATIENTS,
@@ -35,7 +36,6 @@ from threefold.evaluation.predictions import (
     Predictions,
     probability_column,
 )
-from threefold.evaluation.rows import Place, Row
 from threefold.evaluation.weighting import weighted_mean
 from threefold.experiment import EvaluationSpec
 
@@ -62,7 +62,7 @@ class ValueRow:
     within: str
     label: str
     value: str
-    row: Row
+    row: Estimate
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def _goes_with(has: Bools, positive: Bools, patients: Ints, spec: EvaluationSpec
     )["more"]
     if interval.reason == SAME_VALUE:
         return float(more(np.ones((1, len(has))))["more"][0]) > 0
-    return interval.low > 0
+    return interval.ends is not None and interval.ends[0] > 0
 
 
 def _worst(rows: list[ValueRow]) -> Iterator[ValueRow]:

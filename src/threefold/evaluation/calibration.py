@@ -9,18 +9,18 @@ probability of a class of two stays, and so do AUC and the decisions, with a thr
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from threefold.evaluation.classification import brier, calibration_error
+from threefold.evaluation.estimate import Difference, Estimate, Place
 from threefold.evaluation.groups import Units, case_units, groups_of
-from threefold.evaluation.intervals import Estimate, Interval, bootstrap
+from threefold.evaluation.intervals import bootstrap
 from threefold.evaluation.metrics import METRICS
 from threefold.evaluation.predictions import Predictions
-from threefold.evaluation.rows import Place, Row
 from threefold.evaluation.weighting import weighted_mean
 from threefold.experiment import EvaluationSpec
 
@@ -32,20 +32,6 @@ RANGE = (0.05, 20.0)
 """Temperatures that are looked at."""
 _SMALLEST = 1e-12  # probability, whose logarithm is taken
 _HALVINGS = 40
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    """One measure of one group before and after.
-
-    Attributes:
-        before, after: with the probabilities as predicted, and with the temperature.
-        change: after minus before, over the same cases and resamples.
-    """
-
-    before: Row
-    after: Row
-    change: Row
 
 
 def with_temperature(probabilities: Floats, temperature: Floats | float) -> Floats:
@@ -93,10 +79,10 @@ def temperature_of(predictions: Predictions, spec: EvaluationSpec) -> Estimate:
     cases = case_units(predictions.part("validation"), predictions)
     units = cases.where(cases.labels >= 0)
     n, patients = len(units), len(np.unique(units.patients))
+    estimate = partial(Estimate, group="validation", metric="temperature", n=n, patients=patients)
     if len(np.unique(units.labels)) < 2:
         found = "one class only" if n else "no labelled case"
-        why = f"not estimable (the validation part has {found})"
-        return Estimate(np.nan, np.nan, np.nan, n, patients, why)
+        return estimate(value=np.nan, why=f"the validation part has {found}")
 
     def fitted(weights: Floats) -> dict[str, Floats]:
         return {"temperature": fit_temperatures(units.labels, units.probabilities, weights)}
@@ -105,20 +91,20 @@ def temperature_of(predictions: Predictions, spec: EvaluationSpec) -> Estimate:
     if not RANGE[0] * 1.001 < value < RANGE[1] / 1.001:
         which = "right and by a margin" if value < 1 else "no better than by chance"
         why = f"the validation cases are told {which}: no T of {RANGE[0]:g} to {RANGE[1]:g} is best"
-        return Estimate(np.nan, np.nan, np.nan, n, patients, f"not estimable ({why})")
-    interval: Interval = bootstrap(
+        return estimate(value=np.nan, why=why)
+    interval = bootstrap(
         fitted, units.patients, replicates=spec.replicates, confidence=spec.confidence, seed=spec.seed
     )["temperature"]
-    if interval.low <= RANGE[0] * 1.001 or interval.high >= RANGE[1] / 1.001:
-        ends = f"resamples reach the end of the temperatures looked at, {RANGE[0]:g} to {RANGE[1]:g}"
-        return Estimate(value, np.nan, np.nan, n, patients, f"no interval: {ends}")
-    note = f"no interval: {interval.reason}" if interval.reason else ""
-    return Estimate(value, interval.low, interval.high, n, patients, note)
+    ends = interval.ends
+    if ends is not None and (ends[0] <= RANGE[0] * 1.001 or ends[1] >= RANGE[1] / 1.001):
+        why = f"resamples reach the end of the temperatures looked at, {RANGE[0]:g} to {RANGE[1]:g}"
+        return estimate(value=value, why=why)
+    return estimate(value=value, interval=ends, why=interval.reason)
 
 
 def calibration_changes(
     predictions: Predictions, temperature: float, spec: EvaluationSpec
-) -> Iterator[Calibrated]:
+) -> Iterator[Difference]:
     """Yield each measure of the test part before and after, over all cases, by site group and by site.
 
     The intervals take the temperature as given: how sure it is itself is said by its own interval.
@@ -135,7 +121,7 @@ def calibration_changes(
         yield from _changes(place, units, temperature, predictions.positive_index)
 
 
-def _changes(place: Place, units: Units, temperature: float, positive: int | None) -> Iterator[Calibrated]:
+def _changes(place: Place, units: Units, temperature: float, positive: int | None) -> Iterator[Difference]:
     versions = {
         "before": units.probabilities,
         "after": with_temperature(units.probabilities, temperature),
@@ -154,7 +140,7 @@ def _changes(place: Place, units: Units, temperature: float, positive: int | Non
     everyone = np.ones(len(units), np.bool_)
     for name in MEASURES:
         before, after, change = (
-            place.row(
+            place.estimate(
                 METRICS[name],
                 float(points[name, when][0]),
                 intervals.get((name, when)),
@@ -164,7 +150,7 @@ def _changes(place: Place, units: Units, temperature: float, positive: int | Non
             )
             for when in ("before", "after", "change")
         )
-        yield Calibrated(before, after, change)
+        yield Difference(before, after, change)
 
 
 def _measures(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from threefold.evaluation.comparison import Effect, Expected, Verdict
-from threefold.evaluation.delong import AucDifference
+from threefold.evaluation.estimate import Difference
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,28 @@ class PairRow:
     group: str
     split: int
     seed: int
-    difference: AucDifference
+    difference: Difference
     cases: int
     patients: int
     leaks: bool
+
+
+def record_of(row: ClaimRow | VariantRow | RelianceRow | PairRow) -> dict[str, Any]:
+    """Return a row as a record: what is made of several numbers is a record itself."""
+    return {name: _plain(value) for name, value in vars(row).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Effect):
+        return value.record()
+    if isinstance(value, Difference):
+        return {
+            "first": value.first.value,
+            "second": value.second.value,
+            "difference": value.change.value,
+            "error": value.error,
+            "low": value.change.low,
+            "high": value.change.high,
+            "p": value.p,
+        }
+    return value

@@ -27,12 +27,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from threefold.evaluation.estimate import EXACT, Estimate
+from threefold.evaluation.groups import group_kind_of
 from threefold.evaluation.intervals import (
     FEWEST_PATIENTS,
     SAME_VALUE,
@@ -88,28 +90,36 @@ class Effect:
     """A difference, or a mean, over the runs of a study.
 
     Attributes:
-        value: mean over the runs; NaN where it is not estimable.
-        low, high: ends of its interval; NaN where it has none.
+        estimate: mean over the runs; its n and patients are the union over the runs.
         p: two-sided, of no difference beyond the margin; NaN without one to test.
         runs: the number of pairs, or of runs.
-        cases, patients: tested, the union over the runs.
         fewest_cases: of the smallest test, of any run and of either side.
         fewest_patients: with cases of a kind that the metric rests on, in any such test.
         each: the value of each run or pair, in their order; NaN where the metric does not exist.
-        note: why it, or its interval, is not estimable; empty where both are.
     """
 
-    value: float
-    low: float
-    high: float
+    estimate: Estimate
     p: float
     runs: int
-    cases: int
-    patients: int
     fewest_cases: int
     fewest_patients: int
     each: tuple[float, ...]
-    note: str = ""
+
+    def record(self) -> dict[str, Any]:
+        """Return it as columns of a table."""
+        return {
+            "value": self.estimate.value,
+            "low": self.estimate.low,
+            "high": self.estimate.high,
+            "p": self.p,
+            "runs": self.runs,
+            "cases": self.estimate.n,
+            "patients": self.estimate.patients,
+            "fewest_cases": self.fewest_cases,
+            "fewest_patients": self.fewest_patients,
+            "each": self.each,
+            "note": self.estimate.why,
+        }
 
 
 class Patients(NamedTuple):
@@ -133,6 +143,9 @@ def mean_of(
     *,
     replicates: int,
     confidence: float,
+    metric: str = "",
+    group: str = "all",
+    leaks: bool = False,
     is_share: bool = False,
     seed: int = 0,
 ) -> Effect:
@@ -142,16 +155,20 @@ def mean_of(
         runs: that were measured.
         replicates: number of resamples.
         confidence: of the interval, for example 0.95.
+        metric, group, leaks: what the estimate says that it is of.
         is_share: a share of cases, which at 0 or 1 has the exact binomial interval over patients.
         seed: of the resamples.
     """
     draw = partial(_resampled, replicates=replicates, seed=seed)
-    found = _effect([(run,) for run in runs], draw, confidence, needed=FEWEST_PATIENTS)
+    of = _estimate_of(metric, group, leaks)
+    found = _effect([(run,) for run in runs], draw, confidence, of, needed=FEWEST_PATIENTS)
     is_share = is_share and not any(run.is_mean_over_classes for run in runs)
-    if not is_share or found.value not in (0.0, 1.0):
+    if not is_share or found.estimate.value not in (0.0, 1.0):
         return found
-    exact = exact_interval(found.value, found.fewest_patients, confidence)
-    return replace(found, low=exact.low, high=exact.high, note="")
+    exact = exact_interval(found.estimate.value, found.fewest_patients, confidence)
+    return replace(
+        found, estimate=replace(found.estimate, interval=exact.ends, why=exact.reason, remark=EXACT)
+    )
 
 
 def difference_of(
@@ -159,6 +176,9 @@ def difference_of(
     *,
     replicates: int,
     confidence: float,
+    metric: str = "",
+    group: str = "all",
+    leaks: bool = False,
     splits: Sequence[int] = (),
     spread: Spread | None = None,
     margin: float = 0.0,
@@ -174,6 +194,7 @@ def difference_of(
         pairs: baseline and variant.
         replicates: number of resamples.
         confidence: of the interval, for example 0.95.
+        metric, group, leaks: what the estimate says that it is of.
         splits: the split of each pair; none: all of one.
         spread: of the effects, as `effects_of` gives them; None: as they show it themselves.
         margin: differences up to it count as none, for p.
@@ -183,7 +204,14 @@ def difference_of(
     draw = partial(
         _calibrated, splits=splits, spread=spread, largest=largest, replicates=replicates, seed=seed
     )
-    return _effect([(second, first) for first, second in pairs], draw, confidence, needed=2, margin=margin)
+    of = _estimate_of(metric, group, leaks)
+    return _effect(
+        [(second, first) for first, second in pairs], draw, confidence, of, needed=2, margin=margin
+    )
+
+
+def _estimate_of(metric: str, group: str, leaks: bool) -> partial[Estimate]:
+    return partial(Estimate, metric=metric, group=group, group_kind=group_kind_of(group), leaks=leaks)
 
 
 def effects_of(pairs: Sequence[tuple[Measured, Measured]], splits: Sequence[int] = ()) -> Floats:
@@ -230,11 +258,11 @@ def verdict(
     """
     if not finished:
         return "unfinished"
-    if np.isnan(effect.value) or np.isnan(adjusted):
+    if np.isnan(effect.estimate.value) or np.isnan(adjusted):
         return "not estimable"
     if adjusted >= 1 - confidence:
         return "undecided"
-    as_claimed = expected == "different" or (effect.value > 0) == (expected == "higher")
+    as_claimed = expected == "different" or (effect.estimate.value > 0) == (expected == "higher")
     return "supported" if as_claimed else "contradicted"
 
 
@@ -242,6 +270,7 @@ def _effect(
     runs: Sequence[tuple[Measured, ...]],
     draw: Draw,
     confidence: float,
+    of: Callable[..., Estimate],
     *,
     needed: int,
     margin: float | None = None,
@@ -252,7 +281,7 @@ def _effect(
         note = "no test case has it" if runs else "no finished run was tested on it"
         if any(len(run) > 1 for run in runs):
             note = "baseline and variant share no test case that has it"
-        return Effect(np.nan, np.nan, np.nan, np.nan, len(runs), 0, 0, 0, 0, (), note)
+        return Effect(of(value=np.nan, n=0, patients=0, why=note), np.nan, len(runs), 0, 0, ())
     names, numbers = np.unique(np.concatenate(whose), return_inverse=True)
     parts = iter(np.split(numbers, np.cumsum([len(each) for each in whose])[:-1]))
     numbered = [[(one.metric, next(parts)) for one in run] for run in runs]
@@ -268,21 +297,22 @@ def _effect(
 
     point = values(np.ones((1, len(names))))[0]
     all_cases = len(np.unique(np.concatenate(cases)))
-    tested = (len(runs), all_cases, len(names), min(map(len, cases)), fewest, tuple(point.tolist()))
+    of = partial(of, n=all_cases, patients=len(names))
+    tested = (len(runs), min(map(len, cases)), fewest, tuple(point.tolist()))
     missing = int(np.isnan(point).sum())
     if missing:
         note = f"the metric does not exist in {missing} of {len(runs)} runs"
-        return Effect(np.nan, np.nan, np.nan, np.nan, *tested, note)
+        return Effect(of(value=np.nan, why=note), np.nan, *tested)
     value = float(point.mean())
     if fewest < needed:
         note = f"fewer than {needed} patients" if needed > 2 else "one patient"
-        return Effect(value, np.nan, np.nan, np.nan, *tested, note)
+        return Effect(of(value=value, why=note), np.nan, *tested)
     drawn = draw(values, point, Patients(len(names), fewest))
     interval = percentile_interval(drawn, confidence)
     if interval.reason not in ("", SAME_VALUE):
-        return Effect(value, np.nan, np.nan, np.nan, *tested, interval.reason)
+        return Effect(of(value=value, why=interval.reason), np.nan, *tested)
     p = np.nan if margin is None else _p_value(drawn[~np.isnan(drawn)], margin, fewest)
-    return Effect(value, interval.low, interval.high, p, *tested, interval.reason)
+    return Effect(of(value=value, interval=interval.ends, why=interval.reason), p, *tested)
 
 
 def _resampled(values: Values, point: Floats, patients: Patients, *, replicates: int, seed: int) -> Floats:

@@ -98,7 +98,8 @@ def reliability_curve(
     for index in np.flatnonzero((observed == 0) | (observed == 1)):
         # Resamples of a bin without hits, or without misses, can't see how uncertain it is.
         exact = exact_interval(observed[index], len(np.unique(patients[bins == index])), spec.confidence)
-        low[index], high[index] = exact.low, exact.high
+        assert exact.ends is not None
+        low[index], high[index] = exact.ends
     return ReliabilityCurve(
         probability=probabilities @ member / cases,
         observed=observed,

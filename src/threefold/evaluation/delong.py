@@ -8,37 +8,18 @@ slices counts as one. With one case a patient it is DeLong's own.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, rankdata
 
+from threefold.evaluation.estimate import Difference, Estimate
+
 Floats = NDArray[np.float64]
 
 # Structural components are shares: differences below this are rounding.
 _NOTHING = 1e-9
-
-
-@dataclass(frozen=True)
-class AucDifference:
-    """The difference of two AUCs.
-
-    Attributes:
-        first, second: the AUCs.
-        difference: second - first.
-        error: its standard error; NaN where the cases do not tell it.
-        low, high: ends of the interval; NaN without an error above 0.
-        p: two-sided; 1 where the two scores order the cases alike, NaN without an error otherwise.
-    """
-
-    first: float
-    second: float
-    difference: float
-    error: float
-    low: float
-    high: float
-    p: float
 
 
 def compare_auc(
@@ -48,7 +29,7 @@ def compare_auc(
     patients: NDArray[np.str_],
     *,
     confidence: float = 0.95,
-) -> AucDifference:
+) -> Difference:
     """Compare two scores of the same cases.
 
     Args:
@@ -58,15 +39,17 @@ def compare_auc(
         confidence: of the interval.
 
     Returns:
-        The difference; NaN throughout with one class or fewer than two patients of either class. Where the
-        estimated variance is 0 or less (a few patients, all alike) the areas stay, without interval: a width
-        of zero would claim certainty.
+        The difference, with its standard error and p; NaN throughout with one class or fewer than two
+        patients of either class. Where the estimated variance is 0 or less (a few patients, all alike) the
+        areas stay, without interval: a width of zero would claim certainty. Of scores that order the cases
+        alike p is 1.
     """
-    nan = math.nan
+    auc = partial(Estimate, metric="auc", n=len(positive), patients=len(np.unique(patients)))
     _, clusters = np.unique(patients, return_inverse=True)
     of_positives, of_negatives = clusters[positive], clusters[~positive]
     if min(len(np.unique(of_positives)), len(np.unique(of_negatives))) < 2:
-        return AucDifference(*(nan,) * 7)
+        none = auc(value=math.nan, why="fewer than two patients of either class")
+        return Difference(none, none, none)
     components = [_components(positive, scores) for scores in (first, second)]
     areas = (float(components[0][0].mean()), float(components[1][0].mean()))
     m, n = len(of_positives), len(of_negatives)
@@ -83,14 +66,16 @@ def compare_auc(
         + 2 * (positives @ negatives) * count / ((count - 1) * m * n)
     )
     difference = areas[1] - areas[0]
+    both = auc(value=areas[0]), auc(value=areas[1])
     if not np.any(np.abs(np.concatenate([up, down])) > _NOTHING) and abs(difference) < _NOTHING:
-        return AucDifference(*areas, 0.0, 0.0, nan, nan, 1.0)
+        return Difference(*both, auc(value=0.0, why="the same order of the cases"), p=1.0, error=0.0)
     if variance < _NOTHING**2:
-        return AucDifference(*areas, difference, nan, nan, nan, nan)
+        return Difference(*both, auc(value=difference, why="too few patients that differ"))
     error = math.sqrt(float(variance))
     reach = float(norm.ppf((1 + confidence) / 2)) * error
     p = float(2 * norm.sf(abs(difference) / error))
-    return AucDifference(*areas, difference, error, difference - reach, difference + reach, p)
+    change = auc(value=difference, interval=(difference - reach, difference + reach))
+    return Difference(*both, change, p=p, error=error)
 
 
 def _components(positive: NDArray[np.bool_], scores: Floats) -> tuple[Floats, Floats]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from threefold.errors import PredictionsError
 from threefold.evaluation.classification import choose_threshold, confusion_shares, diagnosis
+from threefold.evaluation.estimate import COLUMNS, Estimate, Place
 from threefold.evaluation.groups import (
     WORST_SITE_PATIENTS,
     Group,
@@ -27,7 +28,6 @@ from threefold.evaluation.groups import (
 from threefold.evaluation.intervals import MOST_DRAWN, replicates_for
 from threefold.evaluation.metrics import METRICS, Metric
 from threefold.evaluation.predictions import Predictions, probability_column
-from threefold.evaluation.rows import Place, Row
 from threefold.evaluation.structure_numbers import structure_numbers
 from threefold.evaluation.weighting import weighted_mean
 from threefold.experiment import EvaluationSpec
@@ -53,7 +53,7 @@ class Evaluation:
         left_out: why cases that were asked for are in no number, by id.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[Estimate, ...]
     threshold: float | None
     threshold_source: ThresholdSource
     classes: tuple[str, ...]
@@ -68,7 +68,7 @@ class Evaluation:
     @property
     def table(self) -> pd.DataFrame:
         """The rows as a long table, a column a field."""
-        frame = pd.DataFrame([vars(row) for row in self.rows], columns=list(Row.__dataclass_fields__))
+        frame = pd.DataFrame([row.record() for row in self.rows], columns=list(COLUMNS))
         return frame.astype({"positives": "Int64"})
 
     def find(
@@ -79,12 +79,12 @@ class Evaluation:
         group_kind: GroupKind = "all",
         group: str = "all",
         class_name: str = "",
-    ) -> Row | None:
+    ) -> Estimate | None:
         """Return one number, or None where the predictions have nothing of its kind."""
         return self._found.get((level, group_kind, group, metric, class_name))
 
     @cached_property
-    def _found(self) -> dict[tuple[Level, GroupKind, str, str, str], Row]:
+    def _found(self) -> dict[tuple[Level, GroupKind, str, str, str], Estimate]:
         return {(r.level, r.group_kind, r.group, r.metric, r.class_name): r for r in reversed(self.rows)}
 
 
@@ -114,11 +114,11 @@ def evaluate(
             f"column part: expected cases of part test, found {parts}. Only test cases are evaluated."
         )
     cut, source, notes = decision_threshold(predictions, spec, threshold)
-    rows: list[Row] = []
+    rows: list[Estimate] = []
     whole, groups = case_units(test, predictions), groups_of(test)
     levels: tuple[Level, ...] = ("case", "patient")
     for level in levels:
-        found: list[Row] = []
+        found: list[Estimate] = []
         for group in groups:
             cases = whole.where(test.index.get_indexer(group.rows.index))
             units = _units(level, cases, predictions, spec)
@@ -201,7 +201,9 @@ _SORTED_FROM = 10_000
 """Cases; of more, each resample is gathered in the order of the scores, and not gathered again to rank it."""
 
 
-def diagnosis_rows(place: Place, units: Units, predictions: Predictions, threshold: float) -> Iterator[Row]:
+def diagnosis_rows(
+    place: Place, units: Units, predictions: Predictions, threshold: float
+) -> Iterator[Estimate]:
     """Yield every metric of the diagnosis over the labelled ones of some units.
 
     Args:
@@ -225,7 +227,7 @@ def diagnosis_rows(place: Place, units: Units, predictions: Predictions, thresho
         needed = units.labels >= 0
         if of is not None and needs != "cases":
             needed = units.labels == of if needs == "positives" else units.labels != of
-        yield place.row(
+        yield place.estimate(
             METRICS[name],
             float(points[name, index][0]),
             intervals.get((name, index)),
@@ -247,7 +249,7 @@ class _Numbers:
     predictions: Predictions
     threshold: float
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Estimate]:
         """Yield the numbers of each target that any case of the whole table has."""
         table = self.predictions.table
         if self.predictions.classes and (table["label"] != "").any():
@@ -262,7 +264,7 @@ class _Numbers:
             if table[name].notna().any():
                 yield from self._means(name)
 
-    def _confusion(self) -> Iterator[Row]:
+    def _confusion(self) -> Iterator[Estimate]:
         """Yield, for each pair of classes, which share of the true one was decided to be the other."""
         units = self.units.where(self.units.labels >= 0)
         classes = self.predictions.classes
@@ -277,7 +279,7 @@ class _Numbers:
         intervals = self.place.bootstrap(metrics, units)
         for true, decided in pairs:
             of_class = units.labels == true
-            row = self.place.row(
+            row = self.place.estimate(
                 METRICS["confusion"],
                 float(points[true, decided][0]),
                 intervals.get((true, decided)),
@@ -290,7 +292,7 @@ class _Numbers:
             patients = int(np.count_nonzero(np.bincount(units.patients[of_class])))
             yield replace(row, n=int(of_class.sum()), patients=patients)
 
-    def _means(self, *names: str) -> Iterator[Row]:
+    def _means(self, *names: str) -> Iterator[Estimate]:
         units = self.units.where(~np.isnan(self.units.values[names[0]]))
 
         def metrics(weights: Floats) -> Mapping[str, Floats]:
@@ -301,7 +303,7 @@ class _Numbers:
         for name in names:
             counted = name in ("missed_lesions", "false_alarms")
             infinite = int(np.isinf(units.values[name]).sum())
-            yield self.place.row(
+            yield self.place.estimate(
                 METRICS[name],
                 float(points[name][0]),
                 intervals.get(name),
@@ -343,7 +345,7 @@ def _why(
     return "no positive case" if positives == 0 else "no negative case"
 
 
-def _worst_sites(rows: Sequence[Row]) -> Iterator[Row]:
+def _worst_sites(rows: Sequence[Estimate]) -> Iterator[Estimate]:
     """Yield, for each metric of one level, the worst site that has enough patients."""
     sites = [
         row for row in rows if row.group_kind == "site" and METRICS[row.metric].higher_is_better is not None
@@ -359,19 +361,19 @@ def _worst_sites(rows: Sequence[Row]) -> Iterator[Row]:
         if eligible:
             choose = min if METRICS[metric].higher_is_better else max
             worst = choose(eligible, key=lambda row: row.value)
-            note = f"worst of {len(eligible)} sites {enough}" + (f"; {worst.note}" if worst.note else "")
-            yield replace(worst, group_kind="worst site", note=note)
+            remark = "; ".join(filter(None, (f"worst of {len(eligible)} sites {enough}", worst.remark)))
+            yield replace(worst, group_kind="worst site", remark=remark)
         else:
             yield replace(
                 of_metric[0],
                 group_kind="worst site",
                 group="",
                 value=np.nan,
-                low=np.nan,
-                high=np.nan,
+                interval=None,
                 n=0,
                 patients=0,
                 positives=None,
                 replicates_missing=0,
-                note=f"not estimable (no site {enough} where it exists)",
+                why=f"no site {enough} where it exists",
+                remark="",
             )

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from threefold.evaluation.estimate import Estimate, Place
 from threefold.evaluation.groups import Group, groups_of, plain_units
 from threefold.evaluation.metrics import BASELINES, METRICS
 from threefold.evaluation.predictions import Predictions
-from threefold.evaluation.rows import Place, Row
 from threefold.evaluation.weighting import weighted_mean
 from threefold.experiment import EvaluationSpec
 
@@ -26,7 +26,7 @@ COUNTERFACTUALS = ("shortcut_flip", "shortcut_change", "marker_flip", "marker_ch
 
 def evidence_rows(
     evidence: pd.DataFrame, predictions: Predictions, spec: EvaluationSpec, metrics: Sequence[str]
-) -> tuple[Row, ...]:
+) -> tuple[Estimate, ...]:
     """Return the mean of each column over all test cases, each site group and each site.
 
     Args:
@@ -45,7 +45,7 @@ def evidence_rows(
 _IDENTITY = ("case_id", "patient_id", "site", "site_group")
 
 
-def _of_group(group: Group, metrics: Sequence[str], leaks: bool, spec: EvaluationSpec) -> Iterator[Row]:
+def _of_group(group: Group, metrics: Sequence[str], leaks: bool, spec: EvaluationSpec) -> Iterator[Estimate]:
     place = Place("case", group, spec, leaks)
     patients = np.unique(group.rows["patient_id"].to_numpy(str), return_inverse=True)[1].astype(np.int64)
     for name in metrics:
@@ -54,10 +54,10 @@ def _of_group(group: Group, metrics: Sequence[str], leaks: bool, spec: Evaluatio
         yield _mean(place, name, values[there], patients[there])
 
 
-def _mean(place: Place, name: str, values: Floats, patients: NDArray[np.int64]) -> Row:
+def _mean(place: Place, name: str, values: Floats, patients: NDArray[np.int64]) -> Estimate:
     units = plain_units(patients)
     found = place.bootstrap(lambda weights: {name: weighted_mean(values, weights)}, units)
-    return place.row(
+    return place.estimate(
         METRICS[name],
         float(values.mean()) if len(values) else np.nan,
         found.get(name),

@@ -28,7 +28,8 @@ from threefold.evaluation.predictions import (
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Level = Literal["case", "patient"]
-GroupKind = Literal["all", "site group", "site", "class", "value", "worst site"]
+GroupKind = Literal["all", "site group", "site", "class", "value", "worst site", "named"]
+"""`named`: as a claim names it, a site group, a site or a class."""
 
 # Fewer patients than this say too little of a site to call it the worst.
 WORST_SITE_PATIENTS = 5
@@ -128,6 +129,11 @@ def wide_groups(rows: pd.DataFrame) -> tuple[Group, ...]:
     """Return all cases, then each site group where there are several."""
     everyone, *others = (group for group in groups_of(rows) if group.kind != "site")
     return (everyone, *others) if len(others) > 1 else (everyone,)
+
+
+def group_kind_of(name: str) -> GroupKind:
+    """Return the kind of a group that a claim names."""
+    return "all" if name == "all" else "value" if "=" in name else "named"
 
 
 def natural_order(names: set[str]) -> list[str]:

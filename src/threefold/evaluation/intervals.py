@@ -42,40 +42,20 @@ _ELEMENTS_AT_ONCE = 500_000
 
 @dataclass(frozen=True)
 class Interval:
-    """A percentile interval.
+    """What resampling says of a number's uncertainty.
 
     Attributes:
-        low, high: its ends; NaN where it is not estimable.
+        ends: low and high, by percentiles or an exact formula; None where it is not estimable.
         missing: number of replicates in which the metric did not exist.
         reason: why it is not estimable; empty where it is.
     """
 
-    low: float
-    high: float
-    missing: int
+    ends: tuple[float, float] | None
+    missing: int = 0
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its interval.
-
-    Attributes:
-        value: NaN where it is not estimable.
-        low, high: ends of its interval, by resampling patients; NaN where it has none.
-        n, patients: cases that it was taken from, and their patients.
-        note: why it, or its interval, is not estimable; empty where it is.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
-    patients: int
-    note: str = ""
-
-
-FEW = Interval(np.nan, np.nan, 0, f"fewer than {FEWEST_PATIENTS} patients")
+FEW = Interval(None, 0, f"fewer than {FEWEST_PATIENTS} patients")
 """Of what so few patients say."""
 
 
@@ -166,12 +146,12 @@ def percentile_interval(values: Floats, confidence: float) -> Interval:
     missing = len(values) - len(there)
     if missing > MAX_MISSING * len(values):
         share = missing / len(values)
-        return Interval(np.nan, np.nan, missing, f"absent in {share:.0%} of resamples")
+        return Interval(None, missing, f"absent in {share:.0%} of resamples")
     if np.ptp(there) < 1e-12:
-        return Interval(np.nan, np.nan, missing, SAME_VALUE)
+        return Interval(None, missing, SAME_VALUE)
     tail = (1 - confidence) / 2
     low, high = np.quantile(there, [tail, 1 - tail])
-    return Interval(float(low), float(high), missing)
+    return Interval((float(low), float(high)), missing)
 
 
 def exact_interval(share: float, patients: int, confidence: float) -> Interval:
@@ -186,5 +166,4 @@ def exact_interval(share: float, patients: int, confidence: float) -> Interval:
     if share not in (0.0, 1.0) or patients < 1:
         raise ValueError(f"expected a share of 0 or 1 over patients, found {share:g} over {patients}")
     limit = 1 - ((1 - confidence) / 2) ** (1 / patients)
-    low, high = (0.0, limit) if share == 0 else (1 - limit, 1.0)
-    return Interval(low, high, 0)
+    return Interval((0.0, limit) if share == 0 else (1 - limit, 1.0))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from threefold.evaluation.intervals import bootstrap
+from threefold.evaluation.estimate import Difference, Estimate
+from threefold.evaluation.intervals import Interval, bootstrap
 from threefold.evaluation.predictions import Predictions
 from threefold.evaluation.structures import MEAN, structure_values, tells_structures
 from threefold.experiment import EvaluationSpec
@@ -25,33 +28,35 @@ MEASURES = tuple(dict.fromkeys(column for _, _, *columns in _PROPAGATION for col
 """Columns of a propagation's quality.csv that registration is judged by."""
 
 
-@dataclass(frozen=True)
-class Gain:
-    """A paired difference of means.
+@dataclass(frozen=True, kw_only=True)
+class Gain(Difference):
+    """What a step gains over another: a difference of means over the cases that have both.
 
     Attributes:
-        measure: what was measured.
+        measure: what was measured, in words.
         before, after: names of the two.
-        mean_before, mean_after: over the cases that have both; NaN without any.
-        difference: after - before.
-        low, high: ends of its interval, by resampling patients; NaN where it has none.
-        n, patients: cases with both, and their patients.
-        note: why it has no interval; empty where it has one.
-        leaks: the split shares patients between training and test.
     """
 
     measure: str
     before: str
     after: str
-    mean_before: float
-    mean_after: float
-    difference: float
-    low: float
-    high: float
-    n: int
-    patients: int
-    note: str = ""
-    leaks: bool = False
+
+    def record(self) -> dict[str, Any]:
+        """Return it as a row of a table."""
+        return {
+            "measure": self.measure,
+            "before": self.before,
+            "after": self.after,
+            "mean_before": self.first.value,
+            "mean_after": self.second.value,
+            "difference": self.change.value,
+            "low": self.change.low,
+            "high": self.change.high,
+            "n": self.change.n,
+            "patients": self.change.patients,
+            "note": self.change.why,
+            "leaks": self.change.leaks,
+        }
 
 
 def gain(
@@ -75,7 +80,7 @@ def gain(
     both = ~np.isnan(before[1]) & ~np.isnan(after[1])
     first, second = before[1][both], after[1][both]
     names, numbers = np.unique(np.asarray(patients, dtype=str)[both], return_inverse=True)
-    low, high, note = np.nan, np.nan, "no case has both"
+    interval = Interval(None, 0, "no case has both")
     if len(first):
         change = second - first
         interval = bootstrap(
@@ -85,21 +90,15 @@ def gain(
             confidence=spec.confidence,
             seed=spec.seed,
         )["gain"]
-        low, high, note = interval.low, interval.high, interval.reason
     means = [float(values.mean()) if len(values) else np.nan for values in (first, second)]
+    mean = partial(Estimate, metric=measure, n=len(first), patients=len(names), leaks=leaks)
     return Gain(
         measure=measure,
         before=before[0],
         after=after[0],
-        mean_before=means[0],
-        mean_after=means[1],
-        difference=means[1] - means[0],
-        low=low,
-        high=high,
-        n=len(first),
-        patients=len(names),
-        note=note,
-        leaks=leaks,
+        first=mean(value=means[0]),
+        second=mean(value=means[1]),
+        change=mean(value=means[1] - means[0], interval=interval.ends, why=interval.reason),
     )
 
 

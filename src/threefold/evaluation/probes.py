@@ -23,11 +23,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
+from threefold.evaluation.estimate import Estimate, Place
 from threefold.evaluation.groups import Group, Units, natural_order, plain_units, wide_groups
 from threefold.evaluation.metrics import METRICS
 from threefold.evaluation.predictions import Predictions
 from threefold.evaluation.ranking import weighted_auc
-from threefold.evaluation.rows import Place, Row
 from threefold.evaluation.weighting import weighted_mean
 from threefold.experiment import EvaluationSpec
 
@@ -76,9 +76,9 @@ class Probe:
     """
 
     target: str
-    auc: tuple[Row, ...]
-    accuracy: Row
-    majority: Row
+    auc: tuple[Estimate, ...]
+    accuracy: Estimate
+    majority: Estimate
     note: str
 
 
@@ -248,8 +248,8 @@ def _numbers(
     points, intervals = metrics(np.ones((1, len(units)))), place.bootstrap(metrics, units)
     everyone = np.ones(len(units), np.bool_)
 
-    def row(key: str, metric: str, class_name: str = "", positives: int | None = None) -> Row:
-        return place.row(
+    def row(key: str, metric: str, class_name: str = "", positives: int | None = None) -> Estimate:
+        return place.estimate(
             METRICS[metric],
             float(points[key][0]),
             intervals.get(key),
@@ -274,6 +274,6 @@ def _numbers(
     )
 
 
-def _missing(place: Place, units: Units, metric: str, why: str) -> Row:
+def _missing(place: Place, units: Units, metric: str, why: str) -> Estimate:
     none = np.zeros(len(units), np.bool_)
-    return place.row(METRICS[metric], np.nan, None, units, needed=none, why=why)
+    return place.estimate(METRICS[metric], np.nan, None, units, needed=none, why=why)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from threefold.errors import PredictionsError
 from threefold.evaluation.comparison import Measured
+from threefold.evaluation.estimate import EXACT, Difference, Estimate
 from threefold.evaluation.groups import groups_of
 from threefold.evaluation.intervals import (
     FEW,
@@ -44,53 +45,9 @@ METRICS_SHOWN = (
 )
 
 
-@dataclass(frozen=True)
-class AtSites:
-    """A metric at a group of sites.
-
-    Attributes:
-        group: its name.
-        value: NaN where the metric does not exist.
-        low, high: ends of its interval, by resampling patients; NaN where it has none.
-        n, patients: cases that have the metric, and their patients.
-        note: why there is no value or no interval; empty where there is one.
-    """
-
-    group: str
-    value: float
-    low: float
-    high: float
-    n: int
-    patients: int
-    note: str
-
-
-@dataclass(frozen=True)
-class Shift:
-    """A metric at two groups of sites, and its difference.
-
-    Attributes:
-        metric: its name.
-        first, other: at each of them.
-        difference, low, high: other - first and its interval, by resampling the patients of both; NaN where
-            not estimable.
-        note: why there is no difference or no interval; empty where there is one.
-        leaks: the split shares patients between training and test.
-    """
-
-    metric: str
-    first: AtSites
-    other: AtSites
-    difference: float
-    low: float
-    high: float
-    note: str
-    leaks: bool
-
-
 def shifts(
     predictions: Predictions, spec: EvaluationSpec, *, threshold: float | None = None
-) -> tuple[Shift, ...]:
+) -> tuple[Difference, ...]:
     """Return how each metric differs between the first site group (internal, if any) and each other one.
 
     The groups' patients are resampled apart from each other: a patient belongs to one site.
@@ -113,7 +70,7 @@ def shifts(
     )
 
 
-def _shift(tables: Tables, metric: str, first: str, other: str, spec: EvaluationSpec) -> Iterator[Shift]:
+def _shift(tables: Tables, metric: str, first: str, other: str, spec: EvaluationSpec) -> Iterator[Difference]:
     try:
         both = [measured(tables, metric, f"site_group={group}") for group in (first, other)]
     except PredictionsError:
@@ -121,28 +78,51 @@ def _shift(tables: Tables, metric: str, first: str, other: str, spec: Evaluation
     if not any(len(each.patients) for each in both):
         return
     draws = [_draws(each, spec, spec.seed) for each in both]  # as the group's own table draws them
-    at = [_at(name, metric, both[k], draws[k], spec) for k, name in enumerate((first, other))]
-    difference, interval = at[1].value - at[0].value, Interval(np.nan, np.nan, 0)
-    note = ", ".join(f"{each.group} has no value" for each in at if not np.isfinite(each.value))
-    if not note:
+    leaks = tables.predictions.leaks
+    at = [_at(name, metric, both[k], draws[k], spec, leaks) for k, name in enumerate((first, other))]
+    why, ends = ", ".join(f"{each.group} has no value" for each in at if not np.isfinite(each.value)), None
+    if not why:
         apart = _draws(both[1], spec, spec.seed + 1)  # from the first group's draws
         drawn = min(len(apart), len(draws[0]))  # a large group has fewer
         interval = percentile_interval(apart[:drawn] - draws[0][:drawn], spec.confidence)
         if min(each.fewest_patients for each in both) < FEWEST_PATIENTS:
             interval = FEW
-        note = interval.reason
-    yield Shift(metric, at[0], at[1], difference, interval.low, interval.high, note, tables.predictions.leaks)
+        ends, why = interval.ends, interval.reason
+    change = replace(
+        at[1],
+        value=at[1].value - at[0].value,
+        interval=ends,
+        n=at[0].n + at[1].n,
+        patients=at[0].patients + at[1].patients,
+        why=why,
+        remark="",
+    )
+    yield Difference(at[0], at[1], change)
 
 
-def _at(group: str, metric: str, of: Measured, draws: Floats, spec: EvaluationSpec) -> AtSites:
+def _at(group: str, metric: str, of: Measured, draws: Floats, spec: EvaluationSpec, leaks: bool) -> Estimate:
     n, patients = len(of.numbered), int(of.numbered.max(initial=-1)) + 1
     value = float(of.metric(np.ones((1, n)))[0]) if n else np.nan
-    interval = Interval(np.nan, np.nan, 0, "no case has it" if not n else "not estimable")
+    interval = Interval(None, 0, "no case has it" if not n else "not estimable")
+    remark = ""
     if np.isfinite(value):
         interval = percentile_interval(draws, spec.confidence) if patients >= FEWEST_PATIENTS else FEW
         if is_share(metric) and value in (0.0, 1.0) and not of.is_mean_over_classes:
             interval = exact_interval(value, of.fewest_patients, spec.confidence)
-    return AtSites(group, value, interval.low, interval.high, n, patients, interval.reason)
+            remark = EXACT
+    return Estimate(
+        group_kind="site group",
+        group=group,
+        metric=metric,
+        value=value,
+        interval=interval.ends,
+        n=n,
+        patients=patients,
+        replicates_missing=interval.missing,
+        why=interval.reason,
+        remark=remark,
+        leaks=leaks,
+    )
 
 
 def _draws(of: Measured, spec: EvaluationSpec, seed: int) -> Floats:

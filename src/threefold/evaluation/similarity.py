@@ -25,7 +25,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from threefold.evaluation.intervals import Estimate, Interval, bootstrap
+from threefold.evaluation.estimate import Estimate
+from threefold.evaluation.intervals import bootstrap
 from threefold.experiment import EvaluationSpec
 
 Floats = NDArray[np.float64]
@@ -56,16 +57,22 @@ def similarity(
     value = float(linear_cka(x, y, np.ones((1, len(x))), batches)[0]) if batches else np.nan
     if np.isnan(value):
         why = f"fewer than {_FEWEST} cases" if not batches else "features that do not vary"
-        return Estimate(np.nan, np.nan, np.nan, len(x), len(names), f"not estimable ({why})")
-    interval: Interval = bootstrap(
+        return Estimate(metric="cka", value=np.nan, n=len(x), patients=len(names), why=why)
+    interval = bootstrap(
         lambda weights: {"cka": linear_cka(x, y, weights, batches)},
         numbers.astype(np.int64),
         replicates=spec.replicates,
         confidence=spec.confidence,
         seed=spec.seed,
     )["cka"]
-    note = f"no interval: {interval.reason}" if interval.reason else ""
-    return Estimate(value, interval.low, interval.high, len(x), len(names), note)
+    return Estimate(
+        metric="cka",
+        value=value,
+        interval=interval.ends,
+        n=len(x),
+        patients=len(names),
+        why=interval.reason,
+    )
 
 
 def linear_cka(first: Floats, second: Floats, weights: Floats, batches: Sequence[Ints]) -> Floats:

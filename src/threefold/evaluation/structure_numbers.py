@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from threefold.evaluation.estimate import Estimate, Floats, Place
 from threefold.evaluation.groups import (
     Group,
     Level,
@@ -18,7 +19,6 @@ from threefold.evaluation.groups import (
 )
 from threefold.evaluation.metrics import COUNTED, METRICS
 from threefold.evaluation.predictions import Predictions
-from threefold.evaluation.rows import Floats, Place, Row
 from threefold.evaluation.structures import structure_values
 from threefold.experiment import EvaluationSpec
 
@@ -27,7 +27,7 @@ Key = tuple[str, str]
 """A metric, and the structure that it is of; empty: of the mean over structures, or of the whole case."""
 
 
-def structure_numbers(level: Level, predictions: Predictions, spec: EvaluationSpec) -> Iterator[Row]:
+def structure_numbers(level: Level, predictions: Predictions, spec: EvaluationSpec) -> Iterator[Estimate]:
     """Yield the numbers of each structure, of a case's mean over them, and of the topology, by group.
 
     Beside the groups of `groups_of` each class is a group of its own, so that a diagnosis in which
@@ -79,7 +79,7 @@ def _topology(rows: pd.DataFrame) -> Mapping[str, Floats]:
     return found
 
 
-def _means(place: Place, patients: Ints, values: Mapping[Key, Floats]) -> Iterator[Row]:
+def _means(place: Place, patients: Ints, values: Mapping[Key, Floats]) -> Iterator[Estimate]:
     """Yield the mean of each value over the units that have it.
 
     Values that the same units have are resampled together: most structures are in every case.
@@ -92,13 +92,13 @@ def _means(place: Place, patients: Ints, values: Mapping[Key, Floats]) -> Iterat
     together: dict[bytes, list[Key]] = {}
     for key, value in values.items():
         together.setdefault((~np.isnan(value)).tobytes(), []).append(key)
-    rows: dict[Key, Row] = {}
+    rows: dict[Key, Estimate] = {}
     for keys in together.values():
         rows |= _means_together(place, patients, {key: values[key] for key in keys})
     yield from (rows[key] for key in values)
 
 
-def _means_together(place: Place, patients: Ints, values: Mapping[Key, Floats]) -> dict[Key, Row]:
+def _means_together(place: Place, patients: Ints, values: Mapping[Key, Floats]) -> dict[Key, Estimate]:
     """Return the means of values that the same units have."""
     stacked = np.stack(list(values.values()), axis=1)  # (n, V)
     there = ~np.isnan(stacked[:, 0])
@@ -119,7 +119,7 @@ def _means_together(place: Place, patients: Ints, values: Mapping[Key, Floats]) 
         metric = METRICS[name]
         # The number of a case's misses is no share, that of one structure's is.
         is_number = name in COUNTED and not structure
-        rows[name, structure] = place.row(
+        rows[name, structure] = place.estimate(
             metric,
             float(points[name, structure][0]),
             intervals.get((name, structure)),

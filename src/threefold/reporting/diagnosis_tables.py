@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.evaluate import Evaluation, confusion_name
-from threefold.evaluation.rows import Row
 from threefold.reporting.structure_tables import title_of
 from threefold.reporting.table import LEAK_NOTE, Table, cell, legend, variant_legend
 
@@ -39,7 +39,7 @@ def confusion_table(evaluation: Evaluation) -> Table | None:
     )
 
 
-def _counted(row: Row | None) -> str:
+def _counted(row: Estimate | None) -> str:
     return cell(row) if row is None or not row.n else f"{row.positives}: {cell(row)}"
 
 

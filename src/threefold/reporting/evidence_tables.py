@@ -10,10 +10,10 @@ import pandas as pd
 
 from threefold.csv_tables import frame_text
 from threefold.evaluation.attention import BLOB, DRAWS, QUANTILE
+from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.evidence import ATTENTION, COUNTERFACTUALS, ZERO_MAP, evidence_rows
 from threefold.evaluation.metrics import BASELINES, METRICS
 from threefold.evaluation.predictions import Predictions
-from threefold.evaluation.rows import Row
 from threefold.experiment import EvaluationSpec
 from threefold.reporting.table import LEAK_NOTE, Table, cell, markdown
 from threefold.run import or_removed, write_atomically
@@ -34,7 +34,7 @@ class EvidenceTable:
 
     name: str
     table: Table
-    rows: tuple[Row, ...]
+    rows: tuple[Estimate, ...]
 
 
 def evidence_tables(
@@ -84,12 +84,12 @@ def write_evidence_tables(tables: Sequence[EvidenceTable], folder: Path) -> tupl
     for path, one in texts:
         write_atomically(path, markdown(one.table))
     for path, one in numbers:
-        frame = pd.DataFrame([vars(row) for row in one.rows]).drop(columns=["class_name", "positives"])
+        frame = pd.DataFrame([row.record() for row in one.rows]).drop(columns=["class_name", "positives"])
         write_atomically(path, frame_text(frame))
     return tuple(path for path, _ in (*texts, *numbers))
 
 
-def _attention(rows: Sequence[Row], notes: tuple[str, ...]) -> Table:
+def _attention(rows: Sequence[Estimate], notes: tuple[str, ...]) -> Table:
     by_group = _by_group(rows)
     own = [name for name in ATTENTION if not name.endswith(tuple(filter(None, BASELINES)))]
     return Table(
@@ -104,7 +104,7 @@ def _attention(rows: Sequence[Row], notes: tuple[str, ...]) -> Table:
     )
 
 
-def _attention_notes(rows: Sequence[Row]) -> tuple[str, ...]:
+def _attention_notes(rows: Sequence[Estimate]) -> tuple[str, ...]:
     notes = [
         "Attention: Grad-CAM of the class decided for, on the network's grid. IoU: of the lesion and the "
         f"map's highest {1 - QUANTILE:.0%}. Random maps: uniform noise as coarse as the network's map, "
@@ -123,7 +123,7 @@ def _attention_notes(rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _counterfactuals(rows: Sequence[Row], things: Mapping[str, str], notes: tuple[str, ...]) -> Table:
+def _counterfactuals(rows: Sequence[Estimate], things: Mapping[str, str], notes: tuple[str, ...]) -> Table:
     named = " or ".join(f"the {name} ({what})" for name, what in things.items())
     return Table(
         title="The same case with one thing switched, test cases",
@@ -141,7 +141,7 @@ def _counterfactuals(rows: Sequence[Row], things: Mapping[str, str], notes: tupl
     )
 
 
-def _truth(rows: Sequence[Row], notes: tuple[str, ...]) -> Table:
+def _truth(rows: Sequence[Estimate], notes: tuple[str, ...]) -> Table:
     return Table(
         title="Masks and the truth that the cohort keeps apart, test cases",
         columns=("group", "Dice"),
@@ -150,9 +150,9 @@ def _truth(rows: Sequence[Row], notes: tuple[str, ...]) -> Table:
     )
 
 
-def _by_group(rows: Sequence[Row]) -> dict[str, Mapping[str, Row]]:
+def _by_group(rows: Sequence[Estimate]) -> dict[str, Mapping[str, Estimate]]:
     """Return the rows by group and metric, groups in their order."""
-    found: dict[str, dict[str, Row]] = {}
+    found: dict[str, dict[str, Estimate]] = {}
     for row in rows:
         found.setdefault(row.group, {})[row.metric] = row
     return dict(found)

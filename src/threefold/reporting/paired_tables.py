@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.paired import Gain
 from threefold.experiment import EvaluationSpec
 from threefold.reporting.table import LEAK_MARK, LEAK_NOTE, Table
@@ -18,9 +19,9 @@ def gain_table(gains: Sequence[Gain], spec: EvaluationSpec) -> Table:
             (
                 each.measure,
                 f"{each.after} over {each.before}",
-                f"{each.mean_before:.3f}",
-                f"{each.mean_after:.3f}",
-                _difference(each),
+                f"{each.first.value:.3f}",
+                f"{each.second.value:.3f}",
+                _difference(each.change),
             )
             for each in gains
         ),
@@ -29,13 +30,14 @@ def gain_table(gains: Sequence[Gain], spec: EvaluationSpec) -> Table:
             "of the patients; n: cases/patients that have both. Registration is measured on all registered "
             "cases, those whose mask steered it included, the other steps on the test cases, whose masks "
             "steer nothing.",
-            *((LEAK_NOTE,) if any(each.leaks for each in gains) else ()),
+            *((LEAK_NOTE,) if any(each.change.leaks for each in gains) else ()),
         ),
     )
 
 
-def _difference(each: Gain) -> str:
-    if not each.n:
-        return f"not estimable ({each.note})"
-    interval = f"[no interval: {each.note}]" if each.note else f"[{each.low:+.3f}, {each.high:+.3f}]"
-    return f"{each.difference:+.3f}{LEAK_MARK if each.leaks else ''} {interval} n={each.n}/{each.patients}"
+def _difference(change: Estimate) -> str:
+    count = f"n={change.n}/{change.patients}"
+    if not change.n:
+        return change.note
+    interval = f"[{change.note}]" if change.why else f"[{change.low:+.3f}, {change.high:+.3f}]"
+    return f"{change.value:+.3f}{LEAK_MARK if change.leaks else ''} {interval} {count}"

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from threefold.evaluation.by_value import MEASURES, ByValue, ValueRow
-from threefold.evaluation.calibration import Calibrated
-from threefold.evaluation.intervals import Estimate
+from threefold.evaluation.estimate import OF_A_FIT, Difference, Estimate
 from threefold.evaluation.metrics import METRICS
 from threefold.evaluation.probes import FEWEST_PATIENTS, FOLDS, PENALTY, Probe
-from threefold.evaluation.rows import Row
 from threefold.experiment import EvaluationSpec
 from threefold.reporting.table import LEAK_NOTE, Table, cell, interval_legend
 
@@ -86,7 +83,7 @@ def probe_table(probes: Sequence[Probe], spec: EvaluationSpec) -> Table:
     )
 
 
-def temperature_table(temperature: Estimate, changes: Sequence[Calibrated], spec: EvaluationSpec) -> Table:
+def temperature_table(temperature: Estimate, changes: Sequence[Difference], spec: EvaluationSpec) -> Table:
     """Return each measure of calibration before and after the temperature, a row a group and measure.
 
     Where no temperature is best, what it would change is left out.
@@ -97,17 +94,17 @@ def temperature_table(temperature: Estimate, changes: Sequence[Calibrated], spec
         interval_legend(spec),
         "The calibration error of few cases is above 0 by chance alone, and that of a resample more so"
         + ("." if math.isnan(temperature.value) else ": read the change."),
-        *_leaks(each.before for each in changes),
+        *_leaks(each.first for each in changes),
     ]
-    names = [f"{each.before.group}, {METRICS[each.before.metric].title}" for each in changes]
+    names = [f"{each.first.group}, {METRICS[each.first.metric].title}" for each in changes]
     if math.isnan(temperature.value):
-        rows = tuple((name, cell(each.before)) for name, each in zip(names, changes, strict=True))
+        rows = tuple((name, cell(each.first)) for name, each in zip(names, changes, strict=True))
         return Table("Calibration", ("test cases, measure", "as predicted"), rows, tuple(notes))
     return Table(
         "Calibration before and after a temperature",
         ("test cases, measure", "before", "after", "change"),
         tuple(
-            (name, cell(each.before), cell(each.after), _change(each.change))
+            (name, cell(each.first), cell(each.second), _change(each.change))
             for name, each in zip(names, changes, strict=True)
         ),
         (*notes, "The intervals after take the temperature as given."),
@@ -124,7 +121,7 @@ def value_records(found: ByValue) -> list[dict[str, Any]]:
             "column_value": each.value,
             "label": each.label,
             "worst": _group(each) in of_worst,
-            **asdict(each.row),
+            **each.row.record(),
         }
         for each in found.rows
     ]
@@ -133,7 +130,7 @@ def value_records(found: ByValue) -> list[dict[str, Any]]:
 def probe_records(probes: Sequence[Probe]) -> list[dict[str, Any]]:
     """Return the probes' numbers as rows of a long table."""
     return [
-        {"target": probe.target, "of": of, **asdict(row), "left_out": probe.note}
+        {"target": probe.target, "of": of, **row.record(), "left_out": probe.note}
         for probe in probes
         for of, row in (
             *(("probe", row) for row in probe.auc),
@@ -143,15 +140,16 @@ def probe_records(probes: Sequence[Probe]) -> list[dict[str, Any]]:
     ]
 
 
-def temperature_records(temperature: Estimate, changes: Sequence[Calibrated]) -> list[dict[str, Any]]:
+def temperature_records(temperature: Estimate, changes: Sequence[Difference]) -> list[dict[str, Any]]:
     """Return the temperature, then each measure before, after and as a change, as rows of a long table."""
-    fitted = {"when": "fitted", "group": "validation", "metric": "temperature", **asdict(temperature)}
+    fitted = {"when": "fitted", "group": "validation"}
+    fitted |= {name: getattr(temperature, name) for name in OF_A_FIT}
     return [
         fitted,
         *(
-            {"when": when, **asdict(row)}
+            {"when": when, **row.record()}
             for each in changes
-            for when, row in (("before", each.before), ("after", each.after), ("change", each.change))
+            for when, row in (("before", each.first), ("after", each.second), ("change", each.change))
         ),
     ]
 
@@ -172,7 +170,7 @@ def _temperature(found: Estimate) -> str:
     return f"{found.value:.3f} {shown}{f' ({found.note})' if found.note else ''}"
 
 
-def _change(row: Row) -> str:
+def _change(row: Estimate) -> str:
     if math.isnan(row.value) or math.isnan(row.low):
         return cell(row)
     return f"{row.value:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from threefold.evaluation.estimate import Difference, Estimate
 from threefold.evaluation.metrics import METRICS
-from threefold.evaluation.shift import AtSites, Shift
 from threefold.experiment import EvaluationSpec
 from threefold.reporting.structure_tables import title_of
 from threefold.reporting.table import LEAK_MARK, LEAK_NOTE, Table
 
 
-def shift_table(rows: Sequence[Shift], spec: EvaluationSpec) -> Table | None:
+def shift_table(rows: Sequence[Difference], spec: EvaluationSpec) -> Table | None:
     """Return metrics at two site groups and their difference, a row each; None without any.
 
     Args:
@@ -21,7 +21,7 @@ def shift_table(rows: Sequence[Shift], spec: EvaluationSpec) -> Table | None:
     """
     if not rows:
         return None
-    first, others = rows[0].first.group, list(dict.fromkeys(row.other.group for row in rows))
+    first, others = rows[0].first.group, list(dict.fromkeys(row.second.group for row in rows))
     several = len(others) > 1
     last = "other group" if several else others[0]
     return Table(
@@ -29,17 +29,17 @@ def shift_table(rows: Sequence[Shift], spec: EvaluationSpec) -> Table | None:
         columns=("metric", first, last, f"{last} − {first}"),
         rows=tuple(
             (
-                title_of(row.metric, ""),
-                _value(row, row.first),
-                (f"{row.other.group}: " if several else "") + _value(row, row.other),
-                _difference(row),
+                title_of(row.change.metric, ""),
+                _value(row.first),
+                (f"{row.second.group}: " if several else "") + _value(row.second),
+                _difference(row.change),
             )
             for row in rows
         ),
         notes=(
             f"[low, high]: {spec.confidence:.0%} interval over {spec.replicates} resamples of the patients "
             "of either group, apart from each other; n: cases/patients.",
-            *((LEAK_NOTE,) if any(row.leaks for row in rows) else ()),
+            *((LEAK_NOTE,) if any(row.change.leaks for row in rows) else ()),
         ),
     )
 
@@ -48,17 +48,18 @@ def _digits(metric: str) -> int:
     return 3 if METRICS[metric].bounds[1] <= 2 else 2  # 0.123, but 12.34 mm or dB
 
 
-def _value(row: Shift, at: AtSites) -> str:
+def _value(at: Estimate) -> str:
     if not math.isfinite(at.value):
-        return f"not estimable ({at.note})"
-    digits, mark = _digits(row.metric), LEAK_MARK if row.leaks else ""
-    shown = "[no interval]" if at.note else f"[{at.low:.{digits}f}, {at.high:.{digits}f}]"
+        return f"not estimable ({at.why})"
+    digits, mark = _digits(at.metric), LEAK_MARK if at.leaks else ""
+    shown = "[no interval]" if at.why else f"[{at.low:.{digits}f}, {at.high:.{digits}f}]"
     return f"{at.value:.{digits}f}{mark} {shown} n={at.n}/{at.patients}"
 
 
-def _difference(row: Shift) -> str:
-    if not math.isfinite(row.difference):
-        return f"not estimable ({row.note})"
-    digits, mark = _digits(row.metric), LEAK_MARK if row.leaks else ""
-    shown = f"[no interval: {row.note}]" if row.note else f"[{row.low:+.{digits}f}, {row.high:+.{digits}f}]"
-    return f"{row.difference:+.{digits}f}{mark} {shown}"
+def _difference(change: Estimate) -> str:
+    if not math.isfinite(change.value):
+        return f"not estimable ({change.why})"
+    digits, mark = _digits(change.metric), LEAK_MARK if change.leaks else ""
+    ends = f"[{change.low:+.{digits}f}, {change.high:+.{digits}f}]"
+    shown = f"[no interval: {change.why}]" if change.why else ends
+    return f"{change.value:+.{digits}f}{mark} {shown}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from threefold.evaluation.intervals import Estimate
+from threefold.evaluation.estimate import Estimate
 from threefold.experiment import EvaluationSpec
 from threefold.reporting.table import Table, interval_legend
 

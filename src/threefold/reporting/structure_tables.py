@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.evaluate import Evaluation
 from threefold.evaluation.groups import GroupKind
 from threefold.evaluation.metrics import METRICS
 from threefold.evaluation.predictions import Predictions, probability_column
-from threefold.evaluation.rows import Row
 from threefold.evaluation.structure_measures import POLICY, UNION
 from threefold.evaluation.structures import MEAN
 from threefold.reporting.table import Table, cell, legend, variant_legend
@@ -34,7 +34,7 @@ def title_of(metric: str, class_name: str, *, alone: bool = False) -> str:
 
     Args:
         metric: its name.
-        class_name: as in `Row`.
+        class_name: as in `Estimate`.
         alone: a mask is all that was predicted, so that its metrics need no structure's name.
     """
     title = METRICS[metric].title
@@ -75,7 +75,7 @@ _STRUCTURES_NOTE = (
 )
 
 
-def _by_class(evaluation: Evaluation, rows: Sequence[Row]) -> tuple[Table, ...]:
+def _by_class(evaluation: Evaluation, rows: Sequence[Estimate]) -> tuple[Table, ...]:
     classes = list(dict.fromkeys(r.group for r in rows if r.group_kind == "class"))
     if not classes:
         return ()

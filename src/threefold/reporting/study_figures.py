@@ -32,8 +32,8 @@ def claim_figure(rows: Sequence[ClaimRow]) -> Figure:
         shown = [row for row in rows if row.metric == metric]
         for place, row in enumerate(shown):
             effect, colour = row.effect, _COLOURS[row.verdict]
-            axes.plot([effect.low, effect.high], [place, place], color=colour, linewidth=2)
-            axes.plot(effect.value, place, "o", color=colour, markersize=6)
+            axes.plot([effect.estimate.low, effect.estimate.high], [place, place], color=colour, linewidth=2)
+            axes.plot(effect.estimate.value, place, "o", color=colour, markersize=6)
             axes.plot(effect.each, np.full(len(effect.each), place), "|", color="black", markersize=7)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_yticks(np.arange(len(shown)), [_label(row) for row in shown], fontsize=8)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from threefold.evaluation.claims import ClaimRow, PairRow, RelianceRow, VariantRow
 from threefold.evaluation.comparison import Effect
-from threefold.evaluation.delong import AucDifference
+from threefold.evaluation.estimate import Difference
 from threefold.evaluation.metrics import title
 from threefold.reporting.table import LEAK_MARK, LEAK_NOTE, Table
 
@@ -81,8 +81,8 @@ def claim_table(
                 row.claim,
                 cohorts_of(row),
                 f"{title(row.metric)}, {groups_of(row)}",
-                f"{row.baseline} {_number(row.baseline_mean.value, row)}",
-                f"{row.variant} {_number(row.variant_mean.value, row)}",
+                f"{row.baseline} {_number(row.baseline_mean.estimate.value, row)}",
+                f"{row.variant} {_number(row.variant_mean.estimate.value, row)}",
                 _difference(row),
                 _p(row.adjusted),
                 verdict_of(row),
@@ -173,8 +173,8 @@ def pair_table(rows: Sequence[PairRow], *, confidence: float) -> Table:
                 f"{row.variant} over {row.baseline}",
                 str(row.split),
                 str(row.seed),
-                _number(row.difference.first, row),
-                _number(row.difference.second, row),
+                _number(row.difference.first.value, row),
+                _number(row.difference.second.value, row),
                 _signed(row.difference, LEAK_MARK if row.leaks else ""),
                 _p(row.difference.p),
                 f"{row.cases}/{row.patients}",
@@ -204,25 +204,26 @@ def _mean(row: VariantRow | None) -> str:
 
 def _cell(effect: Effect, *, asked: int, leaks: bool, form: str) -> str:
     """Return a number with its interval and its n, of `asked` runs or pairs."""
-    if math.isnan(effect.value):
-        return f"not estimable ({effect.note})"
+    number = effect.estimate
+    if math.isnan(number.value):
+        return number.note
     mark = LEAK_MARK if leaks else ""
-    ends = f"{effect.low:{form}}, {effect.high:{form}}"
-    shown = f"[no interval: {effect.note}]" if effect.note else f"[{ends}]"
+    shown = f"[{number.note}]" if number.why else f"[{number.low:{form}}, {number.high:{form}}]"
     runs = f"{effect.runs}" if effect.runs == asked else f"{effect.runs} of {asked}"
-    tested = f"n={effect.cases}/{effect.patients}"
-    if effect.fewest_cases < effect.cases:
+    tested = f"n={number.n}/{number.patients}"
+    if effect.fewest_cases < number.n:
         tested += f" ({effect.fewest_cases}/{effect.fewest_patients})"
     if effect.runs > 1:
         runs += f": {min(effect.each):{form}} to {max(effect.each):{form}}"
-    return f"{effect.value:{form}}{mark} {shown} {tested} x{runs}"
+    return f"{number.value:{form}}{mark} {shown} {tested} x{runs}"
 
 
-def _signed(found: AucDifference, mark: str) -> str:
-    if math.isnan(found.difference):
+def _signed(found: Difference, mark: str) -> str:
+    change = found.change
+    if math.isnan(change.value):
         return "not estimable"
-    shown = "no interval" if math.isnan(found.low) else f"{found.low:+.3f}, {found.high:+.3f}"
-    return f"{found.difference:+.3f}{mark} [{shown}]"
+    shown = "no interval" if change.interval is None else f"{change.low:+.3f}, {change.high:+.3f}"
+    return f"{change.value:+.3f}{mark} [{shown}]"
 
 
 def _number(value: float, row: _Row) -> str:

@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.evaluate import Evaluation
 from threefold.evaluation.groups import Level
 from threefold.evaluation.metrics import METRICS
-from threefold.evaluation.rows import Row
 from threefold.experiment import EvaluationSpec
 
 LEAK_MARK = "†"
@@ -41,7 +41,7 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
-def cell(row: Row | None) -> str:
+def cell(row: Estimate | None) -> str:
     """Return a number with its interval and its n; what can't be estimated says why."""
     if row is None:
         return "not measured"

@@ -11,11 +11,11 @@ from typing import Any
 import pandas as pd
 
 from threefold.csv_tables import frame_text
+from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.evaluate import Evaluation
 from threefold.evaluation.groups import Level
 from threefold.evaluation.metrics import METRICS
 from threefold.evaluation.overlap import POLICY
-from threefold.evaluation.rows import Row
 from threefold.evaluation.structure_measures import UNION
 from threefold.reporting.diagnosis_tables import confusion_table, diagnosis_variants
 from threefold.reporting.structure_tables import WHOLE, structure_tables, title_of, variant_tables
@@ -115,7 +115,7 @@ def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
         "settings": evaluation.spec.model_dump(),
         "notes": list(evaluation.notes),
         "left_out": dict(evaluation.left_out),
-        "rows": [{key: plain_value(value) for key, value in vars(row).items()} for row in evaluation.rows],
+        "rows": [{key: plain_value(value) for key, value in row.record().items()} for row in evaluation.rows],
     }
 
 
@@ -154,7 +154,7 @@ def write_comparison(evaluations: Mapping[str, Evaluation], folder: Path) -> tup
     return tuple(folder / name for name in contents)
 
 
-def _by_group(evaluation: Evaluation, rows: Sequence[Row], words: str) -> Table:
+def _by_group(evaluation: Evaluation, rows: Sequence[Estimate], words: str) -> Table:
     groups = list(
         dict.fromkeys((r.group_kind, r.group) for r in rows if r.group_kind in ("all", "site group"))
     )
@@ -186,7 +186,7 @@ def _by_group(evaluation: Evaluation, rows: Sequence[Row], words: str) -> Table:
     )
 
 
-def _by_site(evaluation: Evaluation, rows: Sequence[Row], words: str) -> Table:
+def _by_site(evaluation: Evaluation, rows: Sequence[Estimate], words: str) -> Table:
     at_sites = {(r.group, r.metric): r for r in rows if r.group_kind == "site" and not r.class_name}
     metrics = [name for name in _SITE_METRICS if any(metric == name for _, metric in at_sites)]
     sites = dict.fromkeys(site for site, _ in at_sites)
@@ -206,7 +206,7 @@ def _by_site(evaluation: Evaluation, rows: Sequence[Row], words: str) -> Table:
     )
 
 
-def _positives(row: Row | None) -> str:
+def _positives(row: Estimate | None) -> str:
     return "" if row is None else f"{row.positives} of {row.n}"
 
 

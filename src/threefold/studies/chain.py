@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -159,7 +159,7 @@ def run_chain(chain: Chain, cohort: Cohort, progress: TrainingProgress) -> Chain
     report = ChainReport(reports, gains, first.evaluation, tables)
     if report.gains:
         write_atomically(tables / "gains.md", markdown(gain_table(report.gains, first.evaluation)))
-        numbers = pd.DataFrame([asdict(each) for each in report.gains])
+        numbers = pd.DataFrame([each.record() for each in report.gains])
         write_atomically(tables / "gains.csv", frame_text(numbers))
     return report
 

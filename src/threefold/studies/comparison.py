@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence, Set
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -12,7 +12,7 @@ import pandas as pd
 
 from threefold.csv_tables import frame_text
 from threefold.errors import PredictionsError, RunError
-from threefold.evaluation.claims import ClaimRow, PairRow, RelianceRow, VariantRow
+from threefold.evaluation.claims import ClaimRow, PairRow, RelianceRow, VariantRow, record_of
 from threefold.evaluation.comparison import (
     Effect,
     Measured,
@@ -197,7 +197,7 @@ def write_comparison(comparison: Comparison, folder: StudyFolder) -> tuple[Table
             old.unlink(missing_ok=True)
         if table.rows:
             write_atomically(folder.tables / f"{name}.md", markdown(table))
-            numbers = pd.json_normalize([asdict(row) for row in rows[name]]).map(_in_a_field)
+            numbers = pd.json_normalize([record_of(row) for row in rows[name]]).map(_in_a_field)
             write_atomically(folder.tables / f"{name}.csv", frame_text(numbers))
     picture = folder.figures / "claims.png"
     picture.unlink(missing_ok=True)
@@ -287,6 +287,7 @@ class _Measuring:
     def claim(self, claim: ClaimSpec, cohort: str, pairs: MeasuredPairs, spread: Spread | None) -> ClaimRow:
         """Return a claim's line; its p is not adjusted yet, nor said when it was written down."""
         both, splits = _unzipped(pairs)
+        leaks = self.leaks([name for pair in pairs for name in pair.ids])
         return ClaimRow(
             claim=claim.claim,
             cohort=cohort,
@@ -307,12 +308,18 @@ class _Measuring:
                 [pair.ids[1] for pair in pairs], [second for _, second in both], claim.metric, claim.group
             ),
             effect=self.difference(
-                both, splits=splits, spread=spread, largest=largest_difference(claim.metric)
+                both,
+                metric=claim.metric,
+                group=claim.group,
+                leaks=leaks,
+                splits=splits,
+                spread=spread,
+                largest=largest_difference(claim.metric),
             ),
             adjusted=np.nan,
             verdict="not estimable",
             pairs=len(self.study.seeds) * len(self.study.splits),
-            leaks=self.leaks([name for pair in pairs for name in pair.ids]),
+            leaks=leaks,
             finished_before=None,
         )
 
@@ -352,7 +359,7 @@ class _Measuring:
                 except PredictionsError:
                     continue  # this variant was not looked into in that way
                 mean = self._mean(having, runs, metric, group)
-                if asked or mean.cases:
+                if asked or mean.estimate.n:
                     yield VariantRow(cohort, variant, metric, group, mean, len(names), self.leaks(having))
 
     def _mean(self, names: Sequence[str], runs: Sequence[Measured], metric: str, group: str) -> Effect:
@@ -363,6 +370,9 @@ class _Measuring:
                 runs,
                 replicates=self.study.replicates,
                 confidence=self.study.confidence,
+                metric=metric,
+                group=group,
+                leaks=self.leaks(names),
                 is_share=is_share(metric),
             )
         return self._means[key]

@@ -11,8 +11,8 @@ from typing import Any
 from threefold.cohorts.cohort import Cohort, CohortSpec, fingerprint
 from threefold.cohorts.splits import PARTS, Split, read_split, required_targets
 from threefold.errors import RunError
+from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.groups import natural_order
-from threefold.evaluation.rows import Row
 from threefold.experiment import Experiment, Part
 from threefold.reporting.evidence import Chapter, Need, read_evidence, sections_of
 from threefold.reporting.html import Block, Facts, Heading, Notice, Page, Section, Text
@@ -166,9 +166,11 @@ def _headline(run: RunFolder) -> Table | None:
     )
 
 
-def _row(fields: Mapping[str, Any]) -> Row:
-    numbers = {key: float("nan") for key in ("value", "low", "high") if fields[key] is None}
-    return Row(**{**fields, **numbers})
+def _row(fields: Mapping[str, Any]) -> Estimate:
+    given = {key: value for key, value in fields.items() if key not in ("low", "high", "note")}
+    interval = None if fields["low"] is None else (fields["low"], fields["high"])
+    value = float("nan") if fields["value"] is None else fields["value"]
+    return Estimate(**{**given, "value": value, "interval": interval, "remark": fields["note"]})
 
 
 def _training(read: _Read) -> Iterator[Block]:

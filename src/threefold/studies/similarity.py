@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from threefold.cohorts.failures import Failures
 from threefold.cohorts.splits import read_split
 from threefold.csv_tables import frame_text
 from threefold.errors import CohortError, RunError, UsageError
-from threefold.evaluation.intervals import Estimate
+from threefold.evaluation.estimate import OF_A_FIT, Estimate
 from threefold.evaluation.similarity import similarity
 from threefold.experiment import EvaluationSpec
 from threefold.experiments import read_experiment
@@ -107,8 +107,7 @@ def write_similarities(
             "first": each.first,
             "second": each.second,
             "stage": each.stage,
-            "metric": "cka",
-            **asdict(each.found),
+            **{name: getattr(each.found, name) for name in OF_A_FIT},
         }
         for each in found
     )
