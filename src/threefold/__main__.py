@@ -1,5 +1,5 @@
 """`python -m threefold`: the program, where its script is not on the path."""
 
-from threefold.cli.app import main
+from threefold.cli.app import program
 
-main()
+program()

@@ -33,31 +33,56 @@ def terminating_as_interrupt() -> Iterator[None]:
     signal that this process ignores (as `nohup` wants it) stays ignored. A forked process that inherits this
     does not raise: its work is the parent's to end.
     """
-    owner = os.getpid()
-
-    def stop(number: int, frame: FrameType | None) -> Any:
-        if os.getpid() != owner:
-            return
-        for each in taken:
-            signal.signal(each, signal.SIG_IGN)
-        raise Stopped(number)
-
-    taken: dict[int, Any] = {}
+    previous: dict[int, Any] = {}
     try:
-        for each in _ASKED:
-            handler = signal.getsignal(each)
-            outer = getattr(handler, "__qualname__", None) == stop.__qualname__
-            if outer or handler in (None, signal.SIG_IGN):
-                continue  # an outer call's, another library's, or ignored on purpose
-            taken[each] = signal.signal(each, stop)
+        _raise_on_the_first(previous)
     except ValueError:  # not the main thread
         yield
         return
     try:
         yield
     finally:
-        for each, handler in taken.items():
+        for each, handler in previous.items():
             signal.signal(each, handler)
+
+
+@contextmanager
+def deaf_at_the_end() -> Iterator[None]:
+    """As `terminating_as_interrupt`, around all that a process does: once it is done, signals change nothing.
+
+    The interpreter takes a second to end, in which a signal would otherwise end a finished command as if it
+    had failed.
+    """
+    previous: dict[int, Any] = {}
+    _raise_on_the_first(previous)
+    try:
+        yield
+    finally:
+        for each in previous:
+            signal.signal(each, signal.SIG_IGN)
+
+
+def _raise_on_the_first(previous: dict[int, Any]) -> None:
+    """Answer the first signal with `Stopped`; `previous` gets the handlers that were there.
+
+    Raises:
+        ValueError: this is not the main thread.
+    """
+    owner = os.getpid()
+
+    def stop(number: int, frame: FrameType | None) -> Any:
+        if os.getpid() != owner:
+            return
+        for each in previous:
+            signal.signal(each, signal.SIG_IGN)
+        raise Stopped(number)
+
+    for each in _ASKED:
+        handler = signal.getsignal(each)
+        outer = getattr(handler, "__qualname__", None) == stop.__qualname__
+        if outer or handler in (None, signal.SIG_IGN):
+            continue  # an outer call's, another library's, or ignored on purpose
+        previous[each] = signal.signal(each, stop)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import yaml
 from typer.testing import CliRunner
 
 import threefold
-from threefold.cli.app import app, main
+from threefold.cli.app import app, main, program
 from threefold.errors import ThreefoldError
 from threefold.experiments import recipe_names
 from threefold.interruption import Stopped
@@ -135,6 +135,34 @@ def test_the_traceback_is_printed_where_asked_for(
     printed = capsys.readouterr().err
     assert printed.startswith("Traceback")
     assert printed.splitlines()[-1].startswith("error: nowhere")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_after_the_last_word_changes_nothing(name: str) -> None:
+    code = (
+        "import atexit, os, signal, sys\n"
+        "from threefold.cli.app import program\n"
+        f"atexit.register(os.kill, os.getpid(), signal.{name})\n"
+        "sys.argv = ['threefold', '--version']\n"
+        "program()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_signal_between_the_parts_of_a_program_ends_it_as_interrupted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("threefold.cli.app.app", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with pytest.raises(SystemExit) as stop:
+            program()
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert stop.value.code == 143
+    assert capsys.readouterr().err == "interrupted.\n"
 
 
 def test_terminals_without_the_letters_and_readers_that_leave_are_answered() -> None:

@@ -11,6 +11,7 @@ import typer
 from threefold import __version__
 from threefold.cli.failures import explained
 from threefold.cli.verbs import Verbs
+from threefold.interruption import deaf_at_the_end
 from threefold.threads import share_cores
 
 app = typer.Typer(
@@ -39,6 +40,12 @@ def _root(
 
     Example: `threefold demo hematoma --out out/demo-hematoma`
     """
+
+
+def program() -> None:
+    """Be the program of a process: `main`, after which no signal changes the exit code any more."""
+    with explained(), deaf_at_the_end():
+        main()
 
 
 def main() -> None:
