@@ -5,7 +5,8 @@ Each kind of file stays what it is for other programs, and no order of writing c
 - a checkpoint, a zip archive, carries its checksum as the archive's comment;
 - weights, safetensors, carry theirs in the metadata of the header;
 - a table (CSV) has it beside it, in NAME.sha256, as `sha256sum` writes it and `sha256sum --check` reads it.
-  It is removed before the table is replaced and written after: a kill between leaves a table without one.
+  It is removed before the table is replaced and written after: a kill between leaves a table without one;
+- a text that people read (Markdown) has its own in a comment at its beginning, JSON under the key `sha256`.
 
 Masks need none: PNG and gzip check their own content when they are read.
 """
@@ -19,8 +20,9 @@ import os
 import re
 import struct
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from threefold.errors import ThreefoldError, bounded
 from threefold.run import write_atomically
@@ -32,6 +34,8 @@ _LENGTH_FIELD = 2
 _LONGEST_HEADER = 100_000_000
 """Of a safetensors file, bytes; the format's own limit."""
 _CHUNK = 1 << 20
+_SEAL = re.compile(r"<!-- sha256: (.{64}) -->\n\n")
+_KEY = "sha256"
 
 
 def seal_archive(archive: bytes) -> bytes:
@@ -132,6 +136,49 @@ def verify_tensors(path: Path, error: type[ThreefoldError], remedy: str) -> bool
             digest.update(chunk)
     _compare(path, found[1].decode(errors="replace"), digest.hexdigest(), error, remedy)
     return True
+
+
+def seal_text(text: str) -> str:
+    """Return a Markdown text with its checksum in a comment at its beginning, which no page shows."""
+    return f"<!-- sha256: {_text_digest(text)} -->\n\n{text}"
+
+
+def verify_text(text: str, path: Path, error: type[ThreefoldError], remedy: str) -> str:
+    """Return a Markdown text without its checksum; the same where it carries none.
+
+    Raises:
+        error: the text is not the one that was written.
+    """
+    found = _SEAL.match(text)
+    if found is None:
+        return text
+    content = text[found.end() :]
+    _compare(path, found[1], _text_digest(content), error, remedy)
+    return content
+
+
+def seal_object(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is to be written as JSON, with the checksum of the rest as `sha256`."""
+    return {**content, _KEY: _text_digest(json.dumps(content, sort_keys=True))}
+
+
+def verify_object(
+    content: Mapping[str, Any], path: Path, error: type[ThreefoldError], remedy: str
+) -> dict[str, Any]:
+    """Return what was read of JSON without its checksum; the same where it carries none.
+
+    Raises:
+        error: it is not what was written.
+    """
+    rest = {key: value for key, value in content.items() if key != _KEY}
+    if _KEY in content:
+        found = _text_digest(json.dumps(rest, sort_keys=True))
+        _compare(path, str(content[_KEY]), found, error, remedy)
+    return rest
+
+
+def _text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()
 
 
 def checksum_of(path: Path) -> Path:

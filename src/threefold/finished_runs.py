@@ -90,4 +90,5 @@ def _deciding(run: RunFolder) -> Iterable[Path]:
 
 
 def _made(run: RunFolder) -> Iterable[Path]:
-    return run.weights, run.weights.with_suffix(".json"), run.predictions, run.structures
+    tables = run.predictions, run.structures, run.failed, run.metrics
+    return run.weights, run.weights.with_suffix(".json"), *tables

@@ -136,6 +136,26 @@ def test_what_explain_was_asked_and_did_not_find_is_not_promised(mine: RunFolder
     assert "makes it" not in words
 
 
+def test_a_table_that_was_changed_is_not_shown(mine: RunFolder) -> None:
+    table = mine.tables / "metrics.md"
+    table.write_text(table.read_text().replace("0.", "0.9", 1))
+    words = read(report(mine.path)).words
+    assert "metrics.md: is not what was written" in words
+    assert "Test cases by site, per case" not in words
+    numbers = mine.tables / "metrics.json"
+    numbers.write_text(numbers.read_text().replace('"n": ', '"n": 1', 1))
+    with pytest.raises(RunError, match=r"metrics\.json: is not what was written.*threefold evaluate"):
+        report(mine.path)
+
+
+@pytest.mark.parametrize("name", ["split.csv", "experiment.yaml", "status.json"])
+def test_a_report_is_of_the_settings_that_the_run_was_finished_with(mine: RunFolder, name: str) -> None:
+    path = mine.path / name
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(RunError, match=rf"{name}: is not what was written"):
+        report(mine.path)
+
+
 def test_a_run_that_was_not_evaluated_says_so(run: RunFolder, tmp_path: Path) -> None:
     bare = RunFolder(tmp_path / "bare")
     shutil.copytree(run.path, bare.path, ignore=shutil.ignore_patterns("tables", "figures"))

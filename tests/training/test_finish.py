@@ -272,6 +272,21 @@ def test_settings_that_changed_are_no_start_and_no_end(
     assert run.status.read_bytes() == whole
 
 
+@pytest.mark.parametrize("name", ["metrics.csv", "failed.csv"])
+def test_what_stands_beside_the_numbers_is_tied_to_them(
+    finished: tuple[Cohort, RunFolder], name: str
+) -> None:
+    cohort, run = finished
+    path = run.path / name
+    whole = path.read_bytes() if path.is_file() else None
+    path.write_bytes((whole or b"case_id,error\np0-0,gone\n") + b"\n")
+    with pytest.raises(RunError, match=rf"{name}: .*threefold finish"):
+        read_run_predictions(run)
+    finish_early(run.path, cohort)
+    assert (path.read_bytes() if path.is_file() else None) == whole
+    read_run_predictions(run)
+
+
 def test_the_predictions_of_another_run_are_refused_and_made_anew(finished: tuple[Cohort, RunFolder]) -> None:
     cohort, run = finished
     own = read_predictions(run.predictions).table

@@ -13,6 +13,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
+from threefold.checksums import verify_text
+from threefold.errors import RunError
 from threefold.reporting.html import Block, Folded, Notice, Section, Text
 from threefold.reporting.pictures import picture
 from threefold.reporting.table import Table, from_markdown
@@ -167,9 +169,12 @@ def read_evidence(tables: Path, figures: Path) -> Evidence:
     damaged: list[Notice] = []
     for path in sorted(tables.glob("*.md")):
         try:
-            text = path.read_text(encoding="utf-8")
+            text = verify_text(path.read_text(encoding="utf-8"), path, RunError, "Make it again.")
         except (OSError, UnicodeDecodeError) as error:
             damaged.append(Notice("bad", f"{path.name}: can't be read ({error}). Make it again."))
+            continue
+        except RunError as error:
+            damaged.append(Notice("bad", str(error)))
             continue
         for table in from_markdown(text):
             name, number = f"{path.stem}/{table.title}", 2

@@ -15,7 +15,7 @@ from threefold.evaluation.evidence import ATTENTION, COUNTERFACTUALS, ZERO_MAP, 
 from threefold.evaluation.metrics import BASELINES, METRICS
 from threefold.evaluation.predictions import Predictions
 from threefold.experiment import EvaluationSpec
-from threefold.reporting.table import LEAK_NOTE, Table, cell, markdown
+from threefold.reporting.table import LEAK_NOTE, Table, cell, page
 from threefold.run import or_removed, write_atomically
 
 _NAMES = ("attention", "counterfactuals", "truth")
@@ -82,7 +82,7 @@ def write_evidence_tables(tables: Sequence[EvidenceTable], folder: Path) -> tupl
     content = dict.fromkeys(_NAMES) | {one.name: one for one in tables}
     texts, numbers = (tuple(or_removed(folder, suffix, content)) for suffix in (".md", ".csv"))
     for path, one in texts:
-        write_atomically(path, markdown(one.table))
+        write_atomically(path, page([one.table]))
     for path, one in numbers:
         frame = pd.DataFrame([row.record() for row in one.rows]).drop(columns=["class_name", "positives"])
         write_atomically(path, frame_text(frame))

@@ -42,7 +42,7 @@ from threefold.reporting.figures import (
 )
 from threefold.reporting.shift_tables import shift_table
 from threefold.reporting.structure_tables import disagreement_table
-from threefold.reporting.table import Table, markdown
+from threefold.reporting.table import Table, page
 from threefold.reporting.tables import write_tables
 from threefold.reporting.volume_examples import choose_volumes
 from threefold.reporting.volume_figures import VolumeExample, volume_figure
@@ -110,7 +110,7 @@ def write_report(
     extremes = extreme_tables(predictions, evaluation.threshold)
     further = {
         "shift": _text(shift_table(moved, spec)),
-        "cases": "\n".join(map(markdown, extremes)) or None,
+        "cases": page(extremes) if extremes else None,
         "disagreements": _text(disagreement_table(predictions)),
     }
     for path, text in or_removed(folder.tables, ".md", further):
@@ -120,7 +120,7 @@ def write_report(
 
 
 def _text(table: Table | None) -> str | None:
-    return None if table is None else markdown(table)
+    return None if table is None else page([table])
 
 
 def _write_volumes(examples: Pictures, folder: Path) -> Iterator[Path]:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from threefold.checksums import seal_text
 from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.evaluate import Evaluation
 from threefold.evaluation.groups import Level
@@ -86,6 +87,11 @@ def markdown(table: Table) -> str:
     lines = [f"## {table.title}", "", _pipes(table.columns), _pipes("---" for _ in table.columns)]
     lines += [_pipes(row) for row in table.rows]
     return "\n".join([*lines, "", *(f"{note}\n" for note in table.notes)])
+
+
+def page(tables: Iterable[Table]) -> str:
+    """Return a file of Markdown, one table below the other, with its checksum (`checksums`)."""
+    return seal_text("\n".join(markdown(table) for table in tables))
 
 
 def from_markdown(text: str) -> tuple[Table, ...]:

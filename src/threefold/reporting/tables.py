@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from threefold.checksums import seal_object
 from threefold.csv_tables import frame_text
 from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.evaluate import Evaluation
@@ -19,7 +20,7 @@ from threefold.evaluation.overlap import POLICY
 from threefold.evaluation.structure_measures import UNION
 from threefold.reporting.diagnosis_tables import confusion_table, diagnosis_variants
 from threefold.reporting.structure_tables import WHOLE, structure_tables, title_of, variant_tables
-from threefold.reporting.table import LEAK_NOTE, Table, cell, legend, markdown, variant_legend
+from threefold.reporting.table import LEAK_NOTE, Table, cell, legend, page, variant_legend
 from threefold.run import write_atomically
 
 PAPER_METRICS = ("f1", "auc")
@@ -124,8 +125,9 @@ def write_tables(evaluation: Evaluation, folder: Path) -> tuple[Path, ...]:
     folder.mkdir(parents=True, exist_ok=True)
     contents = {
         "metrics.csv": frame_text(evaluation.table),
-        "metrics.json": json.dumps(evaluation_json(evaluation), indent=2, allow_nan=False) + "\n",
-        "metrics.md": "\n".join(markdown(table) for table in evaluation_tables(evaluation)),
+        "metrics.json": json.dumps(seal_object(evaluation_json(evaluation)), indent=2, allow_nan=False)
+        + "\n",
+        "metrics.md": page(evaluation_tables(evaluation)),
     }
     for name, content in contents.items():
         write_atomically(folder / name, content)
@@ -146,7 +148,7 @@ def write_comparison(evaluations: Mapping[str, Evaluation], folder: Path) -> tup
     )
     numbers = numbers[["variant", *numbers.columns.drop("variant")]]
     contents = {
-        "comparison.md": "\n".join(markdown(table) for table in comparison_tables(evaluations)),
+        "comparison.md": page(comparison_tables(evaluations)),
         "comparison.csv": frame_text(numbers),
     }
     for name, content in contents.items():

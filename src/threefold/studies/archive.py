@@ -110,10 +110,11 @@ def _files(folder: StudyFolder, runs: tuple[str, ...]) -> Iterator[Path]:
         yield from sorted(folder.path.glob(pattern))
     yield from sorted(map(folder.outcome_file, runs))
     for name in runs:
-        for table in (folder.run(name).predictions, folder.run(name).structures):
+        run = folder.run(name)
+        for table in (run.predictions, run.structures, run.evidence):
             verify_table(table, RunError, _AGAIN)
-        verify_made(folder.run(name), folder.run(name).predictions, folder.run(name).structures)
-        verify_settings(folder.run(name))
+        verify_made(run, run.predictions, run.structures, run.failed, run.metrics)
+        verify_settings(run)
     # Alike beside alike: what repeats takes no room.
     for paths in zip(*(_tables(folder.run(name)) for name in runs), strict=True):
         yield from (path for path in paths if path.is_file())

@@ -21,7 +21,7 @@ from threefold.evaluation.paired import MEASURES, Gain, registration_gains, vari
 from threefold.experiment import EvaluationSpec, Experiment
 from threefold.reporting.paired_tables import gain_table
 from threefold.reporting.run_report import Report
-from threefold.reporting.table import markdown
+from threefold.reporting.table import page
 from threefold.reporting.tables import write_comparison
 from threefold.run import make_folder, write_atomically
 from threefold.studies.chain_spec import PROPAGATION, ChainSpec, stage_experiments, stage_overrides
@@ -158,7 +158,7 @@ def run_chain(chain: Chain, cohort: Cohort, progress: TrainingProgress) -> Chain
     gains = tuple(_gains(propagated, reports, first.evaluation))
     report = ChainReport(reports, gains, first.evaluation, tables)
     if report.gains:
-        write_atomically(tables / "gains.md", markdown(gain_table(report.gains, first.evaluation)))
+        write_atomically(tables / "gains.md", page([gain_table(report.gains, first.evaluation)]))
         numbers = pd.DataFrame([each.record() for each in report.gains])
         write_atomically(tables / "gains.csv", frame_text(numbers))
     return report

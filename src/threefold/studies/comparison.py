@@ -37,7 +37,7 @@ from threefold.evaluation.spread import Spread, moderated
 from threefold.reporting.figures import save
 from threefold.reporting.study_figures import claim_figure
 from threefold.reporting.study_tables import claim_table, pair_table, reliance_table, variant_table
-from threefold.reporting.table import Table, markdown
+from threefold.reporting.table import Table, page
 from threefold.run import write_atomically
 from threefold.studies.claim_pairs import (
     asked_pairs,
@@ -196,7 +196,7 @@ def write_comparison(comparison: Comparison, folder: StudyFolder) -> tuple[Table
         for old in (folder.tables / f"{name}.md", folder.tables / f"{name}.csv") if not table.rows else ():
             old.unlink(missing_ok=True)
         if table.rows:
-            write_atomically(folder.tables / f"{name}.md", markdown(table))
+            write_atomically(folder.tables / f"{name}.md", page([table]))
             numbers = pd.json_normalize([record_of(row) for row in rows[name]]).map(_in_a_field)
             write_atomically(folder.tables / f"{name}.csv", frame_text(numbers))
     picture = folder.figures / "claims.png"

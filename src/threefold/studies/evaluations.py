@@ -80,7 +80,7 @@ def read_run_predictions(run: RunFolder) -> Predictions:
     )
     if not checksum_of(run.predictions).is_file():
         note_unchecked(run.predictions)
-    verify_made(run, run.predictions, run.structures)
+    verify_made(run, run.predictions, run.structures, run.failed, run.metrics)
     early = stopped_early(status)
     if early is not None:
         predictions = replace(predictions, notes=(*predictions.notes, early))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from threefold.checksums import verify_table, write_table
 from threefold.cohorts.failures import left_out_notes, write_failures
 from threefold.cohorts.splits import read_split
 from threefold.csv_tables import as_numbers, frame_text
@@ -18,7 +19,7 @@ from threefold.evaluation.groups import natural_order
 from threefold.reporting.attention_figures import AttentionPicture, attention_figure, plane_of
 from threefold.reporting.evidence_tables import EvidenceTable, evidence_tables, write_evidence_tables
 from threefold.reporting.figures import save
-from threefold.run import RunFolder, or_removed, write_atomically
+from threefold.run import RunFolder, or_removed
 from threefold.studies.evaluations import cohort_of_run, read_run_predictions
 from threefold.studies.probing import Probed, probe_run
 from threefold.validation import read_table
@@ -106,7 +107,7 @@ def explain_run(
     probed = probe_run(run, cohort=cohort, device=device, batch_size=batch_size)
     left_out = {**probed.left_out, **explained.failed}
     write_failures(run.tables / FAILED_NAME, left_out)
-    write_atomically(run.evidence, frame_text(evidence, index=True))
+    write_table(run.evidence, frame_text(evidence, index=True))
     notes = (
         *left_out_notes(explained.failed, len(cases)),
         *_notes(explainer, len(evidence), larger, measured=bool(tables)),
@@ -120,9 +121,10 @@ def read_evidence(run: RunFolder) -> pd.DataFrame:
     Raises:
         PredictionsError: the table is damaged.
     """
+    again = f"Remove it and run `threefold explain {run.path}`."
+    verify_table(run.evidence, PredictionsError, again)
     if not run.evidence.is_file():
         return pd.DataFrame()
-    again = f"Remove it and run `threefold explain {run.path}`."
     table = read_table(run.evidence, PredictionsError, again)
     try:
         if table["case_id"].duplicated().any():

@@ -27,7 +27,7 @@ from threefold.reporting.probe_tables import (
     value_records,
     value_table,
 )
-from threefold.reporting.table import Table, markdown
+from threefold.reporting.table import Table, page
 from threefold.run import RunFolder, make_folder, write_atomically
 from threefold.studies.evaluations import cohort_of_run, read_run_predictions
 
@@ -169,7 +169,7 @@ def _write(named: Mapping[str, tuple[Table, list[dict[str, Any]]]], folder: Path
         frame = pd.DataFrame(records)
         if "positives" in frame:
             frame = frame.astype({"positives": "Int64"})
-        contents = {"md": markdown(table), "csv": frame_text(frame)}
+        contents = {"md": page([table]), "csv": frame_text(frame)}
         for suffix, content in contents.items():
             paths.append(folder / f"{name}.{suffix}")
             write_atomically(paths[-1], content)

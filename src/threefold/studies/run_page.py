@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from threefold.checksums import verify_object
 from threefold.cohorts.cohort import Cohort, CohortSpec, fingerprint
 from threefold.cohorts.splits import PARTS, Split, read_split, required_targets
-from threefold.errors import RunError
+from threefold.errors import RunError, some
 from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.groups import natural_order
 from threefold.experiment import Experiment, Part
+from threefold.finished_runs import verify_settings
 from threefold.reporting.evidence import Chapter, Need, read_evidence, sections_of
 from threefold.reporting.html import Block, Facts, Heading, Notice, Page, Section, Text
 from threefold.reporting.structure_tables import title_of
@@ -21,7 +23,7 @@ from threefold.reporting.table import Table, cell
 from threefold.run import RunFolder
 from threefold.studies.audit_section import AUDIT, audit_blocks
 from threefold.studies.evaluations import cohort_if_there, of_run
-from threefold.studies.notices import leak_of_run, left_by, shared_patients, some, stale_tables, stopped_early
+from threefold.studies.notices import leak_of_run, left_by, shared_patients, stale_tables, stopped_early
 from threefold.studies.reproduction import environment_facts, leaves_its_folder, reproduction
 from threefold.validation import read_json
 
@@ -97,6 +99,7 @@ def run_page(run: RunFolder, footer: str, *, progress: Progress | None = None) -
 
 def _read(run: RunFolder) -> _Read:
     status = run.read_status()
+    verify_settings(run)
     experiment, trained, home = of_run(run)
     cohort = cohort_if_there(home)
     known = run.read_cohort()["fingerprint"]
@@ -147,7 +150,8 @@ def _headline(run: RunFolder) -> Table | None:
     if not path.is_file():
         return None
     try:
-        found = [_row(fields) for fields in read_json(path, RunError, "")["rows"]]
+        content = verify_object(read_json(path, RunError, ""), path, RunError, "")
+        found = [_row(fields) for fields in content["rows"]]
     except (RunError, KeyError, TypeError) as error:
         raise RunError(f"{path}: can't be read ({error}). Make it again: `threefold evaluate`.") from error
     rows = [row for row in found if row.level == "case" and not row.class_name and row.metric in _HEADLINES]
@@ -219,7 +223,7 @@ def _training(read: _Read) -> Iterator[Block]:
 def _split(read: _Read) -> Iterator[Block]:
     split = read.split
     if split.leaks:
-        yield Notice("bad", f"{shared_patients(split)}. They are {some(split.leaking_patients)}.")
+        yield Notice("bad", f"{shared_patients(split)}. They are {some(split.leaking_patients, 10)}.")
     else:
         yield Text(f"The split is by {split.kind}. No patient has cases in more than one part.")
     if read.cohort is None:

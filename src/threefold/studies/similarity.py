@@ -21,7 +21,7 @@ from threefold.experiment import EvaluationSpec
 from threefold.experiments import read_experiment
 from threefold.reporting.figures import save
 from threefold.reporting.similarity import POOLED, similarity_figure, similarity_table
-from threefold.reporting.table import Table, markdown
+from threefold.reporting.table import Table, page
 from threefold.run import RunFolder, make_folder, write_atomically
 from threefold.studies.evaluations import cohort_of_run
 
@@ -112,7 +112,7 @@ def write_similarities(
         for each in found
     )
     contents = {
-        "similarity.md": markdown(table_of(found, spec)),
+        "similarity.md": page([table_of(found, spec)]),
         "similarity.csv": frame_text(frame),
     }
     for name, content in contents.items():
