@@ -10,16 +10,14 @@ process's (ru_maxrss).
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from _usage import usage_of
+
 SIDE = 8
-_SCRIPT = "import sys; from threefold.cli.app import main; sys.argv = ['threefold', *sys.argv[1:]]; main()"
 
 
 def make_cohort(folder: Path, count: int) -> None:
@@ -49,17 +47,6 @@ def make_cohort(folder: Path, count: int) -> None:
     write_cohort(folder, spec, rows)
 
 
-def measured(folder: Path) -> tuple[float, float]:
-    """Return the CPU seconds and the peak MiB of one check."""
-    command = [sys.executable, "-c", _SCRIPT, "check", str(folder), "--json"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)}: exit status {process.returncode}")
-    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(
@@ -71,7 +58,7 @@ def main() -> None:
         for count in parser.parse_args().counts:
             folder = Path(name) / str(count)
             make_cohort(folder, count)
-            seconds, memory = measured(folder)
+            seconds, memory = usage_of("check", str(folder), "--json")
             print(f"| {count:,} | {seconds:.1f} | {1000 * seconds / count:.2f} | {memory:.0f} |", flush=True)
 
 

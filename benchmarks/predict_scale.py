@@ -16,8 +16,6 @@ import datetime
 import os
 import platform
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,6 +23,8 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
+
+from _usage import usage_of
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results" / "speed" / "predict-scale.md"
@@ -89,18 +89,6 @@ def make_images(folder: Path, count: int) -> None:
         write_nifti(folder / f"{number:06d}.nii", array, np.diag([-1.0, -1.0, 5.0, 1.0]))
 
 
-def measured(run: Path, images: Path, out: Path) -> tuple[float, float]:
-    """Return the CPU seconds and the peak MB of one command."""
-    script = "import sys; from threefold.cli.app import main; sys.argv = ['threefold', *sys.argv[1:]]; main()"
-    command = [sys.executable, "-c", script, "predict", str(run), str(images), "--out", str(out), "--json"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)}: exit status {process.returncode}")
-    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1000
-
-
 def main() -> None:
     """Measure, print and write the page."""
     parser = argparse.ArgumentParser(
@@ -117,7 +105,8 @@ def main() -> None:
             images, out = folder / f"images-{count}", folder / f"out-{count}"
             make_images(images, count)
             started = time.monotonic()
-            first, again = measured(folder / "run", images, out), measured(folder / "run", images, out)
+            command = ("predict", str(folder / "run"), str(images), "--out", str(out), "--json")
+            first, again = usage_of(*command), usage_of(*command)
             line = f"| {count:,} | {first[0]:.1f} | {first[1]:.0f} | {again[0]:.1f} | {again[1]:.0f} |"
             print(line, f"({time.monotonic() - started:.0f} s)", flush=True)
             lines.append(line)
@@ -129,7 +118,7 @@ one thread: `threefold predict RUN FOLDER --out OUT --json` over NIfTI slices of
 network, in a process of its own, then the same command again, which finds everything done. CPU seconds, and
 the process's peak memory.
 
-| images | s | MB | again: s | MB |
+| images | s | MiB | again: s | MiB |
 | ---: | ---: | ---: | ---: | ---: |
 """
     PAGE.write_text(text + "\n".join(lines) + "\n")

@@ -91,20 +91,29 @@ def _visible_cores() -> int:
 
 def _quotas() -> Iterator[float]:
     """Yield how many cores each control group that this process is in allows, versions 1 and 2."""
-    groups: dict[str, str] = {"": "", "cpu": ""}  # within a container the path may be the host's: root too
+    for controller, files in (("", ("cpu.max",)), ("cpu", ("cpu.cfs_quota_us", "cpu.cfs_period_us"))):
+        for group in control_groups(controller):
+            with suppress(OSError, ValueError):  # no such version of control groups, or no limit ("max")
+                quota, period = " ".join((group / name).read_text(encoding="utf-8") for name in files).split()
+                if int(quota) > 0:
+                    yield int(quota) / int(period)
+
+
+def control_groups(controller: str) -> Iterator[Path]:
+    """Yield the control group that this process is in, and those that it is in: each may have a limit.
+
+    Args:
+        controller: of version 1, such as cpu or memory; empty: of version 2, whose groups have all of them.
+    """
+    own = ""
     with suppress(OSError):
         for line in _OWN_GROUPS.read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)
-            groups |= {name: path.strip("/") for name in controllers.split(",")}
-    for root, path, files in (
-        (_CGROUP, groups[""], ("cpu.max",)),
-        (_CGROUP / "cpu", groups["cpu"], ("cpu.cfs_quota_us", "cpu.cfs_period_us")),
-    ):
-        for group in (root / path, *(root / path).parents):
-            if group.is_relative_to(root):
-                with suppress(OSError, ValueError):  # no such version of control groups, or no limit ("max")
-                    quota, period = " ".join(
-                        (group / name).read_text(encoding="utf-8") for name in files
-                    ).split()
-                    if int(quota) > 0:
-                        yield int(quota) / int(period)
+            if controller in controllers.split(","):
+                own = path.strip("/")
+    root = _CGROUP / controller
+    group = root / own
+    # Within a container the path may be the host's, of which only the root is there.
+    for folder in dict.fromkeys((group, *group.parents, root)):
+        if folder.is_relative_to(root):
+            yield folder

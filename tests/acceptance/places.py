@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from threefold.cohorts.cohort import AtlasSpec, CohortSpec, MaskSpec, write_cohort
-from threefold.images.writing import write_nifti
 from threefold.phantoms.fetal_heart import PRESETS, make_fetal_heart_cohort
 from threefold.run import RunFolder
 
+from ..balls import write_balls
 from ..images.conftest import write_dicom
 from .forked import SMALL_HEART, run
 from .squares import write_squares
@@ -73,7 +72,6 @@ _TINY = {
     "replicates": 20,
     "claims": [{"claim": "masks help", "variant": "seg", "baseline": "cls"}],
 }
-_SIDE = 16
 
 
 class Places:
@@ -143,40 +141,6 @@ def _stop(home: Path) -> None:
     stopped.write_status(state="running", epoch=2)
 
 
-def _write_balls(home: Path) -> None:
-    """Three volumes with a ball in each, an atlas, and the truth of two of them."""
-    folder = home / "balls"
-    folder.mkdir()
-    points = np.stack(np.meshgrid(*[np.arange(float(_SIDE))] * 3, indexing="ij"), -1) - (_SIDE - 1) / 2
-    for name, shift in (("atlas", 0.0), ("a", 1.0), ("b", -1.0), ("c", 0.5)):
-        away = np.linalg.norm(points - [shift, 0, 0], axis=-1)
-        write_nifti(folder / f"{name}.nii.gz", np.exp(-away / 3).astype(np.float32), np.eye(4))
-        write_nifti(folder / f"{name}-labels.nii.gz", (away < 3).astype(np.uint8), np.eye(4))
-    spec = CohortSpec(
-        name="balls",
-        modality="mri",
-        dimensions=3,
-        classes=("left", "right"),
-        mask=MaskSpec(name="ball"),
-        structures=("ball",),
-        atlases=(AtlasSpec(name="mean", image="atlas.nii.gz", structures="atlas-labels.nii.gz"),),
-    )
-    rows = [
-        {
-            "case_id": name,
-            "patient_id": name,
-            "site": "s",
-            "image": f"{name}.nii.gz",
-            "mask": f"{name}-labels.nii.gz",
-            "reference": None if name == "a" else f"{name}-labels.nii.gz",
-            "label": "right" if name == "b" else "left",
-            "split": {"a": "train", "b": "validation", "c": "test"}[name],
-        }
-        for name in "abc"
-    ]
-    write_cohort(folder, spec, rows)
-
-
 def _write_hearts(home: Path) -> None:
     make_fetal_heart_cohort(home / "hearts", PRESETS["demo"].model_copy(update=SMALL_HEART), 0)
 
@@ -210,7 +174,7 @@ PLACES = {
     "run": Place(_left_by(*TRAIN, "run"), ("cohort",)),
     "other": Place(lambda home: (home / "run").rename(home / "other") and None, ("run",)),
     "stopped": Place(_stop, ("run",)),
-    "balls": Place(_write_balls),
+    "balls": Place(lambda home: write_balls(home / "balls") and None),
     "hearts": Place(_write_hearts),
     "series": Place(_write_series),
     "listed.json": Place(_left_by("export", "decathlon", "balls", "--out", "listed.json"), ("balls",)),

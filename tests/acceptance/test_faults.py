@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
-from collections.abc import Iterator
 
 import pytest
 
@@ -57,16 +55,6 @@ SLOW = {
 }
 """What the benchmark alone tries, and why."""
 WITHOUT_FILES = {"check", "schema", "recipes"}
-
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
-    """What the commands need, made when it is needed."""
-    base = tmp_path_factory.mktemp("faults")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("THREEFOLD_CACHE", str(base / "cache"))
-        yield Places(base)
-    shutil.rmtree(base)
 
 
 @pytest.mark.parametrize("name", COUNTS)

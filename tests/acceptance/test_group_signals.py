@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,16 +30,6 @@ pytestmark = [
 ]
 PATIENCE = 300
 """Seconds; on a busy machine starting takes most of them."""
-
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
-    """What the commands need, made when it is needed."""
-    base = tmp_path_factory.mktemp("signals")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("THREEFOLD_CACHE", str(base / "cache"))
-        yield Places(base)
-    shutil.rmtree(base)
 
 
 def _pausing(owner: Any, name: str) -> Callable[[], Any]:

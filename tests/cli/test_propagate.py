@@ -7,15 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from threefold.cli.propagate import propagate
-from threefold.cohorts.cohort import AtlasSpec, Cohort, CohortSpec, MaskSpec, write_cohort
+from threefold.cohorts.cohort import Cohort
 from threefold.errors import CohortError, ExperimentError
-from threefold.images.writing import write_nifti
+
+from ..balls import write_balls
 
 QUICK = ["size=[12,12,12]", "epochs=0", "affine_steps=3", "refinement_steps=2"]
 app = typer.Typer()
@@ -24,28 +24,7 @@ app.command()(propagate)
 
 @pytest.fixture
 def cohort(tmp_path: Path) -> Cohort:
-    folder = tmp_path / "cohort"
-    folder.mkdir()
-    points = np.stack(np.meshgrid(*[np.arange(12.0)] * 3, indexing="ij"), -1) - 5.5
-    for name, shift in (("atlas", 0.0), ("a", 1.0), ("b", -1.0)):
-        away = np.linalg.norm(points - [shift, 0, 0], axis=-1)
-        write_nifti(folder / f"{name}.nii.gz", np.exp(-away / 3).astype(np.float32), np.eye(4))
-        write_nifti(folder / f"{name}-labels.nii.gz", (away < 3).astype(np.uint8), np.eye(4))
-    spec = CohortSpec(
-        name="balls",
-        modality="mri",
-        dimensions=3,
-        mask=MaskSpec(name="ball"),
-        structures=("ball",),
-        atlases=(AtlasSpec(name="mean", image="atlas.nii.gz", structures="atlas-labels.nii.gz"),),
-    )
-    labels = {name: f"{name}-labels.nii.gz" for name in "ab"}
-    rows = [
-        {"case_id": name, "patient_id": name, "site": "s", "image": f"{name}.nii.gz", "mask": labels[name]}
-        for name in "ab"
-    ]
-    rows[1]["reference"] = labels["b"]
-    return write_cohort(folder, spec, rows)
+    return write_balls(tmp_path / "cohort", "ab", side=12)
 
 
 def test_the_summary_counts_and_says_where_everything_is(cohort: Cohort, tmp_path: Path) -> None:

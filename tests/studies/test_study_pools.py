@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from threefold import threads
 from threefold.errors import UsageError
 from threefold.studies import study_pools
 from threefold.studies.study import run_study
@@ -59,9 +60,8 @@ def test_memory_is_the_machines_or_the_control_groups(
     # What was read from files and can be dropped is no memory in use.
     (group / "memory.stat").write_text(f"anon 5\ninactive_file {2**29}\n")
     own.write_text("4:cpuset:/elsewhere\n0::/jobs/job-1\n")
-    files = ("memory.max", "memory.current", "inactive_file")
-    monkeypatch.setattr(study_pools, "_CONTROL_GROUPS", {"": (root, *files), "memory": (tmp_path, *files)})
-    monkeypatch.setattr(study_pools, "_OWN_GROUPS", own)
+    monkeypatch.setattr(threads, "_CGROUP", root)
+    monkeypatch.setattr(threads, "_OWN_GROUPS", own)
     monkeypatch.setattr(
         study_pools,
         "_fields",

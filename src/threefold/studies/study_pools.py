@@ -6,9 +6,8 @@ import math
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,18 +15,16 @@ from typing import Any, Protocol
 from threefold.errors import UsageError
 from threefold.studies.study_folder import GIB, Outcome
 from threefold.studies.study_worker import run_in_process
-from threefold.threads import available_cores
+from threefold.threads import available_cores, control_groups
 
 SPARE = 0.5
 """GiB that are left free."""
 
-_CGROUP = Path("/sys/fs/cgroup")
-_CONTROL_GROUPS = {
-    "": (_CGROUP, "memory.max", "memory.current", "inactive_file"),
-    "memory": (_CGROUP / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+_MEMORY_FILES = {
+    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
-"""By the controller's name in /proc/self/cgroup (version 2 has none): where it is, and its files."""
-_OWN_GROUPS = Path("/proc/self/cgroup")
+"""Of a control group, by controller (version 2 has none): its limit, what is used, what can be dropped."""
 
 
 class Pool(Protocol):
@@ -226,29 +223,15 @@ def free_memory() -> float:
     """
     available = _fields(Path("/proc/meminfo")).get("MemAvailable")
     free = math.inf if available is None else available * 1024
-    for folder, limit, used, cached in _control_groups():
-        try:
-            allowed, taken = (int((folder / name).read_text(encoding="utf-8")) for name in (limit, used))
-        except (OSError, ValueError):  # no such version of control groups, or no limit ("max")
-            continue
-        # Pages of files that were read count as used, and go when memory is asked for.
-        free = min(free, allowed - taken + _fields(folder / "memory.stat").get(cached, 0))
+    for controller, (limit, used, cached) in _MEMORY_FILES.items():
+        for group in control_groups(controller):
+            try:
+                allowed, taken = (int((group / name).read_text(encoding="utf-8")) for name in (limit, used))
+            except (OSError, ValueError):  # no such version of control groups, or no limit ("max")
+                continue
+            # Pages of files that were read count as used, and go when memory is asked for.
+            free = min(free, allowed - taken + _fields(group / "memory.stat").get(cached, 0))
     return free / GIB
-
-
-def _control_groups() -> Iterator[tuple[Path, str, str, str]]:
-    """Yield the control groups that this process is in, and those that they are in: each may have a limit."""
-    own: dict[str, str] = {}
-    with suppress(OSError):
-        for line in _OWN_GROUPS.read_text(encoding="utf-8").splitlines():
-            _, controllers, path = line.split(":", 2)
-            own |= {name: path.strip("/") for name in controllers.split(",")}
-    for name, (root, limit, used, cached) in _CONTROL_GROUPS.items():
-        group = root / own.get(name, "")
-        # Within a container the path may be the host's, of which only the root is there.
-        for folder in dict.fromkeys((group, *group.parents, root)):
-            if folder.is_relative_to(root):
-                yield folder, limit, used, cached
 
 
 def _fields(path: Path) -> dict[str, int]:
