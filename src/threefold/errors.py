@@ -7,6 +7,7 @@ The command line prints the message alone and exits with `exit_code`.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 _LONGEST_MESSAGE = 6000
 _LONGEST_VALUE = 300
@@ -18,6 +19,20 @@ def bounded(text: str, longest: int = _LONGEST_VALUE) -> str:
         return text
     head, tail = longest * 2 // 3, longest // 3
     return f"{text[:head]} [... {len(text) - head - tail} characters left out ...] {text[-tail:]}"
+
+
+def some(names: Sequence[str], most: int = 5, *, total: int | None = None, between: str = ", ") -> str:
+    """Return the first names, and how many more there are: "a, b and 3 more".
+
+    Args:
+        names: all, or the first few of `total`.
+        most: how many are named.
+        total: how many there are; None: as many as `names`.
+        between: what stands between two names.
+    """
+    more = (len(names) if total is None else total) - most
+    shown = between.join(names[:most])
+    return f"{shown}{' ' if between == ', ' else between}and {more} more" if more > 0 else shown
 
 
 class ThreefoldError(Exception):

@@ -34,7 +34,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from threefold.errors import RunError, ThreefoldError
+from threefold.errors import RunError, ThreefoldError, some
 from threefold.partials import partial_of, remove_abandoned
 from threefold.validation import parse_spec, read_json
 
@@ -368,8 +368,7 @@ def runs_below(folder: Path) -> str:
     below = sorted({path.parent for depth in depths for path in folder.glob(f"{depth}/status.json")})
     if not below:
         return ""
-    more = f" and {len(below) - _NAMED} more" if len(below) > _NAMED else ""
-    return f" Runs below it: {', '.join(map(str, below[:_NAMED]))}{more}."
+    return f" Runs below it: {some([*map(str, below)], _NAMED)}."
 
 
 def make_folder(path: Path) -> None:

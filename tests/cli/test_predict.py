@@ -23,6 +23,7 @@ from threefold.cohorts.trained_on import describe_training
 from threefold.errors import RunError
 from threefold.experiment import Experiment
 from threefold.experiments import experiment_yaml
+from threefold.images.reading import read_label_map
 from threefold.images.writing import write_nifti
 from threefold.inference.output import Prediction, PredictionFolder
 from threefold.networks.build import build_network
@@ -122,8 +123,23 @@ def test_a_slice_of_a_volume_that_shows_nothing_is_named_in_its_row(run: Path, t
     arguments = [str(run), str(tmp_path / "a.nii.gz"), "--out", str(tmp_path / "out"), "--json"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    notes = [row["notes"] for row in json.loads(result.stdout)["predictions"]]
-    assert ["blank" in " ".join(one) for one in notes] == [False, True, False]
+    rows = json.loads(result.stdout)["predictions"]
+    assert ["blank" in " ".join(row["notes"]) for row in rows] == [False, True, False]
+    assert [len(row["probabilities"]) for row in rows] == [2, 0, 2]
+    assert [row["decision"] is None for row in rows] == [False, True, False]
+    assert not read_label_map(tmp_path / "out" / "masks" / "a.nii.gz").array[..., 1].any()
+
+
+def test_a_first_slice_without_a_diagnosis_leaves_the_columns_as_they_are(run: Path, tmp_path: Path) -> None:
+    volumes = {"blank": [np.full((30, 40), 7), make_slice(1)], "whole": [make_slice(1), make_slice(2)]}
+    headers = []
+    for name, slices in volumes.items():
+        write_nifti(tmp_path / f"{name}.nii.gz", np.stack(slices, axis=-1), AFFINE)
+        out = tmp_path / f"out-{name}"
+        result = CliRunner().invoke(app, [str(run), str(tmp_path / f"{name}.nii.gz"), "--out", str(out)])
+        assert result.exit_code == 0, result.output
+        headers.append((out / "predictions.csv").read_text().splitlines()[0])
+    assert headers[0] == headers[1]
 
 
 def test_a_bad_file_among_good_ones(run: Path, images: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,23 @@ from threefold.cohorts.cohort import Cohort, CohortSpec, IntensitySpec, MaskSpec
 from threefold.images.writing import write_nifti
 
 AFFINE = np.diag([-0.5, -0.5, 5.0, 1.0])
+
+
+@pytest.fixture
+def refuse_to_list(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Take the permission to list a folder, from root too."""
+
+    def refuse(folder: Path) -> None:
+        listed = os.scandir
+
+        def refusing(path: Any = ".") -> Any:
+            if Path(path) == folder:
+                raise PermissionError(13, "Permission denied", str(path))
+            return listed(path)
+
+        monkeypatch.setattr(os, "scandir", refusing)
+
+    return refuse
 
 
 @pytest.fixture

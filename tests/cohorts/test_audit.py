@@ -410,8 +410,8 @@ def test_a_confounded_site_is_warned_of(make_cohort: Make) -> None:
     [
         ("HU", -1000, 900, None, ""),
         ("HU", 0, 255, "refuse", "8-bit"),
-        ("HU", -3024, 1500, "warn", "outside what CT can give"),
-        ("HU", -1000, 40000, "warn", "outside what CT can give"),
+        ("HU", -3024, 1500, "warn", "HU that CT can give"),
+        ("HU", -1000, 40000, "warn", "HU that CT can give"),
         ("HU", 0, 80, "note", "cut to a window"),
         ("HU", 30, 30, "warn", "constant"),
         ("grey", 0, 255, None, ""),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +107,19 @@ def test_a_bad_file_takes_its_series_with_it_and_no_other(
     assert len(list((tmp_path / "out" / "images").iterdir())) == len(expected)
 
 
+@pytest.mark.parametrize("kept", [0, 100])
+def test_a_file_that_is_named_as_its_series_and_is_no_dicom_is_missing(
+    scan: Path, tmp_path: Path, kept: int
+) -> None:
+    for path in (scan / "head").iterdir():
+        path.rename(path.with_suffix(""))
+    cut(scan / "head" / "1.1-3", kept)
+    (scan / "head" / "LICENSE").write_text("free")
+    make(scan, tmp_path / "out")
+    assert "gap in the series" in provenance(tmp_path / "out")["failed"]["head"]
+    assert provenance(tmp_path / "out")["passed over"] == ["head/LICENSE"]
+
+
 def test_every_series_is_a_case_or_slices(scan: Path, tmp_path: Path) -> None:
     volumes = make(scan, tmp_path / "volumes")
     assert [case.case_id for case in volumes.cases] == ["north-p1-1", "north-p1-2"]
@@ -173,16 +185,9 @@ def test_what_is_no_image_is_passed_over(scan: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_can_not_be_listed_is_named(
-    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scan: Path, tmp_path: Path, refuse_to_list: Callable[[Path], None]
 ) -> None:
-    listed = os.scandir
-
-    def refusing(path: Any = ".") -> Any:
-        if str(path).endswith("head"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return listed(path)
-
-    monkeypatch.setattr(os, "scandir", refusing)
+    refuse_to_list(scan / "head")
     assert len(make(scan, tmp_path / "out").cases) == 1
     assert "can't be listed (Permission denied)" in provenance(tmp_path / "out")["failed"]["head"]
 

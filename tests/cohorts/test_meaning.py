@@ -335,6 +335,15 @@ def test_a_cohort_speaks_for_its_pictures_but_not_against_their_values() -> None
     assert verdict(image_of(replace(PICTURE, bits=16), HEAD.clip(0, 80)), spec, None, vouched=True) == "n"
 
 
+@pytest.mark.parametrize("given", [*GIVEN, "blank"])
+def test_what_is_said_reads_as_sentences(given: str) -> None:
+    image = image_of(*(GIVEN[given] if given != "blank" else (NIFTI, ONE_VOXEL)))
+    for spec, seen in (*NETWORKS, (BRAIN, None)):
+        for one in objections(image, spec, seen, vouched=False):
+            assert ") (" not in one.of_network()
+            assert "?" not in one.of_network()  # it stands within other sentences
+
+
 def test_words_name_what_was_expected_and_found() -> None:
     (one,) = objections(image_of(MR, MAGNITUDE), spec_of("ct", "arbitrary"), None, vouched=True)
     assert one.of_cohort() == "the file states another modality, though cohort.yaml says modality: ct"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,21 @@ def test_bhsd_without_a_truth(bhsd: Path, tmp_path: Path) -> None:
         import_bhsd(tmp_path / "elsewhere", tmp_path / "out")
 
 
+def test_bhsd_folders_that_can_not_be_listed_are_named(
+    bhsd: Path, tmp_path: Path, refuse_to_list: Callable[[Path], None]
+) -> None:
+    closed = bhsd / "unlabel_2000" / "more"
+    closed.mkdir()
+    refuse_to_list(closed)
+    assert len(import_bhsd(bhsd, tmp_path / "out").cases) == 3
+    failed = json.loads((tmp_path / "out/provenance.json").read_text())["failed"]
+    assert [*failed] == [str(closed)]
+    assert "can't be listed (Permission denied)" in failed[str(closed)]
+    refuse_to_list(bhsd / "label_192/images")
+    with pytest.raises(CohortError, match=r"images: can't be listed"):
+        import_bhsd(bhsd, tmp_path / "none")
+
+
 CQ500_TAKEN = ["CT PRE CONTRAST 5MM STD", "CT 5mm", "CT Plain"]
 
 
@@ -290,6 +306,25 @@ def test_cq500_scans_of_which_nothing_can_be_read_have_failed(cq500: Path, tmp_p
     failed = json.loads((tmp_path / "out/provenance.json").read_text())["failed"]
     assert [*failed] == ["cq500-CT1"]
     assert "CT000004.dcm" in failed["cq500-CT1"]
+
+
+@pytest.mark.parametrize(
+    ("closed", "named"),
+    [
+        ("qct02", "qct02"),
+        ("qct01/CQ500CT12 CQ500CT12", "cq500-CT12"),
+        ("qct01/CQ500CT12 CQ500CT12/Unknown Study", "cq500-CT12"),
+    ],
+)
+def test_cq500_folders_that_can_not_be_listed_are_named(
+    cq500: Path, tmp_path: Path, refuse_to_list: Callable[[Path], None], closed: str, named: str
+) -> None:
+    (cq500 / "qct02").mkdir()
+    refuse_to_list(cq500 / closed)
+    import_cq500(cq500, tmp_path / "out")
+    failed = json.loads((tmp_path / "out/provenance.json").read_text())["failed"]
+    assert [name.removeprefix(f"{cq500}/") for name in failed] == [named]
+    assert "can't be listed (Permission denied)" in next(iter(failed.values()))
 
 
 def test_cq500_reads_that_are_wrong(cq500: Path, tmp_path: Path) -> None:

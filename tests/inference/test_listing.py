@@ -9,10 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pydicom
 import pytest
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from threefold.errors import ImageError, ThreefoldError
 from threefold.file_names import printable
@@ -21,42 +18,16 @@ from threefold.inference.listing import Source, find_sources
 from threefold.inference.naming import LONGEST_STEM, MaskNames
 from threefold.inference.predictor import Predictor
 
+from ..images.conftest import write_dicom as write_ct_slice
 from .conftest import AFFINE, Threshold, make_experiment, make_slice, make_spec, write_run
 
 
 def write_dicom(path: Path, z: float, series: str = "1.2.3", shape: tuple[int, int] = (40, 30)) -> Path:
     """Write a CT slice in HU at a height of z mm."""
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = CTImageStorage
-    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[str(path)])
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset = FileDataset(path, {}, file_meta=meta, preamble=b"\0" * 128)
-    values = {
-        "SOPClassUID": CTImageStorage,
-        "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
-        "Modality": "CT",
-        "SeriesInstanceUID": series,
-        "ImagePositionPatient": [0.0, 0.0, z],
-        "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
-        "PixelSpacing": [0.5, 0.5],
-        "SliceThickness": 4,
-        "Rows": shape[0],
-        "Columns": shape[1],
-        "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2",
-        "BitsAllocated": 16,
-        "BitsStored": 16,
-        "HighBit": 15,
-        "PixelRepresentation": 1,
-        "RescaleSlope": 1,
-        "RescaleIntercept": 0,
-        "PixelData": make_slice(int(z), shape=shape).astype("<i2").tobytes(),
-    }
-    for name, value in values.items():
-        setattr(dataset, name, value)
     path.parent.mkdir(exist_ok=True, parents=True)
-    pydicom.dcmwrite(path, dataset)
-    return path
+    place = {"SeriesInstanceUID": series, "PixelSpacing": [0.5, 0.5], "SliceThickness": 4}
+    pixels = make_slice(int(z), shape=shape)
+    return write_ct_slice(path, pixels, (0, 0, z), RescaleIntercept=0, **place)
 
 
 @pytest.fixture
@@ -92,6 +63,30 @@ def test_a_bad_file_costs_a_series_only_itself(predictor: Predictor, tmp_path: P
     assert names == [f"five/{z}.dcm" for z in (0, 2, 3, 4)]
     assert len(errors) == 1
     assert "1.dcm" in errors[0]
+
+
+@pytest.mark.parametrize("ending", [".dcm", ""])
+@pytest.mark.parametrize("kept", [0, 100, 300])
+@pytest.mark.parametrize("bad", [1, 4])
+def test_a_slice_whose_header_is_cut_is_a_gap_in_its_series(
+    predictor: Predictor, tmp_path: Path, ending: str, kept: int, bad: int
+) -> None:
+    """Without the last one the others are an even volume, which says that it may be short."""
+    folder = tmp_path / "scan"
+    for z in range(5):
+        write_dicom(folder / f"IM{z}{ending}", 4.0 * z)
+    lost = folder / f"IM{bad}{ending}"
+    lost.write_bytes(lost.read_bytes()[:kept])
+    (folder / "LICENSE").write_text("not an image of this series")
+    errors: list[str] = []
+    found = list(predictor.predict(folder, on_error=lambda source, error: errors.append(str(error))))
+    assert [lost.name in error for error in errors] == [True]
+    if bad == 4:
+        assert [one.case_id for one in found] == [f"scan#{k}" for k in range(4)]
+        said = "1 of the 5 files of its series can't be read: slices may be missing"
+        assert all(said in one.notes for one in found)
+    else:
+        assert [one.case_id for one in found] == [f"scan/IM{z}{ending}" for z in (0, 2, 3, 4)]
 
 
 def test_a_whole_series_that_is_uneven_is_refused_as_before(predictor: Predictor, tmp_path: Path) -> None:
@@ -317,7 +312,7 @@ def test_not_what_it_was_trained_on_is_one_images_error(tmp_path: Path, known: T
         "hu.nii: values outside 0 to 255 (-1000 to 90), but the network was trained on grey values"
         in errors[0]
     )
-    assert "x.dcm: the file states CT numbers (HU)" in errors[1]
+    assert "x.dcm: the file states CT numbers, in HU" in errors[1]
 
 
 Make = Callable[[Path], None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from threefold.cohorts.cohort import Cohort
-from threefold.errors import CohortError
+from threefold.errors import CohortError, some
 from threefold.file_names import folded
 
 _SHOWN = 5
@@ -27,9 +27,8 @@ def refuse_alike_ids(cohort: Cohort) -> None:
     """
     several = alike_ids(cohort)
     if several:
-        more = f" and {len(several) - _SHOWN} more" if len(several) > _SHOWN else ""
         raise CohortError(
             f"{cohort.folder}: ids differ in case alone, or in how an accent is stored: "
-            f"{', '.join('/'.join(names) for names in several[:_SHOWN])}{more}. Windows and macOS take their "
+            f"{some(['/'.join(names) for names in several], _SHOWN)}. Windows and macOS take their "
             "files for one: rename them in cases.csv."
         )

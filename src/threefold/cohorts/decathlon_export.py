@@ -12,7 +12,7 @@ from typing import Any
 from threefold.cohorts.cohort import Case, Cohort
 from threefold.cohorts.decathlon import EXTRA, LISTS
 from threefold.cohorts.staging import FOLDERS
-from threefold.errors import CohortError, RunError
+from threefold.errors import CohortError, RunError, some
 from threefold.experiment import Part
 from threefold.run import write_atomically
 
@@ -53,10 +53,9 @@ def export_decathlon(
         )
     slices = [case.case_id for case in cohort.cases if case.slice_index is not None]
     if slices:
-        more = f" and {len(slices) - _NAMED} more" if len(slices) > _NAMED else ""
         raise CohortError(
             f"{cohort.folder}: {len(slices)} cases are slices of volumes, which the published reader does "
-            f"not know: {', '.join(slices[:_NAMED])}{more}. Write the slices as files of their own, or take "
+            f"not know: {some(slices, _NAMED)}. Write the slices as files of their own, or take "
             "these cases out of cases.csv, and repeat the command."
         )
     lists: dict[str, list[dict[str, Any]]] = {name: [] for name in LISTS}

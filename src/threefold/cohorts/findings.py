@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from threefold.errors import some
+
 Severity = Literal["refuse", "warn", "note"]
 SEVERITIES: tuple[Severity, ...] = ("refuse", "warn", "note")
 _EXAMPLES = 3
@@ -55,9 +57,9 @@ def gather(problems: Iterable[Problem]) -> list[Finding]:
         alike[problem.severity, problem.check, problem.summary, problem.advice].append(problem)
     findings: list[Finding] = []
     for (severity, check, summary, advice), found in alike.items():
-        shown = "; ".join(f"{problem.case_id}: {problem.detail}" for problem in found[:_EXAMPLES])
-        more = f"; and {len(found) - _EXAMPLES} more" if len(found) > _EXAMPLES else ""
-        message = f"{summary} ({shown}{more}).{' ' + advice if advice else ''}"
+        first = [f"{problem.case_id}: {problem.detail}" for problem in found[:_EXAMPLES]]
+        shown = some(first, _EXAMPLES, total=len(found), between="; ")
+        message = f"{summary} ({shown}).{' ' + advice if advice else ''}"
         cases = tuple(dict.fromkeys(problem.case_id for problem in found))
         findings.append(Finding(severity, check, message, cases))
     return findings

@@ -101,7 +101,7 @@ def _hounsfield_stated(e: Evidence) -> Objection | None:
     return Objection(
         "refuse",
         True,
-        "the file states CT numbers (HU)",
+        "the file states CT numbers, in HU",
         _span(e.values),
         "unit: grey",
         "Export it through the window of those pictures, or use a network trained on HU.",
@@ -156,7 +156,7 @@ def _nothing_shown(e: Evidence) -> Objection | None:
 def _constant(v: Values) -> Objection | None:
     if v.low != v.high:
         return None
-    advice = "It shows nothing; was the right file exported?"
+    advice = "It shows nothing: check that the right file was exported."
     return Objection("warn", True, "the image is constant", _span(v), "", advice)
 
 
@@ -169,7 +169,7 @@ def _blank(v: Values) -> Objection | None:
         "the image is blank: as the network sees it, its voxels are all alike",
         _span(v),
         "",
-        "It shows nothing; was the right file exported, and is intensity.window right for it?",
+        "It shows nothing: check that the right file was exported, and that intensity.window fits it.",
     )
 
 
@@ -186,7 +186,7 @@ def _noise(v: Values) -> Objection | None:
         "the image is noise: neighbouring voxels have nothing in common",
         f"correlation {v.correlation:.2f}",
         "",
-        "It shows nothing; was the right file exported, with the right shape and type?",
+        "It shows nothing: check that the right file was exported, with the right shape and type.",
     )
 
 
@@ -229,7 +229,7 @@ def _narrow(e: Evidence) -> Objection | None:
         "the values span less than those of any tissue",
         _span(v),
         f"unit: {e.unit}",
-        "Were they normalised? Give the image with its own values.",
+        "Give the image with its own values, as they were before they were normalised.",
     )
 
 
@@ -259,7 +259,7 @@ def _impossible(e: Evidence) -> Objection | None:
     return Objection(
         "warn",
         v.p99 > HU_RANGE[1],
-        f"values outside what CT can give ({HU_RANGE[0]:g} to {HU_RANGE[1]:g} HU)",
+        f"values outside the {HU_RANGE[0]:g} to {HU_RANGE[1]:g} HU that CT can give",
         _span(v),
         "",
         "Padding outside the field of view is harmless under a window; a wrong rescale slope or intercept "

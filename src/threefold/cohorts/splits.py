@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from threefold.cohorts.cohort import Case, Cohort, CohortSpec
 from threefold.cohorts.stratification import Stratum, apportion, assign
 from threefold.csv_tables import table_rows, table_text
-from threefold.errors import CohortError, RunError
+from threefold.errors import CohortError, RunError, some
 from threefold.experiment import Part, SplitSpec, TasksSpec
 from threefold.run import COPY_AGAIN, write_atomically
 from threefold.validation import did_you_mean
@@ -330,5 +330,4 @@ def _leak_message(cohort: Cohort, split: Split) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    return f"{len(names)} case(s) ({shown})"
+    return f"{len(names)} case(s) ({some(names)})"

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast, get_args
 from threefold.cohorts.cohort import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, Case, CohortSpec
 from threefold.cohorts.reserved_names import column_problem
 from threefold.csv_tables import table_rows, table_text, table_text_of
-from threefold.errors import CohortError
+from threefold.errors import CohortError, some
 from threefold.experiment import Part
 from threefold.paths import Boundary
 from threefold.validation import did_you_mean, nearest, sentence
@@ -268,7 +268,5 @@ def _resolve(folder: Path, value: str) -> Path:
 def _listed(problems: Sequence[str]) -> str:
     if len(problems) == 1:
         return problems[0]
-    shown = [*problems[:_MOST_PROBLEMS]]
-    if len(problems) > _MOST_PROBLEMS:
-        shown.append(f"and {len(problems) - _MOST_PROBLEMS} more.")
-    return "\n  ".join([f"{len(problems)} problems:", *shown])
+    between = "\n  "
+    return f"{len(problems)} problems:{between}{some(problems, _MOST_PROBLEMS, between=between)}"

@@ -11,6 +11,7 @@ from threefold.cohorts.alike_ids import alike_ids
 from threefold.cohorts.cohort import Case, Cohort
 from threefold.cohorts.findings import Finding, Severity
 from threefold.cohorts.splits import PARTS, Split, Target
+from threefold.errors import some
 from threefold.file_names import folded, unportable
 from threefold.validation import did_you_mean
 
@@ -52,7 +53,7 @@ def check_patient_ids(cohort: Cohort) -> Iterator[Finding]:
         yield Finding(
             "warn",
             "patients",
-            f"{len(several)} patient(s) at more than one site: {_some(several)}. They count as one person "
+            f"{len(several)} patient(s) at more than one site: {some(several)}. They count as one person "
             "each. Where they are different people, put the site into patient_id.",
             _cases_of(cohort, several),
         )
@@ -66,7 +67,7 @@ def check_case_ids(cohort: Cohort) -> Iterator[Finding]:
         yield Finding(
             "warn",
             "ids",
-            f"{len(unheld)} case_id(s) can't name files on Windows: {_some(unheld)}. Masks are named by "
+            f"{len(unheld)} case_id(s) can't name files on Windows: {some(unheld)}. Masks are named by "
             "them: rename these cases if the cohort or its runs may go there.",
             tuple(name for name, why in held.items() if why is not None),
         )
@@ -76,7 +77,7 @@ def check_case_ids(cohort: Cohort) -> Iterator[Finding]:
             "refuse",
             "ids",
             "Ids that differ in case alone, or in how an accent is stored: "
-            f"{_some(['/'.join(names) for names in several])}. Windows and macOS take their files for one: "
+            f"{some(['/'.join(names) for names in several])}. Windows and macOS take their files for one: "
             "rename them.",
             tuple(name for names in several for name in names),
         )
@@ -97,7 +98,7 @@ def check_alike_names(cohort: Cohort) -> Iterator[Finding]:
                 "warn",
                 check,
                 f"{len(pairs)} {check} written in several ways (by case, spaces or how an accent is stored): "
-                f"{_some(pairs)}. Each way counts as one of its own, so that a split may put them in several "
+                f"{some(pairs)}. Each way counts as one of its own, so that a split may put them in several "
                 "parts. Where they are one, write them alike.",
             )
 
@@ -120,7 +121,7 @@ def check_targets(cohort: Cohort, asked: Collection[Target]) -> Iterator[Finding
             yield Finding(
                 "note",
                 "targets",
-                f"No {target} at {_some(without)}: its task is taught and measured at the other "
+                f"No {target} at {some(without)}: its task is taught and measured at the other "
                 f"{len(sites) - len(without)} site(s) only.",
             )
     if "label" in asked:
@@ -158,7 +159,7 @@ def check_split(cohort: Cohort, split: Split, asked: Collection[Target]) -> Iter
             "warn" if split.kind == "slice" else "refuse",
             "patients",
             f"{len(split.leaking_patients)} patient(s) in more than one part of the {split.kind} split: "
-            f"{_some(split.leaking_patients)}. The test knows its patients from training; every number of it "
+            f"{some(split.leaking_patients)}. The test knows its patients from training; every number of it "
             "carries that mark.",
             _cases_of(cohort, split.leaking_patients),
         )
@@ -179,7 +180,7 @@ def check_split_column(cohort: Cohort, severity: Severity) -> Iterator[Finding]:
         yield Finding(
             severity,
             "patients",
-            f"{len(leaking)} patient(s) in more than one part of the split column: {_some(leaking)}. Give "
+            f"{len(leaking)} patient(s) in more than one part of the split column: {some(leaking)}. Give "
             "all cases of a patient the same part, or don't split by column.",
             _cases_of(cohort, leaking),
         )
@@ -277,7 +278,7 @@ def _duplicate(cohort: Cohort, cases: Sequence[Case], sameness: str, split: Spli
         reasons.append("their labels contradict each other")
     if split is not None and len({split.parts.get(case.case_id) for case in cases}) > 1:
         reasons.append("the split puts them in different parts")
-    what = f"One image under {len(cases)} ids: {_some([case.case_id for case in cases])} are {sameness}"
+    what = f"One image under {len(cases)} ids: {some([case.case_id for case in cases])} are {sameness}"
     ids = tuple(case.case_id for case in cases)
     if reasons:
         return Finding("refuse", "duplicates", f"{what}; {'; '.join(reasons)}. Keep one.", ids)
@@ -294,7 +295,3 @@ def _cases_of(cohort: Cohort, patients: Iterable[str]) -> tuple[str, ...]:
 def _other(names: Iterable[str], there: str) -> str:
     others = [f"'{name}'" for name in names if name != there]
     return " or ".join(others) if others else "a second class"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from threefold.errors import ImageError, IrregularSeriesError
+from threefold.errors import ImageError, IrregularSeriesError, some
 from threefold.images.decoding import decoding, short
 from threefold.images.dicom_frames import frame_of, frames_of
 from threefold.images.dicom_kinds import is_enhanced, other_object
@@ -326,7 +326,7 @@ def _headers(folder: Path, files: Sequence[str] | None) -> tuple[list[Slice], tu
             if not path.is_dir():  # a pipe, a device, a link to nowhere
                 passed.append(path.name)
             continue
-        if not looks_like_dicom(path):
+        if files is None and not looks_like_dicom(path):  # a file that is named is said to be of the series
             passed.append(path.name)
             continue
         dataset, notes = parsed(path, pixels=False)
@@ -339,8 +339,7 @@ def _headers(folder: Path, files: Sequence[str] | None) -> tuple[list[Slice], tu
             slices.append(_slice(path, dataset, notes))
     if not passed:
         return slices, ()
-    more = f" and {len(passed) - _MOST_NAMES} more" if len(passed) > _MOST_NAMES else ""
-    return slices, (f"passed over, not DICOM images: {', '.join(passed[:_MOST_NAMES])}{more}",)
+    return slices, (f"passed over, not DICOM images: {some(passed, _MOST_NAMES)}",)
 
 
 def _slice(path: Path, dataset: Dataset, notes: tuple[str, ...], frame: int | None = None) -> Slice:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +40,7 @@ _WITHOUT_IMAGE = (
 
 @dataclass
 class _Group:
-    """Files of one series and one kind of slice; the numbers are of the first file."""
+    """Files of one series and one kind of slice; the numbers are of the first file, none of a damaged one."""
 
     uid: str
     shape: tuple[int, int]
@@ -53,7 +54,8 @@ class Grouped:
 
     Attributes:
         series: names of the files of each series, in the order of its first file. A file that belongs to
-            none, or can't be read, is one by itself.
+            none is one by itself. One that can't be read is, too, but where the folder has one series of
+            several files: then it is taken for a part of that, which would have a gap without it.
         without_image: names of DICOM files that are no images, such as a report or a DICOMDIR.
     """
 
@@ -82,7 +84,16 @@ def group_series(folder: Path, names: Iterable[str]) -> Grouped:
                 by_series.setdefault(found.uid, []).append(found)
             alike = [found]
         alike[0].names.append(name)
+    several = [group for group in groups if len(group.names) > 1]
+    if len(several) == 1:
+        several[0].names += [name for group in groups if not group.geometry.size for name in group.names]
+        groups = [group for group in groups if group.geometry.size]
     return Grouped(tuple(tuple(group.names) for group in groups), tuple(without_image))
+
+
+def unnumbered(name: str) -> str:
+    """Return a name with 0 for each number in it, the same for the files of a series: IM0 for IM0007."""
+    return re.sub(r"\d+", "0", name)
 
 
 def _group_of(path: Path) -> _Group | None:

@@ -11,9 +11,11 @@ from pathlib import Path
 from threefold.errors import ImageError
 from threefold.file_names import printable
 from threefold.images.decoding import decoding, short
+from threefold.images.dicom_groups import unnumbered
 from threefold.images.dicom_kinds import other_object
 from threefold.images.dicom_pixels import read_encoding
 from threefold.images.dicom_slice import parsed
+from threefold.images.folders import folders_below
 from threefold.images.formats import looks_like_dicom
 
 
@@ -66,10 +68,16 @@ def find_series(folder: Path) -> FoundInFolder:
     passed: list[str] = []
     damaged: dict[Path, dict[str, str]] = defaultdict(dict)
     found: dict[tuple[Path, str], _Files] = {}
-    for path in _files_below(folder, unreadable, passed):
+    unlisted: dict[Path, str] = {}
+    links: list[Path] = []
+    unknown: list[Path] = []
+    for path in (here / name for here, names in folders_below(folder, unlisted, links) for name in names):
         try:
-            if not path.is_file() or not looks_like_dicom(path):
+            if not path.is_file():
                 passed.append(_place(path, folder))
+                continue
+            if not looks_like_dicom(path):
+                unknown.append(path)
                 continue
             dataset, _ = parsed(path, pixels=False)
             other = other_object(path, dataset)
@@ -84,10 +92,19 @@ def find_series(folder: Path) -> FoundInFolder:
             passed.append(f"{_place(path, folder)} ({other})")
             continue
         found.setdefault((path.parent, uid), _Files(patient)).names.append(path.name)
+    known = {(here, unnumbered(name)) for (here, _), one in found.items() for name in one.names}
+    for path in unknown:
+        if (path.parent, unnumbered(path.name)) in known:
+            reason = f"{path}: is no DICOM file, though it is named as one. Copy it again."
+            damaged[path.parent][path.name] = reason
+        else:
+            passed.append(_place(path, folder))
+    passed += (f"{_place(path, folder)} (a link to a folder)" for path in links)
+    unreadable |= {_place(path, folder): why for path, why in unlisted.items()}
     series = tuple(_named(folder, found, damaged))
     for here, reasons in damaged.items():
         unreadable |= {_place(here / name, folder): reason for name, reason in reasons.items()}
-    return FoundInFolder(series, unreadable, tuple(passed))
+    return FoundInFolder(series, unreadable, tuple(sorted(passed)))
 
 
 def patient_of(path: Path) -> str:
@@ -113,21 +130,6 @@ class _Files:
 
     patient: str
     names: list[str] = field(default_factory=list)
-
-
-def _files_below(folder: Path, unreadable: dict[str, str], passed: list[str]) -> Iterator[Path]:
-    """Yield what is no folder, in order; note folders that can't be listed, and links to folders."""
-
-    def note(error: OSError) -> None:
-        at = Path(str(error.filename or folder))
-        unreadable[_place(at, folder)] = f"{printable(at)}: can't be listed ({error.strerror})."
-
-    for at, within, names in os.walk(folder, onerror=note):
-        here = Path(at)
-        links = [name for name in within if (here / name).is_symlink()]
-        passed += [f"{_place(here / name, folder)} (a link to a folder)" for name in links]
-        within[:] = sorted(name for name in within if name[0] != "." and name not in links)
-        yield from (here / name for name in sorted(names) if name[0] != ".")
 
 
 def _named(

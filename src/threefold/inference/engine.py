@@ -49,6 +49,7 @@ class Prepared:
             axis; both None where the image is a file by itself.
         window: the size that the network was trained on, where the image is larger.
         remarks: what speaks against the image and could be neither proven nor ruled out.
+        shows_nothing: it is a slice of a volume, and nothing can be said of it, whatever the network answers.
         number: of the source that it comes from, in the list of all.
         seat: its place in a pass; None: it shares a pass with the next images of its source.
     """
@@ -61,6 +62,7 @@ class Prepared:
     volume: Image | None = None
     window: tuple[int, ...] | None = None
     remarks: tuple[str, ...] = ()
+    shows_nothing: bool = False
     number: int = 0
     seat: Seat | None = None
 

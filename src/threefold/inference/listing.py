@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from threefold.cohorts.cohort import SPEC_NAME, Cohort, CohortSpec, read_cohort
-from threefold.errors import CohortError, ImageError
+from threefold.errors import CohortError, ImageError, some
 from threefold.file_names import printable
-from threefold.images.dicom_groups import group_series
+from threefold.images.dicom_groups import group_series, unnumbered
 from threefold.images.formats import format_of
 
 PathLike = str | os.PathLike[str]
@@ -65,8 +65,7 @@ class PassedOver:
     def lines(self) -> list[str]:
         """Return a line for each kind."""
         return [
-            f"{kind} ({count}): {', '.join(self.names[kind])}"
-            + (f" and {count - _SHOWN} more" if count > _SHOWN else "")
+            f"{kind} ({count}): {some(self.names[kind], _SHOWN, total=count)}"
             for kind, count in self.counts.items()
         ]
 
@@ -95,7 +94,8 @@ def find_sources(inputs: Inputs, *, allow_outside: bool = False) -> Listing:
     A folder with cohort.yaml is a cohort. Any other folder stands for all images in it and in its folders:
     its DICOM files by series, each other image by itself. Links to folders are not followed; these, files of
     unknown formats, hidden images, pipes, sockets and devices are counted as passed over. What has the
-    name of an image, and what can't be read, is listed, so that it fails by name when it is read.
+    name of an image (or of the other files of a DICOM series), and what can't be read, is listed, so that it
+    fails by name when it is read.
 
     Names are paths within the folder without ending; where two would be equal the ending, and then the whole
     path, tells them apart.
@@ -160,7 +160,9 @@ def _of_folder(folder: Path, passed: PassedOver) -> Iterator[Source]:
 
 
 def _of_one_folder(at: str, relative: str, files: list[str], passed: PassedOver) -> Iterator[Source]:
-    dicom, images = [], []
+    dicom: list[str] = []
+    images: list[str] = []
+    unknown: list[str] = []
     for name in files:
         if name[0] == ".":
             if name.lower().endswith((*_PICTURES, *_DICOM_SUFFIXES)):
@@ -171,6 +173,14 @@ def _of_one_folder(at: str, relative: str, files: list[str], passed: PassedOver)
                 dicom.append(name)
             elif kind == "image":
                 images.append(name)
+            elif kind == "unknown":
+                unknown.append(name)
+    names_of_series = {unnumbered(name) for name in dicom}
+    for name in unknown:
+        if unnumbered(name) in names_of_series:
+            dicom.append(name)
+        else:
+            passed.add("files of no known format", Path(at) / name)
     if dicom:
         groups = group_series(Path(at), dicom)
         for name in groups.without_image:
@@ -188,7 +198,9 @@ def _of_one_folder(at: str, relative: str, files: list[str], passed: PassedOver)
 
 
 def _kind(path: Path, passed: PassedOver) -> str | None:
-    """Return dicom or image for what is to be read, by its name, else by its bytes; None: passed over."""
+    """Return dicom or image for what is to be read, by its name, else by its bytes; unknown where neither
+    tells; None: it is passed over.
+    """
     lower = path.name.lower()
     try:
         mode = path.stat().st_mode
@@ -205,7 +217,7 @@ def _kind(path: Path, passed: PassedOver) -> str | None:
     except PermissionError:
         return "image"  # which then fails by name
     except ImageError:
-        passed.add("files of no known format", path)
+        return "unknown"
     except OSError as error:
         passed.add("links that lead nowhere" if error.errno == errno.ELOOP else "unreadable files", path)
     return None

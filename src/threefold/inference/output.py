@@ -48,10 +48,10 @@ class Prediction:
 
     Attributes:
         case_id: the case's name; NAME#k for slice k of a volume that a 2D network was given.
-        probabilities: by class name; empty without classification.
+        probabilities: by class name; empty without classification, and of a slice that shows nothing.
         decision: the class decided for. Two classes: the positive one where its probability reaches the
             run's threshold. Otherwise, and where the run has no threshold, the most probable one. None
-            without classification.
+            where there are no probabilities.
         mask: uint8 labels on the image's own grid and axis order, 0 background; None without segmentation.
         image: the image as read.
         slice_index, volume: the volume that the image is a slice of, and which; None for other images.
@@ -326,7 +326,12 @@ class PredictionFolder:
 
     def _write_table(self, name: str, rows: Callable[[], Iterator[Mapping[str, Any]]]) -> None:
         """Write a table of rows, which are gone through twice rather than kept."""
-        columns = list(dict.fromkeys(column for row in rows() for column in row))
+        widest: Mapping[str, Any] = {}
+        found: dict[str, None] = {}
+        for row in rows():
+            widest = max(widest, row, key=len)  # whose columns are in their order
+            found |= dict.fromkeys(row)
+        columns = [*dict.fromkeys((*widest, *found))]
         if columns:
             lines = ([row.get(column) for column in columns] for row in rows())
             write_table(self.path / name, table_text(chain([columns], lines)))

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -266,6 +267,9 @@ class Predictor:
                 progress(number + 1, len(sources))
 
     def _prediction(self, one: Prepared, result: Result) -> Prediction:
+        if one.shows_nothing:
+            mask = None if result.labels is None else np.zeros_like(result.labels)
+            result = replace(result, probabilities=None, labels=mask)
         probabilities: dict[str, float] = {}
         if result.probabilities is not None:
             probabilities = dict(zip(self.cohort.classes, result.probabilities.tolist(), strict=True))

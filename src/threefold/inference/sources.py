@@ -136,7 +136,11 @@ def _on_grid(source: Source, image: Image, asked: Asked) -> Iterator[Prepared]:
     for index in range(image.array.shape[2]) if slices else (None,):
         one = image if index is None else slice_of(image, index)
         nothing = None if index is None or not asked.judged else shows_nothing(one, trained)
-        remark = () if nothing is None else (f"slice: {nothing.of_network().removesuffix('.')}",)
+        remark: tuple[str, ...] = ()
+        if nothing is not None:
+            remark = (
+                f"slice: {nothing.summary} ({nothing.found}); so it has no diagnosis, and an empty mask",
+            )
         array, placement = prepare_image(
             one, asked.spec, unit=trained.intensity.unit, window=trained.intensity.window, whole=True
         )
@@ -149,6 +153,7 @@ def _on_grid(source: Source, image: Image, asked: Asked) -> Iterator[Prepared]:
             volume=None if index is None else image,
             window=None if placement.size == asked.spec.size else asked.spec.size,
             remarks=(*remarks, *remark),
+            shows_nothing=nothing is not None,
         )
 
 
@@ -186,7 +191,8 @@ def _rest_of_series(
     if 0 < len(good) < len(source.files):
         left = replace(source, files=tuple(one.path.name for one in good))
         missing = (
-            f"{len(source.files) - len(good)} of the {len(source.files)} files of its series can't be read"
+            f"{len(source.files) - len(good)} of the {len(source.files)} files of its series can't be read: "
+            "slices may be missing"
         )
         try:
             image = _read(left, asked, uneven)

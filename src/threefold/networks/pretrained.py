@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from threefold.checksums import note_unchecked, refuse_compressed, verify_archive, verify_tensors
-from threefold.errors import WeightsError
+from threefold.errors import WeightsError, some
 from threefold.networks.cascade import Cascade
 from threefold.networks.joint import JointSwin
 from threefold.networks.swin_unet import SwinUnet
@@ -52,7 +52,7 @@ class LoadReport:
         lines = [f"{self.path}: {len(self.loaded)} of the network's {total} weights loaded"]
         lines += [f"  adapted: {sentence}" for sentence in self.adapted]
         lines += [
-            f"  {word}: {_shorten(names)}"
+            f"  {word}: {some(names, 8)}"
             for word, names in (
                 ("left at their initial values", self.missing),
                 ("in the file, unused", self.unused),
@@ -97,7 +97,7 @@ def load_pretrained(network: nn.Module, path: Path, *, decoders_from_encoder: bo
     if not fitting:
         raise WeightsError(
             f"{path}: none of its {len(found)} weights fits the network. Expected {_expected(network)}, "
-            f"found {_shorten(tuple(found))}."
+            f"found {some(tuple(found), 8)}."
         )
     missing = tuple(name for name in own if name not in fitting)
     if isinstance(network, Cascade) and network.frozen:
@@ -170,7 +170,7 @@ def _refuse_untrained_segmenter(path: Path, missing: tuple[str, ...]) -> None:
     if untrained:
         raise WeightsError(
             f"{path}: leaves {len(untrained)} weights of the frozen segmenter at random values "
-            f"({_shorten(untrained, 3)}). Expected a run whose segmenter tells the same structures apart; "
+            f"({some(untrained, 3)}). Expected a run whose segmenter tells the same structures apart; "
             "name such a run, or set network.freeze_segmenter to false."
         )
 
@@ -221,8 +221,3 @@ def _same_but_channels(value: Tensor, target: Tensor) -> bool:
 
 def _shape(tensor: Tensor) -> str:
     return str(tuple(tensor.shape))
-
-
-def _shorten(names: tuple[str, ...], limit: int = 8) -> str:
-    listed = ", ".join(names[:limit])
-    return listed if len(names) <= limit else f"{listed} and {len(names) - limit} more"

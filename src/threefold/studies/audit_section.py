@@ -8,10 +8,10 @@ from pathlib import Path
 from threefold.cohorts.audit import Audit, audit
 from threefold.cohorts.cohort import Cohort
 from threefold.cohorts.splits import Split, Target
+from threefold.errors import some
 from threefold.reporting.audit_texts import association_line, site_rows, split_line, verdict
 from threefold.reporting.html import Block, Notice, Text
 from threefold.reporting.table import Table
-from threefold.studies.notices import some
 
 AUDIT = "Data audit"
 """The section's title."""

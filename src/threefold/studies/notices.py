@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from threefold.cohorts.splits import Split
+from threefold.errors import some
 from threefold.reporting.html import Notice
 from threefold.reporting.table import LEAK_NOTE
 from threefold.run import RunFolder
@@ -34,7 +35,7 @@ def leaks_of_runs(splits: Mapping[str, Split]) -> Notice:
         runs = "the one run that has" if len(splits) == 1 else f"any of the {len(splits)} runs that have"
         return Notice("good", f"No leak: split by {kinds}; no patient is in two parts of {runs} begun.")
     number = sum(map(len, leaking.values()))
-    said = " ".join(f"{shared} in {some(names)}." for shared, names in leaking.items())
+    said = " ".join(f"{shared} in {some(names, 10)}." for shared, names in leaking.items())
     return Notice("bad", f"Leak in {number} of the {len(splits)} runs that have begun. {said} {LEAK_NOTE}")
 
 
@@ -76,9 +77,3 @@ def is_older(made: Iterable[Path], of: Iterable[Path]) -> bool:
     """Whether a file was written after all those that were made of it; absent ones don't count."""
     newest = max((path.stat().st_mtime for path in made), default=0.0)
     return any(path.stat().st_mtime > newest for path in of if path.is_file())
-
-
-def some(names: Sequence[str], most: int = 10) -> str:
-    """Return the first names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

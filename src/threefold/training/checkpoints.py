@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from threefold.checksums import note_unchecked, refuse_compressed, seal_archive, verify_archive
-from threefold.errors import RunError, WeightsError
+from threefold.errors import RunError, WeightsError, some
 from threefold.run import write_atomically
 
 FORMAT = 2
@@ -79,11 +79,10 @@ def load_network(network: torch.nn.Module, state: Mapping[str, Tensor], source: 
         if name in state and state[name].shape != value.shape
     ]
     if differences:
-        shown = "\n  ".join(differences[:5])
-        more = f"\n  and {len(differences) - 5} more" if len(differences) > 5 else ""
+        shown = some(differences, between="\n  ")
         raise WeightsError(
             f"{source}: the weights are another network's. Expected those of the experiment's network "
-            f"({len(own)} tensors), found {len(differences)} differences:\n  {shown}{more}\n"
+            f"({len(own)} tensors), found {len(differences)} differences:\n  {shown}\n"
             "Use the experiment that the weights were trained with (experiment.yaml beside them)."
         )
     network.load_state_dict(dict(state))

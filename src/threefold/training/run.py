@@ -17,7 +17,7 @@ from threefold.cohorts.cohort import Cohort
 from threefold.cohorts.samples import read_sample
 from threefold.cohorts.splits import Split, read_split, required_targets
 from threefold.cohorts.store import SampleStore
-from threefold.errors import CohortError, ThreefoldError
+from threefold.errors import CohortError, ThreefoldError, some
 from threefold.experiment import CascadeSpec, Experiment
 from threefold.experiments import read_experiment
 from threefold.finished_runs import finish_status, verify_inputs, verify_settings
@@ -239,9 +239,7 @@ def _checked_split(experiment: Experiment, cohort: Cohort, progress: TrainingPro
     )
     if found.refused:
         refused = [finding.message for finding in found.findings if finding.severity == "refuse"]
-        shown = "\n  ".join(refused[:_SHOWN])
-        if len(refused) > _SHOWN:
-            shown += f"\n  and {len(refused) - _SHOWN} more"
+        shown = some(refused, _SHOWN, between="\n  ")
         raise CohortError(
             f"{cohort.folder}: not fit to train on:\n  {shown}\n`threefold check {cohort.folder}` shows all."
         )

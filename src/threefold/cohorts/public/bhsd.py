@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +10,8 @@ from threefold.cohorts.cohort import Cohort, CohortSpec, IntensitySpec, MaskSpec
 from threefold.cohorts.public.haemorrhage import BRAIN_WINDOW
 from threefold.cohorts.staging import Staging, ending, finished, staging
 from threefold.errors import CohortError
+from threefold.file_names import printable
+from threefold.images.folders import folders_below
 from threefold.images.reading import read_header
 
 Progress = Callable[[int, int], None]
@@ -44,9 +46,11 @@ def import_bhsd(
         CohortError: if the folder is not laid out so, or a volume has no ground truth.
         ImageError: a volume's header can't be read.
     """
-    pairs = _pairs(Path(folder))
+    unlisted: dict[Path, str] = {}
+    pairs = _pairs(Path(folder), unlisted)
     rows: list[dict[str, Any]] = []
     with staging(out) as stage:
+        stage.failed.update({printable(path): why for path, why in unlisted.items()})
         for done, (image, truth) in enumerate(pairs, start=1):
             with stage.sparing(f"{site}-{image.name.removesuffix(ending(image))}"):
                 rows += _rows(stage, image, truth, dimensions, site, copy=copy)
@@ -75,10 +79,12 @@ def _slice_rows(row: Mapping[str, Any], slices: int) -> list[dict[str, Any]]:
     return [{**row, "case_id": f"{row['case_id']}-{index:03d}", "slice": index} for index in range(slices)]
 
 
-def _pairs(folder: Path) -> Sequence[tuple[Path, Path | None]]:
-    """Return each volume and its ground truth."""
+def _pairs(folder: Path, unlisted: dict[Path, str]) -> Sequence[tuple[Path, Path | None]]:
+    """Return each volume and its ground truth; `unlisted` gets the folders that can't be listed."""
     labelled = folder / _PARTS[0] if (folder / _PARTS[0]).is_dir() else folder
-    images = sorted((labelled / "images").glob("*.nii*"))
+    images = [path for path in _volumes(labelled / "images", unlisted) if path.parent.name == "images"]
+    if not images and unlisted:
+        raise CohortError(next(iter(unlisted.values())))
     if not images:
         raise CohortError(
             f"{labelled / 'images'}: no NIfTI volumes. Name the folder that holds {_PARTS[0]}, with "
@@ -87,8 +93,14 @@ def _pairs(folder: Path) -> Sequence[tuple[Path, Path | None]]:
     pairs: list[tuple[Path, Path | None]] = []
     for image in images:
         pairs.append((image, labelled / "ground truths" / image.name))
-    pairs += [(path, None) for path in sorted((folder / _PARTS[1]).rglob("*.nii*"))]
+    pairs += [(path, None) for path in _volumes(folder / _PARTS[1], unlisted)]
     return pairs
+
+
+def _volumes(folder: Path, unlisted: dict[Path, str]) -> Iterator[Path]:
+    if folder.is_dir():
+        for here, names in folders_below(folder, unlisted, []):
+            yield from (here / name for name in names if ".nii" in name)
 
 
 def _rows(

@@ -12,6 +12,8 @@ from threefold.cohorts.public.haemorrhage import CLASSES, haemorrhage_spec
 from threefold.cohorts.staging import finished, staging
 from threefold.cohorts.table import read_text, split_table
 from threefold.errors import CohortError, ImageError, IrregularSeriesError
+from threefold.file_names import printable
+from threefold.images.folders import folders_below
 
 if TYPE_CHECKING:
     from threefold.images.dicom import Series
@@ -69,14 +71,12 @@ def import_cq500(
     for name in ("name", *(f"{reader}:{kind}" for reader in _READERS for kind in ("ICH", *_KINDS))):
         if name not in header:
             raise CohortError(f"{table}: no column '{name}'; found {', '.join(header[:12])}. Is it CQ500's?")
-    # Archives lie beside what was unpacked of them, and a part of the set may be on another disk.
-    linked = [path for path in folder.iterdir() if path.is_symlink() and path.is_dir()]
-    folders = sorted({path for at in (folder, *linked) for path in at.rglob("CQ500CT*") if path.is_dir()})
-    scans = {scan: path for path in folders if (scan := _scan(path.name))}
+    scans, unlisted = _find_scans(folder)
     rows: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
     passed_over: dict[str, dict[str, str]] = {}
     with staging(out) as stage:
+        stage.failed.update({printable(path): why for path, why in unlisted.items()})
         for done, (number, cells) in enumerate(records, start=1):
             case_id = f"{site}-{_scan(cells['name']) or cells['name']}"
             with stage.sparing(case_id):
@@ -124,6 +124,25 @@ def _scan(name: str) -> str | None:
     return None if found is None else f"CT{int(found[1])}"
 
 
+def _find_scans(folder: Path) -> tuple[dict[str, Path], dict[Path, str]]:
+    """Return the folder of each scan, and why, by path, other folders can't be listed."""
+    unlisted: dict[Path, str] = {}
+    scans: dict[str, Path] = {}
+    # A part of the set may be on another disk.
+    linked = [path for path in folder.iterdir() if path.is_symlink() and path.is_dir()]
+    for top in (folder, *linked):
+        for here, _ in folders_below(top, unlisted, []):
+            if (scan := _scan(here.name)) is not None:
+                scans[scan] = here
+    for path in list(unlisted):
+        if (scan := _scan(path.name)) is not None:
+            scans[scan] = path
+        if not any(path.is_relative_to(known) for known in scans.values()):
+            continue
+        del unlisted[path]  # its scan says so
+    return scans, unlisted
+
+
 def _plain_series(scan: Path | None) -> tuple[list[Series], dict[str, str], dict[str, str]]:
     """Return a scan's series without contrast and not in a bone kernel, and why scouts and damaged ones fail.
 
@@ -137,10 +156,11 @@ def _plain_series(scan: Path | None) -> tuple[list[Series], dict[str, str], dict
     found: list[Series] = []
     passed: dict[str, str] = {}
     damaged: dict[str, str] = {}
-    for folder in sorted({path.parent for path in scan.rglob("*.dcm")}):
-        if _UNWANTED.search(folder.name) is not None:
+    unlisted: dict[Path, str] = {}
+    for folder, names in folders_below(scan, unlisted, []):
+        images = sum(name.endswith(".dcm") for name in names)
+        if not images or _UNWANTED.search(folder.name) is not None:
             continue
-        images = len(list(folder.glob("*.dcm")))
         if images < _FEWEST_IMAGES:
             passed[folder.name] = f"fewer than {_FEWEST_IMAGES} images ({images}): a scout"
             continue
@@ -148,6 +168,7 @@ def _plain_series(scan: Path | None) -> tuple[list[Series], dict[str, str], dict
             found.append(open_series(folder))
         except ImageError as problem:
             damaged[folder.name] = str(problem)
+    damaged |= {folder.name: why for folder, why in unlisted.items()}
     return found, passed, damaged
 
 

@@ -13,6 +13,7 @@ from threefold.cohorts.public.haemorrhage import CLASSES, haemorrhage_spec
 from threefold.cohorts.staging import finished, staging
 from threefold.cohorts.table import read_text, split_table
 from threefold.errors import CohortError, ImageError
+from threefold.images.folders import folders_below
 from threefold.images.reading import read_header
 
 Progress = Callable[[int, int], None]
@@ -80,7 +81,11 @@ def import_ct_ich_scans(
             f"{folder}: has no folder ct_scans. Earlier releases hold Patients_CT, with pictures; get "
             "version 1.3.1, which holds the scans."
         )
-    if not any((folder / "masks").glob("*.nii*")):
+    unlisted: dict[Path, str] = {}
+    below = folders_below(folder / "masks", unlisted, [])
+    if not any(".nii" in name for _, names in below for name in names):
+        if (folder / "masks").is_dir() and unlisted:
+            raise CohortError(next(iter(unlisted.values())))
         raise CohortError(
             f"{folder}: expected the drawn haemorrhages as masks/NNN.nii beside ct_scans, found none. Every "
             "mask would be absent: get that folder of version 1.3.1 too."
