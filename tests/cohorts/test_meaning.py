@@ -49,6 +49,8 @@ NOISE = np.random.default_rng(0).integers(0, 255, HEAD.shape).astype(float)
 GIVEN: dict[str, tuple[Facts, NDArray[Any]]] = {
     "CT": (RESCALED, HEAD),
     "CT shown inverted": (replace(RESCALED, photometric="MONOCHROME1"), HEAD),
+    "CT of atomic numbers": (replace(RESCALED, unit="Z_EFF"), HEAD),
+    "CT in modified HU": (replace(RESCALED, unit="HU_MOD"), HEAD),
     "CT without rescale, stored values": (STORED, HEAD + 1024),
     "CT without rescale, CT numbers": (STORED, HEAD),
     "MR": (MR, MAGNITUDE),
@@ -72,6 +74,8 @@ GIVEN: dict[str, tuple[Facts, NDArray[Any]]] = {
 EXPECTED = {
     "CT": "-RR",
     "CT shown inverted": "nRR",
+    "CT of atomic numbers": "RRR",
+    "CT in modified HU": "nRR",
     "CT without rescale, stored values": "RRR",
     "CT without rescale, CT numbers": "nRR",
     "MR": "RR-",

@@ -159,18 +159,19 @@ def test_a_modality_table_takes_the_place_of_slope_and_intercept(tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("stated", "unit", "says"),
     [
-        ({"RescaleType": "HU"}, None),
-        ({"RescaleType": "US"}, "a CT whose values are stated as 'US', not as HU"),
-        ({"RescaleType": "MGML"}, "a CT whose values are stated as 'MGML', not as HU"),
+        ("HU", "HU", None),
+        ("hu ", "HU", None),
+        ("US", None, "a CT whose values are stated as 'US', not as HU"),
+        ("MGML", "MGML", "a CT whose values are stated as 'MGML', not as HU"),
     ],
 )
 def test_the_unit_of_a_ct(
-    tmp_path: Path, dicom_file: Maker, changes: dict[str, Any], says: str | None
+    tmp_path: Path, dicom_file: Maker, stated: str, unit: str | None, says: str | None
 ) -> None:
-    image = read_image(dicom_file(tmp_path / "a.dcm", np.zeros(SHAPE), (0, 0, 0), **changes))
-    assert image.facts.unit == ("HU" if says is None else None)
+    image = read_image(dicom_file(tmp_path / "a.dcm", np.zeros(SHAPE), (0, 0, 0), RescaleType=stated))
+    assert image.facts.unit == unit
     assert image.notes == (() if says is None else (says,))
 
 

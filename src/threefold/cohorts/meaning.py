@@ -108,6 +108,21 @@ def _hounsfield_stated(e: Evidence) -> Objection | None:
     )
 
 
+def _other_unit(e: Evidence) -> Objection | None:
+    if e.unit != "HU" or e.facts.unit in (None, "HU", "HU_MOD"):
+        return None
+    if e.seen is not None and e.facts.unit in e.seen.units:
+        return None
+    return Objection(
+        "refuse",
+        True,
+        "the file states values that are no CT numbers",
+        f"in {e.facts.unit}, {_span(e.values)}",
+        "unit: HU",
+        "Give the image that its scanner reconstructed in HU.",
+    )
+
+
 def _picture(e: Evidence) -> Objection | None:
     if e.facts.format != "picture" or (e.seen is not None and "picture" in e.seen.formats):
         return None
@@ -312,8 +327,8 @@ def _like_hounsfield(e: Evidence) -> Objection | None:
 
 
 RULES: tuple[Rule, ...] = (
-    _modality, _hounsfield_stated, _picture, _no_picture, _bits, _photometric, _nothing_shown, _random,
-    _grey_range, _eight_bits, _narrow, _stored, _impossible, _unproven, _no_air, _like_hounsfield,
+    _modality, _hounsfield_stated, _other_unit, _picture, _no_picture, _bits, _photometric, _nothing_shown,
+    _random, _grey_range, _eight_bits, _narrow, _stored, _impossible, _unproven, _no_air, _like_hounsfield,
     *FAR_FROM_TRAINING,
 )  # fmt: skip
 

@@ -27,6 +27,8 @@ _REQUIRED = (
 )  # fmt: skip
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+_NO_UNIT = ("US", "not stated")
+"""What RescaleType or ModalityLUTType says where it names no unit (US: unspecified)."""
 _QUANTITIES = ("CT", "PT")
 """Modalities whose rescaled values are measures (HU, Bq/ml): MONOCHROME1 inverts their display alone."""
 
@@ -131,7 +133,7 @@ def read_encoding(path: Path, dataset: Dataset) -> Encoding:
             notes.append("was compressed with loss")
         shape = int(dataset.Rows), int(dataset.Columns)
         padding = _padding(dataset, allocated, signed=bool(sign))
-        facts = _facts(dataset, modality, "HU" if modality == "CT" and unit == "HU" else None)
+        facts = _facts(dataset, modality, unit if modality == "CT" and unit not in _NO_UNIT else None)
     return Encoding(
         photometric, shape, samples, allocated, stored, high, bool(sign),
         slope, intercept, table, padding, facts, tuple(notes),
@@ -243,7 +245,7 @@ def _unit(dataset: Dataset, *, table: bool) -> str:
     """Return the unit of the rescaled values of a CT: HU where RescaleType says nothing (C.8.2.1.1.2)."""
     if table:
         return _text(dataset.ModalityLUTSequence[0], "ModalityLUTType") or "not stated"
-    return _text(dataset, "RescaleType") or "HU"
+    return (_text(dataset, "RescaleType") or "HU").upper()
 
 
 def _padding(dataset: Dataset, allocated: int, *, signed: bool) -> tuple[int, int] | None:

@@ -14,8 +14,8 @@ class Facts:
     Attributes:
         format: of the bytes, whatever the file is called. None: the image was not read from a file.
         modality: DICOM Modality in capitals, for example CT, MR, CR, US.
-        unit: HU where the file proves it: a DICOM CT whose stored values are rescaled, to no other unit.
-            NIfTI and pictures can't state it.
+        unit: HU where the file proves it: a DICOM CT whose stored values are rescaled, to no other unit. Of a
+            CT in another unit that, as DICOM spells it (Z_EFF, ED, ...). NIfTI and pictures can't state it.
         photometric: PhotometricInterpretation of a DICOM; colour mode of a picture (L, RGB, P, ...).
         bits: of a stored value that are used (DICOM BitsStored), of one channel.
         channels: stored per voxel, before equal ones were reduced to grey.
@@ -29,7 +29,7 @@ class Facts:
 
     format: Literal["nifti", "dicom", "picture"] | None = None
     modality: str | None = None
-    unit: Literal["HU"] | None = None
+    unit: str | None = None
     photometric: str | None = None
     bits: int | None = None
     channels: int | None = None
