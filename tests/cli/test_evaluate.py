@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from threefold.checksums import verify_object
 from threefold.cli.app import main
+from threefold.errors import RunError
 
 from ..evaluation.test_structures_table import make_structures
 
@@ -71,7 +73,8 @@ def test_json_is_all_that_is_printed_and_out_is_where_it_goes(
 ) -> None:
     call("evaluate", theirs, "--json", "--out", tmp_path / "results")
     printed = json.loads(capsys.readouterr().out)
-    written = json.loads((tmp_path / "results" / "tables" / "metrics.json").read_text())
+    path = tmp_path / "results" / "tables" / "metrics.json"
+    written = verify_object(json.loads(path.read_text()), path, RunError, "")
     assert printed == {"theirs": written}
     assert not (theirs.parent / "theirs-evaluation").exists()
 

@@ -23,6 +23,8 @@ from pydicom.uid import (
 )
 
 from threefold.errors import ImageError
+from threefold.images.dicom_groups import group_series
+from threefold.images.dicom_search import find_series
 from threefold.images.reading import read_header, read_image
 
 Maker = Callable[..., Path]
@@ -314,3 +316,20 @@ def test_reports_among_the_slices_are_passed_over(
     image = read_image(tmp_path / "ct")
     assert image.array.shape == (*SHAPE, 3)
     assert image.notes == ("passed over, not DICOM images: report.dcm (Encapsulated PDF Storage)",)
+
+
+@pytest.mark.parametrize(("stated", "written"), [("CT", "ct"), ("1.2.3", "1.02"), ("HEAD 5.0", "HEAD\n5.0")])
+def test_what_the_standard_forbids_is_read_without_a_warning_on_the_screen(
+    tmp_path: Path, dicom_file: Maker, stated: str, written: str
+) -> None:
+    """A warning is an error in the tests; pydicom warns of such values when they are first asked for."""
+    (tmp_path / "scan").mkdir()
+    path = dicom_file(tmp_path / "scan" / "a.dcm", np.ones(SHAPE), (0, 0, 0))
+    content = path.read_bytes()
+    assert stated.encode() in content
+    path.write_bytes(content.replace(stated.encode(), written.ljust(len(stated)).encode()))
+    assert read_image(path).facts.modality == "CT"
+    read_header(path)
+    read_image(path.parent)
+    assert group_series(path.parent, [path.name]).series == ((path.name,),)
+    assert [series.files for series in find_series(path.parent).series] == [(path.name,)]

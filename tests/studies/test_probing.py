@@ -177,6 +177,7 @@ def test_predictions_without_a_case_are_named_by_a_study_and_a_chain(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    copied.settings.unlink(missing_ok=True)
     write_failures(copied.failed, {"lost": "lost.nii.gz: no such file"})
     study = load_study(str(write_study(tmp_path / "tiny.yaml", cohort_folder)))
     folder = StudyFolder(tmp_path / "study")
