@@ -17,6 +17,9 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
+from threefold.checksums import verify_text
+from threefold.errors import RunError
+
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
 PICTURES = ("volumes-CoA", "volumes-RAA", "volumes-DAA", "volumes-disagreement", "confusion", "losses")
@@ -91,7 +94,10 @@ def main(folders: list[Path], plain: Path | None) -> None:
     """Write the page and its pictures."""
     about = environment(folders[0])
     packages = dict(about["packages"])  # type: ignore[call-overload]
-    comparison = (folders[0] / "tables/comparison.md").read_text()
+    gains, comparison = (
+        verify_text(path.read_text(), path, RunError, "Make it again.")
+        for path in (folders[0] / "tables" / f"{name}.md" for name in ("gains", "comparison"))
+    )
     page = [
         "# The aortic-arch demo",
         "",
@@ -127,7 +133,7 @@ def main(folders: list[Path], plain: Path | None) -> None:
         "",
         f"## Seed {folders[0].name.rsplit('-', 1)[-1]} in full",
         "",
-        re.sub("^## ", "### ", (folders[0] / "tables/gains.md").read_text(), flags=re.MULTILINE),
+        re.sub("^## ", "### ", gains, flags=re.MULTILINE),
         re.sub("^## ", "### ", comparison, flags=re.MULTILINE),
     ]
     if plain is not None:
