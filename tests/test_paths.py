@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from threefold.cohorts.cohort import CohortSpec, read_cohort, write_cohort
-from threefold.cohorts.table import case_id_problems
-from threefold.errors import CohortError, ExperimentError
+from threefold.cohorts.splits import read_split
+from threefold.cohorts.table import case_id_problems, read_text
+from threefold.errors import CohortError, ExperimentError, ThreefoldError
+from threefold.evaluation.predictions import read_predictions
 from threefold.experiments import load_experiment
 from threefold.paths import Boundary, is_path_part
 from threefold.studies.chain_spec import ChainSpec, load_chain
 from threefold.studies.study_spec import StudySpec, load_study
+from threefold.training.checkpoints import load_checkpoint
 from threefold.validation import parse_spec
 
 OUTSIDE = (
@@ -152,3 +156,14 @@ def test_a_recipe_extends_files_of_its_folder_alone(base: str, tmp_path: Path) -
     (home / "below" / "step.yaml").write_text("extends: ../common.yaml\n")
     (home / "mine.yaml").write_text("extends: below/step.yaml\n")
     assert load_experiment(str(home / "mine.yaml")).name == "common"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are POSIX's")
+@pytest.mark.parametrize("name", ["x.csv", "x.csv.sha256"])
+@pytest.mark.parametrize("read", [read_predictions, read_split, read_text, load_checkpoint])
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(
+    read: Callable[[Path], object], name: str, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ThreefoldError, match=r"x\.csv"):
+        read(tmp_path / "x.csv")

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from threefold.errors import ThreefoldError, bounded
+from threefold.paths import open_file
 from threefold.run import write_atomically
 
 _MARK = b"sha256:"
@@ -68,7 +69,7 @@ def verify_archive(path: Path, error: type[ThreefoldError], remedy: str) -> bool
     tail = _LENGTH_FIELD + _COMMENT_LENGTH
     if size < tail:
         return False
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
         stream.seek(size - tail)
         found = _COMMENT.fullmatch(stream.read()[_LENGTH_FIELD:])
         if found is None:
@@ -93,9 +94,10 @@ def refuse_compressed(path: Path, error: type[ThreefoldError]) -> None:
         error: naming the first such member.
         zipfile.BadZipFile, OSError: it can't be read.
     """
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
+    with open_file(path) as stream:
+        if not zipfile.is_zipfile(stream):
+            return
+        archive = zipfile.ZipFile(stream)
         packed = [one.filename for one in archive.infolist() if one.compress_type != zipfile.ZIP_STORED]
     if packed:
         raise error(
@@ -122,7 +124,7 @@ def seal_tensors(content: bytes) -> bytes:
 
 def verify_tensors(path: Path, error: type[ThreefoldError], remedy: str) -> bool:
     """Hold a safetensors file against the checksum in its metadata, as `verify_archive` does an archive."""
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
         start = stream.read(8)
         length = int.from_bytes(start, "little")
         if len(start) < 8 or length > min(_LONGEST_HEADER, path.stat().st_size):
@@ -217,7 +219,7 @@ def verify_table(path: Path, error: type[ThreefoldError], remedy: str) -> bool:
     if not path.is_file():
         raise error(f"{path}: expected a table, whose checksum is in {beside.name}; found no file. {remedy}")
     expected = text.split(maxsplit=1)[0] if text.strip() else "nothing"
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     _compare(path, expected, digest, error, f"The checksum is in {beside.name}. {remedy}")
     return True
@@ -226,7 +228,8 @@ def verify_table(path: Path, error: type[ThreefoldError], remedy: str) -> bool:
 def _text(path: Path, error: type[ThreefoldError], remedy: str) -> str | None:
     """Return the start of a file of checksums; None where there is none."""
     try:
-        return path.read_bytes()[:_CHUNK].decode(errors="replace")
+        with open_file(path) as stream:
+            return stream.read(_CHUNK).decode(errors="replace")
     except FileNotFoundError:
         return None
     except OSError as problem:
@@ -261,7 +264,7 @@ def verify_listed(listing: Path, files: Iterable[Path], error: type[ThreefoldErr
             continue
         if not path.is_file():
             raise error(f"{path}: expected the file that {listing.name} lists; found none. {remedy}")
-        with path.open("rb") as stream:
+        with open_file(path) as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         _compare(path, expected, digest, error, f"The checksum is in {listing.name}. {remedy}")
     return True

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from threefold.paths import open_file
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -132,7 +134,8 @@ def read_frame(path: Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows = [row for row in table_rows(table_text_of(path.read_bytes())) if row]
+    with open_file(path) as stream:
+        rows = [row for row in table_rows(table_text_of(stream.read())) if row]
     if not rows:
         raise csv.Error("there is no row in it")
     header = [name.strip() or f"column {number}" for number, name in enumerate(rows[0], start=1)]

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 from pydantic import AfterValidator, Field
 
 from threefold.errors import RunError
 from threefold.file_names import unportable
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file to read its bytes; to open a pipe would wait for a writer, to read a device never end.
+
+    Raises:
+        OSError: it is a pipe, a socket or a device, or the system refuses.
+    """
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # of a folder the system says what it is
+        raise OSError(errno.EINVAL, "a pipe, a socket or a device; expected a file", str(path))
+    return path.open("rb")
+
 
 PART_PATTERN = r"^[A-Za-z0-9](-?[A-Za-z0-9_.+=])*-?$"
 

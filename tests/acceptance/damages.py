@@ -101,6 +101,11 @@ def _make_a_folder(path: Path, chance: random.Random) -> None:
     path.mkdir()
 
 
+def _make_a_pipe(path: Path, chance: random.Random) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def _replace(path: Path, chance: random.Random) -> None:
     """Give a file what is proper in another kind of file."""
     kinds = [kind for kind in _PROPER if not path.name.endswith(kind)]
@@ -118,6 +123,7 @@ DAMAGES: Mapping[str, Callable[[Path, random.Random], None]] = {
     "empty": lambda path, chance: os.truncate(path, 0),
     "a bit flipped": _flip,
     "a folder": _make_a_folder,
+    "a pipe": _make_a_pipe,
     "of another type": _replace,
     "gone": lambda path, chance: path.unlink(),
 }

@@ -29,6 +29,7 @@ from threefold.cohorts.staging import FOLDERS, PROVENANCE_NAME
 from threefold.errors import CohortError
 from threefold.file_names import case_stem
 from threefold.locks import LOCK_NAME, alone_in
+from threefold.paths import open_file
 from threefold.run import copy_new, put_in_place, refuse_current_folder, write_atomically
 
 STEPS_NAME = "steps.json"
@@ -278,7 +279,8 @@ def _step(record: Record) -> Step:
 def _read(path: Path) -> dict[str, Any]:
     """Return the mapping in a JSON file; nothing where there is none, or it is damaged."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        with open_file(path) as stream:
+            found = json.loads(stream.read())
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -15,6 +15,7 @@ from threefold.cohorts.stratification import Stratum, apportion, assign
 from threefold.csv_tables import table_rows, table_text
 from threefold.errors import CohortError, RunError, some
 from threefold.experiment import Part, SplitSpec, TasksSpec
+from threefold.paths import open_file
 from threefold.run import COPY_AGAIN, write_atomically
 from threefold.validation import did_you_mean
 
@@ -169,7 +170,8 @@ def read_split(path: Path) -> Split:
         RunError: naming the file and the row, if it is not a split.
     """
     try:
-        text = path.read_bytes().decode()
+        with open_file(path) as stream:
+            text = stream.read().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"{path}: the split can't be read ({error}). {COPY_AGAIN}") from error
     kind, leaking, table = (*text.split("\n", 2), "", "")[:3]

@@ -14,7 +14,7 @@ from threefold.cohorts.reserved_names import column_problem
 from threefold.csv_tables import table_rows, table_text, table_text_of
 from threefold.errors import CohortError, some
 from threefold.experiment import Part
-from threefold.paths import Boundary
+from threefold.paths import Boundary, open_file
 from threefold.validation import did_you_mean, nearest, sentence
 
 _COLUMNS = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
@@ -42,7 +42,8 @@ def read_text(path: Path) -> str:
         CohortError: if the file can't be read as text.
     """
     try:
-        return table_text_of(path.read_bytes())  # as text mode would, but for the line breaks in cells
+        with open_file(path) as stream:
+            return table_text_of(stream.read())  # as text mode would, but for the line breaks in cells
     except csv.Error as error:
         raise CohortError(f"{path}: {error}.") from None
     except OSError as error:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from threefold.errors import RunError
+from threefold.paths import open_file
 from threefold.run import append, write_atomically
 
 Content = dict[str, Any]
@@ -110,7 +111,7 @@ class Journal:
     def _lines(self) -> Iterator[tuple[int, int, Content]]:
         """Yield each whole line with where it begins and ends, up to the first that is not whole."""
         try:
-            stream = self.path.open("rb")
+            stream = open_file(self.path)
         except FileNotFoundError:
             return
         with stream:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from threefold.cohorts.failures import Failures
 from threefold.cohorts.public.haemorrhage import CLASSES, haemorrhage_spec
 from threefold.cohorts.staging import finished, staging
 from threefold.errors import CohortError, ImageError
-from threefold.paths import Boundary
+from threefold.paths import Boundary, open_file
 
 Progress = Callable[[int, int], None]
 
@@ -98,7 +99,7 @@ def _labels(table: Path) -> dict[str, dict[str, int]]:
 def _rows(table: Path) -> Iterator[tuple[int, str, str]]:
     """Yield number, ID and Label; the table has 4.5 million rows, so that it is read as it comes."""
     try:
-        with table.open(newline="", encoding="utf-8-sig") as stream:
+        with io.TextIOWrapper(open_file(table), encoding="utf-8-sig", newline="") as stream:
             reader = csv.reader(stream)
             header = next(reader, [])
             if header[:2] != ["ID", "Label"]:
