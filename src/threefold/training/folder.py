@@ -29,6 +29,7 @@ from threefold.run import (
 from threefold.threads import available_cores
 from threefold.training.history import standing
 from threefold.training.progress import TrainingProgress
+from threefold.validation import read_json
 
 # How cases reach the network, not which or in what order: a resumed run may differ in these.
 _MAY_CHANGE = ("data.workers", "data.cache")
@@ -141,13 +142,8 @@ def threads_of(run: RunFolder, progress: TrainingProgress) -> int:
 
     now = torch.get_num_threads()
     try:
-        began: Any = json.loads(run.environment.read_text(encoding="utf-8"))["threads"]
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ):  # written by hand, or cut; resuming needs no more of it
+        began: Any = read_json(run.environment, RunError, "")["threads"]
+    except (RunError, KeyError):  # written by hand, or cut; resuming needs no more of it
         return now
     if not isinstance(began, int) or began < 1 or began == now:
         return now
