@@ -25,7 +25,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -36,12 +36,13 @@ from torch import Tensor, nn
 
 from _machine import machine
 from _turns import Turns, ask_once, matrix_peaks, now, peak_memory, serve
+from threefold.cohorts.cohort import CohortSpec
+from threefold.core.batch import Batch, Target
+from threefold.core.targets import MaskSpec
 from threefold.experiment import Experiment
-from threefold.images.batch import Batch
-from threefold.networks.cascade import Cascade
 from threefold.networks.kernels import tune_allocation
 from threefold.networks.pretrained import load_pretrained
-from threefold.tasks.build import build_tasks, task_weights
+from threefold.tasks.build import build_network, build_tasks, task_weights
 
 ROOT = Path(__file__).parents[1]
 LABELS, CLASSES = 12, 3
@@ -65,6 +66,7 @@ GOALS = {
 EXPERIMENT = Experiment.model_validate(
     {
         "name": "benchmark",
+        "data": {"preprocessing": {"size": [96, 96, 96]}},
         "network": {"kind": "cascade"},
         "tasks": {
             "classification": {"weight": CLASSIFICATION_WEIGHT},
@@ -72,6 +74,14 @@ EXPERIMENT = Experiment.model_validate(
             "region": {},
         },
     }
+)
+COHORT = CohortSpec(
+    name="noise",
+    modality="mri",
+    dimensions=3,
+    classes=tuple(f"class {number}" for number in range(CLASSES)),
+    mask=MaskSpec(),
+    structures=tuple(f"structure {number}" for number in range(1, LABELS)),
 )
 
 
@@ -82,15 +92,11 @@ def make_batch(side: int) -> Batch:
     generator = torch.Generator().manual_seed(side)
     size, here = (1, side, side, side), torch.ones(1, dtype=torch.bool)
     structures = torch.randint(LABELS, size, generator=generator).to(torch.uint8)
+    values = {"label": torch.tensor([1]), "mask": (structures > 0).to(torch.uint8), "structures": structures}
     return Batch(
         case_ids=("case",),
         image=torch.rand(1, 1, side, side, side, generator=generator),
-        label=torch.tensor([1]),
-        has_label=here,
-        mask=(structures > 0).to(torch.uint8),
-        has_mask=here,
-        structures=structures,
-        has_structures=here,
+        targets={name: Target(value, here) for name, value in values.items()},
     )
 
 
@@ -128,9 +134,9 @@ class Monai:
         foreground = probability[:, 1:].sum(dim=1, keepdim=True)
         binary = torch.cat((probability[:, :1], foreground), dim=1)
         return (
-            self._dice_cross_entropy(probability, batch.structures)
-            + self._dice_cross_entropy(binary, batch.mask)
-            + CLASSIFICATION_WEIGHT * F.cross_entropy(classes.float(), batch.label)
+            self._dice_cross_entropy(probability, batch.targets["structures"].values)
+            + self._dice_cross_entropy(binary, batch.targets["mask"].values)
+            + CLASSIFICATION_WEIGHT * F.cross_entropy(classes.float(), batch.targets["label"].values)
         )
 
     def _dice_cross_entropy(self, probability: Tensor, target: Tensor) -> Tensor:
@@ -146,19 +152,18 @@ class Ours:
     """The cascade and the tasks of an experiment."""
 
     def __init__(self) -> None:
-        spec: Any = EXPERIMENT.network
-        self.network: nn.Module = Cascade(spec, in_channels=1, labels=LABELS, classes=CLASSES)
-        self.tasks = build_tasks(EXPERIMENT, class_counts=())
+        self.tasks = build_tasks(EXPERIMENT, COHORT)
+        self.network: nn.Module = build_network(EXPERIMENT, COHORT, self.tasks)
         self.weights = task_weights(EXPERIMENT, 0)
 
     def predict(self, image: Tensor) -> tuple[Tensor, Tensor]:
         outputs = self.network(image)
-        return outputs.segmentation, outputs.classes
+        return outputs.heads["segmentation"], outputs.heads["classification"]
 
     def loss(self, batch: Batch, bf16: bool) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             outputs = self.network(batch.image)
-        losses = [self.weights[task.name] * task.losses(outputs, batch).values.mean() for task in self.tasks]
+        losses = [self.weights[task.name] * task.losses(outputs, batch).mean() for task in self.tasks]
         return torch.stack(losses).sum()
 
 

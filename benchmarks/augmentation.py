@@ -26,9 +26,10 @@ from monai import transforms
 from torch import Tensor
 
 from _machine import machine
+from threefold.core.batch import Batch, Sample, collate
+from threefold.core.targets import LabelsTarget, MaskTarget
 from threefold.experiment import AugmentationSpec
 from threefold.images.augmentation import AugmentationParameters, augment, draw_parameters
-from threefold.images.batch import Batch, Sample, collate
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "docs" / "results" / "speed" / "augmentation.md"
@@ -71,15 +72,21 @@ def make_batch(size: int, cases: int) -> Batch:
         waves = sum(np.cos(axis * rng.uniform(3, 9) + rng.uniform(0, 6)) for axis in axes) / 3
         image = (0.5 + 0.28 * waves + rng.normal(0, 0.01, waves.shape)).astype(np.float32)
         labels = np.digitize(waves, np.linspace(-0.6, 0.6, 11)).astype(np.uint8)
-        samples.append(Sample(f"case{i}", image[None], (labels > 5).astype(np.uint8), labels))
-    return collate(samples)
+        targets = {"mask": (labels > 5).astype(np.uint8), "structures": labels}
+        samples.append(Sample(f"case{i}", image[None], targets))
+    names = tuple(f"layer {number}" for number in range(1, 12))
+    return collate(
+        samples, {"mask": MaskTarget(kind="mask"), "structures": LabelsTarget(kind="labels", names=names)}
+    )
 
 
 def samples_of(batch: Batch) -> Samples:
     """What MONAI's transforms get: float arrays with a channel axis."""
     return [
         {"image": image.clone(), "mask": mask[None].float(), "LP": labels[None].float()}
-        for image, mask, labels in zip(batch.image, batch.mask, batch.structures, strict=True)
+        for image, mask, labels in zip(
+            batch.image, *(batch.targets[name].values for name in ("mask", "structures")), strict=True
+        )
     ]
 
 

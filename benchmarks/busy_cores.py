@@ -65,7 +65,9 @@ def explain() -> Call:
     network, channels = _network("hematoma/demo")
     network.eval()
     images = torch.rand(8, channels, 112, 112)
-    return lambda: torch.autograd.grad(network(images).classes[:, 1].sum(), [*network.parameters()][:1])
+    return lambda: torch.autograd.grad(
+        network(images).heads["classification"][:, 1].sum(), [*network.parameters()][:1]
+    )
 
 
 def register() -> Call:
@@ -100,9 +102,10 @@ WORK: dict[str, Callable[[], Call]] = {
 
 def _network(recipe: str):  # type: ignore[no-untyped-def]  # a module; torch is not imported yet
     """Return the network of a recipe, and its number of input channels."""
-    from threefold.cohorts.cohort import CohortSpec, MaskSpec
+    from threefold.cohorts.cohort import CohortSpec
+    from threefold.core.targets import MaskSpec
     from threefold.experiments import load_experiment
-    from threefold.networks.build import build_network
+    from threefold.tasks.build import build_network
 
     experiment = load_experiment(recipe, [])
     cohort = CohortSpec(
@@ -125,9 +128,9 @@ def _training_step(recipe: str, *shape: int) -> Call:
     optimiser = torch.optim.AdamW(network.parameters())
 
     def step() -> None:
-        heads = [head for head in vars(network(images)).values() if head is not None]
+        outputs = network(images)
         optimiser.zero_grad()
-        sum(head.square().mean() for head in heads).backward()
+        sum(out.square().mean() for out in (*outputs.heads.values(), outputs.features)).backward()
         optimiser.step()
 
     return step

@@ -22,7 +22,8 @@ SIDE = 8
 
 def make_cohort(folder: Path, count: int) -> None:
     """Write a cohort of slices with masks, two classes and ten sites."""
-    from threefold.cohorts.cohort import CohortSpec, MaskSpec, write_cohort
+    from threefold.cohorts.cohort import CohortSpec, write_cohort
+    from threefold.core.targets import MaskSpec
     from threefold.images.writing import encode_nifti
 
     folder.mkdir()

@@ -36,10 +36,12 @@ from monai.losses.dice import DiceLoss
 from torch import Tensor
 
 from _machine import machine
+from threefold.cohorts.cohort import CohortSpec
+from threefold.core.batch import Batch, Target
+from threefold.core.outputs import Outputs
+from threefold.core.targets import MaskSpec
 from threefold.experiment import Experiment
-from threefold.images.batch import Batch
 from threefold.networks.kernels import tune_allocation
-from threefold.networks.outputs import Outputs
 from threefold.tasks.build import build_tasks
 from threefold.tasks.topology import cl_dice_loss
 
@@ -93,22 +95,15 @@ def ours() -> Loss:
         "network": {"kind": "attention-unet"},
         "tasks": {"segmentation": {"target": "structures"}, "region": {}},
     }
-    tasks = build_tasks(Experiment.model_validate(content), class_counts=())
+    names = tuple(f"tube {number}" for number in range(1, LABELS))
+    cohort = CohortSpec(name="tubes", modality="mri", dimensions=3, mask=MaskSpec(), structures=names)
+    tasks = build_tasks(Experiment.model_validate(content), cohort)
 
     def loss(logits: Tensor, structures: Tensor, mask: Tensor) -> Tensor:
         here = torch.ones(1, dtype=torch.bool)
-        batch = Batch(
-            case_ids=("case",),
-            image=logits.detach()[:, :1],
-            label=torch.zeros(1, dtype=torch.int64),
-            has_label=~here,
-            mask=mask,
-            has_mask=here,
-            structures=structures,
-            has_structures=here,
-        )
-        outputs = Outputs(segmentation=logits)
-        return torch.stack([task.losses(outputs, batch).values.mean() for task in tasks]).sum()
+        targets = {"mask": Target(mask, here), "structures": Target(structures, here)}
+        batch, outputs = Batch(("case",), logits.detach()[:, :1], targets), Outputs({"segmentation": logits})
+        return torch.stack([task.losses(outputs, batch).mean() for task in tasks]).sum()
 
     return loss
 

@@ -42,8 +42,8 @@ def make_run(folder: Path) -> None:
     from threefold.cohorts.trained_on import describe_training
     from threefold.experiment import Experiment
     from threefold.experiments import experiment_yaml
-    from threefold.networks.build import build_network
     from threefold.run import RunFolder
+    from threefold.tasks.build import build_network
 
     experiment = Experiment.model_validate(
         {

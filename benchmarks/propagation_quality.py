@@ -70,7 +70,8 @@ def make_cohort(
 
     `parts` are those of a split of the cases.
     """
-    from threefold.cohorts.cohort import AtlasSpec, CohortSpec, MaskSpec, write_cohort
+    from threefold.cohorts.cohort import AtlasSpec, CohortSpec, write_cohort
+    from threefold.core.targets import MaskSpec
 
     def path(name: str, file: str) -> str:
         return os.path.relpath(data / name / f"{file}.nii.gz", folder.absolute())

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from _machine import machine
 from _turns import Turns, ask_once, matrix_peaks, now, peak_memory, serve
+from threefold.core.outputs import Head
 from threefold.experiment import SwinSpec, SwinUnetSpec
 from threefold.networks.kernels import tune_allocation
 from threefold.networks.pretrained import load_pretrained
@@ -51,7 +52,7 @@ ROLES = {
 
 def our_network() -> SwinUnet:
     spec = SwinUnetSpec(encoder=SwinSpec(size="public", drop_path=0.1))
-    return SwinUnet(spec, in_channels=3, classes=None, labels=LABELS, reconstruct=False)
+    return SwinUnet(spec, in_channels=3, heads={"segmentation": Head("dense", LABELS)})
 
 
 def published_network(folder: Path) -> nn.Module:
@@ -107,7 +108,7 @@ class Contestant:
 
     def logits(self, image: Tensor) -> Tensor:
         outputs = self.network(image)
-        logits: Tensor = outputs if isinstance(outputs, Tensor) else outputs.segmentation
+        logits: Tensor = outputs if isinstance(outputs, Tensor) else outputs.heads["segmentation"]
         return logits
 
     def run(self, kind: str, precision: str, batch: int) -> float:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from threefold.cohorts.cohort import AtlasSpec, Cohort, CohortSpec, MaskSpec, write_cohort
+from threefold.cohorts.cohort import AtlasSpec, Cohort, CohortSpec, write_cohort
+from threefold.core.targets import MaskSpec
 from threefold.images.writing import write_nifti
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from threefold.errors import ExperimentError
-from threefold.experiment import Experiment, SwinSpec, SwinUnetSpec
+from threefold.experiment import Experiment, SegmentationSpec, SwinSpec, SwinUnetSpec
 from threefold.experiments import experiment_yaml, load_experiment, recipe_names
 
 PAPER_ROWS = ("swin-cls", "mtl-cls-seg", "mtl-cls-rec", "mtl-cls-seg-rec", "joint-swin")
@@ -37,14 +38,12 @@ def test_each_row_of_the_paper_exists_in_both_sizes(row: str) -> None:
 
 def test_published_weights() -> None:
     tasks = load_experiment("hematoma/mtl-cls-seg-rec").tasks
-    assert tasks.classification is not None
-    assert tasks.segmentation is not None
-    assert tasks.reconstruction is not None
-    segmentation = tasks.segmentation
-    assert tasks.classification.weight == 0.3
+    segmentation = tasks["segmentation"]
+    assert isinstance(segmentation, SegmentationSpec)
+    assert tasks["classification"].weight == 0.3
     assert segmentation.weight == 1.0
     assert (segmentation.cross_entropy, segmentation.dice) == (0.4, 0.6)
-    assert tasks.reconstruction.weight == 0.4
+    assert tasks["reconstruction"].weight == 0.4
 
 
 def test_overrides_reach_into_mappings_and_keep_the_rest() -> None:
@@ -62,7 +61,7 @@ def test_overrides_reach_into_mappings_and_keep_the_rest() -> None:
     assert experiment.training.optimiser.momentum == 0.9
     assert isinstance(experiment.network, SwinUnetSpec)
     assert experiment.network.encoder == SwinSpec(size="tiny", drop_path=0)
-    assert experiment.tasks.names == ("classification", "segmentation")
+    assert tuple(experiment.tasks) == ("classification", "segmentation")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +106,22 @@ def test_yaml_holds_plain_values_only() -> None:
     assert set(data) == set(Experiment.model_fields)
 
 
-def test_gradnorm_is_for_networks_that_name_a_shared_layer() -> None:
-    load_experiment("hematoma/mtl-cls-seg", ["balancing.method=gradnorm"])
-    with pytest.raises(ExperimentError, match="a cascade network does not; use uncertainty"):
-        load_experiment("aortic-arch/joint-multi", ["balancing.method=gradnorm"])
+def test_tasks_have_names_of_ones_own_and_come_in_the_order_of_their_kinds() -> None:
+    named = {
+        "bleeding": {"kind": "segmentation", "target": "hematoma"},
+        "age": {"kind": "regression", "target": "age"},
+        "type": None,
+        "density": {"kind": "classification", "target": "density"},
+        "side": {"kind": "classification", "target": "side"},
+    }
+    experiment = Experiment.model_validate({"name": "x", "tasks": named})
+    assert list(experiment.tasks) == ["density", "side", "age", "bleeding"]
+    assert experiment.monitors["density.auc"] == ("density", "auc")
+    assert experiment.monitors["mae"] == ("age", "mae")
+    assert "auc" not in experiment.monitors
+    with pytest.raises(ValidationError, match=r"several tasks give; say which one: density\.auc, side\.auc"):
+        Experiment.model_validate({"name": "x", "tasks": named, "training": {"selection": {"metric": "auc"}}})
+    with pytest.raises(ValidationError, match="'a b' can't name a task"):
+        Experiment.model_validate({"name": "x", "tasks": {"a b": {"kind": "regression"}}})
+    with pytest.raises(ValidationError, match="'depth' is no kind of task; say which one it is"):
+        Experiment.model_validate({"name": "x", "tasks": {"depth": {}}})

@@ -27,7 +27,10 @@ def test_misspelt_keys_name_path_and_nearest_key() -> None:
         }
     )
     assert message.startswith("my.yaml:")
-    assert "tasks.clasification: unknown key. Did you mean 'classification'?" in message
+    assert (
+        "tasks: 'clasification' is no kind of task; say which one it is (kind: ...). "
+        "Did you mean 'classification'?" in message
+    )
     assert "training.epcohs: unknown key. Did you mean 'epochs'?" in message
     assert "training.optimiser.lerning_rate: unknown key. Did you mean 'learning_rate'?" in message
     assert "network.encoder.embed_dims: unknown key. Did you mean 'embed_dim'?" in message

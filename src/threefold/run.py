@@ -64,6 +64,7 @@ class _Status(BaseModel):
     best_epoch: Annotated[int, Field(ge=1)] | None = None
     best_value: float | None = None
     threshold: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    thresholds: dict[str, Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]] = {}
     message: str = ""
     stopped_early: _StoppedEarly | None = None
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from threefold.cohorts.cohort import CohortSpec, IntensitySpec, MaskSpec, write_cohort
+from threefold.cohorts.cohort import CohortSpec, IntensitySpec, write_cohort
+from threefold.core.targets import MaskSpec
 from threefold.images.writing import write_nifti
 
 AFFINE = np.diag([-1.0, -1.0, 5.0, 1.0])

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from threefold.cohorts.cohort import AtlasSpec, Cohort, CohortSpec, MaskSpec, write_cohort
+from threefold.cohorts.cohort import AtlasSpec, Cohort, CohortSpec, write_cohort
+from threefold.core.targets import MaskSpec
 from threefold.images.writing import write_nifti
 
 SIZE = (26, 30, 24)

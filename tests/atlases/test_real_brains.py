@@ -10,7 +10,8 @@ import pytest
 
 from threefold.atlases.propagation import propagate
 from threefold.atlases.spec import PropagationSpec
-from threefold.cohorts.cohort import AtlasSpec, CohortSpec, MaskSpec, write_cohort
+from threefold.cohorts.cohort import AtlasSpec, CohortSpec, write_cohort
+from threefold.core.targets import MaskSpec
 
 SYN = 0.757  # mean Dice of antspyx 0.6.3 with its defaults on this pair
 

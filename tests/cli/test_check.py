@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from threefold.cli import check as check_module
 from threefold.cli.app import app
-from threefold.cohorts.cohort import CohortSpec, IntensitySpec, MaskSpec, read_cohort, write_cohort
+from threefold.cohorts.cohort import CohortSpec, IntensitySpec, read_cohort, write_cohort
+from threefold.core.targets import MaskSpec
 from threefold.errors import CohortError, UsageError
 from threefold.images.writing import write_nifti
 

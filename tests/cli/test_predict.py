@@ -26,8 +26,8 @@ from threefold.experiments import experiment_yaml
 from threefold.images.reading import read_label_map
 from threefold.images.writing import write_nifti
 from threefold.inference.output import Prediction, PredictionFolder
-from threefold.networks.build import build_network
 from threefold.run import RunFolder
+from threefold.tasks.build import build_network
 
 AFFINE = np.diag([-1.0, -1.0, 5.0, 1.0])
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from threefold.cohorts.cohort import Cohort, CohortSpec, IntensitySpec, MaskSpec, write_cohort
+from threefold.cohorts.cohort import Cohort, CohortSpec, IntensitySpec, write_cohort
+from threefold.core.targets import MaskSpec
 from threefold.images.writing import write_nifti
 
 AFFINE = np.diag([-0.5, -0.5, 5.0, 1.0])

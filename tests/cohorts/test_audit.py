@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 
 from threefold.cohorts import voxel_checks
 from threefold.cohorts.audit import Audit, Finding, audit
-from threefold.cohorts.cohort import Case, Cohort, CohortSpec, IntensitySpec, MaskSpec
+from threefold.cohorts.cohort import Case, Cohort, CohortSpec, IntensitySpec
 from threefold.cohorts.samples import read_sample
 from threefold.cohorts.splits import Split, make_split
+from threefold.core.targets import MaskSpec
 from threefold.errors import ImageError
 from threefold.experiment import PreprocessingSpec, SplitSpec
 from threefold.images.reading import read_image
@@ -471,7 +472,7 @@ def test_damaged_files_are_findings_never_another_exception(template: Path, data
                 damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
         (folder / name).write_bytes(damaged)
         spec = CohortSpec(name="x", modality="ct", dimensions=2, mask=MaskSpec())
-        case = Case("c", "p", "s", folder / name, mask=folder / name)
+        case = Case("c", "p", "s", folder / name, targets={"mask": folder / name})
         result = audit(Cohort(folder, spec, (case,)))
     if len(damaged) < len(source) // 2:
         assert _found(result, "files", "refuse")

@@ -12,9 +12,10 @@ import pytest
 
 from threefold.cohorts import voxel_checks
 from threefold.cohorts.audit import audit
-from threefold.cohorts.cohort import Cohort, CohortSpec, MaskSpec, write_cohort
+from threefold.cohorts.cohort import Cohort, CohortSpec, write_cohort
 from threefold.cohorts.findings import Finding
 from threefold.cohorts.voxel_checks import check_files
+from threefold.core.targets import MaskSpec
 from threefold.images.writing import write_nifti
 from threefold.reporting.audit_texts import shown_findings
 

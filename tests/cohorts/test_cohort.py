@@ -12,14 +12,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from threefold.cohorts.cohort import (
-    CohortSpec,
-    IntensitySpec,
-    MaskSpec,
-    fingerprint,
-    read_cohort,
-    write_cohort,
-)
+from threefold.cohorts.cohort import CohortSpec, IntensitySpec, fingerprint, read_cohort, write_cohort
+from threefold.core.targets import MaskSpec
 from threefold.errors import CohortError
 
 YAML = """
@@ -156,7 +150,7 @@ def test_a_declared_column_may_look_like_a_known_one(tmp_path: Path) -> None:
         (YAML + "intensity: {unit: HU, window: [80, 0]}\n", "low < high"),
         (YAML + "site_groups: {in: [a], out: [a]}\n", "site_groups: a named more than once"),
         (YAML + "spacing: [0.5]\n", "spacing has 1 values"),
-        (YAML.replace("{name: haemorrhage}", "{values: [0, 1]}"), "mask.values.0"),
+        (YAML.replace("{name: haemorrhage}", "{values: [0, 1]}"), "mask: the value 0 can't be inside"),
         ("- a list", "expected keys and values"),
         ("a: [", "not valid YAML"),
         ("", "is empty"),

@@ -19,7 +19,7 @@ def _cohort(table: list[list[int]], slices: int = 1) -> Cohort:
         name="x", modality="ct", dimensions=2, classes=tuple(f"c{k}" for k in range(len(table[0])))
     )
     cases = [
-        Case(f"{s}-{k}-{n}-{i}", f"{s}-{k}-{n}", f"s{s}", Path("/x"), label=k)
+        Case(f"{s}-{k}-{n}-{i}", f"{s}-{k}-{n}", f"s{s}", Path("/x"), targets={"label": k})
         for s, row in enumerate(table)
         for k, count in enumerate(row)
         for n in range(count)
@@ -103,7 +103,7 @@ def test_a_patient_counts_once_however_many_slices() -> None:
     mixed = _cohort([[4, 4], [4, 4]])
     cases = [
         *mixed.cases,
-        *(Case(f"m{i}", "m", "s0", Path("/x"), label=int(i > 2)) for i in range(4)),
+        *(Case(f"m{i}", "m", "s0", Path("/x"), targets={"label": int(i > 2)}) for i in range(4)),
     ]
     measured = site_label(Cohort(mixed.folder, mixed.spec, tuple(cases)))
     assert measured is not None

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from threefold.cohorts.cohort import Cohort, CohortSpec, IntensitySpec, MaskSpec, read_cohort, write_cohort
+from threefold.cohorts.cohort import Cohort, CohortSpec, IntensitySpec, read_cohort, write_cohort
 from threefold.cohorts.importers import import_table
 from threefold.cohorts.merging import merge_cohorts
 from threefold.cohorts.public.ct_ich import import_ct_ich
+from threefold.core.targets import MaskSpec
 from threefold.errors import CohortError
 from threefold.file_names import case_stem
 from threefold.images.reading import read_image

@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from threefold.cohorts.audit import audit
 from threefold.cohorts.cohort import Cohort, read_cohort
 from threefold.cohorts.public.bhsd import import_bhsd
 from threefold.cohorts.public.cq500 import import_cq500
@@ -19,6 +20,7 @@ from threefold.cohorts.public.rsna import import_rsna
 from threefold.cohorts.public.waterbirds import import_waterbirds
 from threefold.cohorts.samples import read_sample
 from threefold.cohorts.targets import read_mask, read_structures
+from threefold.core.targets import MultilabelTarget
 from threefold.errors import CohortError
 from threefold.experiment import PreprocessingSpec
 from threefold.images.reading import read_image, read_label_map
@@ -67,7 +69,7 @@ def test_ct_ich_as_published(ct_ich: Path, tmp_path: Path) -> None:
     assert read_mask(bleeding.mask, bleeding.slice_index, image, cohort.spec).array.sum() == 4
     assert len(list((tmp_path / "out").rglob("*.nii"))) == 4  # a scan is copied once
     size = PreprocessingSpec(size=(8, 8))
-    assert read_sample(bleeding, cohort.spec, size).mask is not None
+    assert "mask" in read_sample(bleeding, cohort.spec, size).targets
 
 
 def test_ct_ich_with_a_table_spelt_otherwise(ct_ich: Path, tmp_path: Path) -> None:
@@ -363,7 +365,14 @@ def test_rsna(rsna: Path, tmp_path: Path) -> None:
         ("ID_1", "P1", 0),
         ("ID_2", "P1", 1),
     ]
-    assert cohort.cases[1].extra["subdural"] == "1"
+    findings = cohort.spec.targets["findings"]
+    assert isinstance(findings, MultilabelTarget)
+    assert findings.classes == ("any", *KINDS)
+    assert cohort.cases[0].targets["findings"] == (False,) * 6
+    bleeding = dict(zip(findings.classes, cohort.cases[1].targets["findings"], strict=True))
+    assert [name for name, there in bleeding.items() if there] == ["any", "subdural"]
+    assert not any(case.extra for case in cohort.cases)
+    assert not [one for one in audit(cohort).findings if "findings" in one.message]
     assert (read_image(cohort.cases[1].image).array == 1).all()
     failed = json.loads((tmp_path / "out/provenance.json").read_text())["failed"]
     assert {*failed} == {"ID_3", "ID_4"}

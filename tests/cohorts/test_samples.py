@@ -13,13 +13,15 @@ from threefold.cohorts import store as store_module
 from threefold.cohorts.cohort import Case, CohortSpec
 from threefold.cohorts.samples import read_image_only, read_placed, read_sample
 from threefold.cohorts.store import SampleStore
+from threefold.core.batch import Sample
 from threefold.errors import ImageError
 from threefold.experiment import PreprocessingSpec
-from threefold.images.batch import Sample
 from threefold.images.geometry import slice_affine
 from threefold.images.preprocessing import restore
 from threefold.images.reading import read_label_map
 from threefold.images.writing import write_nifti, write_png
+
+from .cases import retold
 
 AFFINE = np.array([[0, -0.5, 0, 3], [-0.5, 0, 0, 4], [0, 0, 5, -60], [0, 0, 0, 1.0]])
 PREPROCESSING = PreprocessingSpec(size=(32, 32))
@@ -51,30 +53,30 @@ def case(tmp_path: Path) -> Case:
         "p1",
         "A",
         tmp_path / "image.nii.gz",
-        None,
-        tmp_path / "mask.nii.gz",
-        tmp_path / "structures.nii.gz",
-        1,
+        targets={
+            "mask": tmp_path / "mask.nii.gz",
+            "structures": tmp_path / "structures.nii.gz",
+            "label": 1,
+        },
     )
 
 
 def test_a_case_becomes_a_sample_on_one_grid(case: Case) -> None:
     sample, placement = read_placed(case, spec_of(), PREPROCESSING)
     assert sample.case_id == "c1"
-    assert sample.label == 1
+    assert sample.targets["label"] == 1
     assert sample.image.shape == (1, 32, 32)
-    assert sample.mask is not None
-    assert sample.structures is not None
-    assert sample.mask.dtype == sample.structures.dtype == np.uint8
+    mask = sample.targets["mask"]
+    assert mask.dtype == sample.targets["structures"].dtype == np.uint8
     expected = np.zeros((32, 32), np.uint8)
     expected[8:16, 8:13] = expected[20:24, 14:16] = 1  # both values of the mask; 4 columns of padding
-    assert_array_equal(sample.mask, expected)
-    assert_array_equal(restore(sample.mask, placement, order="nearest"), expected[:, 4:28])
+    assert_array_equal(mask, expected)
+    assert_array_equal(restore(mask, placement, order="nearest"), expected[:, 4:28])
 
 
 def test_any_target_may_be_absent(case: Case) -> None:
-    sample = read_sample(replace(case, mask=None, structures=None, label=None), spec_of(), PREPROCESSING)
-    assert (sample.mask, sample.structures, sample.label) == (None, None, None)
+    sample = read_sample(retold(case, mask=None, structures=None, label=None), spec_of(), PREPROCESSING)
+    assert not sample.targets
 
 
 def test_a_slice_of_a_volume_takes_the_slice_of_its_targets(case: Case, tmp_path: Path) -> None:
@@ -85,16 +87,18 @@ def test_a_slice_of_a_volume_takes_the_slice_of_its_targets(case: Case, tmp_path
     write_nifti(tmp_path / "m.nii.gz", masks, AFFINE)
     write_nifti(tmp_path / "one.nii.gz", masks[..., 3], slice_affine(AFFINE, 3))
     of_volume = replace(
-        case, image=tmp_path / "v.nii.gz", slice_index=3, mask=tmp_path / "m.nii.gz", structures=None
+        retold(case, mask=tmp_path / "m.nii.gz", structures=None),
+        image=tmp_path / "v.nii.gz",
+        slice_index=3,
     )
     sample = read_sample(of_volume, spec_of(), PREPROCESSING)
-    assert sample.mask is not None
-    assert_array_equal(sample.mask[:, 4:28], masks[..., 3])
+    assert_array_equal(sample.targets["mask"][:, 4:28], masks[..., 3])
     assert_array_equal(sample.image[0, :, 4:28], volume[..., 3] / np.float32(80))
-    alone = read_sample(replace(of_volume, mask=tmp_path / "one.nii.gz"), spec_of(), PREPROCESSING)
-    assert_array_equal(alone.mask, sample.mask)
+    of_slice = retold(of_volume, mask=tmp_path / "one.nii.gz")
+    alone = read_sample(of_slice, spec_of(), PREPROCESSING)
+    assert_array_equal(alone.targets["mask"], sample.targets["mask"])
     with pytest.raises(ImageError, match="origin shifted by 0 x 0 x 5 mm"):
-        read_sample(replace(of_volume, slice_index=2, mask=tmp_path / "one.nii.gz"), spec_of(), PREPROCESSING)
+        read_sample(replace(of_slice, slice_index=2), spec_of(), PREPROCESSING)
     with pytest.raises(ImageError, match=r"case c1: .*v\.nii\.gz: there is no slice 5"):
         read_sample(replace(of_volume, slice_index=5), spec_of(), PREPROCESSING)
     with pytest.raises(ImageError, match=r"expected 2 axes.*name the slice in the `slice` column"):
@@ -115,7 +119,7 @@ def test_a_target_on_another_grid_is_refused_with_the_difference(case: Case, tmp
         write_nifti(path, array, affine)
         for target in ("mask", "structures"):
             with pytest.raises(ImageError, match=rf"case c1: .*other\.nii\.gz: not on the grid.*{says}"):
-                read_sample(replace(case, **{target: path}), spec_of(), PREPROCESSING)
+                read_sample(retold(case, **{target: path}), spec_of(), PREPROCESSING)
 
 
 def test_values_that_the_cohort_does_not_know_are_refused(case: Case) -> None:
@@ -140,10 +144,9 @@ def test_pictures(case: Case, tmp_path: Path) -> None:
         spacing=(0.5, 0.5),
         structures=(),
     )
-    pictures = replace(case, image=tmp_path / "i.png", mask=tmp_path / "m.png", structures=None)
+    pictures = replace(retold(case, mask=tmp_path / "m.png", structures=None), image=tmp_path / "i.png")
     sample, placement = read_placed(pictures, spec, PREPROCESSING)
-    assert sample.mask is not None
-    assert_array_equal(sample.mask[:, 4:28], mask == 255)
+    assert_array_equal(sample.targets["mask"][:, 4:28], mask == 255)
     assert placement.affine[1][0] == -0.5
     # a picture says nothing of its axes' directions, so it can't be laid on a NIfTI
     with pytest.raises(ImageError, match="a picture does not say where it lies"):
@@ -151,9 +154,10 @@ def test_pictures(case: Case, tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_named_with_its_case(case: Case) -> None:
-    for target in ("image", "mask", "structures"):
+    gone = Path("gone.nii")
+    for broken in (replace(case, image=gone), retold(case, mask=gone), retold(case, structures=gone)):
         with pytest.raises(ImageError, match=r"case c1: .*gone\.nii: no such file"):
-            read_sample(replace(case, **{target: Path("gone.nii")}), spec_of(), PREPROCESSING)
+            read_sample(broken, spec_of(), PREPROCESSING)
 
 
 def test_an_image_alone(case: Case) -> None:
@@ -175,13 +179,15 @@ def test_real_slices_with_their_masks(shared_data: Path) -> None:
     for image in sorted((folder / "images").iterdir())[::6]:
         mask = folder / "masks" / f"{image.stem}.png"
         found, placement = read_placed(
-            Case(image.stem, "p", "A", image, mask=mask), spec, PreprocessingSpec(size=(224, 224))
+            Case(image.stem, "p", "A", image, targets={"mask": mask}),
+            spec,
+            PreprocessingSpec(size=(224, 224)),
         )
-        assert found.mask is not None
-        back = restore(found.mask, placement, order="nearest")
+        inner = found.targets["mask"]
+        back = restore(inner, placement, order="nearest")
         original = read_label_map(mask).array == 255
         overlaps.append(2 * (back & original).sum() / (back.sum() + original.sum()))
-        inside.append(found.image[0][found.mask == 1].mean() - found.image[0][found.image[0] > 0.1].mean())
+        inside.append(found.image[0][inner == 1].mean() - found.image[0][found.image[0] > 0.1].mean())
     assert np.median(overlaps) > 0.93  # the smallest lesion covers 30 voxels of the network's grid only
     assert np.mean(inside) > 0  # blood is brighter than the rest of the head: image and mask lie together
 
@@ -207,10 +213,11 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
 
 
 def assert_same(a: Sample, b: Sample) -> None:
-    assert (a.case_id, a.label) == (b.case_id, b.label)
+    assert a.case_id == b.case_id
     assert_array_equal(a.image, b.image)
-    assert_array_equal(a.mask, b.mask)
-    assert_array_equal(a.structures, b.structures)
+    assert {**a.targets}.keys() == {**b.targets}.keys()
+    for name, value in a.targets.items():
+        assert_array_equal(value, b.targets[name])
 
 
 @pytest.mark.parametrize(("kind", "reads", "reads_again"), [("memory", 1, 2), ("disk", 1, 1), ("none", 2, 4)])
@@ -229,16 +236,17 @@ def test_an_entry_is_not_used_for_other_content_or_another_meaning(
     case: Case, tmp_path: Path, counted: Counted
 ) -> None:
     def get(
-        spec: CohortSpec | None = None, preprocessing: PreprocessingSpec = PREPROCESSING, **changes: Any
+        spec: CohortSpec | None = None,
+        preprocessing: PreprocessingSpec = PREPROCESSING,
+        changed: Case = case,
     ) -> int:
         store = SampleStore(spec or spec_of(), preprocessing, "disk", tmp_path / "cache")
-        changed = replace(case, **changes)
         assert_same(store.get(changed), read_sample(changed, spec or spec_of(), preprocessing))
         return counted.times
 
     assert get() == 1
-    assert get(case_id="renamed", label=0) == 1  # not part of the arrays
-    assert get(mask=None) == 2
+    assert get(changed=retold(replace(case, case_id="renamed"), label=0)) == 1  # not part of the arrays
+    assert get(changed=retold(case, mask=None)) == 2
     assert get(spec_of(mask={"values": (1, 2, 3)})) == 3
     assert get(spec_of(intensity={"unit": "HU", "window": (0, 100)})) == 4
     assert get(preprocessing=PreprocessingSpec(size=(16, 16))) == 5

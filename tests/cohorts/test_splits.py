@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from threefold.cohorts.cohort import AtlasSpec, Case, Cohort, CohortSpec, MaskSpec
+from threefold.cohorts.cohort import AtlasSpec, Case, Cohort, CohortSpec
 from threefold.cohorts.splits import (
     Split,
     make_split,
@@ -21,8 +20,11 @@ from threefold.cohorts.splits import (
     write_split,
 )
 from threefold.cohorts.stratification import apportion, assign
+from threefold.core.targets import MaskSpec
 from threefold.errors import CohortError, RunError
 from threefold.experiment import SplitSpec
+
+from .cases import known, retold
 
 SPEC = CohortSpec(name="x", modality="ct", dimensions=2, classes=("no", "yes"), mask=MaskSpec())
 IMAGE = Path("/x/a.nii")
@@ -32,8 +34,8 @@ def _cohort(cases: Iterable[Case], **update: Any) -> Cohort:
     return Cohort(Path("/x"), SPEC.model_copy(update=update), tuple(cases))
 
 
-def _case(name: str, patient: str, site: str = "s", **more: Any) -> Case:
-    return Case(name, patient, site, IMAGE, **more)
+def _case(name: str, patient: str, site: str = "s", split: Any = None, **targets: Any) -> Case:
+    return Case(name, patient, site, IMAGE, targets=known(**targets), split=split)
 
 
 def _patients(n: int, sites: int = 2, slices: int = 2) -> list[Case]:
@@ -137,7 +139,7 @@ def test_with_atlases_masks_are_spread_and_structures_are_not_looked_at(seed: in
     cases = [
         _case(f"c{p}", f"p{p}", "s0", label=p % 2, mask=IMAGE if p % 5 == 0 else None) for p in range(30)
     ]
-    some = [replace(case, structures=IMAGE if p % 3 else None) for p, case in enumerate(cases)]
+    some = [retold(case, structures=IMAGE if p % 3 else None) for p, case in enumerate(cases)]
     cohort = Cohort(Path("/x"), spec, tuple(cases))
     split = make_split(cohort, SplitSpec(seed=seed))
     assert split.parts == make_split(Cohort(Path("/x"), spec, tuple(some)), SplitSpec(seed=seed)).parts

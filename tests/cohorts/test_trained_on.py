@@ -15,6 +15,8 @@ from threefold.cohorts.trained_on import MEASURED, describe_training, read_train
 from threefold.errors import ImageError, RunError
 from threefold.images.writing import write_nifti
 
+from .cases import known, retold
+
 SPEC = CohortSpec.model_validate(
     {
         "name": "c",
@@ -33,11 +35,11 @@ def make_case(folder: Path, number: int, *, label: int | None = None, mask: bool
     image = np.linspace(-1000, 10 * number, shape[0] * shape[1]).reshape(shape).astype(np.float32)
     affine = np.diag([-0.25, -0.5, 3.0, 1.0])
     write_nifti(folder / f"{number}.nii", image, affine)
-    case = Case(f"{number:03d}", "p", "a", folder / f"{number}.nii", label=label)
+    case = Case(f"{number:03d}", "p", "a", folder / f"{number}.nii", targets=known(label=label))
     if mask is None:
         return case
     write_nifti(folder / f"{number}-mask.nii", np.full(shape, int(mask), np.uint8), affine)
-    return replace(case, mask=folder / f"{number}-mask.nii")
+    return retold(case, mask=folder / f"{number}-mask.nii")
 
 
 def test_ranges_are_those_of_the_images(tmp_path: Path) -> None:

@@ -6,33 +6,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from threefold.experiment import RegionSpec, SegmentationSpec
-from threefold.images.batch import Batch
-from threefold.networks.outputs import Outputs
-from threefold.tasks.region import RegionTask
-from threefold.tasks.segmentation import SegmentationTask
+from threefold.core.batch import Batch
+from threefold.core.outputs import Outputs
+
+from ..tasks.makers import batch_of, everywhere, region, segmentation
+
+LABELS = 12
 
 
-def batch_of(structures: Tensor, mask: Tensor) -> Batch:
-    count = len(mask)
-    yes = torch.ones(count, dtype=torch.bool)
-    return Batch(
-        case_ids=tuple(f"c{i}" for i in range(count)),
-        image=torch.zeros(count, 1, *mask.shape[1:]),
-        label=torch.zeros(count, dtype=torch.int64),
-        has_label=~yes,
-        mask=mask.to(torch.uint8),
-        has_mask=yes,
-        structures=structures.to(torch.uint8),
-        has_structures=yes,
-    )
+def golden_batch(structures: Tensor, mask: Tensor) -> Batch:
+    targets = {"structures": structures, "mask": mask}
+    image = torch.zeros(len(mask), 1, *mask.shape[1:])
+    return batch_of(image, **{name: everywhere(of.to(torch.uint8)) for name, of in targets.items()})
 
 
 def test_the_published_losses(masc_losses: dict[str, Tensor]) -> None:
-    outputs = Outputs(segmentation=masc_losses["logits"])
-    batch = batch_of(masc_losses["propagated"][:, 0], masc_losses["manual"][:, 0])
-    multi = SegmentationTask(SegmentationSpec(target="structures")).losses(outputs, batch).values
-    binary = RegionTask(RegionSpec()).losses(outputs, batch).values
+    outputs = Outputs({"segmentation": masc_losses["logits"]})
+    batch = golden_batch(masc_losses["propagated"][:, 0], masc_losses["manual"][:, 0])
+    multi = segmentation(LABELS, target="structures").losses(outputs, batch)
+    binary = region().losses(outputs, batch)
     assert float(multi) == pytest.approx(float(masc_losses["multi_class_loss"]), abs=1e-4)
     assert float(binary) == pytest.approx(float(masc_losses["binary_loss"]), abs=1e-4)
     assert float(multi) == pytest.approx(4.9022, abs=1e-4)
@@ -48,12 +40,13 @@ def test_a_batch_is_the_mean_of_its_cases(masc_losses: dict[str, Tensor]) -> Non
     structures = torch.cat([structures, structures[:1].roll(5, 1)])
     mask = torch.cat([golden["manual"][:, 0]] * 3).roll(1, 0)
     mask[1] = mask[1].flip(0)
-    for task in (SegmentationTask(SegmentationSpec(target="structures")), RegionTask(RegionSpec())):
-        together = task.losses(Outputs(segmentation=logits), batch_of(structures, mask)).values
+    for task in (segmentation(LABELS, target="structures"), region()):
+        together = task.losses(Outputs({"segmentation": logits}), golden_batch(structures, mask))
         alone = [
             task.losses(
-                Outputs(segmentation=logits[i : i + 1]), batch_of(structures[i : i + 1], mask[i : i + 1])
-            ).values
+                Outputs({"segmentation": logits[i : i + 1]}),
+                golden_batch(structures[i : i + 1], mask[i : i + 1]),
+            )
             for i in range(3)
         ]
         torch.testing.assert_close(together, torch.cat(alone))

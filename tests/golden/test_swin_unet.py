@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from threefold.core.outputs import Head
 from threefold.experiment import SwinSpec, SwinUnetSpec
 from threefold.networks.pretrained import load_pretrained
 from threefold.networks.swin_unet import SwinUnet
@@ -85,7 +86,7 @@ def formula_image() -> Tensor:
 def loaded(checkpoint: Path, channels: int) -> SwinUnet:
     """Return the network with all of a checkpoint's weights."""
     spec = SwinUnetSpec(encoder=SwinSpec(size="mini"))
-    network = SwinUnet(spec, in_channels=channels, classes=None, labels=2, reconstruct=False).eval()
+    network = SwinUnet(spec, in_channels=channels, heads={"segmentation": Head("dense", 2)}).eval()
     report = load_pretrained(network, checkpoint)
     assert report.missing == ()
     assert report.unused == ()
@@ -97,8 +98,7 @@ def forward_and_backward(network: SwinUnet, image: Tensor, channels: int) -> tup
     """Return features (1, 49, 192), logits (1, 2, 224, 224), and the gradient of their mean square."""
     image = image.clone().requires_grad_()
     features = network.encoder(image.expand(-1, channels, -1, -1)).tokens.flatten(1, 2)
-    logits = network(image.expand(-1, channels, -1, -1)).segmentation
-    assert logits is not None
+    logits = network(image.expand(-1, channels, -1, -1)).heads["segmentation"]
     (gradient,) = torch.autograd.grad(logits.square().mean(), image)
     return features, logits, gradient
 
@@ -133,7 +133,7 @@ def test_published_numbers_without_gradients(
     swin_unet_formula: dict[str, Tensor], formula_checkpoint: Path
 ) -> None:
     with torch.inference_mode():
-        logits = loaded(formula_checkpoint, 1)(formula_image()).segmentation
+        logits = loaded(formula_checkpoint, 1)(formula_image()).heads["segmentation"]
     expected = swin_unet_formula["logits_every_8th"]
     torch.testing.assert_close(logits[:, :, ::8, ::8], expected, atol=1e-4, rtol=0)
 
@@ -162,5 +162,5 @@ def test_published_numbers_of_random_weights(
     assert (gradient - expected).norm() <= 1e-3 * expected.norm()
     assert (gradient - expected).abs().max() <= 1e-3 * expected.abs().max()
     with torch.inference_mode():
-        logits = network(random_weights["input"].expand(-1, channels, -1, -1)).segmentation
+        logits = network(random_weights["input"].expand(-1, channels, -1, -1)).heads["segmentation"]
     torch.testing.assert_close(logits, random_weights["logits"], atol=1e-4, rtol=0)

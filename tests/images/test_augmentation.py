@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,14 +10,27 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import ndimage, stats
 
+from threefold.core.batch import Batch, Sample, collate
+from threefold.core.targets import ClassTarget, LabelsTarget, MaskTarget, TargetSpec
 from threefold.errors import ExperimentError
 from threefold.experiment import AugmentationSpec
 from threefold.images.augmentation import AugmentationParameters, augment, draw_parameters
-from threefold.images.batch import Batch, Sample, collate
 
 EVERYTHING = AugmentationSpec(
     flip=0.5, rotation=25, scale=0.2, intensity_shift=0.1, intensity_scale=0.2, noise=0.05
 )
+
+
+TARGETS: dict[str, TargetSpec] = {
+    "label": ClassTarget(classes=("no", "yes")),
+    "mask": MaskTarget(kind="mask"),
+    "structures": LabelsTarget(kind="labels", names=("a", "b", "c", "d")),
+}
+
+
+def targets(**values: Any) -> dict[str, Any]:
+    """Return a sample's targets without those that are None."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def batch_of(shape: tuple[int, ...], n: int = 6, channels: int = 2) -> Batch:
@@ -26,13 +40,21 @@ def batch_of(shape: tuple[int, ...], n: int = 6, channels: int = 2) -> Batch:
             Sample(
                 f"case{i}",
                 rng.random((channels, *shape), np.float32),
-                rng.integers(0, 2, shape).astype(np.uint8) if i != 1 else None,
-                rng.integers(0, 5, shape).astype(np.uint8) if i != 2 else None,
-                i % 2,
+                targets(
+                    mask=rng.integers(0, 2, shape).astype(np.uint8) if i != 1 else None,
+                    structures=rng.integers(0, 5, shape).astype(np.uint8) if i != 2 else None,
+                    label=i % 2,
+                ),
             )
             for i in range(n)
-        ]
+        ],
+        TARGETS,
     )
+
+
+def maps(batch: Batch, name: str) -> torch.Tensor:
+    """Return (B, *S) label maps."""
+    return batch.targets[name].values
 
 
 def nothing(batch: Batch) -> AugmentationParameters:
@@ -46,6 +68,11 @@ def assert_same(a: Batch | AugmentationParameters, b: Batch | AugmentationParame
         first, second = getattr(a, field.name), getattr(b, field.name)
         if isinstance(first, torch.Tensor):
             assert torch.equal(first, second), field.name
+        elif field.name == "targets":
+            assert first.keys() == second.keys()
+            for name, one in first.items():
+                assert torch.equal(one.values, second[name].values), name
+                assert torch.equal(one.present, second[name].present), name
         else:
             assert first == second
 
@@ -132,8 +159,8 @@ def test_the_input_is_left_as_it_was_and_a_replay_is_the_same(shape: tuple[int, 
     assert not torch.equal(first.image, batch.image)
     assert float(first.image.min()) >= 0
     assert float(first.image.max()) <= 1
-    assert not first.mask[1].any()  # absent targets stay zero
-    assert not first.structures[2].any()
+    assert not maps(first, "mask")[1].any()  # absent targets stay zero
+    assert not maps(first, "structures")[2].any()
 
 
 def test_a_case_is_changed_the_same_in_any_batch() -> None:
@@ -141,11 +168,11 @@ def test_a_case_is_changed_the_same_in_any_batch() -> None:
     spec = EVERYTHING.model_copy(update={"quarter_turns": True})
     whole = augment(batch, draw_parameters(spec, batch.case_ids, seed=0, epoch=0, dimensions=2))
     order = [4, 0, 3]
-    tensors = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name != "case_ids"}
-    part = Batch(tuple(batch.case_ids[i] for i in order), **{k: v[order] for k, v in tensors.items()})
+    chosen = batch.map(lambda tensor: tensor[order])
+    part = replace(chosen, case_ids=tuple(batch.case_ids[i] for i in order))
     changed = augment(part, draw_parameters(spec, part.case_ids, seed=0, epoch=0, dimensions=2))
     assert torch.equal(changed.image, whole.image[order])
-    assert torch.equal(changed.mask, whole.mask[order])
+    assert torch.equal(maps(changed, "mask"), maps(whole, "mask")[order])
 
 
 def test_quarter_turns_and_flips_are_those_of_numpy_to_the_bit() -> None:
@@ -159,7 +186,10 @@ def test_quarter_turns_and_flips_are_those_of_numpy_to_the_bit() -> None:
     changed = augment(batch, parameters)
     for i, (turn, *flips) in enumerate(kinds):
         axes = [a for a, on in enumerate(flips) if on]
-        for before, after in ((batch.image, changed.image), (batch.mask[:, None], changed.mask[:, None])):
+        for before, after in (
+            (batch.image, changed.image),
+            (maps(batch, "mask")[:, None], maps(changed, "mask")[:, None]),
+        ):
             for old, new in zip(before[i].numpy(), after[i].numpy(), strict=True):
                 assert_array_equal(new, np.flip(np.rot90(old, turn), axes))
 
@@ -171,7 +201,9 @@ def test_flips_of_a_volume_are_those_of_numpy_to_the_bit() -> None:
     for i, flips in enumerate(kinds):
         axes = [a for a, on in enumerate(flips) if on]
         assert_array_equal(changed.image[i, 0], np.flip(batch.image[i, 0].numpy(), axes))
-        assert_array_equal(changed.structures[i], np.flip(batch.structures[i].numpy(), axes))
+        assert_array_equal(
+            maps(changed, "structures")[i], np.flip(maps(batch, "structures")[i].numpy(), axes)
+        )
 
 
 @pytest.mark.parametrize("shape", [(20, 20), (16, 28), (10, 12, 14)])
@@ -194,7 +226,10 @@ def test_rotation_and_scale_are_those_of_scipy(shape: tuple[int, ...]) -> None:
         index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
         source = index @ matrix.T + offset
         clear = (np.abs(source % 1 - 0.5) > 1e-3).all(axis=-1)
-        for old, new in ((batch.mask[i], changed.mask[i]), (batch.structures[i], changed.structures[i])):
+        for old, new in (
+            (maps(batch, "mask")[i], maps(changed, "mask")[i]),
+            (maps(batch, "structures")[i], maps(changed, "structures")[i]),
+        ):
             expected = ndimage.affine_transform(np.flip(old.numpy(), axes), order=0, **options)
             assert clear.mean() > 0.9
             assert_array_equal(new.numpy()[clear], expected[clear])
@@ -203,11 +238,14 @@ def test_rotation_and_scale_are_those_of_scipy(shape: tuple[int, ...]) -> None:
 def test_image_and_mask_move_together() -> None:
     mask = np.zeros((64, 64), np.uint8)
     mask[20:30, 35:60] = 1
-    batch = collate([Sample(f"case{i}", mask[None].astype(np.float32), mask, None, 0) for i in range(8)])
+    samples = [
+        Sample(f"case{i}", mask[None].astype(np.float32), {"mask": mask, "label": 0}) for i in range(8)
+    ]
+    batch = collate(samples, TARGETS)
     spec = AugmentationSpec(flip=0.5, quarter_turns=True, rotation=30, scale=0.1)
     changed = augment(batch, draw_parameters(spec, batch.case_ids, seed=0, epoch=0, dimensions=2))
-    assert ((changed.image[:, 0] > 0.5) != changed.mask.bool()).float().mean() < 0.01
-    assert len({tuple(m.nonzero().float().mean(dim=0).tolist()) for m in changed.mask}) == 8
+    assert ((changed.image[:, 0] > 0.5) != maps(changed, "mask").bool()).float().mean() < 0.01
+    assert len({tuple(m.nonzero().float().mean(dim=0).tolist()) for m in maps(changed, "mask")}) == 8
 
 
 def test_intensity_changes_are_the_formula() -> None:
@@ -221,7 +259,7 @@ def test_intensity_changes_are_the_formula() -> None:
         for old, new in zip(batch.image[i].numpy(), changed.image[i].numpy(), strict=True):
             assert_allclose(new, old.mean() + (old - old.mean()) * (1 + contrast) + shift, atol=1e-6)
     assert torch.equal(changed.image[1], batch.image[1])
-    assert torch.equal(changed.mask, batch.mask)
+    assert torch.equal(maps(changed, "mask"), maps(batch, "mask"))
 
 
 def test_noise_is_gaussian_and_each_cases_own() -> None:

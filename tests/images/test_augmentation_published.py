@@ -15,6 +15,8 @@ from numpy.testing import assert_allclose
 from pydantic import ValidationError
 from scipy import stats
 
+from threefold.core.batch import Batch, Sample, collate
+from threefold.core.targets import ClassTarget, LabelsTarget, MaskTarget, TargetSpec
 from threefold.experiment import AugmentationSpec
 from threefold.images.augmentation import AugmentationParameters, augment, draw_parameters
 from threefold.images.augmentation_intensity import (
@@ -25,7 +27,6 @@ from threefold.images.augmentation_intensity import (
     gaussian_smooth,
     shift_histogram,
 )
-from threefold.images.batch import Batch, Sample, collate
 
 PUBLISHED = AugmentationSpec(
     probability=0.3,
@@ -60,6 +61,13 @@ def image_of(shape: tuple[int, ...], channels: int = 2) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(7).random((channels, *shape), np.float32))
 
 
+TARGETS: dict[str, TargetSpec] = {
+    "label": ClassTarget(classes=("no", "yes")),
+    "mask": MaskTarget(kind="mask"),
+    "structures": LabelsTarget(kind="labels", names=tuple("abcdefghijk")),
+}
+
+
 def batch_of(shape: tuple[int, ...], n: int) -> Batch:
     rng = np.random.default_rng(0)
     return collate(
@@ -67,13 +75,21 @@ def batch_of(shape: tuple[int, ...], n: int) -> Batch:
             Sample(
                 f"case{i}",
                 rng.random((1, *shape), np.float32) * 0.4 + 0.3,
-                rng.integers(0, 2, shape).astype(np.uint8),
-                rng.integers(0, 12, shape).astype(np.uint8),
-                0,
+                {
+                    "mask": rng.integers(0, 2, shape).astype(np.uint8),
+                    "structures": rng.integers(0, 12, shape).astype(np.uint8),
+                    "label": 0,
+                },
             )
             for i in range(n)
-        ]
+        ],
+        TARGETS,
     )
+
+
+def maps(batch: Batch, name: str) -> torch.Tensor:
+    """Return (B, *S) label maps."""
+    return batch.targets[name].values
 
 
 @cache
@@ -155,9 +171,9 @@ def test_the_affine_map_is_monais(shape: tuple[int, ...]) -> None:
         options = {"affine": affine, "padding_mode": "zeros", "image_only": True}
         expected = transforms.Affine(mode="bilinear", **options)(batch.image[i])
         assert_allclose(changed.image[i], expected, atol=2e-5)
-        labels = torch.stack([batch.mask[i], batch.structures[i]]).float()
+        labels = torch.stack([maps(batch, "mask")[i], maps(batch, "structures")[i]]).float()
         expected = transforms.Affine(mode="nearest", **options)(labels)
-        moved = torch.stack([changed.mask[i], changed.structures[i]])
+        moved = torch.stack([maps(changed, "mask")[i], maps(changed, "structures")[i]])
         # a voxel whose source lies within rounding of the border of two may go either way
         assert (moved == expected).float().mean() > 0.999
 
@@ -184,7 +200,7 @@ def test_volumes_are_sampled_in_slabs_as_they_are_whole(monkeypatch: pytest.Monk
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         found.append(augment(batch, parameters))
     assert all(torch.equal(found[0].image, other.image) for other in found)
-    assert all(torch.equal(found[0].structures, other.structures) for other in found)
+    assert all(torch.equal(maps(found[0], "structures"), maps(other, "structures")) for other in found)
 
 
 # --- through a batch ----------------------------------------------------------------------------------
@@ -207,7 +223,7 @@ def test_each_change_reaches_the_batch_with_each_cases_own_parameters(shape: tup
     ):
         parameters = draw_parameters(only(name), batch.case_ids, seed=2, epoch=0, dimensions=len(shape))
         changed = augment(batch, parameters)
-        assert torch.equal(changed.structures, batch.structures)
+        assert torch.equal(maps(changed, "structures"), maps(batch, "structures"))
         for i in range(3):
             expected = reference(batch.image[i], parameters, i).clamp(0, 1)
             assert_allclose(changed.image[i], expected, atol=2e-5, err_msg=name)
@@ -236,13 +252,14 @@ def test_everything_together_stays_in_range_replays_and_is_each_cases_own(shape:
     parameters = draw_parameters(spec, batch.case_ids, seed=0, epoch=0, dimensions=len(shape))
     first = augment(batch, parameters)
     assert torch.equal(batch.image, again.image)
-    assert torch.equal(batch.structures, again.structures)
+    assert torch.equal(maps(batch, "structures"), maps(again, "structures"))
     assert torch.equal(augment(batch, parameters).image, first.image)
     assert 0 <= float(first.image.min()) < float(first.image.max()) <= 1
     assert first.image.dtype == torch.float32
-    assert first.structures.dtype == torch.uint8
+    assert maps(first, "structures").dtype == torch.uint8
     for i in (0, 5):
-        alone = collate([Sample(f"case{i}", batch.image[i].numpy(), batch.mask[i].numpy())])
+        told = {"mask": maps(batch, "mask")[i].numpy()}
+        alone = collate([Sample(f"case{i}", batch.image[i].numpy(), told)], TARGETS)
         drawn = draw_parameters(spec, alone.case_ids, seed=0, epoch=0, dimensions=len(shape))
         assert_allclose(augment(alone, drawn).image[0], first.image[i], atol=1e-6)
 

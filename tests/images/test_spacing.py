@@ -164,15 +164,15 @@ def test_a_case_is_cropped_about_its_own_target(tmp_path: Path, targets: str) ->
         "empty mask": {"mask": tmp_path / "empty.nii.gz", "structures": tmp_path / "labels.nii.gz"},
         "none": {},
     }[targets]
-    case = Case("c", "p", "s", tmp_path / "image.nii.gz", **files)
+    case = Case("c", "p", "s", tmp_path / "image.nii.gz", targets=files)
     sample, placement = read_placed(case, spec, PreprocessingSpec(size=(8, 8, 8), spacing=1.0))
     start = (6, 5, 4) if targets == "none" else (12, 0, 8)
     assert placement.offset == tuple(-first for first in start)
     inside = tuple(slice(first, first + 8) for first in start)
     assert_allclose(sample.image[0], array[inside], atol=1e-6)
     if targets in ("mask", "structures"):
-        assert_array_equal(getattr(sample, targets), labels[inside])
-        assert int(getattr(sample, targets).sum()) == int(labels.sum())
+        assert_array_equal(sample.targets[targets], labels[inside])
+        assert int(sample.targets[targets].sum()) == int(labels.sum())
 
 
 def test_a_spacing_has_one_number_or_one_per_axis() -> None:
@@ -194,7 +194,7 @@ def case_with(folder: Path, labels: np.ndarray, affine: np.ndarray = OBLIQUE) ->
     image = np.random.default_rng(1).random(labels.shape, np.float32)
     nibabel.save(nibabel.Nifti1Image(image, OBLIQUE), folder / "image.nii.gz")
     nibabel.save(nibabel.Nifti1Image(labels, affine), folder / "labels.nii.gz")
-    return Case("c3", "p", "s", folder / "image.nii.gz", structures=folder / "labels.nii.gz")
+    return Case("c3", "p", "s", folder / "image.nii.gz", targets={"structures": folder / "labels.nii.gz"})
 
 
 def test_labels_stored_as_floats_are_labels_and_others_are_refused_with_count_and_place(
@@ -204,9 +204,8 @@ def test_labels_stored_as_floats_are_labels_and_others_are_refused_with_count_an
     labels[2:4, 1:5, 2] = 3.0
     spec = PreprocessingSpec(size=(7, 6, 7), spacing=(0.8, 0.8, 1.2))
     sample, _ = read_placed(case_with(tmp_path, labels), MEANING, spec)
-    assert sample.structures is not None
-    assert int((sample.structures == 3).sum()) > 0
-    assert set(np.unique(sample.structures)) == {0, 3}
+    assert int((sample.targets["structures"] == 3).sum()) > 0
+    assert set(np.unique(sample.targets["structures"])) == {0, 3}
     labels[5, 4, 3] = labels[6, 5, 4] = 0.5
     with pytest.raises(ImageError, match=r"case c3: .*found 0\.5 at voxel \(5, 4, 3\) \(2 such voxels\)"):
         read_placed(case_with(tmp_path, labels), MEANING, spec)
@@ -227,8 +226,7 @@ def test_the_memory_of_prepared_volumes_is_estimated_to_the_byte(tmp_path: Path)
     case = case_with(tmp_path, np.ones((7, 6, 5), np.uint8))
     nibabel.save(nibabel.Nifti1Image(np.ones((7, 6, 5), np.uint8), OBLIQUE), tmp_path / "mask.nii.gz")
     spec = PreprocessingSpec(size=(10, 9, 4), spacing=0.9, windows=((0, 1), (0.2, 0.4)))
-    sample, _ = read_placed(replace(case, mask=tmp_path / "mask.nii.gz"), MEANING, spec)
-    assert sample.mask is not None
-    assert sample.structures is not None
-    held = sample.image.nbytes + sample.mask.nbytes + sample.structures.nbytes
+    both = replace(case, targets={**case.targets, "mask": tmp_path / "mask.nii.gz"})
+    sample, _ = read_placed(both, MEANING, spec)
+    held = sample.image.nbytes + sum(sample.targets[name].nbytes for name in ("mask", "structures"))
     assert estimate_bytes(5, 2, spec.size, 2) == 5 * held

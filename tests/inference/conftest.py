@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from threefold.cohorts.cohort import Cohort, CohortSpec, write_cohort
 from threefold.cohorts.trained_on import TrainedOn
+from threefold.core.outputs import Outputs
 from threefold.experiment import Experiment
 from threefold.experiments import experiment_yaml
 from threefold.images.writing import write_nifti
-from threefold.networks.build import build_network
-from threefold.networks.outputs import Outputs
 from threefold.run import RunFolder
+from threefold.tasks.build import build_network
 
 AFFINE = np.diag([-0.5, -0.5, 4.0, 1.0])  # rows towards the left, columns towards posterior
 SHAPE = (40, 30)
@@ -133,9 +133,11 @@ class Threshold(nn.Module):
         bright = image[:, :1]
         share = (bright > 0.5).float().mean(dim=(1, 2, 3)).clamp(1e-6, 1 - 1e-6)
         return Outputs(
-            classes=torch.stack([(1 - share).log(), share.log()], dim=1),
-            segmentation=torch.cat([0.5 - bright, bright - 0.5], dim=1),
-            reconstruction=image + 0.1,
+            {
+                "classification": torch.stack([(1 - share).log(), share.log()], dim=1),
+                "segmentation": torch.cat([0.5 - bright, bright - 0.5], dim=1),
+                "reconstruction": image + 0.1,
+            }
         )
 
 

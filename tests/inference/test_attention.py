@@ -9,17 +9,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from threefold.cohorts.cohort import CohortSpec
+from threefold.core.outputs import Outputs
 from threefold.errors import RunError
 from threefold.experiment import Experiment
 from threefold.inference.attention import class_probabilities, grad_cam
-from threefold.networks.build import build_network
 from threefold.networks.cam import CamLayer
 from threefold.networks.cascade import Cascade
-from threefold.networks.densenet import DenseNet
 from threefold.networks.joint import JointSwin
-from threefold.networks.outputs import Outputs
 from threefold.networks.swin_unet import SwinUnet
+from threefold.tasks.build import build_network
 
+HEAD = "classification"
 SWIN = {"embed_dim": 8, "depths": [1, 1], "heads": [1, 2], "window": 7}
 SHIFTED = {**SWIN, "depths": [2, 2]}
 UNET = {"kind": "attention-unet", "channels": [8, 16, 32], "dropout": 0.0, "initialisation": "default"}
@@ -118,8 +118,8 @@ def _teach(network: nn.Module, size: tuple[int, ...]) -> None:
         elsewhere = by_voxel[~inside].mean(dim=0)
         direction = by_voxel[inside].mean(dim=0) - elsewhere
         direction -= elsewhere * (direction @ elsewhere) / (elsewhere @ elsewhere)  # no evidence elsewhere
-        names: dict[type[nn.Module], str] = {DenseNet: "head", Cascade: "classifier.head"}
-        head = network.get_submodule(names.get(type(network), "classifier"))
+        # A cascade's image classifier is a network of its own.
+        head = (network.classifier if isinstance(network, Cascade) else network).heads[HEAD]
         head.weight.zero_()
         head.weight[1, -len(direction) :] = direction  # a joint network has the frozen encoder's first
         head.bias.zero_()
@@ -132,7 +132,7 @@ def test_the_map_moves_with_the_evidence(name: str, seed: int) -> None:
     _teach(network, size)
     corners = [(0,) * len(size), tuple(n - 8 for n in size), (size[0] - 8, *(0,) * (len(size) - 1))]
     images = [_planted(size, corner) for corner in corners]
-    found = grad_cam(network, images, decide=lambda _: 1)
+    found = grad_cam(network, images, HEAD, decide=lambda _: 1)
     blocks = [tuple(slice(at, at + 8) for at in corner) for corner in corners]
     shares = np.array([[one.map[block].sum() for block in blocks] for one in found])
     for i, one in enumerate(found):
@@ -141,16 +141,16 @@ def test_the_map_moves_with_the_evidence(name: str, seed: int) -> None:
         others = np.delete(shares[:, i], i)  # what the maps of the other images have at this block's place
         assert shares[i, i] > 1.5 * others.max()
     probabilities = [one.probabilities for one in found]
-    np.testing.assert_allclose(probabilities, class_probabilities(network, images), atol=1e-5)
+    np.testing.assert_allclose(probabilities, class_probabilities(network, images, HEAD), atol=1e-5)
 
 
 def test_the_map_is_the_published_formula() -> None:
     """Against the definition, written out for a network small enough to differentiate by hand."""
     network, size = _network("densenet")
     image = _planted(size, (4, 20))
-    (found,) = grad_cam(network, [image], decide=lambda _: 0)
+    (found,) = grad_cam(network, [image], HEAD, decide=lambda _: 0)
     features = network.features(torch.from_numpy(image[None]))
-    weight = network.head.weight[0] - network.head.weight[1]
+    weight = network.heads[HEAD].weight[0] - network.heads[HEAD].weight[1]
     expected = torch.einsum("k,khw->hw", weight / features[0, 0].numel(), features[0]).relu().detach()
     expected = nn.functional.interpolate(expected[None, None], size, mode="bilinear")[0, 0]
     np.testing.assert_allclose(found.map, (expected / expected.sum()).numpy(), rtol=1e-4, atol=1e-8)
@@ -160,7 +160,7 @@ def test_the_map_is_the_published_formula() -> None:
 def test_weights_and_mode_are_as_before() -> None:
     network, size = _network("joint")
     before = [parameter.requires_grad for parameter in network.parameters()]
-    grad_cam(network, [_planted(size, (0, 0))])
+    grad_cam(network, [_planted(size, (0, 0))], HEAD)
     assert [parameter.requires_grad for parameter in network.parameters()] == before
     assert all(parameter.grad is None for parameter in network.parameters())
     assert not any(module._forward_hooks for module in network.modules())
@@ -181,23 +181,23 @@ class _Linear(nn.Module):
         pooled = nn.functional.avg_pool2d(image, 8)  # (B, 1, H/8, W/8)
         features = torch.cat([pooled] * 5, dim=1).movedim(1, -1)  # (B, H/8, W/8, 5)
         score = self.sign * self.layer(features).mean(dim=(1, 2, 3))
-        return Outputs(classes=torch.stack([torch.zeros_like(score), score], dim=1))
+        return Outputs({HEAD: torch.stack([torch.zeros_like(score), score], dim=1)})
 
 
 def test_a_layout_read_wrongly_is_refused() -> None:
     image = _planted((64, 48), (0, 0))
-    (right,) = grad_cam(_Linear("channels last"), [image])
+    (right,) = grad_cam(_Linear("channels last"), [image], HEAD)
     assert right.grid == (8, 6)
     with pytest.raises(RunError, match=r"map of \(6, 5\) for an image of \(64, 48\)"):
-        grad_cam(_Linear("channels first"), [image])
+        grad_cam(_Linear("channels first"), [image], HEAD)
 
 
 def test_a_map_of_zeros_is_said() -> None:
     image = _planted((64, 48), (8, 16))
-    (empty,) = grad_cam(_Linear("channels last", sign=-1.0), [image], decide=lambda _: 1)
+    (empty,) = grad_cam(_Linear("channels last", sign=-1.0), [image], HEAD, decide=lambda _: 1)
     assert empty.is_empty
     assert not empty.map.any()
-    (full,) = grad_cam(_Linear("channels last"), [image], decide=lambda _: 1)
+    (full,) = grad_cam(_Linear("channels last"), [image], HEAD, decide=lambda _: 1)
     assert not full.is_empty
     assert np.unravel_index(full.map.argmax(), full.map.shape)[0] in range(8, 16)
 
@@ -205,7 +205,7 @@ def test_a_map_of_zeros_is_said() -> None:
 def test_a_network_without_classes_is_refused() -> None:
     network = _Linear("channels last")
     network.forward = lambda image: Outputs(features=network.layer(image))  # type: ignore[method-assign]
-    with pytest.raises(RunError, match="no classification head"):
-        grad_cam(network, [_planted((64, 48), (0, 0))])
+    with pytest.raises(RunError, match="has no head 'classification' that tells classes"):
+        grad_cam(network, [_planted((64, 48), (0, 0))], HEAD)
     with pytest.raises(RunError, match="declares no layer"):
-        grad_cam(nn.Identity(), [_planted((64, 48), (0, 0))])
+        grad_cam(nn.Identity(), [_planted((64, 48), (0, 0))], HEAD)

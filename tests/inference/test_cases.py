@@ -134,11 +134,12 @@ def test_another_cohort_is_seen_with_the_eyes_of_training(
 
 
 def test_heads_that_are_not_there_leave_no_column(make_cohort: Callable[..., Cohort]) -> None:
-    from threefold.networks.outputs import Outputs
+    from threefold.core.outputs import Outputs
 
     class OnlyClasses(Threshold):
         def forward(self, image: Any) -> Outputs:
-            return Outputs(classes=super().forward(image).classes)
+            heads = super().forward(image).heads
+            return Outputs({"classification": heads["classification"]})
 
     table = predict_cases(OnlyClasses(), make_experiment(classification={}), make_cohort(), None).cases
     assert "probability_yes" in table

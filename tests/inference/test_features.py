@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from threefold.cohorts.cohort import Cohort
+from threefold.core.outputs import Head
 from threefold.errors import RunError
 from threefold.experiment import (
     AttentionUnetSpec,
@@ -35,29 +36,28 @@ from threefold.networks.swin_unet import SwinUnet
 SWIN = {"embed_dim": 6, "depths": [1, 1], "heads": [1, 2], "window": 7}
 UNET = AttentionUnetSpec(channels=(4, 8, 8))
 DENSE = DenseNetSpec(blocks=(1, 2), growth=4, stem=4)
+CLASSES, LABELS = {"classification": Head("pooled", 3)}, {"segmentation": Head("dense", 3)}
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     "swin-unet": (
         lambda: SwinUnet(
             SwinUnetSpec.model_validate({"encoder": SWIN}),
             in_channels=1,
-            classes=2,
-            labels=2,
-            reconstruct=True,
+            heads={**CLASSES, "segmentation": Head("dense", 2), "reconstruction": Head("restored", 1)},
         ),
         ("stage 1", "stage 2"),
     ),
     "joint-swin": (
-        lambda: JointSwin(JointSwinSpec.model_validate({"encoder": SWIN}), in_channels=1, classes=2),
+        lambda: JointSwin(JointSwinSpec.model_validate({"encoder": SWIN}), in_channels=1, heads=CLASSES),
         ("stage 1", "stage 2"),
     ),
     "attention-unet": (
-        lambda: AttentionUnet(UNET, in_channels=1, labels=3, classes=None, dimensions=2),
+        lambda: AttentionUnet(UNET, in_channels=1, heads=LABELS, dimensions=2),
         ("level 1", "level 2", "level 3"),
     ),
-    "densenet": (lambda: DenseNet(DENSE, in_channels=1, classes=3, dimensions=2), ("block 1", "block 2")),
+    "densenet": (lambda: DenseNet(DENSE, in_channels=1, heads=CLASSES, dimensions=2), ("block 1", "block 2")),
     "cascade": (
         lambda: Cascade(
-            CascadeSpec(segmenter=UNET, classifier=DENSE), in_channels=1, labels=3, classes=3, dimensions=2
+            CascadeSpec(segmenter=UNET, classifier=DENSE), in_channels=1, heads=CLASSES | LABELS, dimensions=2
         ),
         ("level 1", "level 2", "level 3", "block 1", "block 2"),
     ),

@@ -21,7 +21,8 @@ from threefold.errors import CohortError, ImageError, RunError, ThreefoldError, 
 from threefold.images.reading import read_image
 from threefold.images.writing import write_nifti
 from threefold.inference.predictor import Predictor
-from threefold.networks.build import build_network
+from threefold.tasks.build import build_network
+from threefold.tasks.questions import questions_of
 
 from .conftest import AFFINE, SHAPE, Threshold, make_experiment, make_slice, make_spec, write_run
 
@@ -55,7 +56,8 @@ def test_the_runs_own_weights_answer(run: Path, images: Path) -> None:
     spec = predictor.experiment.data.preprocessing
     array, _ = prepare_image(image, spec, unit="HU", window=(0, 100))
     with torch.no_grad():
-        expected = network.eval()(torch.from_numpy(array)[None]).classes.softmax(1)[0, 1].item()
+        outputs = network.eval()(torch.from_numpy(array)[None])
+        expected = outputs.heads["classification"].softmax(1)[0, 1].item()
     assert prediction.probabilities["yes"] == pytest.approx(expected, abs=1e-6)
 
 
@@ -78,7 +80,9 @@ def test_threshold_decides_and_without_one_the_larger_probability(predictor: Pre
     assert predictor.decide({"no": 0.7, "yes": 0.3}) == "yes"
     assert predictor.decide({"no": 0.71, "yes": 0.29}) == "no"
     assert replace(predictor, threshold=None).decide({"no": 0.7, "yes": 0.3}) == "no"
-    first = replace(predictor, cohort=make_spec(positive="no"))
+    positive = make_spec(positive="no")
+    asked = questions_of(predictor.experiment, positive)
+    first = replace(predictor, cohort=positive, questions=asked)
     assert first.decide({"no": 0.3, "yes": 0.7}) == "no"
 
 
@@ -268,8 +272,7 @@ def test_non_finite_output_names_the_case(predictor: Predictor, images: Path) ->
     class Broken(Threshold):
         def forward(self, image: torch.Tensor):  # type: ignore[no-untyped-def]
             outputs = super().forward(image)
-            assert outputs.classes is not None
-            outputs.classes[1] = torch.nan
+            outputs.heads["classification"][1] = torch.nan
             return outputs
 
     with pytest.raises(RunError, match=r"case volume#1: the network's classification is not finite"):

@@ -12,13 +12,13 @@ from monai.inferers import sliding_window_inference
 from numpy.testing import assert_allclose
 from torch import Tensor, nn
 
+from threefold.core.outputs import Head, Outputs
 from threefold.errors import RunError
 from threefold.experiment import AttentionUnetSpec, CascadeSpec, DenseNetSpec
 from threefold.inference import sliding
 from threefold.inference.memory import TensorMemory
 from threefold.inference.sliding import blending_weights, in_windows, predict_large, window_starts
 from threefold.networks.cascade import Cascade
-from threefold.networks.outputs import Outputs
 
 CPU = torch.device("cpu")
 
@@ -34,11 +34,12 @@ class Blob(nn.Module):
     def forward(self, image: Tensor) -> Outputs:
         self.seen.append(tuple(image.shape[2:]))
         total = image.flatten(1).sum(dim=1)
-        return Outputs(
-            classes=torch.stack([total, -total], dim=1) if self.classifies else None,
-            segmentation=torch.cat([0.5 - image, image - 0.5], dim=1) if self.segments else None,
-            features=total[:, None] if self.classifies else None,
-        )
+        heads = {}
+        if self.classifies:
+            heads["classification"] = torch.stack([total, -total], dim=1)
+        if self.segments:
+            heads["segmentation"] = torch.cat([0.5 - image, image - 0.5], dim=1)
+        return Outputs(heads, total[:, None] if self.classifies else None)
 
 
 class Mixed(nn.Module):
@@ -51,7 +52,7 @@ class Mixed(nn.Module):
 
     def forward(self, image: Tensor) -> Outputs:
         ramp = torch.linspace(0, 1, image.shape[-1])
-        return Outputs(segmentation=self.convolution(image) + ramp, reconstruction=image.flip(-1))
+        return Outputs({"segmentation": self.convolution(image) + ramp, "reconstruction": image.flip(-1)})
 
 
 def little_memory(monkeypatch: pytest.MonkeyPatch, free: int = 10**7) -> None:
@@ -77,12 +78,12 @@ def test_windows_are_blended_as_monai_does(
                 image,
                 window,
                 2,
-                lambda part, head=head: getattr(network(part), head),
+                lambda part, head=head: network(part).heads[head],
                 overlap=overlap,
                 mode="gaussian",
             )
-            assert_allclose(getattr(ours, head), theirs, atol=1e-5)
-    assert ours.classes is None
+            assert_allclose(ours.heads[head], theirs, atol=1e-5)
+    assert {*ours.heads} == {"segmentation", "reconstruction"}
 
 
 def test_windows_cover_every_voxel_and_stay_inside() -> None:
@@ -114,8 +115,8 @@ def test_the_class_is_read_about_the_foreground_whatever_the_memory(
         little_memory(monkeypatch)
     network, image = Blob(), bright_at(start)
     outputs, note = predict_large(network, image, (8, 8, 8), device=CPU, name="x")
-    assert_allclose(outputs.segmentation[:, 1:], image - 0.5, atol=1e-6)
-    assert float(outputs.classes[0, 0]) == 64  # the window holds all of what is bright
+    assert_allclose(outputs.heads["segmentation"][:, 1:], image - 0.5, atol=1e-6)
+    assert float(outputs.heads["classification"][0, 0]) == 64  # the window holds all of what is bright
     assert float(outputs.features) == 64
     assert ("windows of 8 x 8 x 8" in note) == windows
     assert ((24, 20, 22) in network.seen) == (not windows)
@@ -125,15 +126,15 @@ def test_without_foreground_or_segmentation_the_middle_is_read() -> None:
     image = bright_at((0, 0, 0)) * 0.4
     image[..., 12, 10, 11] = 0.3
     outputs, _ = predict_large(Blob(), image, (8, 8, 8), device=CPU, name="x")
-    assert float(outputs.classes[0, 0]) == pytest.approx(0.3)
+    assert float(outputs.heads["classification"][0, 0]) == pytest.approx(0.3)
     classifier = Blob(segments=False)
     outputs, note = predict_large(classifier, image, (8, 8, 8), device=CPU, name="x")
-    assert float(outputs.classes[0, 0]) == pytest.approx(0.3)
+    assert float(outputs.heads["classification"][0, 0]) == pytest.approx(0.3)
     assert classifier.seen == [(8, 8, 8)]
     assert note == "the middle 8 x 8 x 8 of 24 x 20 x 22 voxels"
     only_labels, _ = predict_large(Blob(classifies=False), image, (8, 8, 8), device=CPU, name="x")
-    assert only_labels.classes is None
-    assert only_labels.segmentation.shape == (1, 2, 24, 20, 22)
+    assert {*only_labels.heads} == {"segmentation"}
+    assert only_labels.heads["segmentation"].shape == (1, 2, 24, 20, 22)
 
 
 def test_a_cascades_classifier_reads_its_segmenters_answer_about_the_foreground() -> None:
@@ -141,19 +142,21 @@ def test_a_cascades_classifier_reads_its_segmenters_answer_about_the_foreground(
     spec = CascadeSpec(
         segmenter=AttentionUnetSpec(channels=(4, 8)), classifier=DenseNetSpec(blocks=(1, 1), growth=4, stem=4)
     )
-    network = Cascade(spec, in_channels=1, labels=3, classes=2).eval()
+    heads = {"classification": Head("pooled", 2), "segmentation": Head("dense", 3)}
+    network = Cascade(spec, in_channels=1, heads=heads).eval()
     image = torch.rand(1, 1, 24, 20, 18)
     with torch.inference_mode():
         outputs, _ = predict_large(network, image, (16, 16, 16), device=CPU, name="x")
         whole = network(image)
-        assert_allclose(outputs.segmentation, whole.segmentation, atol=1e-5)
-        found = whole.segmentation[0].argmax(dim=0) != 0
+        assert_allclose(outputs.heads["segmentation"], whole.heads["segmentation"], atol=1e-5)
+        found = whole.heads["segmentation"][0].argmax(dim=0) != 0
         centre = found.nonzero().double().mean(dim=0) if found.any() else (torch.tensor(found.shape) - 1) / 2
         start = [
             min(max(round(float(c) + 0.5 - 8), 0), n - 16) for c, n in zip(centre, found.shape, strict=True)
         ]
         part = image[(..., *(slice(first, first + 16) for first in start))]
-        assert_allclose(outputs.classes, network(part).classes, atol=1e-5)
+        of_part = network(part).heads["classification"]
+        assert_allclose(outputs.heads["classification"], of_part, atol=1e-5)
 
 
 def test_memory_is_stated_before_and_decides(

@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from threefold.cohorts.cohort import Cohort, CohortSpec, write_cohort
+from threefold.cohorts.cohort import Case, Cohort, CohortSpec, write_cohort
 from threefold.cohorts.failures import Failures
 from threefold.cohorts.splits import Split
+from threefold.core.outputs import Outputs
 from threefold.errors import CohortError, ImageError
 from threefold.evaluation.predictions import validate
 from threefold.evaluation.structure_measures import structure_rows, union_row
@@ -24,7 +25,6 @@ from threefold.experiment import Experiment
 from threefold.images.writing import write_nifti
 from threefold.inference.cases import predict_cases
 from threefold.inference.label_tables import label_tables
-from threefold.networks.outputs import Outputs
 from threefold.phantoms.fetal_protocol import STRUCTURES
 
 from ..evaluation.test_arch import LEFT, RIGHT, heart
@@ -51,7 +51,7 @@ class Decoder(nn.Module):
         if self.labels == 1:
             scores = [scores[0], torch.stack(scores[1:]).amax(dim=0)]
         classes = torch.tensor([[0.0, 1.0, 0.5]]).expand(len(image), 3)
-        return Outputs(classes=classes, segmentation=torch.cat(scores, dim=1))
+        return Outputs({"classification": classes, "segmentation": torch.cat(scores, dim=1)})
 
 
 def experiment_of(target: str = "structures", *, frozen: bool = False) -> Experiment:
@@ -123,6 +123,10 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
         }
     )
     return write_cohort(folder, spec, rows)
+
+
+def without_structures(case: Case) -> Case:
+    return replace(case, targets={name: one for name, one in case.targets.items() if name != "structures"})
 
 
 def rows_of(case: str, structures: pd.DataFrame) -> pd.DataFrame:
@@ -249,7 +253,7 @@ def test_propagated_structures_are_a_prediction_without_network(cohort: Cohort) 
 
 def test_a_registration_that_failed_misses_everything(cohort: Cohort) -> None:
     second = replace(cohort.cases[1], reference=cohort.cases[1].structures)
-    failed = replace(cohort.cases[0], structures=None)
+    failed = without_structures(cohort.cases[0])
     tables = label_tables(replace(cohort, cases=(failed, second)), None)
     rows = rows_of("c0", tables.structures)
     assert (rows["predicted_voxels"] == 0).all()
@@ -274,7 +278,7 @@ def test_propagation_that_cannot_be_judged_is_refused(cohort: Cohort) -> None:
     split = Split("column", {"c0": "train", "c1": "test", "c2": "test", "c3": "validation"})
     with pytest.raises(CohortError, match="no test case has a reference"):
         label_tables(cohort, split)
-    bare = replace(cohort, cases=(replace(cohort.cases[0], structures=None),))
+    bare = replace(cohort, cases=(without_structures(cohort.cases[0]),))
     with pytest.raises(CohortError, match="no test case has structures"):
         label_tables(bare, None)
     with pytest.raises(CohortError, match="not in the split"):

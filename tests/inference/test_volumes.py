@@ -18,13 +18,13 @@ from typer.testing import CliRunner
 
 from threefold.cli.app import app
 from threefold.cohorts.cohort import CohortSpec
+from threefold.core.outputs import Outputs
 from threefold.errors import ImageError
 from threefold.experiment import Experiment
 from threefold.images.geometry import Image
 from threefold.images.writing import write_nifti
 from threefold.inference import sliding
 from threefold.inference.predictor import Predictor
-from threefold.networks.outputs import Outputs
 
 from ..images.conftest import write_dicom
 from .conftest import write_run
@@ -72,7 +72,10 @@ class Levels(nn.Module):
         mean = image.flatten(1).mean(dim=1)
         labels = [-20 * (image - level).abs() for level in (0.0, 0.5, 1.0)]
         return Outputs(
-            classes=torch.stack([mean, mean * 0, mean * 0], 1), segmentation=torch.cat(labels, dim=1)
+            {
+                "classification": torch.stack([mean, mean * 0, mean * 0], 1),
+                "segmentation": torch.cat(labels, dim=1),
+            }
         )
 
 

@@ -14,6 +14,8 @@ from threefold.experiment import AttentionUnetSpec
 from threefold.networks.attention_unet import AttentionUnet
 from threefold.networks.pretrained import load_pretrained
 
+from .named_heads import named_heads, parts_of
+
 SMALL = AttentionUnetSpec(channels=(4, 8, 16), dropout=0.2)
 
 
@@ -24,7 +26,8 @@ def _randn(*shape: int, seed: int = 0) -> torch.Tensor:
 def _network(
     spec: AttentionUnetSpec = SMALL, labels: int | None = 5, classes: int | None = None, dimensions: int = 3
 ) -> AttentionUnet:
-    return AttentionUnet(spec, in_channels=1, labels=labels, classes=classes, dimensions=dimensions)
+    heads = named_heads(labels=labels, classes=classes)
+    return AttentionUnet(spec, in_channels=1, heads=heads, dimensions=dimensions)
 
 
 def _load(ours: nn.Module, theirs: nn.Module, folder: Path) -> None:
@@ -42,9 +45,9 @@ def test_the_published_size_computes_what_monai_computes(monai: SimpleNamespace,
     image = _randn(1, 1, 32, 48, 32)
     with torch.inference_mode():
         expected = theirs.eval()(image)
-        torch.testing.assert_close(ours.eval()(image).segmentation, expected, rtol=0, atol=4e-5)
+        torch.testing.assert_close(ours.eval()(image).heads["segmentation"], expected, rtol=0, atol=4e-5)
     image.requires_grad_()  # gradients of an evaluation take another way
-    torch.testing.assert_close(ours(image).segmentation, expected, rtol=0, atol=4e-5)
+    torch.testing.assert_close(ours(image).heads["segmentation"], expected, rtol=0, atol=4e-5)
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
@@ -60,7 +63,7 @@ def test_outputs_and_gradients_of_a_training_step_in_float64(
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     image = _randn(2, 1, *(8, 12, 16)[:dimensions]).double()
-    expected, found = theirs.double().train()(image), ours.double().train()(image).segmentation
+    expected, found = theirs.double().train()(image), ours.double().train()(image).heads["segmentation"]
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     weight = _randn(*expected.shape, seed=1).double()
     (expected * weight).sum().backward()
@@ -81,9 +84,9 @@ def test_any_size_comes_back_as_it_was(size: tuple[int, ...]) -> None:
     network = _network()
     for mode in (True, False):
         outputs = network.train(mode)(_randn(1, 1, *size))
-        assert outputs.segmentation.shape == (1, 5, *size)
+        assert outputs.heads["segmentation"].shape == (1, 5, *size)
         assert outputs.features.shape == (1, 16)
-        assert torch.isfinite(outputs.segmentation).all()
+        assert torch.isfinite(outputs.heads["segmentation"]).all()
 
 
 def test_padding_adds_zeros_at_the_far_ends() -> None:
@@ -91,25 +94,26 @@ def test_padding_adds_zeros_at_the_far_ends() -> None:
     image = _randn(1, 1, 9, 8, 6)
     padded = torch.nn.functional.pad(image, (0, 2, 0, 0, 0, 3))
     with torch.inference_mode():
-        torch.testing.assert_close(network(image).segmentation, network(padded).segmentation[:, :, :9, :, :6])
+        torch.testing.assert_close(
+            network(image).heads["segmentation"], network(padded).heads["segmentation"][:, :, :9, :, :6]
+        )
 
 
 def test_the_pooled_head_shares_the_encoder() -> None:
     network = _network(classes=3)
     network.train()
     outputs = network(_randn(2, 1, 16, 16, 16))
-    assert outputs.classes.shape == (2, 3)
-    outputs.classes.square().sum().backward()
-    with_gradient = {name.split(".")[0] for name, p in network.named_parameters() if p.grad is not None}
-    assert with_gradient == {"encoder", "classifier"}
+    assert outputs.heads["classification"].shape == (2, 3)
+    outputs.heads["classification"].square().sum().backward()
+    with_gradient = [name for name, p in network.named_parameters() if p.grad is not None]
+    assert parts_of(with_gradient) == {"encoder", "heads.classification"}
 
 
 def test_without_labels_there_is_no_decoder() -> None:
     network = _network(labels=None, classes=2)
     outputs = network(_randn(1, 1, 16, 16, 16))
-    assert outputs.segmentation is None
-    assert outputs.classes.shape == (1, 2)
-    assert {name.split(".")[0] for name, _ in network.named_parameters()} == {"encoder", "classifier"}
+    assert {name: tuple(head.shape) for name, head in outputs.heads.items()} == {"classification": (1, 2)}
+    assert parts_of(network.state_dict()) == {"encoder", "heads.classification"}
 
 
 def test_the_published_initialisation() -> None:
@@ -121,7 +125,7 @@ def test_the_published_initialisation() -> None:
     up = network.decoder[0].up.conv.weight  # a transposed one
     assert up.std().item() == pytest.approx(0.1 * (2 / (48 * 27)) ** 0.5, rel=0.03)
     assert not any(p.any() for name, p in network.named_parameters() if name.endswith("conv.bias"))
-    assert network.classifier.weight.abs().max() < 0.1
+    assert network.heads["classification"].weight.abs().max() < 0.1
 
 
 @pytest.mark.parametrize("initialisation", ["default", "published"])
@@ -129,7 +133,7 @@ def test_a_background_prior_is_what_the_untrained_network_predicts(initialisatio
     torch.manual_seed(0)
     spec = AttentionUnetSpec(channels=(8, 16), initialisation=initialisation, background_prior=0.97)
     with torch.no_grad():
-        predicted = _network(spec, labels=12)(_randn(2, 1, 16, 16, 16)).segmentation.softmax(dim=1)
+        predicted = _network(spec, labels=12)(_randn(2, 1, 16, 16, 16)).heads["segmentation"].softmax(dim=1)
     assert predicted[:, 0].mean().item() == pytest.approx(0.97, abs=0.02)
     assert predicted[:, 1:].mean().item() == pytest.approx(0.03 / 11, rel=0.5)
 
@@ -138,12 +142,12 @@ def test_dropout_acts_in_training_alone() -> None:
     network = _network(SMALL.model_copy(update={"dropout": 0.5}))
     image = _randn(1, 1, 16, 16, 16)
     torch.manual_seed(0)
-    first, second = network.train()(image).segmentation, network(image).segmentation
+    first, second = network.train()(image).heads["segmentation"], network(image).heads["segmentation"]
     assert not torch.equal(first, second)
     torch.manual_seed(0)
-    assert torch.equal(network(image).segmentation, first)
+    assert torch.equal(network(image).heads["segmentation"], first)
     network.eval()
-    assert torch.equal(network(image).segmentation, network(image).segmentation)
+    assert torch.equal(network(image).heads["segmentation"], network(image).heads["segmentation"])
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])

@@ -10,14 +10,17 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from threefold.cohorts.cohort import CohortSpec, MaskSpec
+from threefold.cohorts.cohort import CohortSpec
+from threefold.core.targets import MaskSpec
 from threefold.errors import ExperimentError, WeightsError
 from threefold.experiment import AttentionUnetSpec, CascadeSpec, DenseNetSpec, Experiment
 from threefold.networks.attention_unet import AttentionUnet
-from threefold.networks.build import build_network
 from threefold.networks.cascade import Cascade
 from threefold.networks.densenet import DenseNet
 from threefold.networks.pretrained import load_pretrained
+from threefold.tasks.build import build_network
+
+from .named_heads import named_heads
 
 SEGMENTER = AttentionUnetSpec(channels=(4, 8), dropout=0.1)
 CLASSIFIER = DenseNetSpec(blocks=(2, 2), growth=4, stem=8)
@@ -30,7 +33,7 @@ def _spec(**changes: Any) -> CascadeSpec:
 
 def _cascade(labels: int = 5, classes: int = 3, **changes: Any) -> Cascade:
     torch.manual_seed(0)
-    return Cascade(_spec(**changes), in_channels=1, labels=labels, classes=classes)
+    return Cascade(_spec(**changes), in_channels=1, heads=named_heads(labels=labels, classes=classes))
 
 
 def _image(*size: int) -> Tensor:
@@ -42,8 +45,8 @@ def _image(*size: int) -> Tensor:
 def test_any_number_of_classes_and_structures(reads: str, labels: int, classes: int) -> None:
     network = _cascade(labels, classes, classifier_input=reads)
     outputs = network(_image(9, 16, 10))
-    assert outputs.segmentation.shape == (2, labels, 9, 16, 10)
-    assert outputs.classes.shape == (2, classes)
+    assert outputs.heads["segmentation"].shape == (2, labels, 9, 16, 10)
+    assert outputs.heads["classification"].shape == (2, classes)
     assert outputs.features.shape == (2, network.classifier.features.width)
 
 
@@ -68,16 +71,16 @@ def test_it_is_its_parts_one_after_the_other() -> None:
     image = _image(16, 16, 16)
     with torch.inference_mode():
         outputs = network(image)
-        logits = network.segmenter(image).segmentation
-        classes = network.classifier(logits.softmax(1)).classes
-    torch.testing.assert_close(outputs.segmentation, logits)
-    torch.testing.assert_close(outputs.classes, classes, rtol=1e-4, atol=1e-5)
+        logits = network.segmenter(image).heads["segmentation"]
+        classes = network.classifier(logits.softmax(1)).heads["classification"]
+    torch.testing.assert_close(outputs.heads["segmentation"], logits)
+    torch.testing.assert_close(outputs.heads["classification"], classes, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("reads", INPUTS)
 def test_the_gradient_of_the_diagnosis_flows_into_the_segmenter(reads: str) -> None:
     network = _cascade(classifier_input=reads).train()
-    network(_image(16, 16, 16)).classes.square().sum().backward()
+    network(_image(16, 16, 16)).heads["classification"].square().sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         # A bias before a norm has no effect, so no gradient but for rounding.
@@ -92,8 +95,8 @@ def test_a_frozen_segmenter_learns_nothing_and_stays_in_evaluation() -> None:
     assert network.classifier.training
     assert not any(module.training for module in network.segmenter.modules())
     outputs = network(_image(16, 16, 16))
-    assert not outputs.segmentation.requires_grad
-    (outputs.classes.square().sum() + outputs.segmentation.sum()).backward()
+    assert not outputs.heads["segmentation"].requires_grad
+    (outputs.heads["classification"].square().sum() + outputs.heads["segmentation"].sum()).backward()
     assert all(p.grad is None and not p.requires_grad for p in network.segmenter.parameters())
     assert all(p.grad is not None for p in network.classifier.parameters())
     torch.testing.assert_close(dict(network.segmenter.state_dict()), before, rtol=0, atol=0)
@@ -142,9 +145,10 @@ def test_build_counts_labels_and_classes(
 ) -> None:
     for size in ((16, 16, 16), (16, 16)):
         outputs = build_network(_experiment(kind, tasks, size), _cohort())(_image(*size))
-        for found, count in ((outputs.segmentation, labels), (outputs.classes, classes)):
-            assert (found is None) == (count is None)
-            assert found is None or found.shape[1] == count
+        expected = named_heads(labels=labels, classes=classes)
+        assert {name: out.shape[1] for name, out in outputs.heads.items()} == {
+            name: head.outputs for name, head in expected.items()
+        }
 
 
 @pytest.mark.parametrize(
@@ -165,7 +169,7 @@ def test_build_refuses(kind: str, size: tuple[int, ...], changes: dict[str, Any]
 
 
 def _unet(labels: int = 5, classes: int | None = None) -> AttentionUnet:
-    return AttentionUnet(SEGMENTER, in_channels=1, labels=labels, classes=classes)
+    return AttentionUnet(SEGMENTER, in_channels=1, heads=named_heads(labels=labels, classes=classes))
 
 
 def _run(folder: Path, network: nn.Module) -> Path:
@@ -191,9 +195,9 @@ def test_a_run_of_a_segmenter_fills_the_segmenter(tmp_path: Path, classes: int |
 
 
 def test_runs_of_classifiers_and_cascades(tmp_path: Path) -> None:
-    classifier = DenseNet(CLASSIFIER, in_channels=5, classes=3)
+    classifier = DenseNet(CLASSIFIER, in_channels=5, heads=named_heads(classes=3))
     network, trained = _cascade(), _cascade()
-    nn.init.normal_(trained.segmenter.head.weight)
+    nn.init.normal_(trained.segmenter.heads["segmentation"].weight)
     report = load_pretrained(network, _run(tmp_path / "classifier", classifier))
     assert _same(network.classifier, classifier)
     assert all(name.startswith("segmenter.") for name in report.missing)
@@ -220,12 +224,14 @@ def test_a_checkpoint_of_a_run_under_way_loads(tmp_path: Path) -> None:
 def test_a_segmenter_of_other_structures_lends_all_but_its_head(tmp_path: Path) -> None:
     network = _cascade(labels=5)
     report = load_pretrained(network, _run(tmp_path / "run", _unet(labels=2)))
-    assert "segmenter.head.weight" in report.missing
+    assert "segmenter.heads.segmentation.weight" in report.missing
     assert "segmenter.encoder.0.0.conv.weight" in report.loaded
     assert any("2 outputs and the network 5" in sentence for sentence in report.adapted)
 
 
-@pytest.mark.parametrize("trained", [_unet(labels=2), DenseNet(CLASSIFIER, in_channels=5, classes=3)])
+@pytest.mark.parametrize(
+    "trained", [_unet(labels=2), DenseNet(CLASSIFIER, in_channels=5, heads=named_heads(classes=3))]
+)
 def test_a_frozen_segmenter_wants_all_of_its_weights(tmp_path: Path, trained: nn.Module) -> None:
     with pytest.raises(WeightsError, match="frozen segmenter at random values"):
         load_pretrained(_cascade(freeze_segmenter=True), _run(tmp_path / "run", trained))

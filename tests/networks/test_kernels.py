@@ -15,6 +15,8 @@ from threefold.experiment import SwinSpec, SwinUnetSpec
 from threefold.networks import kernels
 from threefold.networks.swin_unet import SwinUnet
 
+from .named_heads import named_heads
+
 
 def _randn(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
@@ -93,7 +95,8 @@ def test_kernels_compute_their_formula(name: str) -> None:
 def _network(reconstruct: bool = True) -> SwinUnet:
     torch.manual_seed(0)
     spec = SwinUnetSpec(encoder=SwinSpec(size="mini", drop_path=0.3))
-    network = SwinUnet(spec, in_channels=1, classes=2, labels=2, reconstruct=reconstruct)
+    heads = named_heads(classes=2, labels=2, restored=1 if reconstruct else None)
+    network = SwinUnet(spec, in_channels=1, heads=heads)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.02)
@@ -108,9 +111,8 @@ def test_float32_gradients_of_a_training_step(size: tuple[int, int]) -> None:
         network = _network().to(dtype).train()
         torch.manual_seed(1)
         outputs = network(_randn(2, 1, *size, seed=0).to(dtype))
-        loss = sum(
-            value.square().mean() for value in (outputs.classes, outputs.segmentation, outputs.reconstruction)
-        )
+        assert len(outputs.heads) == 3
+        loss = sum(value.square().mean() for value in outputs.heads.values())
         loss.backward()
         gradients.append(torch.cat([p.grad.flatten().double() for p in network.parameters()]))
     assert (gradients[0] - gradients[1]).norm() <= 1e-4 * gradients[1].norm()
@@ -123,12 +125,13 @@ def test_bfloat16_stays_near() -> None:
     for gradients in (True, False):
         with torch.set_grad_enabled(gradients), torch.autocast("cpu", torch.bfloat16):
             near = network(image)
-        error = (near.segmentation.float() - exact.segmentation).norm() / exact.segmentation.norm()
-        assert error < 0.05
+        found, expected = near.heads["segmentation"], exact.heads["segmentation"]
+        assert (found.float() - expected).norm() / expected.norm() < 0.05
     network.train()
     with torch.autocast("cpu", torch.bfloat16):
         outputs = network(image)
-    (outputs.segmentation.float().square().mean() + outputs.classes.float().square().mean()).backward()
+    assert len(outputs.heads) == 2
+    sum(head.float().square().mean() for head in outputs.heads.values()).backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.dtype == torch.float32
@@ -142,7 +145,7 @@ def test_kept_casts_follow_the_weights() -> None:
 
     def infer() -> Tensor:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            logits: Tensor = network(image).segmentation
+            logits: Tensor = network(image).heads["segmentation"]
             return logits
 
     first = infer()
@@ -197,7 +200,7 @@ def test_inference_then_training_on_the_same_network() -> None:
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         network.eval()(image)
     with torch.autocast("cpu", torch.bfloat16):
-        network.train()(image).segmentation.float().mean().backward()
+        network.train()(image).heads["segmentation"].float().mean().backward()
 
 
 def test_tune_allocation_in_a_process_of_its_own() -> None:

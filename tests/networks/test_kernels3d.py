@@ -16,10 +16,13 @@ from threefold.networks.cascade import Cascade
 from threefold.networks.densenet import DenseBlock, DenseFeatures
 from threefold.networks.norms3d import as_image, keep_mask, normalise
 
+from .named_heads import named_heads
+
 SPEC = CascadeSpec(
     segmenter=AttentionUnetSpec(channels=(8, 16, 32), dropout=0.2),
     classifier=DenseNetSpec(blocks=(2, 3), growth=8, stem=16, dropout=0.2),
 )
+HEADS = named_heads(classes=3, labels=5)
 
 
 def _randn(*shape: int, seed: int = 0) -> Tensor:
@@ -126,19 +129,20 @@ def test_dropout_keeps_the_stated_share() -> None:
 @pytest.mark.parametrize("batch", [1, 2])
 def test_bfloat16_stays_near(batch: int) -> None:
     torch.manual_seed(0)
-    network = Cascade(SPEC, in_channels=1, labels=5, classes=3).eval()
+    network = Cascade(SPEC, in_channels=1, heads=HEADS).eval()
     image = _randn(batch, 1, 32, 24, 40)
     exact = network(image)
     for gradients in (True, False):
         with torch.set_grad_enabled(gradients), torch.autocast("cpu", torch.bfloat16):
             near = network(image)
-        assert near.segmentation.dtype == torch.bfloat16
-        error = (near.segmentation.float() - exact.segmentation).norm() / exact.segmentation.norm()
-        assert error < 0.05
-        assert (near.classes.float() - exact.classes).abs().max() < 0.2
+        found, expected = near.heads["segmentation"], exact.heads["segmentation"]
+        assert found.dtype == torch.bfloat16
+        assert (found.float() - expected).norm() / expected.norm() < 0.05
+        assert (near.heads["classification"].float() - exact.heads["classification"]).abs().max() < 0.2
     with torch.autocast("cpu", torch.bfloat16):
         outputs = network.train()(image)
-    (outputs.segmentation.float().square().mean() + outputs.classes.float().square().mean()).backward()
+    assert len(outputs.heads) == 2
+    sum(head.float().square().mean() for head in outputs.heads.values()).backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.dtype == torch.float32
@@ -155,47 +159,47 @@ def test_compiling_takes_the_whole_network_in_one_graph() -> None:
             "classifier": SPEC.classifier.model_copy(update=none),
         }
     )
-    network = Cascade(spec, in_channels=1, labels=5, classes=3).train()
+    network = Cascade(spec, in_channels=1, heads=HEADS).train()
     image = _randn(1, 1, 16, 20, 16)
     results = []
     for run in (network, torch.compile(network, backend="eager", fullgraph=True)):
         network.zero_grad()
         outputs = run(image)
-        (outputs.segmentation.square().mean() + outputs.classes.sum()).backward()
+        (outputs.heads["segmentation"].square().mean() + outputs.heads["classification"].sum()).backward()
         gradient = network.segmenter.encoder[0][0].conv.weight.grad.clone()
-        results.append((outputs.segmentation, outputs.classes, gradient))
+        results.append((outputs.heads["segmentation"], outputs.heads["classification"], gradient))
     torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-4)
 
 
 def test_kept_weights_follow_the_weights_and_the_size() -> None:
     """Norms are folded once for inference, but never served stale."""
     torch.manual_seed(0)
-    network = Cascade(SPEC, in_channels=1, labels=5, classes=3).eval()
+    network = Cascade(SPEC, in_channels=1, heads=HEADS).eval()
     image, larger = _randn(1, 1, 16, 16, 16), _randn(1, 1, 24, 16, 32)
 
     def infer(values: Tensor) -> Tensor:
         with torch.inference_mode():
-            return network(values).segmentation
+            return network(values).heads["segmentation"]
 
     first = infer(image)
     assert torch.equal(infer(image), first)
-    torch.testing.assert_close(infer(larger), network(larger).segmentation, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(infer(larger), network(larger).heads["segmentation"], rtol=1e-4, atol=1e-5)
     assert torch.equal(infer(image), first)
     with torch.no_grad():
         network.segmenter.encoder[0][0].norm.running_var.mul_(4)
     changed = infer(image)
     assert not torch.allclose(changed, first)
-    torch.testing.assert_close(changed, network(image).segmentation, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(changed, network(image).heads["segmentation"], rtol=1e-4, atol=1e-5)
     optimiser = torch.optim.AdamW(network.parameters(), lr=0.01, fused=True)
-    network.train()(image).segmentation.square().sum().backward()
+    network.train()(image).heads["segmentation"].square().sum().backward()
     optimiser.step()
     network.eval()
-    torch.testing.assert_close(infer(image), network(image).segmentation, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(infer(image), network(image).heads["segmentation"], rtol=1e-4, atol=1e-5)
 
 
 def test_kept_weights_go_with_their_network() -> None:
     before = len(folding3d._folded)
-    network = Cascade(SPEC, in_channels=1, labels=5, classes=3).eval()
+    network = Cascade(SPEC, in_channels=1, heads=HEADS).eval()
     with torch.inference_mode():
         network(_randn(1, 1, 16, 16, 16))
     assert len(folding3d._folded) > before
@@ -204,19 +208,20 @@ def test_kept_weights_go_with_their_network() -> None:
 
 
 def test_inference_then_training_on_the_same_network() -> None:
-    network = Cascade(SPEC, in_channels=1, labels=5, classes=3)
+    network = Cascade(SPEC, in_channels=1, heads=HEADS)
     image = _randn(1, 1, 16, 16, 16)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         network.eval()(image)
     with torch.autocast("cpu", torch.bfloat16):
         outputs = network.train()(image)
-    outputs.classes.float().sum().backward()
+    outputs.heads["classification"].float().sum().backward()
 
 
 def test_a_bias_without_effect_gets_a_gradient_of_exactly_zero() -> None:
-    network = Cascade(SPEC, in_channels=1, labels=5, classes=3).train()
+    network = Cascade(SPEC, in_channels=1, heads=HEADS).train()
     outputs = network(_randn(1, 1, 16, 16, 16))
-    (outputs.segmentation.square().sum() + outputs.classes.square().sum()).backward()
+    assert len(outputs.heads) == 2
+    sum(head.square().sum() for head in outputs.heads.values()).backward()
     biases = [p for name, p in network.named_parameters() if name.endswith("conv.bias")]
     assert len(biases) > 10
     for bias in biases:

@@ -19,13 +19,14 @@ from threefold.networks.swin import SwinEncoder
 from threefold.networks.swin_unet import SwinUnet
 from threefold.training.checkpoints import load_checkpoint
 
+from .named_heads import named_heads
+
 SMALL = SwinSpec(embed_dim=12, depths=(2, 2), heads=(2, 3), window=4)
 
 
 def _network(spec: SwinSpec = SMALL, in_channels: int = 1, classes: int = 2) -> SwinUnet:
-    return SwinUnet(
-        SwinUnetSpec(encoder=spec), in_channels=in_channels, classes=classes, labels=2, reconstruct=True
-    )
+    heads = named_heads(classes=classes, labels=2, restored=in_channels)
+    return SwinUnet(SwinUnetSpec(encoder=spec), in_channels=in_channels, heads=heads)
 
 
 def _official(spec: SwinSpec = SMALL, in_channels: int = 3) -> dict[str, Tensor]:
@@ -59,10 +60,11 @@ def test_official_swin(layout: str, tmp_path: Path) -> None:
     )
     for decoder in ("segmentation", "reconstruction"):  # the stage of the same resolution
         assert torch.equal(
-            own[f"{decoder}.stages.0.blocks.1.mlp.fc1.weight"], weights["layers.0.blocks.1.mlp.fc1.weight"]
+            own[f"heads.{decoder}.stages.0.blocks.1.mlp.fc1.weight"],
+            weights["layers.0.blocks.1.mlp.fc1.weight"],
         )
     assert set(report.unused) == {"head.weight", "head.bias"}
-    assert "classifier.weight" in report.missing
+    assert "heads.classification.weight" in report.missing
     assert not any(name.startswith("encoder.") for name in report.missing)
     assert set(report.loaded) | set(report.missing) == set(own)
     text = report.as_text()
@@ -111,7 +113,7 @@ def test_own_weights_come_back_whole(tmp_path: Path) -> None:
 
 def test_joint_takes_the_encoder(tmp_path: Path) -> None:
     torch.save(_official(in_channels=1), tmp_path / "swin.pth")
-    joint = JointSwin(JointSwinSpec(encoder=SMALL), in_channels=1, classes=2)
+    joint = JointSwin(JointSwinSpec(encoder=SMALL), in_channels=1, heads=named_heads(classes=2))
     report = load_pretrained(joint, tmp_path / "swin.pth")
     assert all(name.startswith("encoder.") for name in report.loaded)
     assert "frozen.norm.weight" in report.missing

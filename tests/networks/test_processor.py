@@ -23,6 +23,8 @@ from threefold.networks.registration import VoxelMorphUnet
 from threefold.networks.swin_unet import SwinUnet
 from threefold.networks.windows import Order, Tokens, window_order
 
+from .named_heads import named_heads
+
 
 class Kernel(nn.Module):
     """A kernel as a module: a function of values and weights."""
@@ -60,8 +62,8 @@ class Segmentation(nn.Module):
         self.network = network
 
     def forward(self, image: Tensor) -> Tensor:
-        outputs = self.network(image)
-        out: Tensor = outputs.segmentation.flatten(1) + outputs.classes.sum(1, keepdim=True)
+        heads = self.network(image).heads
+        out: Tensor = heads["segmentation"].flatten(1) + heads["classification"].sum(1, keepdim=True)
         return out
 
 
@@ -74,7 +76,7 @@ def _swin() -> nn.Module:
     spec = SwinUnetSpec(
         encoder=SwinSpec(size="mini", embed_dim=16, depths=(2, 2), heads=(1, 2), drop_path=0.0)
     )
-    return Segmentation(SwinUnet(spec, in_channels=1, classes=2, labels=2, reconstruct=False))
+    return Segmentation(SwinUnet(spec, in_channels=1, heads=named_heads(classes=2, labels=2)))
 
 
 def _cascade() -> nn.Module:
@@ -82,7 +84,7 @@ def _cascade() -> nn.Module:
         segmenter=AttentionUnetSpec(channels=(4, 8), dropout=0.0),
         classifier=DenseNetSpec(blocks=(2, 2), growth=4, stem=8, dropout=0.0),
     )
-    return Segmentation(Cascade(spec, in_channels=1, labels=3, classes=3))
+    return Segmentation(Cascade(spec, in_channels=1, heads=named_heads(labels=3, classes=3)))
 
 
 # What is computed, and the shapes of its values without the batch.

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image as Picture
 from sklearn.metrics import confusion_matrix
 
-from threefold.cohorts.cohort import Cohort, CohortSpec, MaskSpec, write_cohort
+from threefold.cohorts.cohort import Cohort, CohortSpec, write_cohort
+from threefold.core.targets import MaskSpec
 from threefold.evaluation.predictions import Predictions, validate
 from threefold.evaluation.structures import NUMBERS, validate_structures
 from threefold.experiment import EvaluationSpec, PreprocessingSpec
@@ -28,6 +29,8 @@ from threefold.reporting.run_report import choose_examples, write_report
 from threefold.reporting.surfaces_3d import Surface, draw_structures, surface_of
 from threefold.reporting.volume_examples import BEST, DISAGREEMENT, UNLABELLED, WORST, choose_volumes
 from threefold.reporting.volume_figures import COLOURS, PLANES, VolumeExample, crop, cut, volume_figure
+
+from ..cohorts.cases import retold
 
 CLASSES = ("one", "two", "three")
 NAMES = ("tube", "ball")
@@ -368,7 +371,7 @@ def test_a_prediction_of_another_grid_is_not_shown(scene: Scene) -> None:
 def test_where_only_the_mask_is_known_it_is_the_truth(scene: Scene) -> None:
     path = scene.cohort.folder / "truth" / "mask.nii.gz"
     write_nifti(path, in_file((tube() > 0).astype(np.uint8)), TURNED)
-    cases = tuple(replace(case, reference=None, mask=path) for case in scene.cohort.cases)
+    cases = tuple(replace(retold(case, mask=path), reference=None) for case in scene.cohort.cases)
     one = replace(scene, cohort=replace(scene.cohort, cases=cases)).choose()["one"]
     np.testing.assert_array_equal(one.truth, np.where(tube() > 0, 3, 0))
 

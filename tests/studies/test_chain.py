@@ -19,6 +19,8 @@ from threefold.experiment import SplitSpec
 from threefold.phantoms.fetal_heart import PRESETS, make_fetal_heart_cohort
 from threefold.phantoms.fetal_protocol import FetalHeartSpec
 
+from ..cohorts.cases import retold
+
 TINY = (
     "propagation.size=[24,24,24]",
     "propagation.channels=[4,4,4,4]",
@@ -157,7 +159,7 @@ def test_the_shipped_chain_is_whole_and_goes_on_where_it_was(
     assert {*quality[parts[parts == "test"].index]} == {"no"}
     assert "yes" in {*quality[parts[parts == "train"].index]}
     propagated = read_cohort(out / "propagated", allow_outside=True)
-    some = tuple(replace(case, structures=None) if k % 3 else case for k, case in enumerate(propagated.cases))
+    some = tuple(retold(case, structures=None) if k % 3 else case for k, case in enumerate(propagated.cases))
     for seed in range(5):
         split = SplitSpec(kind="patient", seed=seed)
         parts = make_split(cohort, split).parts

@@ -19,7 +19,7 @@ from threefold.cohorts.cohort import fingerprint, read_cohort
 from threefold.errors import CohortError, PredictionsError, RunError
 from threefold.evaluation.evidence import ATTENTION
 from threefold.evaluation.intervals import FEWEST_PATIENTS
-from threefold.experiment import TasksSpec
+from threefold.experiment import SegmentationSpec
 from threefold.images.reading import read_header, read_label_map
 from threefold.images.writing import write_nifti
 from threefold.inference.evidence import Explainer
@@ -231,7 +231,7 @@ def test_images_larger_than_the_grid_are_counted(
 
 def test_what_cannot_be_explained_is_refused(mine: RunFolder, cohort_folder: Path, tmp_path: Path) -> None:
     predictor, cohort = Predictor.from_run(mine.path), read_cohort(cohort_folder)
-    tasks = TasksSpec.model_validate({"segmentation": {}})
+    tasks = {"segmentation": SegmentationSpec()}
     with pytest.raises(RunError, match="no classification task"):
         Explainer.of(
             replace(predictor, experiment=predictor.experiment.model_copy(update={"tasks": tasks})),

@@ -25,6 +25,8 @@ from threefold.phantoms.fetal_heart import PRESETS, make_fetal_heart_cohort
 from threefold.run import RunFolder
 from threefold.studies.evaluations import evaluate_propagated, evaluate_propagated_as, evaluate_run
 
+from ..cohorts.cases import retold
+
 CLASSES = ("CoA", "RAA", "DAA")
 PARTS: tuple[Part, ...] = ("train", "test", "test", "test")
 
@@ -76,7 +78,7 @@ def run(cohort: Cohort, split: Split, tmp_path_factory: pytest.TempPathFactory) 
     run.cohort.write_text(json.dumps(described))
     run.write_status(state="finished", threshold=None)
     write_split(run.split, split)
-    right = tuple(replace(case, structures=case.reference) for case in cohort.cases)
+    right = tuple(retold(case, structures=case.reference) for case in cohort.cases)
     tables = label_tables(replace(cohort, cases=right), split)
     cases = tables.cases.assign(probability_CoA=0.1, probability_RAA=0.8, probability_DAA=0.1)
     cases["agrees"] = np.where(cases["topology_class"] == "RAA", "yes", "no")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,14 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from threefold.experiment import Experiment, RegionSpec, SegmentationSpec
-from threefold.images.batch import Batch
-from threefold.networks.outputs import Outputs
+from threefold.cohorts.cohort import CohortSpec
+from threefold.core.batch import Batch, Target
+from threefold.core.outputs import Outputs
+from threefold.core.targets import MaskSpec
+from threefold.experiment import Experiment
 from threefold.tasks import label_sums
 from threefold.tasks.build import build_tasks
 from threefold.tasks.label_sums import LabelSums, softmax_sums
-from threefold.tasks.region import RegionTask
-from threefold.tasks.segmentation import SegmentationTask
+
+from .makers import batch_of, case_losses, names, region, segmentation
 
 FIELDS = ("cross_entropy", "overlap", "size")
 
@@ -139,16 +139,8 @@ def test_a_label_that_the_head_does_not_know_is_refused() -> None:
 
 def make_batch(truth: Tensor, inside: Tensor) -> Batch:
     here = torch.tensor([True, False])
-    return Batch(
-        case_ids=("a", "b"),
-        image=torch.zeros(2, 1, *truth.shape[1:]),
-        label=torch.zeros(2, dtype=torch.int64),
-        has_label=here,
-        mask=inside,
-        has_mask=~here,
-        structures=truth,
-        has_structures=here,
-    )
+    targets = {"structures": Target(truth, here), "mask": Target(inside, ~here)}
+    return batch_of(torch.zeros(2, 1, *truth.shape[1:]), **targets)
 
 
 def test_two_tasks_share_one_pass_and_are_what_they_are_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,22 +151,23 @@ def test_two_tasks_share_one_pass_and_are_what_they_are_alone(monkeypatch: pytes
             "tasks": {"segmentation": {"target": "structures"}, "region": {"cross_entropy": 0.5}},
         }
     )
-    shared = build_tasks(experiment, class_counts=())
-    alone = SegmentationTask(SegmentationSpec(target="structures")), RegionTask(RegionSpec(cross_entropy=0.5))
+    cohort = CohortSpec(name="c", modality="mri", dimensions=3, mask=MaskSpec(), structures=names(3))
+    shared = build_tasks(experiment, cohort)
+    alone = segmentation(4, target="structures"), region(cross_entropy=0.5)
     passes = []
     real = label_sums.softmax_sums
     monkeypatch.setattr(label_sums, "softmax_sums", lambda *given: passes.append(0) or real(*given))
     for seed in (4, 5):
         logits, truth, inside = example(seed)
         logits = logits.float().detach().requires_grad_()
-        outputs, batch = Outputs(segmentation=logits), make_batch(truth, inside)
+        outputs, batch = Outputs({"segmentation": logits}), make_batch(truth, inside)
         gradients = []
         for number, tasks in enumerate((shared, alone), start=1):
             passes.clear()
-            losses = [task.losses(outputs, batch) for task in tasks]
+            losses = [case_losses(task, outputs, batch) for task in tasks]
             assert len(passes) == number
-            assert [loss.present.tolist() for loss in losses] == [[True, False], [False, True]]
-            total = losses[0].values.sum() + 3 * losses[1].values.sum()
+            assert [task.present(batch).tolist() for task in tasks] == [[True, False], [False, True]]
+            total = losses[0].sum() + 3 * losses[1].sum()
             gradients.append(torch.autograd.grad(total, logits)[0])
         torch.testing.assert_close(*gradients)
         assert gradients[0][0].abs().sum() > 0
@@ -183,13 +176,13 @@ def test_two_tasks_share_one_pass_and_are_what_they_are_alone(monkeypatch: pytes
 
 def test_shared_sums_are_never_those_of_something_else() -> None:
     logits, truth, inside = example(6)
-    sums = label_sums.SharedSums("structures", region=True)
-    outputs, batch = Outputs(segmentation=logits), make_batch(truth, inside)
+    sums = label_sums.SharedSums("segmentation", "structures", "mask")
+    outputs, batch = Outputs({"segmentation": logits}), make_batch(truth, inside)
     with torch.no_grad():
-        first = sums.of(outputs, batch, "segmentation")
-    assert sums.of(outputs, batch, "region")[0].overlap.requires_grad  # not the one without a gradient
-    other = sums.of(outputs, replace(batch, structures=truth.flip(1)), "segmentation")
+        first = sums.of(outputs, batch)
+    assert sums.of(outputs, batch)[0].overlap.requires_grad  # not the one without a gradient
+    other = sums.of(outputs, make_batch(truth.flip(1), inside))
     assert not torch.equal(other[0].overlap, first[0].overlap)
-    again = sums.of(outputs, batch, "segmentation")
-    assert sums.of(outputs, batch, "region") is again
-    assert sums.of(outputs, batch, "segmentation") is not again  # a graph is given away once to each
+    again = sums.of(outputs, batch)
+    assert sums.of(outputs, batch) is again
+    assert sums.of(outputs, batch) is not again  # a graph is given away once to each

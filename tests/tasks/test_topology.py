@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from threefold.core.batch import Batch, Target
+from threefold.core.outputs import Outputs
 from threefold.errors import UsageError
-from threefold.experiment import SegmentationSpec
-from threefold.images.batch import Batch
-from threefold.networks.outputs import Outputs
 from threefold.tasks import topology
-from threefold.tasks.segmentation import SegmentationTask
 from threefold.tasks.topology import cl_dice_loss, homology_loss, require_gudhi, soft_skeleton
+
+from .makers import batch_of, case_losses, segmentation
 
 
 def tubes(shape: tuple[int, ...] = (14, 12, 20)) -> Tensor:
@@ -160,17 +160,8 @@ def test_homology_in_the_plane_and_of_an_absent_structure() -> None:
 
 
 def make_batch(labels: Tensor) -> Batch:
-    here = torch.tensor([True, False])
-    return Batch(
-        case_ids=("a", "b"),
-        image=torch.zeros(2, 1, *labels.shape),
-        label=torch.zeros(2, dtype=torch.int64),
-        has_label=~here,
-        mask=torch.zeros(2, *labels.shape, dtype=torch.uint8),
-        has_mask=~here,
-        structures=torch.stack([labels, labels]),
-        has_structures=here,
-    )
+    structures = Target(torch.stack([labels, labels]), torch.tensor([True, False]))
+    return batch_of(torch.zeros(2, 1, *labels.shape), structures=structures)
 
 
 def test_the_segmentation_task_adds_them_for_the_cases_that_have_structures() -> None:
@@ -178,14 +169,16 @@ def test_the_segmentation_task_adds_them_for_the_cases_that_have_structures() ->
     generator = torch.Generator().manual_seed(2)
     logits = 5 * F.one_hot(labels.long(), 4).movedim(-1, 0).float()
     logits = (logits + torch.randn(2, *logits.shape, generator=generator) / 2).requires_grad_()
-    outputs, batch = Outputs(segmentation=logits), make_batch(labels)
-    spec = SegmentationSpec(target="structures", cl_dice=0.7, homology=0.2)
-    with_topology = SegmentationTask(spec).losses(outputs, batch)
-    without = SegmentationTask(SegmentationSpec(target="structures")).losses(outputs, batch)
+    outputs, batch = Outputs({"segmentation": logits}), make_batch(labels)
+    asked, plain = (
+        segmentation(4, target="structures", cl_dice=0.7, homology=0.2),
+        segmentation(4, target="structures"),
+    )
+    with_topology, without = (case_losses(task, outputs, batch) for task in (asked, plain))
     p = logits[0].softmax(0)
-    expected = without.values[0] + 0.7 * cl_dice_loss(p, labels) + 0.2 * homology_loss(p, labels)
-    torch.testing.assert_close(with_topology.values, torch.stack([expected, torch.zeros(())]))
-    (gradient,) = torch.autograd.grad(with_topology.values.sum(), logits)
+    expected = without[0] + 0.7 * cl_dice_loss(p, labels) + 0.2 * homology_loss(p, labels)
+    torch.testing.assert_close(with_topology, torch.stack([expected, torch.zeros(())]))
+    (gradient,) = torch.autograd.grad(with_topology.sum(), logits)
     assert gradient.isfinite().all()
     assert gradient[1].abs().sum() == 0
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from threefold.cohorts.cohort import Cohort, CohortSpec, IntensitySpec, MaskSpec, write_cohort
+from threefold.cohorts.cohort import Cohort, CohortSpec, IntensitySpec, write_cohort
+from threefold.core.targets import MaskSpec
 from threefold.experiment import Experiment
 from threefold.images.writing import write_nifti
 from threefold.run import RunFolder

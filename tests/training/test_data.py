@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
-import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from threefold.experiment import ClassificationSpec, ReconstructionSpec, SegmentationSpec, TasksSpec
-from threefold.images.batch import Sample, collate
 from threefold.training.data import (
     TrainingOrder,
     balanced_order,
     epoch_order,
     epoch_steps,
-    presence,
     validation_batches,
 )
 
@@ -150,22 +144,3 @@ def test_validation_evaluates_each_case_once_without_padding(cases: int, batch_s
         for case in batch
     ]
     assert sorted(seen) == list(range(cases))
-
-
-def test_presence_is_what_the_tasks_will_find() -> None:
-    image = np.zeros((1, 4, 4), np.float32)
-    batch = collate([Sample("a", image, mask=np.zeros((4, 4), np.uint8)), Sample("b", image, label=1)])
-    batch = replace(batch, has_structures=torch.tensor([True, True]))
-    tasks = TasksSpec(
-        classification=ClassificationSpec(),
-        segmentation=SegmentationSpec(),
-        reconstruction=ReconstructionSpec(),
-    )
-    found = {name: flags.tolist() for name, flags in presence(tasks, batch).items()}
-    assert found == {
-        "classification": [False, True],
-        "segmentation": [True, False],
-        "reconstruction": [True, True],
-    }
-    structures = TasksSpec(segmentation=SegmentationSpec(target="structures"))
-    assert presence(structures, batch)["segmentation"].tolist() == [True, True]

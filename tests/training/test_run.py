@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ import threefold.training.run as training_run
 from threefold.cohorts.cohort import Cohort
 from threefold.cohorts.findings import Finding
 from threefold.cohorts.splits import Split, read_split, write_split
+from threefold.core.batch import Batch
 from threefold.errors import (
     CohortError,
     ExperimentError,
@@ -37,7 +39,6 @@ from threefold.evaluation.predictions import read_predictions
 from threefold.experiment import Experiment
 from threefold.experiments import read_experiment
 from threefold.images.augmentation import AugmentationParameters, augment
-from threefold.images.batch import Batch
 from threefold.run import RunFolder
 from threefold.training.checkpoints import load_checkpoint, save_checkpoint
 from threefold.training.folder import locked
@@ -228,9 +229,9 @@ def test_a_checkpoint_of_another_network_is_refused(
     cohort, run = finished
     run.write_status(state="interrupted")
     content = load_checkpoint(run.last_checkpoint)
-    content["network"]["classifier.weight"] = torch.zeros(3, 16)
+    content["network"]["heads.classification.weight"] = torch.zeros(3, 16)
     save_checkpoint(run.last_checkpoint, content)
-    with pytest.raises(WeightsError, match=r"classifier\.weight: shape \(3, 16\) in the file, \(2, 16\)"):
+    with pytest.raises(WeightsError, match=r"classification\.weight: shape \(3, 16\) in the file, \(2, 16\)"):
         train(make_experiment(epochs=1), cohort, run.path, resume=True)
 
 
@@ -295,7 +296,7 @@ def test_a_metric_that_validation_can_not_give_is_refused(
 ) -> None:
     cohort = make_cohort()
     one_sided = tuple(
-        case if case.split != "validation" else type(case)(**{**vars(case), "label": 0})
+        case if case.split != "validation" else replace(case, targets={**case.targets, "label": 0})
         for case in cohort.cases
     )
     cohort = Cohort(cohort.folder, cohort.spec, one_sided)

@@ -21,6 +21,8 @@ from threefold.tasks import topology
 from threefold.training.progress import Silence
 from threefold.training.run import train
 
+from ..cohorts.cases import retold
+
 MakeExperiment = Callable[..., Any]
 UNET: dict[str, Any] = {"kind": "attention-unet", "channels": [4, 8], "dropout": 0.2}
 DENSENET: dict[str, Any] = {"blocks": [1, 1], "growth": 4, "stem": 4, "dropout": 0.2}
@@ -100,7 +102,7 @@ def test_balanced_accuracy_selects_the_best_epoch(
         network={"kind": "densenet", **DENSENET}, tasks=CLASSIFY, selection={"metric": "balanced_accuracy"}
     )
     cases = tuple(
-        case if case.split != "validation" else type(case)(**{**vars(case), "label": number % 3})
+        case if case.split != "validation" else retold(case, label=number % 3)
         for number, case in enumerate(volumes.cases)
     )
     run = train(experiment, Cohort(volumes.folder, volumes.spec, cases), tmp_path / "run")

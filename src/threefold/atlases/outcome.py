@@ -15,7 +15,7 @@ from threefold.atlases.steps import Step
 from threefold.atlases.workplace import MADE_BY, WEIGHTS_NAME, Workplace
 from threefold.cohorts.cohort import Case, Cohort, CohortSpec, fingerprint
 from threefold.cohorts.failures import Failures, listed, sparing_others
-from threefold.cohorts.staging import FOLDERS, PROVENANCE_NAME, Staging, row_of
+from threefold.cohorts.staging import FOLDERS, PROVENANCE_NAME, Staging, file_columns, row_of
 from threefold.csv_tables import table_text
 from threefold.errors import CohortError
 from threefold.file_names import case_stem
@@ -171,8 +171,8 @@ def _row(
     case: Case, spec: CohortSpec, quality: Mapping[str, Any] | None, stage: Staging, *, copy: bool
 ) -> dict[str, Any]:
     row = row_of(case, spec)
-    for column in FOLDERS:
-        if row[column] is not None:
+    for column in file_columns(spec):
+        if row.get(column) is not None:
             row[column] = stage.place(Path(row[column]), column, case.case_id, copy=copy)
     if quality is None:
         return {**row, "atlas": None, "registration": None}

@@ -13,11 +13,12 @@ import typer
 
 from threefold.cli.options import AllowOutside
 from threefold.cli.progress import progress_of
-from threefold.cohorts.splits import Target, required_targets
 from threefold.errors import CohortError, UsageError
 from threefold.experiment import SplitSpec
 from threefold.experiments import load_experiment
 from threefold.reporting.audit_texts import association_line, shown_findings, site_rows, split_line, verdict
+from threefold.tasks.resolve import targets_of
+from threefold.validation import did_you_mean
 
 if TYPE_CHECKING:
     from threefold.cohorts.audit import Audit
@@ -34,14 +35,6 @@ class SplitKind(StrEnum):
     SITE = "site"
     SLICE = "slice"
     COLUMN = "column"
-
-
-class TargetName(StrEnum):
-    """What training may ask of the cases."""
-
-    LABEL = "label"
-    MASK = "mask"
-    STRUCTURES = "structures"
 
 
 def check(
@@ -62,7 +55,7 @@ def check(
         ),
     ] = None,
     target: Annotated[
-        list[TargetName] | None,
+        list[str] | None,
         typer.Option(help="What training will ask for; may be repeated. [default: all of cohort.yaml]"),
     ] = None,
     recipe: Annotated[
@@ -102,10 +95,10 @@ def check(
         typer.echo(json.dumps({"cohort": str(cohort), "refused": True, "findings": [finding]}, indent=2))
         raise typer.Exit(1) from None
     if experiment is not None:
-        asked: tuple[Target, ...] | None = required_targets(experiment.tasks)
+        asked: tuple[str, ...] | None = tuple(dict.fromkeys(targets_of(experiment, cases.spec).values()))
         parts = experiment.data.split
     else:
-        asked = None if target is None else tuple(name.value for name in target)
+        asked = None if target is None else _known_targets(cases, target)
         parts = _split(cases, split, hold_out or [])
     with progress_of("Checking cases") as progress:
         result = audit(
@@ -122,6 +115,16 @@ def check(
     else:
         _print_plain(result)
     raise typer.Exit(1 if result.refused else 0)
+
+
+def _known_targets(cohort: Cohort, asked: Sequence[str]) -> tuple[str, ...]:
+    from threefold.cohorts.cohort import SHORT_KINDS
+
+    for name in asked:
+        if name not in (*cohort.spec.all_targets, *SHORT_KINDS):
+            hint = did_you_mean(name, tuple(cohort.spec.all_targets))
+            raise UsageError(f"--target {name}: {cohort.folder} has no such target.{hint}")
+    return tuple(asked)
 
 
 def _split(cohort: Cohort, kind: SplitKind | None, hold_out: Sequence[str]) -> SplitSpec:

@@ -103,6 +103,8 @@ def evaluate(
             typer.echo(f"== {name}")
         for table in evaluation_tables(evaluation):
             show(table)
+        for table in reports[name].tasks:
+            show(table)
     if len(reports) > 1:
         for table in comparison_tables(evaluations):
             show(table)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from threefold.cohorts.cohort import Case, Cohort, fingerprint
 from threefold.cohorts.confounding import SiteLabel, check_confounding, site_label
 from threefold.cohorts.findings import SEVERITIES, Finding, gather
-from threefold.cohorts.splits import PARTS, Split, Target, make_split
+from threefold.cohorts.splits import PARTS, Split, make_split
 from threefold.cohorts.table_checks import (
     awaits_propagation,
     by_site,
@@ -26,6 +26,7 @@ from threefold.cohorts.table_checks import (
     note_atlases,
 )
 from threefold.cohorts.voxel_checks import Opened, Progress, check_files
+from threefold.core.targets import ClassTarget
 from threefold.errors import CohortError
 from threefold.experiment import SplitSpec
 
@@ -37,8 +38,9 @@ class SiteSummary:
     """What a site brings.
 
     Attributes:
-        labels: number of cases by class name.
+        labels: number of cases by class name, of the target `label`.
         masks, structures: number of cases that have them.
+        targets: number of cases for which each further target is known.
     """
 
     site: str
@@ -48,6 +50,7 @@ class SiteSummary:
     labels: Mapping[str, int]
     masks: int
     structures: int
+    targets: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def audit(
     cohort: Cohort,
     *,
     split: Split | SplitSpec | None = None,
-    targets: Collection[Target] | None = None,
+    targets: Collection[str] | None = None,
     read_voxels: bool = True,
     progress: Progress | None = None,
 ) -> Audit:
@@ -122,6 +125,9 @@ def audit(
         findings += check_split(cohort, split, asked)
     association = site_label(cohort)
     findings += check_confounding(association)
+    for name, target in cohort.spec.targets.items():
+        if isinstance(target, ClassTarget):
+            findings += check_confounding(site_label(cohort, name), name)
     opened: Opened = check_files(cohort, read_voxels=read_voxels, progress=progress)
     findings += gather(opened.problems)
     findings += check_duplicates(cohort, opened.digests, split)
@@ -138,15 +144,11 @@ def audit(
     )
 
 
-def _declared_targets(cohort: Cohort) -> tuple[Target, ...]:
-    declared: list[Target] = []
-    if cohort.spec.classes:
-        declared.append("label")
-    if cohort.spec.mask is not None:
-        declared.append("mask")
-    if cohort.spec.structures and not awaits_propagation(cohort):
-        declared.append("structures")
-    return tuple(declared)
+def _declared_targets(cohort: Cohort) -> tuple[str, ...]:
+    awaited = {"structures"} if awaits_propagation(cohort) else set()
+    # Of a single class, too: the audit says that it can't be told from another.
+    declared = [*(["label"] if cohort.spec.classes else []), *cohort.spec.all_targets]
+    return tuple(dict.fromkeys(name for name in declared if name not in awaited))
 
 
 def _summary(cohort: Cohort, site: str, cases: Sequence[Case]) -> SiteSummary:
@@ -159,6 +161,7 @@ def _summary(cohort: Cohort, site: str, cases: Sequence[Case]) -> SiteSummary:
         labels={name: labels[index] for index, name in enumerate(cohort.spec.classes)},
         masks=sum(case.mask is not None for case in cases),
         structures=sum(case.structures is not None for case in cases),
+        targets={name: sum(name in case.targets for case in cases) for name in cohort.spec.targets},
     )
 
 

@@ -5,16 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import Counter
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from threefold.cohorts.reserved_names import RESERVED_GROUPS, RESERVED_STRUCTURES
+from threefold.cohorts.reserved_names import RESERVED_GROUPS, RESERVED_STRUCTURES, RESERVED_TARGETS
+from threefold.core.targets import (
+    ClassTarget,
+    LabelsTarget,
+    MaskSpec,
+    MaskTarget,
+    MultilabelTarget,
+    Name,
+    TargetSpec,
+    TargetValue,
+    refuse_repeats,
+)
 from threefold.errors import CohortError, RunError
 from threefold.experiment import Spec
 from threefold.paths import Boundary
@@ -25,21 +37,22 @@ SPEC_NAME = "cohort.yaml"
 TABLE_NAME = "cases.csv"
 REQUIRED_COLUMNS = ("case_id", "patient_id", "site", "image")
 OPTIONAL_COLUMNS = ("split", "slice", "mask", "structures", "label", "reference")
+SHORT_KINDS = {"label": "class", "mask": "mask", "structures": "labels"}
+"""Targets that the short form of cohort.yaml declares, and their kinds."""
+_SHORT_FORM: Mapping[str, Mapping[str, str]] = {
+    "label": {"classes": "classes", "positive": "positive"},
+    "mask": {"mask": "mask"},
+    "structures": {"names": "structures"},
+}
+"""Keys of the short form that say what a target's own keys say."""
+TARGET_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
-def _text(value: Any) -> Any:
-    """Refuse what YAML did not read as text, with the reason a user can't guess."""
-    if isinstance(value, bool | int | float):
-        raise ValueError(
-            "expected text. YAML reads yes, no, on and off as true or false, and 077 as 63: write the name "
-            "in quotes"
-        )
-    if isinstance(value, str) and (not value or value != value.strip() or not value.isprintable()):
-        raise ValueError("expected a name without spaces around it and without control characters")
-    return value
-
-
-Name = Annotated[str, BeforeValidator(_text)]
+def columns_of(name: str, target: TargetSpec) -> tuple[str, ...]:
+    """Return the columns of cases.csv that hold a target."""
+    if isinstance(target, MultilabelTarget):
+        return tuple(target.column(name, finding) for finding in target.classes)
+    return (name,)
 
 
 class IntensitySpec(Spec):
@@ -55,14 +68,6 @@ class IntensitySpec(Spec):
         if self.window is not None and not self.window[0] < self.window[1]:
             raise ValueError(f"window is [low, high] with low < high, found {list(self.window)}")
         return self
-
-
-class MaskSpec(Spec):
-    """The binary region."""
-
-    name: Name = "lesion"
-    values: tuple[Annotated[int, Field(gt=0)], ...] = Field(default=(1,), min_length=1)
-    """Voxel values that are inside; 0 is outside; any other value is an error."""
 
 
 class AtlasSpec(Spec):
@@ -91,6 +96,9 @@ class CohortSpec(Spec):
     mask: MaskSpec | None = None
     structures: tuple[Name, ...] = ()
     """Names of the labels 1, 2, ... of a structures map."""
+    targets: Mapping[Name, TargetSpec] = {}
+    """Further targets by name; each has a column of that name (findings: one for each). The four keys above
+    are the short form of the targets label, mask and structures."""
     atlases: tuple[AtlasSpec, ...] = ()
     """Labelled templates, for `threefold propagate`."""
     intensity: IntensitySpec = IntensitySpec()
@@ -101,15 +109,35 @@ class CohortSpec(Spec):
     columns: Mapping[Name, str] = {}
     """Further columns of cases.csv and what they mean."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, data: Any) -> Any:
+        """Bring targets named label, mask and structures into the short form."""
+        if not isinstance(data, Mapping) or not isinstance(data.get("targets"), Mapping):
+            return data
+        moved, left = dict(data), dict(data["targets"])
+        for name, keys in _SHORT_FORM.items():
+            target = left.get(name)
+            if not isinstance(target, Mapping) or target.get("kind") != SHORT_KINDS[name]:
+                continue
+            if any(moved.get(key) for key in keys.values()):
+                continue  # it is there twice, which is refused below
+            said = {key: value for key, value in target.items() if key != "kind"}
+            moved |= (
+                {"mask": said} if name == "mask" else {own: said.pop(key, None) for key, own in keys.items()}
+            )
+            del left[name]
+        return {**moved, "targets": left}
+
     @model_validator(mode="after")
     def _names_fit(self) -> Self:
         if self.positive is not None and self.positive not in self.classes:
             raise ValueError(
                 f"positive is '{self.positive}', which is not one of classes {list(self.classes)}"
             )
-        _refuse_repeats("classes", self.classes)
-        _refuse_repeats("structures", self.structures)
-        _refuse_repeats("atlases", [atlas.name for atlas in self.atlases])
+        refuse_repeats("classes", self.classes)
+        refuse_repeats("structures", self.structures)
+        refuse_repeats("atlases", [atlas.name for atlas in self.atlases])
         _refuse_reserved("structures", self.structures, RESERVED_STRUCTURES)
         _refuse_reserved("site_groups", self.site_groups, RESERVED_GROUPS)
         for atlas in self.atlases:
@@ -118,13 +146,48 @@ class CohortSpec(Spec):
                     f"atlas '{atlas.name}' is of class '{atlas.label}', which is not one of classes "
                     f"{list(self.classes)}"
                 )
-        _refuse_repeats("site_groups", [site for group in self.site_groups.values() for site in group])
+        self._refuse_targets()
+        refuse_repeats("site_groups", [site for group in self.site_groups.values() for site in group])
         if self.spacing is not None and not self.dimensions <= len(self.spacing) <= 3:
             raise ValueError(
                 f"spacing has {len(self.spacing)} values; expected one per axis of a case, "
                 f"which has {self.dimensions}"
             )
         return self
+
+    def _refuse_targets(self) -> None:
+        short = {"label": self.classes, "mask": self.mask, "structures": self.structures}
+        for name, target in self.targets.items():
+            if not TARGET_NAME.fullmatch(name):
+                raise ValueError(f"targets: '{name}' can't name a target: expected letters, digits, - and _")
+            if short.get(name):
+                raise ValueError(f"targets: '{name}' is there twice, in `targets` and in the short form")
+            wanted = SHORT_KINDS.get(name, target.kind)
+            if target.kind != wanted:
+                raise ValueError(f"targets: '{name}' is a target of kind {wanted}, found {target.kind}")
+            _refuse_reserved("targets", [name], RESERVED_TARGETS)
+            if isinstance(target, LabelsTarget):
+                _refuse_reserved(f"targets: {name}", target.names, RESERVED_STRUCTURES)
+        columns = [column for name, one in self.targets.items() for column in columns_of(name, one)]
+        refuse_repeats("targets: columns of cases.csv", columns)
+
+    @cached_property
+    def all_targets(self) -> Mapping[str, TargetSpec]:
+        """What may be known of a case, by name: the short form's targets, then the others."""
+        found: dict[str, TargetSpec] = {}
+        if len(self.classes) > 1:
+            found["label"] = ClassTarget(classes=self.classes, positive=self.positive)
+        if self.mask is not None:
+            found["mask"] = MaskTarget(kind="mask", **self.mask.model_dump())
+        if self.structures:
+            found["structures"] = LabelsTarget(kind="labels", names=self.structures)
+        return {**found, **self.targets}
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy whose targets are those of its own fields, not what was worked out before."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("all_targets", None)
+        return copied
 
     def site_group(self, site: str) -> str | None:
         """Return the group of a site, or None."""
@@ -143,10 +206,11 @@ class Case:
     """One image with whatever is known of it.
 
     Attributes:
-        image, mask, structures: absolute paths; a folder is a DICOM series. None: the target is absent.
+        image: absolute path; a folder is a DICOM series.
         slice_index: the case is this slice (0-based, along the third axis) of the volume `image`, and of
-            its mask and structures where those are volumes.
-        label: class index; None: absent.
+            its label maps where those are volumes.
+        targets: what is known, by the target's name; what isn't known is not there. Class index (int),
+            findings (tuple of True, False or None), number (float), absolute path of a label map.
         reference: label map of structures known to be right, kept apart from training: what predictions and
             propagated structures are held against. None: there is none.
         split: the part that the table names; None where it names none.
@@ -158,12 +222,30 @@ class Case:
     site: str
     image: Path
     slice_index: int | None = None
-    mask: Path | None = None
-    structures: Path | None = None
-    label: int | None = None
+    targets: Mapping[str, TargetValue] = field(default_factory=dict)
     split: Literal["train", "validation", "test"] | None = None
     reference: Path | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> int | None:
+        """Class index of the target `label`; None: not known."""
+        return self.targets.get("label")
+
+    @property
+    def mask(self) -> Path | None:
+        """Label map of the target `mask`; None: not known."""
+        return self.targets.get("mask")
+
+    @property
+    def structures(self) -> Path | None:
+        """Label map of the target `structures`; None: not known."""
+        return self.targets.get("structures")
+
+    @property
+    def label_maps(self) -> Mapping[str, Path]:
+        """The targets that are a label for each voxel."""
+        return {name: value for name, value in self.targets.items() if isinstance(value, Path)}
 
 
 @dataclass(frozen=True)
@@ -241,12 +323,12 @@ def write_cohort(
         CohortError: if the rows do not make a valid table (nothing is written then), or if the disk
             refuses.
     """
-    from threefold.cohorts.table import format_rows, parse_table
+    from threefold.cohorts.table import declared_columns, format_rows, parse_table
 
     folder = Path(folder)
     if not allow_outside:
         _refuse_atlases_outside(folder, spec)
-    table = format_rows(rows)
+    table = format_rows(rows, declared_columns(spec))
     cases = parse_table(table, folder / TABLE_NAME, spec, allow_outside=allow_outside)
     meaning = yaml.safe_dump(
         spec.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True
@@ -267,7 +349,7 @@ def fingerprint(cohort: Cohort) -> str:
     not looked at.
     """
     content = {
-        "spec": cohort.spec.model_dump(mode="json"),
+        "spec": _meaning(cohort.spec),
         "cases": [
             _relative(case, cohort.folder) for case in sorted(cohort.cases, key=lambda case: case.case_id)
         ],
@@ -287,21 +369,31 @@ def _refuse_atlases_outside(folder: Path, spec: CohortSpec) -> None:
                 )
 
 
+def _meaning(spec: CohortSpec) -> dict[str, Any]:
+    """Return cohort.yaml as plain data; what earlier versions did not know is left out where it says nothing,
+    so that their fingerprints hold."""
+    data = spec.model_dump(mode="json")
+    if not spec.targets:
+        del data["targets"]
+    if spec.mask is not None and spec.mask.outside == (0,):
+        del data["mask"]["outside"]
+    return data
+
+
 def _relative(case: Case, folder: Path) -> dict[str, Any]:
-    row: dict[str, Any] = {**vars(case), "extra": dict(case.extra)}
-    for column in ("image", "mask", "structures", "reference"):
-        path = row[column]
-        row[column] = None if path is None else Path(os.path.relpath(path, folder.absolute())).as_posix()
-    return row
+    def relative(value: TargetValue) -> TargetValue:
+        if isinstance(value, Path):
+            return Path(os.path.relpath(value, folder.absolute())).as_posix()
+        return value
+
+    row = {name: relative(value) for name, value in vars(case).items()}
+    targets = {name: relative(value) for name, value in case.targets.items()}
+    short = {name: targets.pop(name, None) for name in SHORT_KINDS}
+    del row["targets"]
+    return {**row, **short, **({"targets": targets} if targets else {}), "extra": dict(case.extra)}
 
 
 def _refuse_reserved(key: str, names: Iterable[str], reserved: Collection[str]) -> None:
     taken = [name for name in names if name in reserved]
     if taken:
         raise ValueError(f"{key}: the program's own tables use the name '{taken[0]}'; choose another")
-
-
-def _refuse_repeats(key: str, names: Iterable[str]) -> None:
-    twice = sorted(name for name, count in Counter(names).items() if count > 1)
-    if twice:
-        raise ValueError(f"{key}: {', '.join(twice)} named more than once")

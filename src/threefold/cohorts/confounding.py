@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from threefold.cohorts.cohort import Cohort
 from threefold.cohorts.findings import Finding
+from threefold.core.targets import ClassTarget
 
 STRONG = 0.5
 """Bias-corrected Cramér's V from which label and site are said to go together."""
@@ -48,9 +49,16 @@ class SiteLabel:
         return asdict(self)
 
 
-def site_label(cohort: Cohort) -> SiteLabel | None:
-    """Measure the association; None with fewer than two sites or two classes among the labelled cases."""
-    table = _patients_by_site_and_class(cohort)
+def site_label(cohort: Cohort, target: str = "label") -> SiteLabel | None:
+    """Measure the association of the site with a target of kind class.
+
+    Returns:
+        None with fewer than two sites or two classes among the labelled cases, or without such a target.
+    """
+    kind = cohort.spec.all_targets.get(target)
+    if not isinstance(kind, ClassTarget):
+        return None
+    table = _patients_by_site_and_class(cohort, target, kind.classes)
     by_site = {site: sum(row.values()) for site, row in table.items()}
     by_class: dict[str, float] = defaultdict(float)
     for row in table.values():
@@ -63,12 +71,12 @@ def site_label(cohort: Cohort) -> SiteLabel | None:
         patients=patients,
         cramers_v=_cramers_v(table, by_site, by_class),
         balanced_accuracy=sum(_best_share(row, by_class) for row in table.values()) / len(by_class),
-        auc=_auc(table, *sorted(by_class, key=cohort.spec.classes.index)) if len(by_class) == 2 else None,
+        auc=_auc(table, *sorted(by_class, key=kind.classes.index)) if len(by_class) == 2 else None,
         table={site: dict(row) for site, row in table.items()},
     )
 
 
-def check_confounding(measured: SiteLabel | None) -> Iterator[Finding]:
+def check_confounding(measured: SiteLabel | None, what: str = "label") -> Iterator[Finding]:
     """Warn where the site (nearly) tells the label, for the cohort or at single sites."""
     if measured is None:
         return
@@ -79,7 +87,7 @@ def check_confounding(measured: SiteLabel | None) -> Iterator[Finding]:
         yield Finding(
             "warn",
             "site and label",
-            f"The site {verb} the label: Cramér's V {measured.cramers_v:.2f} over {measured.patients} "
+            f"The site {verb} the {what}: Cramér's V {measured.cramers_v:.2f} over {measured.patients} "
             f"patients (reported from {STRONG}; 'determines' from {NEARLY_DETERMINED}); the site alone gives "
             f"a balanced accuracy of {measured.balanced_accuracy:.2f}{auc}. Patients: {sites}. A network can "
             "learn the hospital instead of the lesion: believe only numbers within a site, and add cases "
@@ -92,16 +100,18 @@ def check_confounding(measured: SiteLabel | None) -> Iterator[Finding]:
             "site and label",
             f"At site {site}, {share:.0%} of the patients are '{name}'; with the other sites' share it would "
             f"be so by chance with probability {chance:.1g} (reported from {ONE_SIDED_SHARE:.0%} and below "
-            f"{ONE_SIDED_CHANCE:g}). Whatever marks that site predicts the label.",
+            f"{ONE_SIDED_CHANCE:g}). Whatever marks that site predicts the {what}.",
         )
 
 
-def _patients_by_site_and_class(cohort: Cohort) -> dict[str, dict[str, float]]:
-    labelled = [case for case in cohort.cases if case.label is not None]
+def _patients_by_site_and_class(
+    cohort: Cohort, target: str, classes: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    labelled = [case for case in cohort.cases if target in case.targets]
     cases_of = Counter(case.patient_id for case in labelled)
     table: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for case in sorted(labelled, key=lambda case: (case.site, case.label or 0, case.case_id)):
-        name = cohort.spec.classes[case.label or 0]
+    for case in sorted(labelled, key=lambda case: (case.site, case.targets[target], case.case_id)):
+        name = classes[case.targets[target]]
         table[case.site][name] += 1 / cases_of[case.patient_id]
     return {site: {name: round(weight, 6) for name, weight in row.items()} for site, row in table.items()}
 

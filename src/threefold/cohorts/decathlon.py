@@ -22,15 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from threefold.cohorts.cohort import (
-    OPTIONAL_COLUMNS,
-    REQUIRED_COLUMNS,
-    Cohort,
-    CohortSpec,
-    IntensitySpec,
-    MaskSpec,
-)
-from threefold.cohorts.staging import FOLDERS, Staging, ending, finished, staging
+from threefold.cohorts.cohort import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, Cohort, CohortSpec, IntensitySpec
+from threefold.cohorts.staging import Staging, ending, file_columns, finished, staging
+from threefold.cohorts.table import declared_columns
+from threefold.core.targets import MaskSpec
 from threefold.errors import CohortError, ImageError
 from threefold.experiment import Part
 from threefold.images.reading import read_header, read_label_map
@@ -105,12 +100,15 @@ def import_decathlon(
             row |= _label(entry, spec, path) | _columns(entry, path)
             with stage.sparing(case_id):
                 for column, file in _files(entry, spec, path).items():
-                    row[column] = _place(stage, file, column, case_id, entry, path, copy=copy)
+                    row[column] = _place(
+                        stage, file, column, case_id, entry, path, file_columns(spec), copy=copy
+                    )
                 rows.append(row)
             if progress is not None:
                 progress(done, len(entries))
         spec = stage.place_atlases(spec, path.parent, copy=copy)
-        further = {name for row in rows for name in row} - {*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS}
+        known = {*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS, *declared_columns(spec)}
+        further = {name for row in rows for name in row} - known
         columns = {**dict.fromkeys(sorted(further), "a key of the dataset file's entries"), **spec.columns}
         spec = spec.model_copy(update={"columns": columns})
         stage.finish(spec, rows, _provenance(content, path, left_out), allow_outside=not copy)
@@ -333,12 +331,20 @@ def _path_of(entry: _Entry, key: str, path: Path) -> Path:
 
 
 def _place(
-    stage: Staging, file: Path, column: str, case_id: str, entry: _Entry, path: Path, *, copy: bool
+    stage: Staging,
+    file: Path,
+    column: str,
+    case_id: str,
+    entry: _Entry,
+    path: Path,
+    known: Sequence[str],
+    *,
+    copy: bool,
 ) -> Path:
-    if column not in FOLDERS:
+    if column not in known:
         raise CohortError(
             f"{path}: {entry.where}, {EXTRA}.files: '{column}' is no file of a case."
-            f"{did_you_mean(column, tuple(FOLDERS))}"
+            f"{did_you_mean(column, known)}"
         )
     try:
         return stage.place(file, column, case_id, copy=copy)

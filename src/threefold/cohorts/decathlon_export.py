@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from threefold.cohorts.cohort import Case, Cohort
+from threefold.cohorts.cohort import Case, Cohort, CohortSpec
 from threefold.cohorts.decathlon import EXTRA, LISTS
-from threefold.cohorts.staging import FOLDERS
+from threefold.cohorts.staging import file_columns, row_of
+from threefold.cohorts.table import declared_columns
 from threefold.errors import CohortError, RunError, some
 from threefold.experiment import Part
 from threefold.run import write_atomically
@@ -62,7 +63,7 @@ def export_decathlon(
     lacking: dict[str, list[str]] = {}
     for case in cohort.cases:
         part = case.split if parts is None else parts[case.case_id]
-        lists[_LIST_OF[part]].append(_entry(case, part, out))
+        lists[_LIST_OF[part]].append(_entry(case, spec, part, out))
         if part in ("train", "validation"):
             for key, value in (("mask", case.mask), ("LP", case.structures), ("label", case.label)):
                 if value is None:
@@ -89,9 +90,11 @@ def export_decathlon(
     return lacking
 
 
-def _entry(case: Case, part: Part | None, out: Path) -> dict[str, Any]:
-    files = {column: getattr(case, column) for column in FOLDERS if column != "image"}
-    given = {column: _relative(file, out) for column, file in files.items() if file is not None}
+def _entry(case: Case, spec: CohortSpec, part: Part | None, out: Path) -> dict[str, Any]:
+    cells = {column: cell for column, cell in row_of(case, spec).items() if cell is not None}
+    files = [column for column in file_columns(spec) if column in cells and column != "image"]
+    given = {column: _relative(cells[column], out) for column in files}
+    told = {column: str(cells[column]) for column in declared_columns(spec) if column in cells}
     mask = given.get("mask")
     if part == "test":
         mask = given.get("reference") or given.get("structures") or mask
@@ -107,7 +110,7 @@ def _entry(case: Case, part: Part | None, out: Path) -> dict[str, Any]:
         "patient_id": case.patient_id,
         "site": case.site,
         "files": given,
-        "columns": dict(case.extra),
+        "columns": {name: cell for name, cell in told.items() if name not in given} | dict(case.extra),
     }
     return entry
 

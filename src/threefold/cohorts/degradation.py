@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threefold.cohorts.cohort import Case, Cohort, fingerprint
-from threefold.cohorts.staging import FOLDERS, Staging, finished, row_of, staging
+from threefold.cohorts.staging import Staging, file_columns, finished, row_of, staging
 from threefold.cohorts.targets import read_structures
 from threefold.errors import CohortError
 from threefold.experiment.spec import NonNegative, Positive, Seed, Spec
@@ -66,8 +66,8 @@ def degrade(
         for number, case in enumerate(cohort.cases, start=1):
             row = row_of(case, cohort.spec)
             with stage.sparing(case.case_id):
-                for column in FOLDERS:
-                    if row[column] is not None:
+                for column in file_columns(cohort.spec):
+                    if row.get(column) is not None:
                         row[column] = stage.place(Path(row[column]), column, case.case_id, copy=False)
                 row["structures"] = None
                 if case.reference is not None:

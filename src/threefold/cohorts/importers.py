@@ -11,8 +11,9 @@ from threefold.cohorts.cohort import (
     REQUIRED_COLUMNS,
     Cohort,
     CohortSpec,
+    columns_of,
 )
-from threefold.cohorts.staging import FOLDERS, Staging, ending, finished, staging
+from threefold.cohorts.staging import Staging, ending, file_columns, finished, staging
 from threefold.cohorts.table import read_text, split_table
 from threefold.errors import CohortError, ImageError
 from threefold.validation import did_you_mean
@@ -58,7 +59,7 @@ def import_table(
     columns, constants = dict(columns or {}), dict(constants or {})
     table = Path(table)
     header, records = split_table(read_text(table), table)
-    _check_columns(table, header, columns, constants)
+    _check_columns(table, header, columns, constants, spec)
     rows: list[dict[str, Any]] = []
     with staging(out, None if allow_outside else table.parent) as stage:
         for done, (number, cells) in enumerate(records, start=1):
@@ -67,7 +68,7 @@ def import_table(
                 row["label"] = labels[row["label"]]
             row["case_id"] = row.get("case_id") or _name_of(row)
             with stage.sparing(row["case_id"] or f"row {number}"):
-                _place_files(stage, row, table, number, copy=copy)
+                _place_files(stage, row, file_columns(spec), table, number, copy=copy)
                 rows.append(row)
             if progress is not None:
                 progress(done, len(records))
@@ -78,9 +79,14 @@ def import_table(
 
 
 def _check_columns(
-    table: Path, header: Sequence[str], columns: Mapping[str, str], constants: Mapping[str, str]
+    table: Path,
+    header: Sequence[str],
+    columns: Mapping[str, str],
+    constants: Mapping[str, str],
+    spec: CohortSpec,
 ) -> None:
-    known = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
+    targets = [column for name, target in spec.targets.items() for column in columns_of(name, target)]
+    known = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS, *targets)
     for name in (*columns, *constants):
         if name not in known:
             raise CohortError(f"{table}: '{name}' is no column of cases.csv.{did_you_mean(name, known)}")
@@ -117,10 +123,12 @@ def _name_of(row: Mapping[str, Any]) -> str | None:
     return f"{name}-{row['slice']}" if row.get("slice") else name
 
 
-def _place_files(stage: Staging, row: dict[str, Any], table: Path, number: int, *, copy: bool) -> None:
+def _place_files(
+    stage: Staging, row: dict[str, Any], columns: Sequence[str], table: Path, number: int, *, copy: bool
+) -> None:
     if row["case_id"] is None:
         return  # the table says so, of all such rows
-    for column in FOLDERS:
+    for column in columns:
         if not row.get(column):
             continue
         try:

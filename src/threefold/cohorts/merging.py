@@ -11,7 +11,8 @@ import yaml
 from pydantic import BaseModel
 
 from threefold.cohorts.cohort import AtlasSpec, Cohort, CohortSpec, fingerprint
-from threefold.cohorts.staging import FOLDERS, Staging, finished, row_of, staging
+from threefold.cohorts.staging import Staging, file_columns, finished, row_of, staging
+from threefold.core.targets import TargetSpec
 from threefold.errors import CohortError
 
 
@@ -29,8 +30,8 @@ def merge_cohorts(
     Cases whose files are not there are left out, which provenance.json says.
 
     Args:
-        cohorts: two or more, of the same modality, dimensions, intensity unit and window, classes and
-            spacing. One that has no classes, mask or structures takes those of the others.
+        cohorts: two or more, of the same modality, dimensions, intensity unit and window, targets and
+            spacing. One that has not a target of the others' has no value of it.
         out: the new folder.
         name: of the new cohort; None: the cohorts' names joined by +.
         prefix: put the cohort's name before case and patient ids, where two cohorts use the same ones for
@@ -60,8 +61,8 @@ def merge_cohorts(
                 row["case_id"] = before + case.case_id
                 row["patient_id"] = before + case.patient_id
                 with stage.sparing(row["case_id"]):
-                    for column in FOLDERS:
-                        if row[column] is not None:
+                    for column in file_columns(cohort.spec):
+                        if row.get(column) is not None:
                             row[column] = stage.place(row[column], column, row["case_id"], copy=copy)
                     rows.append(row)
                 if progress is not None:
@@ -93,6 +94,12 @@ def _merged_spec(cohorts: Sequence[Cohort], name: str | None) -> CohortSpec:
             _refuse_difference(key, speaking[0], other, mine, theirs)
         if speaking:
             shared[key] = getattr(speaking[0].spec, key)
+    targets: dict[str, TargetSpec] = {}
+    for cohort in cohorts:
+        for name_of, target in cohort.spec.targets.items():
+            owner = next(c for c in cohorts if name_of in c.spec.targets)
+            _refuse_difference(f"targets: {name_of}", owner, cohort, owner.spec.targets[name_of], target)
+            targets[name_of] = target
     groups: dict[str, tuple[str, ...]] = {}
     columns: dict[str, str] = {}
     for cohort in cohorts:
@@ -107,6 +114,7 @@ def _merged_spec(cohorts: Sequence[Cohort], name: str | None) -> CohortSpec:
             "name": name or "+".join(cohort.spec.name for cohort in cohorts),
             "site_groups": groups,
             "columns": columns,
+            "targets": targets,
             **shared,
         }
     )

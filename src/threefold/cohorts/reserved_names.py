@@ -25,6 +25,11 @@ RESERVED_PREFIX = "probability_"
 """What its columns of probabilities begin with."""
 RESERVED_STRUCTURES = ("union",)
 """All structures together, in structures.csv."""
+RESERVED_TARGETS = (
+    *RESERVED_COLUMNS,
+    *("case_id", "patient_id", "site", "image", "split", "slice", "reference"),
+)
+"""Columns that a target can't have: its name is the name of its column."""
 RESERVED_GROUPS = ("all",)
 """All test cases, in every table of results."""
 

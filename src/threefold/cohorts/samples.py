@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threefold.cohorts.cohort import Case, CohortSpec
-from threefold.cohorts.targets import read_mask, read_structures
+from threefold.cohorts.targets import read_label_map_of
+from threefold.core.batch import Sample
 from threefold.errors import ImageError
 from threefold.experiment import PreprocessingSpec
-from threefold.images.batch import Sample
 from threefold.images.geometry import Image
 from threefold.images.preprocessing import Placement, centre_of, prepare_image, prepare_labels
 from threefold.images.reading import Uneven, read_image
@@ -32,22 +32,21 @@ def read_placed(case: Case, spec: CohortSpec, preprocessing: PreprocessingSpec) 
     """As `read_sample`, with the placement that takes arrays back to the image's own grid."""
     try:
         image = _read(case.image, case.slice_index, spec, "refuse")
-        targets: dict[str, Image] = {}
-        if case.mask is not None:
-            targets["mask"] = read_mask(case.mask, case.slice_index, image, spec)
-        if case.structures is not None:
-            targets["structures"] = read_structures(case.structures, case.slice_index, image, spec)
+        maps = {
+            name: read_label_map_of(name, path, case.slice_index, image, spec)
+            for name, path in case.label_maps.items()
+        }
         array, placement = prepare_image(
             image,
             preprocessing,
             unit=spec.intensity.unit,
             window=spec.intensity.window,
-            focus=None if preprocessing.spacing is None else _focus(targets.values()),
+            focus=None if preprocessing.spacing is None else _focus(maps.values()),
         )
-        prepared = {name: prepare_labels(target, placement) for name, target in targets.items()}
+        prepared = {name: prepare_labels(target, placement) for name, target in maps.items()}
     except ImageError as error:
         raise ImageError(f"case {case.case_id}: {error}") from error
-    return Sample(case.case_id, array, **prepared, label=case.label), placement
+    return Sample(case.case_id, array, {**case.targets, **prepared}), placement
 
 
 def _focus(targets: Iterable[Image]) -> tuple[float, ...] | None:

@@ -5,23 +5,22 @@ from __future__ import annotations
 import csv
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from threefold.cohorts.cohort import Case, Cohort, CohortSpec
 from threefold.cohorts.stratification import Stratum, apportion, assign
+from threefold.core.targets import ClassTarget, MultilabelTarget, TargetSpec
 from threefold.csv_tables import table_rows, table_text
 from threefold.errors import CohortError, RunError, some
-from threefold.experiment import Part, SplitSpec, TasksSpec
+from threefold.experiment import Part, SplitSpec
 from threefold.paths import open_file
 from threefold.run import COPY_AGAIN, write_atomically
 from threefold.validation import did_you_mean
 
 PARTS: tuple[Part, ...] = get_args(Part)
-Target = Literal["label", "mask", "structures"]
-TARGETS: tuple[Target, ...] = get_args(Target)
 _HEADER = ("case_id", "part")
 # The site group that is held out where an experiment does not say what to hold out.
 _EXTERNAL = "external"
@@ -112,40 +111,28 @@ def make_split(cohort: Cohort, spec: SplitSpec) -> Split:
     return split
 
 
-def required_targets(tasks: TasksSpec) -> tuple[Target, ...]:
-    """Return the targets that the tasks learn from, besides the image itself."""
-    targets: list[Target] = []
-    if tasks.classification is not None:
-        targets.append("label")
-    if tasks.segmentation is not None:
-        targets.append(tasks.segmentation.target)
-    if tasks.region is not None:
-        targets.append("mask")
-    return tuple(targets)
-
-
-def require_targets(cohort: Cohort, split: Split, targets: Collection[Target]) -> None:
+def require_targets(cohort: Cohort, split: Split, targets: Collection[str]) -> None:
     """Refuse a split whose train part can't teach a target.
 
     Args:
         cohort: the cases.
         split: their parts.
-        targets: what the tasks learn from (`required_targets`).
+        targets: what the tasks learn from .
 
     Raises:
         CohortError: if no train case has the target or, for the label, if the train part has one class.
     """
     train = split.cases(cohort, "train")
     for target in targets:
-        having = [case for case in train if getattr(case, target) is not None]
+        having = [case for case in train if target in case.targets]
         if not having:
             raise CohortError(
                 f"{cohort.folder}: none of the {len(train)} train cases of the {split.kind} split has a "
                 f"{target}. Fill the {target} column, hold out other sites, or leave that task out."
             )
-        classes = {case.label for case in having}
-        if target == "label" and len(classes) == 1:
-            (only,) = (cohort.spec.classes[index] for index in classes if index is not None)
+        kind = cohort.spec.all_targets[target]
+        if isinstance(kind, ClassTarget) and len({case.targets[target] for case in having}) == 1:
+            only = kind.classes[having[0].targets[target]]
             raise CohortError(
                 f"{cohort.folder}: all {len(having)} labelled train cases of the {split.kind} split are "
                 f"'{only}'. A classification needs two classes: add cases of another one, hold out other "
@@ -294,20 +281,33 @@ def _grouped_parts(
 
 
 def _strata(cases: Sequence[Case], spec: CohortSpec) -> list[Stratum]:
-    """Return what a group should be spread by: its labels, its sites, both together, presence of masks.
+    """Return what a group should be spread by: its labels, its sites, both together, its other targets.
 
     With atlases structures count for nothing: a cohort and what is propagated from it are split alike,
     whichever registrations fail.
     """
     masked = any(case.mask or (case.structures and not spec.atlases) for case in cases)
     labels = sorted({"" if case.label is None else spec.classes[case.label] for case in cases})
+    further = [stratum for name, target in spec.targets.items() for stratum in _further(cases, name, target)]
     sites = sorted({case.site for case in cases})
     return [
         *(("label", label) for label in labels),
         *(("site", site) for site in sites),
         ("both", *labels, "at", *sites),
         ("mask", masked),
+        *further,
     ]
+
+
+def _further(cases: Sequence[Case], name: str, target: TargetSpec) -> Iterator[Stratum]:
+    """Yield what a group should be spread by of a further target: its classes, findings, presence."""
+    values = [case.targets[name] for case in cases if name in case.targets]
+    if isinstance(target, ClassTarget):
+        yield from (("target", name, target.classes[value]) for value in sorted({*values}))
+    elif isinstance(target, MultilabelTarget):
+        for number, finding in enumerate(target.classes):
+            yield "target", name, finding, any(value[number] for value in values)
+    yield "target", name, bool(values)
 
 
 def _leaking(cohort: Cohort, parts: Mapping[str, Part]) -> tuple[str, ...]:

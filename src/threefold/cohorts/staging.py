@@ -13,9 +13,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from threefold.cohorts.cohort import SPEC_NAME, Case, Cohort, CohortSpec, read_cohort, write_cohort
+from threefold.cohorts.cohort import (
+    SHORT_KINDS,
+    SPEC_NAME,
+    Case,
+    Cohort,
+    CohortSpec,
+    read_cohort,
+    write_cohort,
+)
 from threefold.cohorts.failures import Failures, listed, sparing_others
 from threefold.cohorts.table import case_id_problems
+from threefold.core.targets import DENSE, ClassTarget, MultilabelTarget, TargetValue
 from threefold.errors import CohortError, ImageError
 from threefold.file_names import case_stem, folded
 from threefold.paths import Boundary
@@ -23,6 +32,12 @@ from threefold.run import copy_new, whole_folder, write_atomically
 
 PROVENANCE_NAME = "provenance.json"
 FOLDERS = {"image": "images", "mask": "masks", "structures": "structures", "reference": "reference"}
+
+
+def file_columns(spec: CohortSpec) -> tuple[str, ...]:
+    """Return the columns of cases.csv that hold paths."""
+    further = [name for name, target in spec.targets.items() if target.kind in DENSE]
+    return tuple(dict.fromkeys((*FOLDERS, *further)))
 
 
 @dataclass
@@ -66,7 +81,7 @@ class Staging:
 
         Args:
             source: the file; one that was placed before keeps its first name.
-            column: image, mask, structures or reference.
+            column: one of `file_columns`.
             case_id: names the copy.
             copy: whether to copy; else the cohort refers to the source where it is.
 
@@ -94,7 +109,7 @@ class Staging:
         """Return where a file that is made of a case is to be written; where the case fails, it is removed.
 
         Args:
-            column: image, mask, structures or reference.
+            column: one of `file_columns`.
             case_id: names the file.
             suffix: its ending, for example .nii.gz.
 
@@ -112,7 +127,7 @@ class Staging:
         return target
 
     def _target(self, column: str, case_id: str, suffix: str) -> Path:
-        target = Path(FOLDERS[column]) / f"{case_stem(case_id)}{suffix}"
+        target = Path(FOLDERS.get(column, f"target-{column}")) / f"{case_stem(case_id)}{suffix}"
         owner = self._owners.setdefault(folded(str(target)), case_id)
         if owner != case_id:
             raise ImageError(
@@ -272,12 +287,25 @@ def row_of(case: Case, spec: CohortSpec) -> dict[str, Any]:
         "image": case.image,
         "split": case.split,
         "slice": case.slice_index,
-        "mask": case.mask,
-        "structures": case.structures,
+        **dict.fromkeys(SHORT_KINDS),
         "reference": case.reference,
-        "label": None if case.label is None else spec.classes[case.label],
+        **{
+            column: value for name, told in case.targets.items() for column, value in _cells(name, told, spec)
+        },
         **case.extra,
     }
+
+
+def _cells(name: str, value: TargetValue, spec: CohortSpec) -> Iterator[tuple[str, Any]]:
+    """Yield column and cell of what is known of a target."""
+    target = spec.all_targets[name]
+    if isinstance(target, ClassTarget):
+        yield name, target.classes[value]
+    elif isinstance(target, MultilabelTarget):
+        for finding, there in zip(target.classes, value, strict=True):
+            yield target.column(name, finding), None if there is None else int(there)
+    else:
+        yield name, value
 
 
 def ending(path: Path) -> str:

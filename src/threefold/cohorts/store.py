@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from threefold.cohorts.cohort import Case, CohortSpec
 from threefold.cohorts.samples import read_sample
+from threefold.core.batch import Sample
+from threefold.core.targets import DENSE
 from threefold.errors import ImageError, RunError
 from threefold.experiment import PreprocessingSpec
-from threefold.images.batch import Sample
 from threefold.images.cache import (
     ContentHashes,
     available_memory_bytes,
@@ -24,7 +25,7 @@ CacheKind = Literal["memory", "disk", "none"]
 
 MEMORY_SHARE = 0.5
 """Share of the available memory that prepared cases may take."""
-_FORMAT = 2
+_FORMAT = 3
 """Raise it whenever reading or preprocessing changes what a sample holds."""
 
 _log = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ class SampleStore:
         return read_sample(case, self._spec, self._preprocessing)
 
     def _fit_into_memory(self, n_cases: int) -> None:
-        targets = (self._spec.mask is not None) + bool(self._spec.structures)
+        targets = sum(target.kind in DENSE for target in self._spec.all_targets.values())
         channels = len(self._preprocessing.windows or (None,))
         needed = estimate_bytes(n_cases, channels, self._preprocessing.size, targets)
         available = available_memory_bytes()
@@ -112,30 +113,28 @@ class SampleStore:
         path = self._folder / key[:2] / key
         arrays = read_entry(path)
         if arrays is not None:
-            return Sample(
-                case.case_id, arrays["image"], arrays.get("mask"), arrays.get("structures"), case.label
-            )
+            image = arrays.pop("image")
+            return Sample(case.case_id, image, {**case.targets, **arrays})
         sample = self._read(case)
-        found = {"image": sample.image, "mask": sample.mask, "structures": sample.structures}
         try:
-            write_entry(path, {name: array for name, array in found.items() if array is not None})
+            write_entry(
+                path, {"image": sample.image, **{name: sample.targets[name] for name in case.label_maps}}
+            )
         except (RunError, OSError) as error:
             self.kind = "none"
             _log.warning("cache: %s: can't be written; going on without. (%s)", self._folder, error)
         return sample
 
     def _meaning(self, case: Case) -> dict[str, Any]:
-        """Everything that decides what a case's arrays are; its id and label do not."""
+        """Everything that decides what a case's arrays are; its id and its class, say, do not."""
         spec = self._spec
         return {
             "format": _FORMAT,
             "image": self._hashes.of(case.image),
-            "mask": None if case.mask is None else self._hashes.of(case.mask),
-            "structures": None if case.structures is None else self._hashes.of(case.structures),
+            "label_maps": {name: self._hashes.of(path) for name, path in case.label_maps.items()},
             "slice": case.slice_index,
             "dimensions": spec.dimensions,
-            "mask_values": None if spec.mask is None else list(spec.mask.values),
-            "n_structures": len(spec.structures),
+            "targets": {name: spec.all_targets[name].model_dump(mode="json") for name in case.label_maps},
             "intensity": spec.intensity.model_dump(mode="json"),
             "spacing": spec.spacing,
             "preprocessing": self._preprocessing.model_dump(mode="json"),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from threefold.cohorts.cohort import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, Case, CohortSpec
+from threefold.cohorts.cohort import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, Case, CohortSpec, columns_of
 from threefold.cohorts.reserved_names import column_problem
+from threefold.core.targets import DENSE, ClassTarget, MultilabelTarget, NumberTarget, TargetValue
 from threefold.csv_tables import table_rows, table_text, table_text_of
 from threefold.errors import CohortError, some
 from threefold.experiment import Part
@@ -77,11 +79,14 @@ def parse_table(text: str, path: Path, spec: CohortSpec, *, allow_outside: bool 
     return tuple(cases)
 
 
-def format_rows(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Return the text of cases.csv: the known columns that any row fills, then the others as they come."""
+def format_rows(rows: Iterable[Mapping[str, Any]], declared: Sequence[str] = ()) -> str:
+    """Return the text of cases.csv: the known columns that any row fills, then the others as they come.
+
+    `declared` columns are there even where no row fills them.
+    """
     rows = list(rows)
-    used = dict.fromkeys(name for row in rows for name in row)
-    filled = {name for row in rows for name, value in row.items() if value is not None}
+    used = dict.fromkeys([*(name for row in rows for name in row), *declared])
+    filled = {*declared, *(name for row in rows for name, value in row.items() if value is not None)}
     header = [
         *REQUIRED_COLUMNS,
         *(name for name in OPTIONAL_COLUMNS if name in filled),
@@ -129,8 +134,14 @@ def _cell(value: Any) -> str:
     return "" if value is None else value.as_posix() if isinstance(value, Path) else str(value)
 
 
+def declared_columns(spec: CohortSpec) -> list[str]:
+    """Return the columns of the targets that cohort.yaml declares by name."""
+    return [column for name, one in spec.targets.items() for column in columns_of(name, one)]
+
+
 def _check_header(header: Sequence[str], path: Path, spec: CohortSpec) -> None:
-    unknown = [name for name in header if name not in _COLUMNS]
+    declared = declared_columns(spec)
+    unknown = [name for name in header if name not in _COLUMNS and name not in declared]
     for problem in filter(None, map(column_problem, unknown)):
         raise CohortError(f"{path}: {problem}.")
     for name in REQUIRED_COLUMNS:
@@ -141,7 +152,15 @@ def _check_header(header: Sequence[str], path: Path, spec: CohortSpec) -> None:
                 f"{path}: no column '{name}'. Expected {', '.join(REQUIRED_COLUMNS)}; "
                 f"found {', '.join(header)}.{hint}"
             )
-    absent = [column for column in OPTIONAL_COLUMNS if column not in header]
+    absent = [column for column in (*OPTIONAL_COLUMNS, *declared) if column not in header]
+    for name, target in spec.targets.items():
+        if not {*columns_of(name, target)} & {*header}:
+            near = nearest(columns_of(name, target)[0], unknown)
+            hint = f" Rename column '{near}'?" if near else ""
+            raise CohortError(
+                f"{path}: no column '{columns_of(name, target)[0]}' for the target '{name}' of cohort.yaml; "
+                f"found {', '.join(header)}.{hint} Add the column (cells may be empty), or drop the target."
+            )
     for name in unknown:
         # A misspelt optional column would silently drop every target that it holds.
         near = next((column for column in absent if _is_misspelt(name.lower(), column)), None)
@@ -171,28 +190,28 @@ def _parse_row(
     """Return the problems of a row, and the case where there are none."""
     problems: list[str] = []
     problems += _name_problems(cells)
-    problems += _target_problems(cells, spec)
+    targets, found = _read_targets(cells, spec, folder)
+    problems += found
     problems += _slice_problems(cells, spec)
     part = cells.get("split", "")
     if part and part not in _PARTS:
         problems.append(f"column split: unknown part '{part}'.{did_you_mean(part, _PARTS)}")
-    for column in ("image", "mask", "structures", "reference"):
+    maps = [name for name, target in spec.all_targets.items() if target.kind in DENSE]
+    for column in ("image", *dict.fromkeys(("mask", "structures", *maps)), "reference"):
         problems += _path_problems(column, cells.get(column, ""), boundary)
     if problems:
         return problems, None
-    label = cells.get("label", "")
+    own = {*declared_columns(spec)}
     return [], Case(
         case_id=cells["case_id"],
         patient_id=cells["patient_id"],
         site=cells["site"],
         image=_resolve(folder, cells["image"]),
         slice_index=int(cells["slice"].partition(".")[0]) if cells.get("slice") else None,
-        mask=_resolve(folder, cells["mask"]) if cells.get("mask") else None,
-        structures=_resolve(folder, cells["structures"]) if cells.get("structures") else None,
-        label=spec.classes.index(label) if label else None,
+        targets=targets,
         split=cast(Literal["train", "validation", "test"], part) if part else None,
         reference=_resolve(folder, cells["reference"]) if cells.get("reference") else None,
-        extra={name: value for name, value in cells.items() if name not in _COLUMNS},
+        extra={name: value for name, value in cells.items() if name not in _COLUMNS and name not in own},
     )
 
 
@@ -218,29 +237,76 @@ def case_id_problems(name: str) -> list[str]:
     return problems
 
 
-def _target_problems(cells: Mapping[str, str], spec: CohortSpec) -> list[str]:
-    label = cells.get("label", "")
-    problems = [f"column label: {problem}" for problem in label_problems(label, spec)] if label else []
-    declared = {
-        "mask": spec.mask is not None,
-        **dict.fromkeys(("structures", "reference"), bool(spec.structures)),
-    }
-    for column, there in declared.items():
-        if cells.get(column) and not there:
-            key = "mask" if column == "mask" else "structures"
+def _read_targets(
+    cells: Mapping[str, str], spec: CohortSpec, folder: Path
+) -> tuple[dict[str, TargetValue], list[str]]:
+    """Return what a row says of each target, and what is wrong with it."""
+    problems = _undeclared(cells, spec)
+    found: dict[str, TargetValue] = {}
+    for name, target in spec.all_targets.items():
+        if isinstance(target, MultilabelTarget):
+            columns = [target.column(name, finding) for finding in target.classes]
+            findings = [_finding(column, cells.get(column, ""), problems) for column in columns]
+            if any(finding is not None for finding in findings):
+                found[name] = tuple(findings)
+            continue
+        text = cells.get(name, "")
+        if not text:
+            continue
+        if isinstance(target, ClassTarget):
+            if text in target.classes:
+                found[name] = target.classes.index(text)
+            else:
+                problems.append(f"column {name}: {_no_class(text, target.classes)}")
+        elif isinstance(target, NumberTarget):
+            number = _number(text)
+            if number is None:
+                problems.append(f"column {name}: expected a number, found '{text}'")
+            else:
+                found[name] = number
+        else:
+            found[name] = _resolve(folder, text)
+    return found, problems
+
+
+def _undeclared(cells: Mapping[str, str], spec: CohortSpec) -> list[str]:
+    """Return what is said of the short form's targets that cohort.yaml does not declare."""
+    problems = []
+    if cells.get("label") and "label" not in spec.all_targets:
+        problems += [f"column label: {problem}" for problem in label_problems(cells["label"], spec)]
+    for column, key in (("mask", "mask"), ("structures", "structures"), ("reference", "structures")):
+        if cells.get(column) and key not in spec.all_targets:
             problems.append(
                 f"column {column}: a file, but cohort.yaml has no `{key}`, which says what its values mean"
             )
     return problems
 
 
+def _finding(column: str, text: str, problems: list[str]) -> bool | None:
+    """Return whether a finding is there; None where it isn't known. Whole numbers may be written as 1.0."""
+    if text in ("", "1", "0", "1.0", "0.0"):
+        return None if not text else text[0] == "1"
+    problems.append(f"column {column}: expected 1, 0 or nothing, found '{text}'")
+    return None
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and "_" not in text else None
+
+
 def label_problems(label: str, spec: CohortSpec) -> list[str]:
     """Return why a label is no class of a cohort; empty where it is one."""
     if not spec.classes:
         return [f"'{label}', but cohort.yaml names no classes; list them under classes"]
-    if label not in spec.classes:
-        return [f"'{label}' is not a class of cohort.yaml.{did_you_mean(label, spec.classes)}"]
-    return []
+    return [] if label in spec.classes else [_no_class(label, spec.classes)]
+
+
+def _no_class(label: str, classes: Sequence[str]) -> str:
+    return f"'{label}' is not a class of cohort.yaml.{did_you_mean(label, classes)}"
 
 
 def _slice_problems(cells: Mapping[str, str], spec: CohortSpec) -> list[str]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from threefold.cohorts.alike_ids import alike_ids
 from threefold.cohorts.cohort import Case, Cohort
 from threefold.cohorts.findings import Finding, Severity
-from threefold.cohorts.splits import PARTS, Split, Target
+from threefold.cohorts.splits import PARTS, Split
+from threefold.core.targets import ClassTarget
 from threefold.errors import some
 from threefold.file_names import folded, unportable
 from threefold.validation import did_you_mean
@@ -103,11 +105,11 @@ def check_alike_names(cohort: Cohort) -> Iterator[Finding]:
             )
 
 
-def check_targets(cohort: Cohort, asked: Collection[Target]) -> Iterator[Finding]:
+def check_targets(cohort: Cohort, asked: Collection[str]) -> Iterator[Finding]:
     """Check that each target that is asked for is there, and say at which sites one is absent."""
     sites = by_site(cohort)
     for target in asked:
-        if all(getattr(case, target) is None for case in cohort.cases):
+        if all(target not in case.targets for case in cohort.cases):
             yield Finding(
                 "refuse",
                 "targets",
@@ -115,7 +117,7 @@ def check_targets(cohort: Cohort, asked: Collection[Target]) -> Iterator[Finding
             )
             continue
         without = sorted(
-            site for site, cases in sites.items() if all(getattr(case, target) is None for case in cases)
+            site for site, cases in sites.items() if all(target not in case.targets for case in cases)
         )
         if without:
             yield Finding(
@@ -124,8 +126,10 @@ def check_targets(cohort: Cohort, asked: Collection[Target]) -> Iterator[Finding
                 f"No {target} at {some(without)}: its task is taught and measured at the other "
                 f"{len(sites) - len(without)} site(s) only.",
             )
-    if "label" in asked:
-        yield from _check_classes(cohort)
+    for target in asked:
+        kind = cohort.spec.all_targets.get(target)
+        if isinstance(kind, ClassTarget):
+            yield from _check_classes(cohort, target, kind.classes)
 
 
 def by_site(cohort: Cohort) -> dict[str, list[Case]]:
@@ -138,7 +142,7 @@ def by_site(cohort: Cohort) -> dict[str, list[Case]]:
 
 def awaits_propagation(cohort: Cohort) -> bool:
     """Whether structures are on atlases only, and no case has any yet."""
-    return bool(cohort.spec.atlases) and all(case.structures is None for case in cohort.cases)
+    return bool(cohort.spec.atlases) and all("structures" not in case.targets for case in cohort.cases)
 
 
 def note_atlases(cohort: Cohort) -> Iterator[Finding]:
@@ -152,7 +156,7 @@ def note_atlases(cohort: Cohort) -> Iterator[Finding]:
         )
 
 
-def check_split(cohort: Cohort, split: Split, asked: Collection[Target]) -> Iterator[Finding]:
+def check_split(cohort: Cohort, split: Split, asked: Collection[str]) -> Iterator[Finding]:
     """Check a split: leaking patients, and what each part can teach or measure."""
     if split.leaks:
         yield Finding(
@@ -198,40 +202,42 @@ def check_duplicates(cohort: Cohort, digests: Mapping[str, str], split: Split | 
             yield _duplicate(cohort, cases, _sameness(cases, files), split)
 
 
-def _check_classes(cohort: Cohort) -> Iterator[Finding]:
-    names = cohort.spec.classes
+def _check_classes(cohort: Cohort, target: str, names: Sequence[str]) -> Iterator[Finding]:
     patients: dict[str, set[str]] = {name: set() for name in names}
     for case in cohort.cases:
-        if case.label is not None:
-            patients[names[case.label]].add(case.patient_id)
+        if target in case.targets:
+            patients[names[case.targets[target]]].add(case.patient_id)
     there = [name for name, found in patients.items() if found]
     if len(there) == 1:
         yield Finding(
             "refuse",
             "classes",
-            f"Every labelled case is '{there[0]}'. A classification needs two classes: add cases of "
-            f"{_other(names, there[0])}, or leave the classification task out.",
+            f"Every labelled case is '{there[0]}'{_of(target)}. A classification needs two classes: add "
+            f"cases of {_other(names, there[0])}, or leave the classification task out.",
         )
         return
     for name, found in patients.items():
         if there and not found:
             yield Finding(
-                "warn", "classes", f"No case of class '{name}': it can be neither learnt nor measured."
+                "warn",
+                "classes",
+                f"No case of class '{name}'{_of(target)}: it can be neither learnt nor measured.",
             )
         elif there and len(found) < 3:
             yield Finding(
                 "warn",
                 "classes",
-                f"Class '{name}' has {len(found)} patient(s), too few for one in each of {', '.join(PARTS)}.",
+                f"Class '{name}'{_of(target)} has {len(found)} patient(s), too few for one in each of "
+                f"{', '.join(PARTS)}.",
             )
 
 
 def _check_part(
-    cohort: Cohort, split: Split, part: str, cases: Sequence[Case], target: Target
+    cohort: Cohort, split: Split, part: str, cases: Sequence[Case], target: str
 ) -> Iterator[Finding]:
     if not cases:
         return
-    having = [case for case in cases if getattr(case, target) is not None]
+    having = [case for case in cases if target in case.targets]
     severity: Severity = "refuse" if part == "train" else "warn"
     consequence = "can't be learnt" if part == "train" else "can't be measured there"
     if not having:
@@ -240,12 +246,14 @@ def _check_part(
             "split",
             f"No {part} case of the {split.kind} split has a {target}: it {consequence}.",
         )
-    elif target == "label" and len({case.label for case in having}) == 1:
+        return
+    kind = cohort.spec.all_targets[target]
+    if isinstance(kind, ClassTarget) and len({case.targets[target] for case in having}) == 1:
         yield Finding(
             severity,
             "split",
             f"All {len(having)} labelled {part} cases of the {split.kind} split are "
-            f"'{cohort.spec.classes[having[0].label or 0]}': telling classes apart {consequence}.",
+            f"'{kind.classes[having[0].targets[target]]}'{_of(target)}: telling classes apart {consequence}.",
         )
 
 
@@ -274,7 +282,10 @@ def _duplicate(cohort: Cohort, cases: Sequence[Case], sameness: str, split: Spli
     reasons: list[str] = []
     if len({case.patient_id for case in cases}) > 1:
         reasons.append("they are said to be of different patients, so that a split can't keep them together")
-    if len({case.label for case in cases if case.label is not None}) > 1:
+    told = [
+        {name: value for name, value in case.targets.items() if not isinstance(value, Path)} for case in cases
+    ]
+    if any(len({one[name] for one in told if name in one}) > 1 for name in dict.fromkeys(chain(*told))):
         reasons.append("their labels contradict each other")
     if split is not None and len({split.parts.get(case.case_id) for case in cases}) > 1:
         reasons.append("the split puts them in different parts")
@@ -290,6 +301,11 @@ def _duplicate(cohort: Cohort, cases: Sequence[Case], sameness: str, split: Spli
 def _cases_of(cohort: Cohort, patients: Iterable[str]) -> tuple[str, ...]:
     wanted = set(patients)
     return tuple(case.case_id for case in cohort.cases if case.patient_id in wanted)
+
+
+def _of(target: str) -> str:
+    """Name a target in a sentence, where the cohort has more than its diagnosis."""
+    return "" if target == "label" else f" ({target})"
 
 
 def _other(names: Iterable[str], there: str) -> str:

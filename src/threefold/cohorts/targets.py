@@ -10,38 +10,74 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threefold.cohorts.cohort import CohortSpec
+from threefold.core.targets import LabelsTarget, MaskTarget
 from threefold.errors import ImageError
 from threefold.images.formats import format_of, states_place
 from threefold.images.geometry import Header, Image, describe_difference
 from threefold.images.reading import read_header, read_label_map
 
 
-def read_mask(path: Path, slice_index: int | None, image: Image, spec: CohortSpec) -> Image:
+def read_label_map_of(
+    name: str, path: Path, slice_index: int | None, image: Image, spec: CohortSpec
+) -> Image:
+    """Read a case's label map of a target: `read_mask` or `read_structures`."""
+    read = read_structures if isinstance(spec.all_targets.get(name), LabelsTarget) else read_mask
+    return read(path, slice_index, image, spec, name)
+
+
+def read_mask(
+    path: Path, slice_index: int | None, image: Image, spec: CohortSpec, name: str = "mask"
+) -> Image:
     """Read a case's mask, on the image's grid; its array is uint8, 1 inside.
 
+    Args:
+        path: the file.
+        slice_index: of the case.
+        image: the case's.
+        spec: says which values are inside and outside.
+        name: of the target.
+
     Raises:
-        ImageError: another grid than the image's, a value that is neither 0 nor in cohort.yaml, or no
-            `mask` in cohort.yaml.
+        ImageError: another grid than the image's, a value that is neither inside nor outside, or no such
+            mask in cohort.yaml.
     """
-    if spec.mask is None:
-        raise ImageError(f"{path}: a mask is given, but cohort.yaml has no `mask`. Add its name and values.")
+    target = spec.all_targets.get(name)
+    if not isinstance(target, MaskTarget):
+        raise ImageError(
+            f"{path}: a label map is given, but cohort.yaml has no `{name}`. Add its name and values."
+        )
     labels = _read_on_grid(path, slice_index, image, spec)
-    inside = np.isin(labels.array, spec.mask.values)
-    _refuse_values(path, labels.array, ~inside & (labels.array != 0), f"0 and {list(spec.mask.values)}")
+    inside, outside = (np.isin(labels.array, values) for values in (target.values, target.outside))
+    expected = f"{_listed(target.outside)} and {list(target.values)}"
+    _refuse_values(path, labels.array, ~inside & ~outside, expected)
     return replace(labels, array=inside.astype(np.uint8))
 
 
-def read_structures(path: Path, slice_index: int | None, image: Image, spec: CohortSpec) -> Image:
+def read_structures(
+    path: Path, slice_index: int | None, image: Image, spec: CohortSpec, name: str = "structures"
+) -> Image:
     """Read a case's label map of structures, on the image's grid; its array is uint8.
+
+    Args:
+        path: the file.
+        slice_index: of the case.
+        image: the case's.
+        spec: says how many structures there are.
+        name: of the target.
 
     Raises:
         ImageError: another grid than the image's, or a value above the number of structures.
     """
     labels = _read_on_grid(path, slice_index, image, spec)
     array: NDArray[Any] = labels.array
-    count = len(spec.structures)
-    _refuse_values(path, array, (array < 0) | (array > count), f"0 to {count} (structures of cohort.yaml)")
+    target = spec.all_targets.get(name)
+    count = len(target.names) if isinstance(target, LabelsTarget) else 0
+    _refuse_values(path, array, (array < 0) | (array > count), f"0 to {count} ({name} of cohort.yaml)")
     return replace(labels, array=array.astype(np.uint8))
+
+
+def _listed(values: tuple[int, ...]) -> str:
+    return str(values[0]) if len(values) == 1 else str(list(values))
 
 
 def _read_on_grid(path: Path, slice_index: int | None, image: Image, spec: CohortSpec) -> Image:

@@ -17,6 +17,7 @@ from threefold.cohorts.failures import Failures, sparing_others
 from threefold.cohorts.findings import Problem
 from threefold.cohorts.meaning import objections
 from threefold.cohorts.targets import target_difference
+from threefold.core.targets import LabelsTarget, MaskTarget
 from threefold.errors import ImageError
 from threefold.images.geometry import Header, Image, slice_affine, slice_of
 from threefold.images.reading import read_header, read_image, read_label_map
@@ -84,7 +85,7 @@ class _Volumes:
             path
             for case in cohort.cases
             if case.slice_index is not None
-            for path in {case.image, case.mask, case.structures, case.reference}
+            for path in {case.image, *case.label_maps.values(), case.reference}
         )
         self._last: dict[str, tuple[Path, Image]] = {}
 
@@ -133,9 +134,8 @@ def _check_headers(case: Case, spec: CohortSpec) -> Iterator[Problem]:
             advice,
         )
         return
-    for name, path in (("mask", case.mask), ("structures", case.structures), ("reference", case.reference)):
-        if path is not None:
-            yield from _check_grid(case, name, path, image, spec)
+    for name, path in _label_maps(case).items():
+        yield from _check_grid(case, name, path, image, spec)
 
 
 def _check_grid(case: Case, name: str, path: Path, image: Header, spec: CohortSpec) -> Iterator[Problem]:
@@ -166,14 +166,8 @@ def _target_header(case: Case, path: Path, spec: CohortSpec) -> Header:
 
 
 def _check_label_maps(case: Case, spec: CohortSpec, volumes: _Volumes) -> Iterator[Problem]:
-    valid = {
-        "mask": (case.mask, {0, *spec.mask.values} if spec.mask else {0}),
-        "structures": (case.structures, set(range(len(spec.structures) + 1))),
-        "reference": (case.reference, set(range(len(spec.structures) + 1))),
-    }
-    for name, (path, allowed) in valid.items():
-        if path is None:
-            continue
+    for name, path in _label_maps(case).items():
+        allowed, outside, key = _values_of(name, spec)
         try:
             array = volumes.labels(case, name, path)
         except ImageError as error:
@@ -188,10 +182,9 @@ def _check_label_maps(case: Case, spec: CohortSpec, volumes: _Volumes) -> Iterat
                 case.case_id,
                 f"the {name} holds values that cohort.yaml does not name",
                 f"{unknown}; expected {', '.join(map(str, sorted(allowed)))}",
-                "Correct the file, or name the values in cohort.yaml"
-                + (" (mask: values)." if name == "mask" else " (structures)."),
+                f"Correct the file, or name the values in cohort.yaml ({key}).",
             )
-        elif found == {0}:
+        elif found <= outside:
             yield Problem(
                 "note",
                 "label values",
@@ -200,6 +193,23 @@ def _check_label_maps(case: Case, spec: CohortSpec, volumes: _Volumes) -> Iterat
                 path.name,
                 f"Where it is only unknown, leave the {name} cell empty instead.",
             )
+
+
+def _label_maps(case: Case) -> dict[str, Path]:
+    """Return a case's label maps by target, the reference of its structures with them."""
+    reference = {} if case.reference is None else {"reference": case.reference}
+    return {**case.label_maps, **reference}
+
+
+def _values_of(name: str, spec: CohortSpec) -> tuple[set[int], set[int], str]:
+    """Return which values a target's label map may hold, which are outside, and the key that names them."""
+    target = spec.all_targets.get("structures" if name == "reference" else name)
+    if isinstance(target, MaskTarget):
+        key = "mask: values" if name == "mask" else f"targets: {name}: values"
+        return {*target.outside, *target.values}, {*target.outside}, key
+    count = len(target.names) if isinstance(target, LabelsTarget) else 0
+    short = name in ("structures", "reference")
+    return {*range(count + 1)}, {0}, "structures" if short else f"targets: {name}: names"
 
 
 def _check_meaning(case: Case, image: Image, spec: CohortSpec) -> Iterator[Problem]:

@@ -29,6 +29,7 @@ from threefold.evaluation.intervals import MOST_DRAWN, replicates_for
 from threefold.evaluation.metrics import METRICS, Metric
 from threefold.evaluation.predictions import Predictions, probability_column
 from threefold.evaluation.structure_numbers import structure_numbers
+from threefold.evaluation.task_tables import tasks_in
 from threefold.evaluation.weighting import weighted_mean
 from threefold.experiment import EvaluationSpec
 
@@ -126,7 +127,7 @@ def evaluate(
         found += structure_numbers(level, predictions, spec)
         rows += found
         rows += _worst_sites(found)
-    if not any(row.n for row in rows):
+    if not any(row.n for row in rows) and not tasks_in(predictions.table.columns):
         raise PredictionsError(
             f"{len(test)} test cases, and none has a label with probabilities, a true mask, or psnr or ssim. "
             "There is nothing to evaluate: give the cases a target, or use `threefold predict`."

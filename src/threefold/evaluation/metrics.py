@@ -21,6 +21,7 @@ class Metric:
         is_share: a share of the cases that it needs, so that 0 of k and k of k have an exact interval.
         of: case: a diagnosis, mask or reconstruction. structure: one structure, or the mean over a case's.
             topology: which structures touch, and the arch. evidence: what a network goes by.
+            number: a predicted number, in its unit.
     """
 
     name: str
@@ -29,10 +30,11 @@ class Metric:
     needs: Needs = "cases"
     bounds: tuple[float, float] = (0.0, 1.0)
     is_share: bool = False
-    of: Literal["case", "structure", "topology", "evidence"] = "case"
+    of: Literal["case", "structure", "topology", "evidence", "number"] = "case"
 
 
 _ANY = (0.0, float("inf"))
+_SIGNED = (float("-inf"), float("inf"))
 _ATTENTION = {
     "share_inside": "Share inside the lesion",
     "attention_iou": "IoU with the lesion",
@@ -58,6 +60,12 @@ METRICS: dict[str, Metric] = {
         Metric("dice", "Dice"),
         Metric("missed_lesions", "Missed lesions", higher_is_better=False, is_share=True),
         Metric("false_alarms", "False alarms", higher_is_better=False, is_share=True),
+        Metric("mae", "Mean absolute error", False, bounds=_ANY, of="number"),
+        Metric("rmse", "Root mean squared error", False, bounds=_ANY, of="number"),
+        Metric("r2", "R2", bounds=(float("-inf"), 1.0), of="number"),
+        Metric("bias", "Bias", None, bounds=_SIGNED, of="number"),
+        Metric("lower_limit", "Lower limit of agreement", None, bounds=_SIGNED, of="number"),
+        Metric("upper_limit", "Upper limit of agreement", None, bounds=_SIGNED, of="number"),
         Metric("psnr", "PSNR (dB)", bounds=(0.0, float("inf"))),
         Metric("ssim", "SSIM", bounds=(-1.0, 1.0)),
         Metric("structure_dice", "Dice", of="structure"),

@@ -14,6 +14,9 @@ Columns (CSV, UTF-8; an empty cell means absent; further columns are kept):
   psnr, ssim                of the reconstruction (dB; -1..1)
   graph_edits, arch, topology_class, agrees: of the topology (`inference.structures`); may be left out
   not_measured              what could not be measured of the case, and why; the cells of it are empty
+
+Where a network answers several questions of a kind, or gives findings or numbers, their columns begin with
+the task's name and a dot (`evaluation.task_tables`).
 """
 
 from __future__ import annotations
@@ -275,7 +278,11 @@ def _check_columns(table: pd.DataFrame, source: str) -> None:
             f"{source}: column label is missing; probabilities are evaluated against it. "
             "Name each case's true class, or leave its cell empty."
         )
-    if not (probabilities or len(masks) == len(MASK_COLUMNS) or {*RECONSTRUCTION_COLUMNS} & {*columns}):
+    # Not at the top: task_tables.py needs the names of columns from here.
+    from threefold.evaluation.task_tables import tasks_in
+
+    measured = len(masks) == len(MASK_COLUMNS) or {*RECONSTRUCTION_COLUMNS} & {*columns}
+    if not (probabilities or measured or tasks_in(columns)):
         raise PredictionsError(
             f"{source}: nothing to evaluate; expected probability_<class> columns with label, "
             f"{', '.join(MASK_COLUMNS)}, or psnr or ssim; found {', '.join(columns[:12])}."

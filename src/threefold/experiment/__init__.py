@@ -11,6 +11,7 @@ from threefold.experiment.networks import (
     AttentionUnetSpec,
     CascadeSpec,
     DenseNetSpec,
+    ForeignNetworkSpec,
     InitialWeightsSpec,
     JointSwinSpec,
     NetworkSpec,
@@ -19,18 +20,26 @@ from threefold.experiment.networks import (
 )
 from threefold.experiment.spec import Fraction, NonNegative, Part, Positive, PositiveInt, Seed, Spec
 from threefold.experiment.tasks import (
+    KINDS,
+    AnyTaskSpec,
     BalancingSpec,
     ClassificationSpec,
+    ForeignTaskSpec,
+    HeadKind,
+    MultilabelSpec,
     RampSpec,
     ReconstructionSpec,
     RegionSpec,
+    RegressionSpec,
     SegmentationSpec,
-    TasksSpec,
+    TaskSpec,
     Weight,
 )
-from threefold.experiment.training import MonitorName, OptimiserSpec, SelectionSpec, TrainingSpec
+from threefold.experiment.training import OptimiserSpec, SelectionSpec, TrainingSpec
 
 __all__ = [
+    "KINDS",
+    "AnyTaskSpec",
     "AttentionUnetSpec",
     "AugmentationSpec",
     "BalancingSpec",
@@ -40,10 +49,13 @@ __all__ = [
     "DenseNetSpec",
     "EvaluationSpec",
     "Experiment",
+    "ForeignNetworkSpec",
+    "ForeignTaskSpec",
     "Fraction",
+    "HeadKind",
     "InitialWeightsSpec",
     "JointSwinSpec",
-    "MonitorName",
+    "MultilabelSpec",
     "NetworkSpec",
     "NonNegative",
     "OptimiserSpec",
@@ -54,6 +66,7 @@ __all__ = [
     "RampSpec",
     "ReconstructionSpec",
     "RegionSpec",
+    "RegressionSpec",
     "Seed",
     "SegmentationSpec",
     "SelectionSpec",
@@ -61,7 +74,7 @@ __all__ = [
     "SplitSpec",
     "SwinSpec",
     "SwinUnetSpec",
-    "TasksSpec",
+    "TaskSpec",
     "TrainingSpec",
     "Weight",
 ]

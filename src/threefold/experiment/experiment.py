@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from typing import Self
+from typing import Annotated, Self, TypeVar
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, model_validator
 
 from threefold.experiment.data import DataSpec
 from threefold.experiment.evaluation import EvaluationSpec
@@ -17,16 +18,20 @@ from threefold.experiment.networks import (
     SwinUnetSpec,
 )
 from threefold.experiment.spec import Spec
-from threefold.experiment.tasks import BalancingSpec, TasksSpec
+from threefold.experiment.tasks import (
+    KINDS,
+    AnyTaskSpec,
+    BalancingSpec,
+    ForeignTaskSpec,
+    RegionSpec,
+    SegmentationSpec,
+    TaskSpec,
+    named_kinds,
+)
 from threefold.experiment.training import TrainingSpec
+from threefold.validation import did_you_mean
 
-_SERVES: Mapping[str, tuple[str, ...]] = {
-    "swin-unet": ("classification", "segmentation", "region", "reconstruction"),
-    "joint-swin": ("classification",),
-    "attention-unet": ("classification", "segmentation", "region"),
-    "densenet": ("classification",),
-    "cascade": ("classification", "segmentation", "region"),
-}
+T = TypeVar("T", bound=TaskSpec)
 
 
 class Experiment(Spec):
@@ -44,27 +49,50 @@ class Experiment(Spec):
     data: DataSpec = DataSpec()
     network: NetworkSpec = SwinUnetSpec()
     initial_weights: InitialWeightsSpec | None = None
-    tasks: TasksSpec
+    tasks: Annotated[Mapping[str, AnyTaskSpec], BeforeValidator(named_kinds)]
+    """What is learned, by a name of one's own; kind may be left out where the name is one (classification,
+    multilabel, regression, segmentation, region, reconstruction)."""
     balancing: BalancingSpec = BalancingSpec()
     training: TrainingSpec = TrainingSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
 
     @model_validator(mode="after")
-    def _network_serves_tasks(self) -> Self:
-        kind = self.network.kind
-        unserved = [name for name in self.tasks.names if name not in _SERVES[kind]]
-        if unserved:
+    def _tasks_fit(self) -> Self:
+        if not self.tasks:
+            raise ValueError(f"at least one task is needed: {', '.join(KINDS)}")
+        for name, task in self.tasks.items():
+            if isinstance(task, RegionSpec):
+                self._refuse_region(name, task)
+        return self
+
+    def _refuse_region(self, name: str, task: RegionSpec) -> None:
+        segmentations = self.tasks_of(SegmentationSpec)
+        if task.of is not None and task.of not in segmentations:
+            hint = did_you_mean(task.of, tuple(segmentations))
+            raise ValueError(f"tasks.{name}.of is '{task.of}', which is no segmentation task.{hint}")
+        if task.of is None and not any(one.target != "mask" for one in segmentations.values()):
             raise ValueError(
-                f"a {kind} network has no head for {', '.join(unserved)}; "
-                f"it serves {', '.join(_SERVES[kind])}"
+                "the region task adds up the structures of a segmentation task with target structures; to "
+                "learn masks alone, leave it out and set segmentation.target to mask"
+            )
+
+    @model_validator(mode="after")
+    def _network_serves_tasks(self) -> Self:
+        kind, serves = self.network.kind, self.network.serves
+        unserved = [name for name, task in self.tasks.items() if task.head and task.head not in serves]
+        if unserved:
+            known = [one for one, spec in KINDS.items() if spec.head in serves]
+            raise ValueError(
+                f"a {kind} network has no head for {', '.join(unserved)}; it serves {', '.join(known)}"
             )
         if isinstance(self.network, JointSwinSpec) and self.before is None:
             raise ValueError("a joint-swin network needs `before`, the recipe of its first encoder")
         if isinstance(self.network, CascadeSpec):
-            if self.tasks.classification is None:
+            pooled = [name for name, task in self.tasks.items() if task.head == "pooled"]
+            if not pooled and not self.tasks_of(ForeignTaskSpec):
                 raise ValueError("a cascade network is for classification; train its segmenter alone instead")
             frozen = self.network.freeze_segmenter
-            if frozen and self.tasks.names != ("classification",):
+            if frozen and [name for name in self.tasks if name not in pooled]:
                 raise ValueError("with network.freeze_segmenter only the classification task can be trained")
             if frozen and self.before is None and self.initial_weights is None:
                 raise ValueError(
@@ -74,24 +102,35 @@ class Experiment(Spec):
         return self
 
     @model_validator(mode="after")
-    def _gradnorm_has_a_shared_layer(self) -> Self:
-        if self.balancing.method == "gradnorm" and self.network.kind != "swin-unet":
-            raise ValueError(
-                "balancing.method gradnorm compares gradients at the layer that all tasks share, which a "
-                f"swin-unet network names and a {self.network.kind} network does not; use uncertainty"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _metric_is_given(self) -> Self:
-        metric, tasks = self.training.selection.metric, self.tasks
-        needs = {
-            "auc": tasks.classification,
-            "average_precision": tasks.classification,
-            "balanced_accuracy": tasks.classification,
-            "dice": tasks.segmentation,
-            "psnr": tasks.reconstruction,
+        metric = self.training.selection.metric
+        task, dot, _ = metric.partition(".")
+        if metric == "loss" or metric in self.monitors or (dot and task in self.tasks_of(ForeignTaskSpec)):
+            return self
+        several = [name for name, of in self.monitors.items() if of[1] == metric]
+        if several:
+            raise ValueError(
+                f"training.selection.metric is {metric}, which several tasks give; say which one: "
+                f"{', '.join(several)}"
+            )
+        given = ["loss", *self.monitors]
+        raise ValueError(
+            f"training.selection.metric is {metric}, but no task gives it.{did_you_mean(metric, given)}"
+        )
+
+    @property
+    def monitors(self) -> Mapping[str, tuple[str, str]]:
+        """The validation part's metrics by their names: the task and the metric of each.
+
+        A metric that one task alone gives has its short name (auc), else the task's before it
+        (hypodensity.auc).
+        """
+        given = [(name, metric) for name, task in self.tasks.items() for metric in task.metrics]
+        counts = Counter(metric for _, metric in given)
+        return {
+            metric if counts[metric] == 1 else f"{name}.{metric}": (name, metric) for name, metric in given
         }
-        if metric in needs and needs[metric] is None:
-            raise ValueError(f"training.selection.metric is {metric}, but no task gives it")
-        return self
+
+    def tasks_of(self, kind: type[T]) -> dict[str, T]:
+        """Return the tasks of a kind, by name."""
+        return {name: task for name, task in self.tasks.items() if isinstance(task, kind)}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from threefold.experiment.spec import Fraction, PositiveInt, Spec
+from threefold.experiment.tasks import HeadKind
 
 _SWIN_SIZES: dict[str, dict[str, Any]] = {
     # Field names as in the Swin paper; the hematoma paper says: 2 or 6 blocks in stage 3, channels up to 96.
@@ -64,6 +66,8 @@ class SwinSpec(Spec):
 class SwinUnetSpec(Spec):
     """MTL-Swin-Unet (arXiv 2505.06185): one encoder; a decoder or head exists where a task needs it."""
 
+    serves: ClassVar[tuple[HeadKind, ...]] = ("pooled", "dense", "restored")
+    axes: ClassVar[tuple[int, ...]] = (2,)
     kind: Literal["swin-unet"] = "swin-unet"
     encoder: SwinSpec = SwinSpec()
 
@@ -72,6 +76,8 @@ class JointSwinSpec(Spec):
     """Joint-SwinTransformer: a classifier on its own encoder's pooled features, concatenated with those of
     the frozen encoder of the experiment named in `before`."""
 
+    serves: ClassVar[tuple[HeadKind, ...]] = ("pooled",)
+    axes: ClassVar[tuple[int, ...]] = (2,)
     kind: Literal["joint-swin"] = "joint-swin"
     encoder: SwinSpec = SwinSpec()
 
@@ -82,6 +88,8 @@ class AttentionUnetSpec(Spec):
     With a classification task, a head on the pooled deepest features shares the encoder.
     """
 
+    serves: ClassVar[tuple[HeadKind, ...]] = ("pooled", "dense")
+    axes: ClassVar[tuple[int, ...]] = (2, 3)
     kind: Literal["attention-unet"] = "attention-unet"
     channels: tuple[PositiveInt, ...] = Field(default=(32, 64, 128, 256, 512), min_length=2)
     """Of each level; each level halves the grid of the one above."""
@@ -99,6 +107,8 @@ class DenseNetSpec(Spec):
     """DenseNet121 (Huang et al. 2017) with instance normalisation: the classifier of the aortic-arch
     system (arXiv 2311.07234)."""
 
+    serves: ClassVar[tuple[HeadKind, ...]] = ("pooled",)
+    axes: ClassVar[tuple[int, ...]] = (2, 3)
     kind: Literal["densenet"] = "densenet"
     blocks: tuple[PositiveInt, ...] = (6, 12, 24, 16)
     """Dense layers of each block; the grid is halved between blocks."""
@@ -112,6 +122,8 @@ class DenseNetSpec(Spec):
 class CascadeSpec(Spec):
     """A segmenter, then a classifier that reads what it found (arXiv 2311.07234)."""
 
+    serves: ClassVar[tuple[HeadKind, ...]] = ("pooled", "dense")
+    axes: ClassVar[tuple[int, ...]] = (2, 3)
     kind: Literal["cascade"] = "cascade"
     segmenter: AttentionUnetSpec = AttentionUnetSpec()
     classifier: DenseNetSpec = DenseNetSpec()
@@ -123,8 +135,60 @@ class CascadeSpec(Spec):
     """Train the classifier only, on a segmenter that was trained before."""
 
 
+class ForeignNetworkSpec(Spec):
+    """A network of one's own, or of a library: `kind` is module:Class, or a name that an installed package
+    registers. What else is said goes to the class; `in_channels`, `spatial_dims`, and `out_channels` or
+    `num_classes` are filled in where the class has them and they are left out.
+
+    The module may return a tensor, a sequence, a mapping, or `threefold.core.outputs.Outputs`.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    serves: ClassVar[tuple[HeadKind, ...]] = ("pooled", "dense", "restored")
+    axes: ClassVar[tuple[int, ...]] = (2, 3)
+
+    kind: str
+    heads: Mapping[str, int | str] | None = None
+    """Where in what the module returns each task's output is: a place in a sequence, or a key of a mapping.
+    None: a tensor is the only task's, a sequence has the tasks' order, a mapping their names."""
+    pool: str | None = None
+    """A submodule, such as encoder.layer4, whose output is averaged over the image; a linear layer on it
+    answers the tasks that are about the image as a whole and are not in `heads`. "output": what the module
+    returns."""
+    cam: str | None = None
+    """The submodule that Grad-CAM looks at."""
+    shared: str | None = None
+    """The last parameter that all tasks pass through, for balancing.method gradnorm."""
+    stages: Mapping[str, str] | None = None
+    """Submodules of the encoder's stages by their names, finest first, for `probe` and `similarity`."""
+    arguments: Mapping[str, Any] = {}
+    """Further arguments of the class, for names that are keys above."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What goes to the class."""
+        return {**(self.model_extra or {}), **self.arguments}
+
+
+BUILT_IN_NETWORKS = ("swin-unet", "joint-swin", "attention-unet", "densenet", "cascade")
+_FOREIGN = "a network of one's own"
+
+
+def _kind_of(value: Any) -> str:
+    kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
+    if kind in BUILT_IN_NETWORKS or kind is None:
+        return str(kind or "swin-unet")
+    return _FOREIGN
+
+
 NetworkSpec = Annotated[
-    SwinUnetSpec | JointSwinSpec | AttentionUnetSpec | DenseNetSpec | CascadeSpec, Field(discriminator="kind")
+    Annotated[SwinUnetSpec, Tag("swin-unet")]
+    | Annotated[JointSwinSpec, Tag("joint-swin")]
+    | Annotated[AttentionUnetSpec, Tag("attention-unet")]
+    | Annotated[DenseNetSpec, Tag("densenet")]
+    | Annotated[CascadeSpec, Tag("cascade")]
+    | Annotated[ForeignNetworkSpec, Tag(_FOREIGN)],
+    Discriminator(_kind_of),
 ]
 
 

@@ -29,14 +29,13 @@ class OptimiserSpec(Spec):
     """Largest norm of the whole gradient."""
 
 
-MonitorName = Literal["loss", "auc", "average_precision", "balanced_accuracy", "dice", "psnr"]
-
-
 class SelectionSpec(Spec):
     """Which epoch is the best, judged on the validation part."""
 
-    metric: MonitorName = "loss"
-    """loss: the weighted sum of the tasks. The metrics are those of the validation part."""
+    metric: str = "loss"
+    """loss: the weighted sum of the tasks; else a metric of the validation part: auc, average_precision,
+    balanced_accuracy, mae, rmse, r2, dice or psnr, with the task's name before it (age.mae) where several
+    tasks give it."""
     patience: PositiveInt | None = None
     """Stop after so many epochs without a better one; None trains every epoch."""
 

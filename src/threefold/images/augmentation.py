@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from threefold.core.batch import Batch
 from threefold.errors import ExperimentError
 from threefold.experiment import AugmentationSpec
 from threefold.images.augmentation_geometry import reorient, warp
@@ -33,7 +34,6 @@ from threefold.images.augmentation_intensity import (
     gaussian_smooth,
     shift_histogram,
 )
-from threefold.images.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -229,10 +229,13 @@ def augment(batch: Batch, parameters: AugmentationParameters) -> Batch:
     if parameters.case_ids != batch.case_ids:
         raise ValueError(f"parameters are for {parameters.case_ids}, the batch holds {batch.case_ids}")
     p = parameters
-    image, labels = batch.image, torch.stack([batch.mask, batch.structures], dim=1)  # (B, 2, *S)
-    image, labels = (reorient(tensor, p.quarter_turns, p.flips) for tensor in (image, labels))
+    maps = {name: one for name, one in batch.targets.items() if one.values.ndim == batch.image.ndim - 1}
+    empty = batch.image.new_zeros((len(batch), 0, *batch.image.shape[2:]), dtype=torch.uint8)
+    labels = torch.stack([one.values for one in maps.values()], dim=1) if maps else empty  # (B, M, *S)
+    image, labels = (reorient(tensor, p.quarter_turns, p.flips) for tensor in (batch.image, labels))
     image, labels = warp(image, labels, p.matrix, p.translation)
-    return replace(batch, image=_change_intensity(image, p), mask=labels[:, 0], structures=labels[:, 1])
+    moved = {name: replace(one, values=labels[:, i]) for i, (name, one) in enumerate(maps.items())}
+    return Batch(batch.case_ids, _change_intensity(image, p), {**batch.targets, **moved})
 
 
 def _change_intensity(image: Tensor, parameters: AugmentationParameters) -> Tensor:

@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from threefold.core.outputs import Outputs
 from threefold.errors import RunError
 from threefold.networks.cam import CamLayer, HasCamLayer
-from threefold.networks.outputs import Outputs
 
 Decide = Callable[[NDArray[np.float64]], int]
 """From the (K,) probabilities of a case to the class decided for."""
@@ -64,6 +64,7 @@ def most_probable(probabilities: NDArray[np.float64]) -> int:
 def grad_cam(
     network: nn.Module,
     images: Sequence[NDArray[np.float32]],
+    head: str,
     *,
     decide: Decide = most_probable,
     device: torch.device | str = "cpu",
@@ -75,6 +76,7 @@ def grad_cam(
     Args:
         network: with a classification head, declaring its layer.
         images: (C, *S) float32, all of one shape.
+        head: that tells the classes apart.
         decide: which class a case's map is of.
         device: for the pass.
 
@@ -87,9 +89,11 @@ def grad_cam(
     batch = torch.from_numpy(np.stack(images)).to(device)  # (B, C, *S)
     with _weights_fixed(network), torch.enable_grad(), _captured(network, layer) as outputs_of_layer:
         outputs: Outputs = network(batch)
-        if outputs.classes is None:
-            raise RunError("Grad-CAM is of a class, but the network has no classification head.")
-        logits = outputs.classes.double()
+        if head not in outputs.heads:
+            raise RunError(
+                f"Grad-CAM is of a class, but the network has no head '{head}' that tells classes."
+            )
+        logits = outputs.heads[head].double()
         probabilities: NDArray[np.float64] = logits.detach().softmax(dim=1).cpu().numpy()
         if not np.isfinite(probabilities).all():
             raise RunError("the network's classification is not finite. Its weights or an image are damaged.")
@@ -120,7 +124,11 @@ def normalised(maps: Tensor) -> Tensor:
 
 
 def class_probabilities(
-    network: nn.Module, images: Sequence[NDArray[np.float32]], *, device: torch.device | str = "cpu"
+    network: nn.Module,
+    images: Sequence[NDArray[np.float32]],
+    head: str,
+    *,
+    device: torch.device | str = "cpu",
 ) -> NDArray[np.float64]:
     """Return (B, K) probabilities of (C, *S) images in one pass.
 
@@ -130,9 +138,9 @@ def class_probabilities(
     network.to(device).eval()
     with torch.inference_mode():
         outputs: Outputs = network(torch.from_numpy(np.stack(images)).to(device))
-    if outputs.classes is None:
-        raise RunError("the network has no classification head, and so no probabilities.")
-    found: NDArray[np.float64] = outputs.classes.double().softmax(dim=1).cpu().numpy()
+    if head not in outputs.heads:
+        raise RunError(f"the network has no classification head '{head}', and so no probabilities.")
+    found: NDArray[np.float64] = outputs.heads[head].double().softmax(dim=1).cpu().numpy()
     return found
 
 

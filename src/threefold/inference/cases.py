@@ -21,10 +21,11 @@ from threefold.cohorts.cohort import Case, Cohort, CohortSpec
 from threefold.cohorts.failures import Failures, sparing_others
 from threefold.cohorts.splits import Split
 from threefold.cohorts.trained_on import TrainedOn
+from threefold.core.targets import ClassTarget
 from threefold.errors import ImageError
-from threefold.evaluation.predictions import NOT_MEASURED, probability_column
+from threefold.evaluation.predictions import NOT_MEASURED
 from threefold.evaluation.reconstruction import psnr, ssim
-from threefold.experiment import CascadeSpec, Experiment, Part
+from threefold.experiment import Experiment, Part
 from threefold.file_names import case_stem
 from threefold.images.writing import label_map_suffix, write_label_map
 from threefold.inference.engine import Prepared, Result, run_network
@@ -32,6 +33,7 @@ from threefold.inference.listing import Source
 from threefold.inference.sources import Asked, prepare, refuse_other_question
 from threefold.inference.structures import Truth, measure_structures, read_truth, topology_columns
 from threefold.run import make_folder
+from threefold.tasks.questions import Question, questions_of, the_only
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,7 +116,7 @@ def predict_cases(
     rows: list[dict[str, Any]] = []
     structures: list[dict[str, Any]] = []
     waiting: deque[tuple[str, Future[_Measured]]] = deque()
-    names = structure_names(experiment, trained)
+    questions = questions_of(experiment, trained)
 
     def collect() -> None:
         name, measuring = waiting.popleft()
@@ -130,23 +132,27 @@ def predict_cases(
         for one, result in run_network(
             network,
             prepared,
+            questions,
             device=device,
             batch_size=batch_size,
             on_failure=None if failed is None else partial(_keep, failed),
         ):
-            case, truth = chosen[one.case_id], None
-            if result.labels is not None:
-                with nullcontext() if failed is None else sparing_others(failed, case.case_id):
-                    truth = read_truth(case, one.image, cohort.spec, "structures" if names else "mask")
-                if failed is not None and case.case_id in failed:
-                    continue
-            if masks is not None and result.labels is not None:
-                make_folder(masks)
-                write_case_mask(masks, one, result.labels, label_count(experiment, trained))
-            identity = case_identity(case, cohort.spec, _part(case, split))
+            case = chosen[one.case_id]
+            truths: dict[str, Truth] = {}
+            with nullcontext() if failed is None else sparing_others(failed, case.case_id):
+                truths = {
+                    question.head: read_truth(case, one.image, cohort.spec, target_of_labels(question))
+                    for question in questions
+                    if question.kind == "labels"
+                }
+            if failed is not None and case.case_id in failed:
+                continue
+            if masks is not None:
+                write_case_masks(masks, one, result, questions)
+            identity = case_identity(case, cohort.spec, _part(case, split), questions)
             if one.remarks:
                 identity["prediction_notes"] = "; ".join(one.remarks)
-            measuring = pool.submit(_measure, case, identity, one, result, truth, trained, names)
+            measuring = pool.submit(_measure, case, identity, one, result, truths, questions)
             waiting.append((case.case_id, measuring))
             if len(waiting) > _WAITING:
                 collect()
@@ -186,15 +192,26 @@ def _keep(failed: Failures, one: Prepared, error: Exception) -> None:
     failed[one.case_id] = str(error)
 
 
-def case_identity(case: Case, spec: CohortSpec, part: Part) -> dict[str, Any]:
-    """Return the columns that say which case a row is of."""
+def target_of_labels(question: Question) -> str:
+    """Return the target that a question's label map is held against."""
+    return question.target or ("structures" if question.names else "mask")
+
+
+def case_identity(
+    case: Case, spec: CohortSpec, part: Part, questions: Sequence[Question] = ()
+) -> dict[str, Any]:
+    """Return the columns that say which case a row is of; its class is that of the only class question."""
+    asked = the_only(questions, "class")
+    target = "label" if asked is None or asked.target is None else asked.target
+    known = spec.all_targets.get(target)
+    value = case.targets.get(target)
     return {
         "case_id": case.case_id,
         "patient_id": case.patient_id,
         "site": case.site,
         "site_group": spec.site_group(case.site) or "",
         "part": part,
-        "label": "" if case.label is None else spec.classes[case.label],
+        "label": known.classes[value] if isinstance(known, ClassTarget) and value is not None else "",
     }
 
 
@@ -203,49 +220,79 @@ def _measure(
     identity: Mapping[str, Any],
     one: Prepared,
     result: Result,
-    truth: Truth | None,
-    trained: CohortSpec,
-    names: Sequence[str],
+    truths: Mapping[str, Truth],
+    questions: Sequence[Question],
 ) -> _Measured:
     """Return a case's row of predictions and its rows of structures.
 
     Args:
         case, identity: the case, and the columns that say which it is.
         one, result: its image as the network saw it, and what the network said.
-        truth: what the labels are held against; None: the network predicts none.
-        trained: names classes and structures.
-        names: of the labels; none: they are a binary mask.
+        truths: what the label maps are held against, by head.
+        questions: what the network was asked.
     """
     row: dict[str, Any] = {**identity}
     lines: list[dict[str, Any]] = []
     problems: list[str] = []
-    probabilities: dict[str, float] = {}
-    if result.probabilities is not None:
-        probabilities = dict(zip(trained.classes, result.probabilities.tolist(), strict=True))
-        row |= {probability_column(name): value for name, value in probabilities.items()}
-    if result.labels is not None and truth is not None:
-        row |= mask_columns(result.labels, truth.foreground if names else truth.region)
-        with _noted(problems, "structures"):
-            lines = measure_structures(
-                case.case_id, result.labels, truth, names, placement=one.placement, image=one.image
-            )
-        if names:
-            with _noted(problems, "topology"):
-                row |= topology_columns(
-                    result.labels,
-                    truth.structures,
-                    trained=trained,
-                    placement=one.placement,
-                    image=one.image,
-                    probabilities=probabilities,
-                )
-    if result.reconstruction is not None:
-        for name, similarity in (("psnr", psnr), ("ssim", ssim)):
-            with _noted(problems, name):
-                row[name] = similarity(one.array, result.reconstruction)
+    for question in questions:
+        found, measured = _answered(case, one, result, truths, question, questions, problems)
+        named = {f"{question.prefix}{name}": value for name, value in found.items()}
+        row |= {name: value for name, value in named.items() if name not in identity}
+        structures = [{**line, "structure": f"{question.prefix}{line['structure']}"} for line in measured]
+        lines += structures
     if problems:
         row[NOT_MEASURED] = "; ".join(problems)
     return {**row, **{name: text for name, text in case.extra.items() if name not in row}}, lines
+
+
+def _answered(
+    case: Case,
+    one: Prepared,
+    result: Result,
+    truths: Mapping[str, Truth],
+    question: Question,
+    questions: Sequence[Question],
+    problems: list[str],
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return what one question adds to a case's row, and its rows of structures."""
+    head, names = question.head, question.names
+    if question.kind in ("class", "other"):
+        assert question.task is not None
+        truth_of = None if question.target is None else case.targets.get(question.target)
+        return question.task.columns(result.pooled[head], truth_of), []
+    row: dict[str, Any] = {}
+    if question.kind == "image":
+        for name, similarity in (("psnr", psnr), ("ssim", ssim)):
+            with _noted(problems, f"{question.prefix}{name}"):
+                row[name] = similarity(one.array, result.images[head])
+        return row, []
+    labels, truth = result.labels[head], truths[head]
+    row |= mask_columns(labels, truth.foreground if names else truth.region)
+    lines: list[dict[str, Any]] = []
+    with _noted(problems, f"{question.prefix}structures"):
+        lines = measure_structures(
+            case.case_id, labels, truth, names, placement=one.placement, image=one.image
+        )
+    if names:
+        asked = the_only(questions, "class")
+        with _noted(problems, f"{question.prefix}topology"):
+            row |= topology_columns(
+                labels,
+                truth.structures,
+                names=names,
+                classes=() if asked is None else asked.classes,
+                placement=one.placement,
+                image=one.image,
+                probabilities={} if asked is None else probabilities_of(asked, result),
+            )
+    return row, lines
+
+
+def probabilities_of(question: Question, result: Result) -> dict[str, float]:
+    """Return the probability of each class of a question; empty where it was not answered."""
+    if question.head not in result.pooled:
+        return {}
+    return dict(zip(question.classes, result.pooled[question.head].tolist(), strict=True))
 
 
 @contextmanager
@@ -267,20 +314,16 @@ def mask_columns(predicted: NDArray[np.uint8], known: NDArray[np.bool_] | None) 
     }
 
 
-def write_case_mask(folder: Path, one: Prepared, labels: NDArray[np.uint8], count: int) -> None:
-    """Write a case's label map of `count` labels on its image's own grid, NIfTI or PNG."""
-    path = folder / f"{case_stem(one.case_id)}{label_map_suffix(one.image)}"
-    write_label_map(path, labels, one.image, labels=count)
+def write_case_masks(folder: Path, one: Prepared, result: Result, questions: Sequence[Question]) -> None:
+    """Write a case's label maps on its image's own grid, NIfTI or PNG; of several tasks each into its folder.
 
-
-def structure_names(experiment: Experiment, trained: CohortSpec) -> tuple[str, ...]:
-    """Return the structures that the experiment's network tells apart; empty: a mask, or nothing."""
-    segmentation = experiment.tasks.segmentation
-    if segmentation is None:
-        return trained.structures if isinstance(experiment.network, CascadeSpec) else ()
-    return () if segmentation.target == "mask" else trained.structures
-
-
-def label_count(experiment: Experiment, trained: CohortSpec) -> int:
-    """Return the number of labels beside the background that the experiment's network tells apart."""
-    return len(structure_names(experiment, trained)) or 1
+    Raises:
+        ImageError: if one can't be written.
+    """
+    for question in questions:
+        if question.kind == "labels":
+            into = folder / question.prefix.removesuffix(".")
+            make_folder(into)
+            path = into / f"{case_stem(one.case_id)}{label_map_suffix(one.image)}"
+            labels = result.labels[question.head]
+            write_label_map(path, labels, one.image, labels=len(question.names) or 1)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from threefold.cohorts.failures import is_out_of_memory
+from threefold.core.outputs import Outputs
 from threefold.errors import RunError
 from threefold.images.geometry import Image
 from threefold.images.preprocessing import Placement, restore
 from threefold.inference.sliding import predict_large
-from threefold.networks.outputs import Outputs
+from threefold.tasks.questions import Question
 
 
 @dataclass(frozen=True)
@@ -86,21 +87,22 @@ class Result:
     """What a network says of one image.
 
     Attributes:
-        probabilities: (K,) of the classes; None without a classification head.
-        labels: uint8 on the image's own grid, 0 background; None without a segmentation head.
-        reconstruction: (C, *S) on the network's grid; None without a reconstruction head.
+        pooled: by head, (outputs,) float64: probabilities or numbers.
+        labels: by head, uint8 on the image's own grid, 0 background.
+        images: by head, (C, *S) on the network's grid, the image restored.
         note: how an image larger than the network's was predicted; empty for others.
     """
 
-    probabilities: NDArray[np.float64] | None
-    labels: NDArray[np.uint8] | None
-    reconstruction: NDArray[np.float32] | None
+    pooled: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    labels: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+    images: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     note: str = ""
 
 
 def run_network(
     network: nn.Module,
     prepared: Iterable[Prepared],
+    questions: Sequence[Question],
     *,
     device: torch.device | str,
     batch_size: int,
@@ -116,6 +118,7 @@ def run_network(
     Args:
         network: from (B, C, *S) to `Outputs`.
         prepared: images.
+        questions: what is asked of it, one for each head.
         device: for the network.
         batch_size: images a pass.
         on_failure: told of each image that has no result; None: the first one raises.
@@ -126,16 +129,20 @@ def run_network(
     """
     network.to(device).eval()
     for batch in in_batches(prepared, batch_size):
-        yield from _answers(network, batch, device, on_failure)
+        yield from _answers(network, batch, questions, device, on_failure)
 
 
 def _answers(
-    network: nn.Module, batch: list[Prepared], device: torch.device | str, on_failure: OnFailure | None
+    network: nn.Module,
+    batch: list[Prepared],
+    questions: Sequence[Question],
+    device: torch.device | str,
+    on_failure: OnFailure | None,
 ) -> Iterator[tuple[Prepared, Result]]:
     """Yield the images of a batch with their results."""
-    found = _pass(network, batch, device) or _pass(network, batch, device)
+    found = _pass(network, batch, questions, device) or _pass(network, batch, questions, device)
     if found is None:
-        found = [_alone(network, one, device) for one in batch]
+        found = [_alone(network, one, questions, device) for one in batch]
     for one, answer in zip(batch, found, strict=True):
         if isinstance(answer, Result):
             yield one, answer
@@ -145,8 +152,10 @@ def _answers(
             on_failure(one, answer)
 
 
-def _alone(network: nn.Module, one: Prepared, device: torch.device | str) -> Result | RunError:
-    found = _pass(network, [replace(one, seat=None)], device)
+def _alone(
+    network: nn.Module, one: Prepared, questions: Sequence[Question], device: torch.device | str
+) -> Result | RunError:
+    found = _pass(network, [replace(one, seat=None)], questions, device)
     if found is not None:
         return found[0]
     return RunError(
@@ -156,7 +165,7 @@ def _alone(network: nn.Module, one: Prepared, device: torch.device | str) -> Res
 
 
 def _pass(
-    network: nn.Module, batch: list[Prepared], device: torch.device | str
+    network: nn.Module, batch: list[Prepared], questions: Sequence[Question], device: torch.device | str
 ) -> list[Result | RunError] | None:
     """Return the answer of each image; None where memory does not suffice."""
     window, note = batch[0].window, ""
@@ -167,7 +176,7 @@ def _pass(
                 outputs: Outputs = network(images.to(device))
             else:
                 outputs, note = predict_large(network, images, window, device=device, name=batch[0].case_id)
-        return list(_results(outputs, batch, places, note))
+        return list(_results(outputs, batch, questions, places, note))
     except RunError as error:  # of an image larger than the network's, which is in a pass of its own
         return [error]
     except (MemoryError, RuntimeError) as error:
@@ -203,27 +212,32 @@ def in_batches(prepared: Iterable[Prepared], batch_size: int) -> Iterator[list[P
 
 
 def _results(
-    outputs: Outputs, batch: list[Prepared], places: list[int], note: str
+    outputs: Outputs, batch: list[Prepared], questions: Sequence[Question], places: list[int], note: str
 ) -> Iterator[Result | RunError]:
-    classes = None if outputs.classes is None else outputs.classes.double().softmax(dim=1)
-    labels = None if outputs.segmentation is None else outputs.segmentation.float().softmax(dim=1)
-    heads = {"classification": classes, "segmentation": labels, "reconstruction": outputs.reconstruction}
-    damaged = {
-        name: [] if head is None else (~head.isfinite().flatten(1).all(dim=1)).tolist()
-        for name, head in heads.items()
-    }
-    probabilities, maps, images = (None if head is None else head.cpu().numpy() for head in heads.values())
+    answers = {one.head: _answer(outputs, one) for one in questions}
+    damaged = {name: (~answer.isfinite().flatten(1).all(dim=1)).tolist() for name, answer in answers.items()}
+    arrays = {name: answer.cpu().numpy() for name, answer in answers.items()}
+    kinds = {one.head: one.kind for one in questions}
     for one, i in zip(batch, places, strict=True):
-        bad = [name for name, rows in damaged.items() if rows and rows[i]]
+        bad = [name for name, rows in damaged.items() if rows[i]]
         if bad:
             yield _not_finite(one, bad[0])
             continue
         yield Result(
-            probabilities=None if probabilities is None else probabilities[i],
-            labels=None if maps is None else restore_labels(maps[i], one.placement),
-            reconstruction=None if images is None else images[i],
+            pooled={name: rows[i] for name, rows in arrays.items() if kinds[name] in ("class", "other")},
+            labels={
+                name: restore_labels(rows[i], one.placement)
+                for name, rows in arrays.items()
+                if kinds[name] == "labels"
+            },
+            images={name: rows[i] for name, rows in arrays.items() if kinds[name] == "image"},
             note=note,
         )
+
+
+def _answer(outputs: Outputs, question: Question) -> Tensor:
+    head = outputs.heads[question.head]
+    return head.float().softmax(dim=1) if question.task is None else question.task.answer(head)
 
 
 def _not_finite(one: Prepared, head: str) -> RunError:

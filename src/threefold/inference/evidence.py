@@ -26,6 +26,7 @@ from threefold.inference.listing import Source
 from threefold.inference.predictor import Predictor
 from threefold.inference.sources import prepare
 from threefold.phantoms.counterfactuals import PhantomCase, lesion_files, phantom_cases
+from threefold.tasks.questions import Question
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,6 +60,7 @@ class Explainer:
     Attributes:
         predictor: the network, its threshold and preprocessing.
         cohort: the cohort.
+        question: the decision that is explained.
         lesions: file of the true lesion by case id, of cohorts that keep one apart from their masks.
         masks: folder of the masks that the run left of its test cases.
         phantoms: the cases that can be rendered again, by case id; empty where the cohort is no phantom.
@@ -66,24 +68,23 @@ class Explainer:
 
     predictor: Predictor
     cohort: Cohort
+    question: Question
     lesions: Mapping[str, Path]
     masks: Path
     phantoms: Mapping[str, PhantomCase]
 
     @classmethod
-    def of(cls, predictor: Predictor, cohort: Cohort, masks: Path) -> Explainer:
+    def of(cls, predictor: Predictor, cohort: Cohort, masks: Path, task: str | None = None) -> Explainer:
         """Put a run's network, and the masks that it left, beside a cohort.
 
         Raises:
             RunError: the network classifies nothing.
             CohortError: the cohort's parameters or truth are damaged.
         """
-        if predictor.experiment.tasks.classification is None:
-            raise RunError(
-                f"{predictor.run}: has no classification task, and so no decision to explain. Name a run "
-                "that classifies."
-            )
-        return cls(predictor, cohort, lesion_files(cohort.folder), masks, phantom_cases(cohort.folder))
+        question = _question(predictor, task)
+        return cls(
+            predictor, cohort, question, lesion_files(cohort.folder), masks, phantom_cases(cohort.folder)
+        )
 
     @property
     def things(self) -> dict[str, str]:
@@ -106,7 +107,13 @@ class Explainer:
 
     def look(self, images: Sequence[NDArray[np.float32]]) -> list[Attention]:
         """Return the attention to (C, *S) images, each to the class that the run decides for."""
-        return grad_cam(self.predictor.network, images, decide=self._decide, device=self.predictor.device)
+        return grad_cam(
+            self.predictor.network,
+            images,
+            self.question.head,
+            decide=self._decide,
+            device=self.predictor.device,
+        )
 
     def lesion(self, case: Case, one: Prepared) -> NDArray[np.bool_] | None:
         """Return a case's true lesion on the network's grid, (*S); None where it is not known.
@@ -197,7 +204,7 @@ class Explainer:
                 seed = zlib.crc32(case.case_id.encode())  # whatever the order and the number of cases
                 row |= attention_columns(found.map, found.grid, lesion, seed=seed)
             rows.append(row)
-        positive = self.predictor.cohort.positive_class
+        positive = self.question.positive_class
         if positive is not None and all(case.case_id in self.phantoms for case in cases):
             for case, one in zip(cases, batch, strict=True):
                 self.phantoms[case.case_id].verify(one.image.array)
@@ -219,18 +226,37 @@ class Explainer:
     ) -> Iterator[Row]:
         images = [self.switched(case, one, name) for case, one in zip(cases, batch, strict=True)]
         network, device = self.predictor.network, self.predictor.device
-        other = class_probabilities(network, images, device=device)[:, positive]
+        other = class_probabilities(network, images, self.question.head, device=device)[:, positive]
         has_it = np.array([self.phantoms[case.case_id].has(name) for case in cases])
         with_it, without = np.where(has_it, as_it_is, other), np.where(has_it, other, as_it_is)
-        threshold = 0.5 if self.predictor.threshold is None else self.predictor.threshold
+        known = self.predictor.threshold_of(self.question)
+        threshold = 0.5 if known is None else known
         columns = (flips(with_it, without, threshold), changes(with_it, without))
         for flip, change in zip(*columns, strict=True):
             yield {f"{name}_flip": float(flip), f"{name}_change": float(change)}
 
     def _decide(self, probabilities: NDArray[np.float64]) -> int:
-        classes = self.predictor.cohort.classes
+        classes = self.question.classes
         named = dict(zip(classes, probabilities.tolist(), strict=True))
-        return classes.index(self.predictor.decide(named))
+        return classes.index(self.predictor.decide(named, self.question))
+
+
+def _question(predictor: Predictor, task: str | None) -> Question:
+    """Return the class question to explain: the one asked for, or the first.
+
+    Raises:
+        RunError: there is none.
+    """
+    asked = [one for one in predictor.questions if one.kind == "class"]
+    named = [one for one in asked if task in (None, one.head)]
+    if not named:
+        known = f" It has {', '.join(one.head for one in asked)}." if asked else ""
+        what = "classification task" if task is None else f"classification task '{task}'"
+        raise RunError(
+            f"{predictor.run}: has no {what}, and so no decision to explain.{known} Name a run that "
+            "classifies."
+        )
+    return named[0]
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from threefold.cohorts.cohort import Case, CohortSpec
 from threefold.cohorts.failures import Failures, none_left
+from threefold.core.outputs import Outputs
 from threefold.errors import RunError
 from threefold.inference.cases import Progress, prepare_cases
 from threefold.inference.engine import in_batches
 from threefold.inference.predictor import Predictor
 from threefold.inference.sliding import predict_large
 from threefold.inference.sources import refuse_other_question
-from threefold.networks.outputs import Outputs
 from threefold.networks.stages import Staged, pooled
 
 Floats = NDArray[np.float32]

@@ -92,6 +92,14 @@ def _measure(case: Case, cohort: Cohort) -> tuple[dict[str, object], list[dict[s
     truth = Truth(known, None, "reference")
     row = case_identity(case, spec, "test") | mask_columns(labels, truth.foreground)
     placement = place(image, image.array.shape)
-    row |= topology_columns(labels, known, trained=spec, placement=placement, image=image, probabilities={})
+    row |= topology_columns(
+        labels,
+        known,
+        names=spec.structures,
+        classes=spec.classes,
+        placement=placement,
+        image=image,
+        probabilities={},
+    )
     lines = measure_structures(case.case_id, labels, truth, spec.structures, placement=placement, image=image)
     return row, lines

@@ -62,6 +62,8 @@ class Prediction:
             structures have the names for it; a diagnosis that it contradicts wants a reader's eye.
         mask_file: where the mask is written (that of a volume's slice: with the volume's last one); None
             without a folder.
+        answers: what else the network says, by column: TASK.probability_FINDING, TASK.predicted and the like.
+        masks: of several segmentation tasks, the labels of each (then there is no `mask`).
     """
 
     case_id: str
@@ -75,6 +77,8 @@ class Prediction:
     remarks: tuple[str, ...] = ()
     topology: Mapping[str, str] = field(default_factory=dict)
     mask_file: Path | None = None
+    answers: Mapping[str, Any] = field(default_factory=dict)
+    masks: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict, repr=False)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -89,7 +93,7 @@ class _Unit:
     Attributes:
         given, answered: images that went to the network, and that came back or failed.
         ended: no more will go.
-        slices: masks of a volume, until it is whole.
+        slices: masks of a volume by task (empty: the only one), until it is whole.
     """
 
     source: Source
@@ -100,7 +104,7 @@ class _Unit:
     rows: list[Content] = field(default_factory=list)
     failed: list[Content] = field(default_factory=list)
     masks: dict[str, str] = field(default_factory=dict)
-    slices: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
+    slices: dict[str, dict[int, NDArray[np.uint8]]] = field(default_factory=dict)
     broken: bool = False
 
 
@@ -113,13 +117,13 @@ class PredictionFolder:
     """
 
     def __init__(
-        self, path: Path, *, labels: int, same: Mapping[str, Any], options: Mapping[str, Any]
+        self, path: Path, *, labels: Mapping[str, int], same: Mapping[str, Any], options: Mapping[str, Any]
     ) -> None:
         """Look at the folder; nothing is made.
 
         Args:
             path: is new, empty, or holds predictions of the same run, options and inputs.
-            labels: number of labels beside the background.
+            labels: number of labels beside the background, by segmentation task.
             same: further columns, the same for each row (run, version, threshold).
             options: whatever else decides what is predicted: inputs, images a pass, what to do with uneven
                 series.
@@ -128,7 +132,7 @@ class PredictionFolder:
             RunError: there is something else in it.
         """
         self.path = path
-        self._labels, self._same = labels, dict(same)
+        self._labels, self._same = dict(labels), dict(same)
         self._head: Content = json.loads(json.dumps({"what": "threefold predict", **same, **options}))
         self._journal = Journal(path / "journal.jsonl")
         self._refuse_others()
@@ -224,8 +228,12 @@ class PredictionFolder:
             RunError: if the journal can't be.
         """
         unit = self._units[number]
-        mask = "" if prediction.mask is None else self._write_mask(unit, prediction, prediction.mask)
-        unit.rows.append(_row(prediction, mask))
+        mask = "" if prediction.mask is None else self._write_mask(unit, prediction, prediction.mask, "")
+        further = {
+            task: self._write_mask(unit, prediction, labels, task)
+            for task, labels in prediction.masks.items()
+        }
+        unit.rows.append(_row(prediction, mask, further))
         unit.answered += 1
         self._commit()
         if time.monotonic() - self._written > max(WRITE_EVERY, 20 * self._took):
@@ -286,9 +294,11 @@ class PredictionFolder:
             if unit.slices or unit.broken:  # a volume that isn't whole
                 unit.rows.clear()
             if unit.failed and not unit.masks:  # one may lie there from before a kill
-                stem = self.path / "masks" / self._names.stem(unit.source.name)
-                for suffix in (".nii.gz", ".png"):
-                    stem.with_name(stem.name + suffix).unlink(missing_ok=True)
+                several = len(self._labels) > 1
+                for task in self._labels if several else ("",):
+                    stem = self.path / "masks" / task / self._names.stem(unit.source.name)
+                    for suffix in (".nii.gz", ".png"):
+                        stem.with_name(stem.name + suffix).unlink(missing_ok=True)
             before = self._journal.read(unit.source.name)
             content = {"stamp": unit.stamp, "rows": unit.rows, "failed": unit.failed, "masks": unit.masks}
             self._journal.append(unit.source.name, content)
@@ -343,36 +353,41 @@ class PredictionFolder:
         cells |= {probability_column(name): value for name, value in row["probabilities"].items()}
         if row["decision"] is not None:
             cells["decision"] = row["decision"]
-        cells |= row["topology"]
+        cells |= row["topology"] | row.get("answers", {})
         if row["voxels"] is not None:
             cells |= {"mask_predicted_voxels": row["voxels"], "mask": row["mask"]}
         return {**cells, **self._same, "notes": "; ".join(row["notes"])}
 
-    def _write_mask(self, unit: _Unit, prediction: Prediction, mask: NDArray[np.uint8]) -> str:
+    def _write_mask(self, unit: _Unit, prediction: Prediction, mask: NDArray[np.uint8], task: str) -> str:
         """Write a mask, or keep it until its volume is whole; return its path within the folder."""
         volume, index = prediction.volume, prediction.slice_index
         if volume is None or index is None:
-            return self._write_map(unit, prediction.case_id, mask, prediction.image)
-        unit.slices[index] = mask
+            return self._write_map(unit, prediction.case_id, mask, prediction.image, task)
+        slices = unit.slices.setdefault(task, {})
+        slices[index] = mask
         case_id = prediction.case_id.rpartition("#")[0]
-        if len(unit.slices) < volume.array.shape[2]:
-            return self._mask_path(case_id, volume)
-        whole = np.stack([unit.slices[k] for k in range(len(unit.slices))], axis=-1)  # (I, J, K)
-        unit.slices.clear()
-        return self._write_map(unit, case_id, whole, volume)
+        if len(slices) < volume.array.shape[2]:
+            return self._mask_path(case_id, volume, task)
+        whole = np.stack([slices[k] for k in range(len(slices))], axis=-1)  # (I, J, K)
+        del unit.slices[task]
+        return self._write_map(unit, case_id, whole, volume, task)
 
-    def _write_map(self, unit: _Unit, case_id: str, labels: NDArray[np.uint8], image: Image) -> str:
-        name = self._mask_path(case_id, image)
-        make_folder(self.path / "masks")
-        write_label_map(self.path / name, labels, image, labels=self._labels)
+    def _write_map(
+        self, unit: _Unit, case_id: str, labels: NDArray[np.uint8], image: Image, task: str
+    ) -> str:
+        name = self._mask_path(case_id, image, task)
+        make_folder((self.path / name).parent)
+        count = self._labels[task] if task else next(iter(self._labels.values()))
+        write_label_map(self.path / name, labels, image, labels=count)
         unit.masks[name] = _digest(self.path / name)
         return name
 
-    def _mask_path(self, case_id: str, image: Image) -> str:
-        return f"masks/{self._names.stem(case_id)}{label_map_suffix(image)}"
+    def _mask_path(self, case_id: str, image: Image, task: str) -> str:
+        folder = f"masks/{task}" if task else "masks"
+        return f"{folder}/{self._names.stem(case_id)}{label_map_suffix(image)}"
 
 
-def _row(prediction: Prediction, mask: str) -> Content:
+def _row(prediction: Prediction, mask: str, further: Mapping[str, str]) -> Content:
     return {
         "case_id": printable(prediction.case_id),
         "image": printable(prediction.image.source),
@@ -380,6 +395,7 @@ def _row(prediction: Prediction, mask: str) -> Content:
         "probabilities": dict(prediction.probabilities),
         "decision": prediction.decision,
         "topology": dict(prediction.topology),
+        "answers": {**prediction.answers, **{f"{task}.mask": path for task, path in further.items()}},
         "voxels": None if prediction.mask is None else int((prediction.mask > 0).sum()),
         "mask": mask or None,
         "notes": [*prediction.notes],

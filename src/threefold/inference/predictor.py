@@ -12,32 +12,35 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from threefold import __version__
 from threefold.cohorts.cohort import CohortSpec
 from threefold.cohorts.trained_on import TrainedOn, read_trained_on
+from threefold.core.foreign_code import verify_code
 from threefold.errors import RunError, ThreefoldError, UsageError, WeightsError
 from threefold.experiment import Experiment
 from threefold.experiments import read_experiment
 from threefold.finished_runs import verify_made, verify_settings
 from threefold.images.reading import Uneven
 from threefold.inference.agreement import contradiction
-from threefold.inference.cases import Progress, label_count, structure_names
+from threefold.inference.cases import Progress, probabilities_of
 from threefold.inference.engine import Prepared, Result, Seat, run_network
 from threefold.inference.listing import Inputs, Listing, Source, find_sources
 from threefold.inference.output import Prediction, PredictionFolder
 from threefold.inference.sources import Asked, OnError, prepare_each, refuse_other_question
 from threefold.inference.structures import topology_columns
-from threefold.networks.build import build_network
 from threefold.networks.pretrained import load_pretrained
 from threefold.run import COPY_AGAIN, RunFolder
+from threefold.tasks.build import build_network, build_tasks
+from threefold.tasks.questions import Question, questions_of, the_only
 from threefold.threads import share_cores
 from threefold.validation import parse_spec, read_json
 
@@ -62,6 +65,8 @@ class Predictor:
         device: where the network runs.
         seen: what the run's training images were; None: not known, as of runs that were made before it was
             written down.
+        questions: what the network is asked: its heads, and how what they say is written down.
+        thresholds: of each class question by its task, where there are several.
     """
 
     network: nn.Module
@@ -72,6 +77,8 @@ class Predictor:
     run: str
     device: torch.device
     seen: TrainedOn | None = None
+    questions: tuple[Question, ...] = ()
+    thresholds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def asked(self) -> Asked:
@@ -107,9 +114,11 @@ class Predictor:
             )
         verify_settings(folder)
         experiment = read_experiment(folder.experiment)
+        verify_code(folder, experiment)
         cohort = _read_cohort_spec(folder)
         _require_threshold(folder, experiment, cohort, status)
-        network = build_network(experiment, cohort)
+        tasks = build_tasks(experiment, cohort)
+        network = build_network(experiment, cohort, tasks)
         report = load_pretrained(network, folder.weights, decoders_from_encoder=False)
         differing = [*report.missing, *report.unused]
         if differing:
@@ -124,6 +133,8 @@ class Predictor:
             experiment=experiment,
             cohort=cohort,
             threshold=status.get("threshold"),
+            thresholds=status.get("thresholds", {}),
+            questions=questions_of(experiment, cohort, tasks),
             version=_version(folder),
             run=folder.path.resolve().name,
             device=_device(device),
@@ -182,10 +193,11 @@ class Predictor:
         Raises:
             RunError: there is something else in it.
         """
-        threshold = {} if self.experiment.tasks.classification is None else {"threshold": self.threshold}
+        classes = any(one.kind == "class" for one in self.questions)
+        threshold = {"threshold": self.threshold} if classes else {}
         return PredictionFolder(
             path,
-            labels=label_count(self.experiment, self.cohort),
+            labels={one.head: len(one.names) or 1 for one in self.questions if one.kind == "labels"},
             same={**threshold, "run": self.run, "version": self.version},
             options={
                 "inputs": listing.asked,
@@ -221,6 +233,7 @@ class Predictor:
             for one, result in run_network(
                 self.network,
                 prepared,
+                self.questions,
                 device=self.device,
                 batch_size=batch_size,
                 on_failure=None if on_error is None else unanswered,
@@ -268,45 +281,88 @@ class Predictor:
 
     def _prediction(self, one: Prepared, result: Result) -> Prediction:
         if one.shows_nothing:
-            mask = None if result.labels is None else np.zeros_like(result.labels)
-            result = replace(result, probabilities=None, labels=mask)
-        probabilities: dict[str, float] = {}
-        if result.probabilities is not None:
-            probabilities = dict(zip(self.cohort.classes, result.probabilities.tolist(), strict=True))
-        decision = self.decide(probabilities) if probabilities else None
-        contradicts = contradiction(decision, result.labels, one.image, self.cohort, self.seen)
+            empty = {head: np.zeros_like(labels) for head, labels in result.labels.items()}
+            result = replace(result, pooled={}, labels=empty)
+        asked, labelled = the_only(self.questions, "class"), the_only(self.questions, "labels")
+        probabilities = {} if asked is None else probabilities_of(asked, result)
+        decision = self.decide(probabilities, asked) if probabilities else None
+        mask = None if labelled is None else result.labels[labelled.head]
+        contradicts = contradiction(decision, mask, one.image, self.cohort, self.seen)
         return Prediction(
             case_id=one.case_id,
             probabilities=probabilities,
             decision=decision,
-            mask=result.labels,
+            mask=mask,
             image=one.image,
             slice_index=one.slice_index,
             volume=one.volume,
             note=result.note,
             remarks=(*one.remarks, *((contradicts,) if contradicts else ()), *self.notes),
-            topology=self._topology(one, result, probabilities),
+            topology=self._topology(one, mask, labelled, probabilities),
+            answers=self._answers(result),
+            masks={
+                question.head: result.labels[question.head]
+                for question in self.questions
+                if question.kind == "labels" and question.prefix
+            },
         )
 
-    def _topology(self, one: Prepared, result: Result, probabilities: dict[str, float]) -> dict[str, str]:
-        if result.labels is None or not structure_names(self.experiment, self.cohort):
+    def _answers(self, result: Result) -> dict[str, Any]:
+        """Return what is said beside the only diagnosis and mask, by the columns' names."""
+        found: dict[str, Any] = {}
+        for question in self.questions:
+            if question.task is None or not question.prefix or question.head not in result.pooled:
+                continue
+            told = question.task.columns(result.pooled[question.head], None)
+            kept = {name: value for name, value in told.items() if not _is_truth(name)}
+            found |= {f"{question.prefix}{name}": value for name, value in kept.items()}
+            if question.kind == "class":
+                decided = self.decide(probabilities_of(question, result), question)
+                found[f"{question.prefix}decision"] = decided
+        return found
+
+    def _topology(
+        self,
+        one: Prepared,
+        mask: NDArray[np.uint8] | None,
+        question: Question | None,
+        probabilities: dict[str, float],
+    ) -> dict[str, str]:
+        if mask is None or question is None or not question.names:
             return {}
         return topology_columns(
-            result.labels,
+            mask,
             None,
-            trained=self.cohort,
+            names=question.names,
+            classes=tuple(probabilities) or self.cohort.classes,
             placement=one.placement,
             image=one.image,
             probabilities=probabilities,
         )
 
-    def decide(self, probabilities: dict[str, float]) -> str:
-        """Return the class decided for, given each class's probability."""
-        positive = self.cohort.positive_class
-        if positive is None or self.threshold is None:
+    def threshold_of(self, question: Question) -> float | None:
+        """Return the threshold of a question's positive class; None: the most probable is decided for."""
+        return self.thresholds.get(question.head) if question.prefix else self.threshold
+
+    def decide(self, probabilities: Mapping[str, float], question: Question | None = None) -> str:
+        """Return the class decided for, given each class's probability.
+
+        Args:
+            probabilities: by class.
+            question: that they answer; None: the network's only class question.
+        """
+        question = question or the_only(self.questions, "class")
+        threshold = None if question is None else self.threshold_of(question)
+        positive = None if question is None else question.positive_class
+        if question is None or positive is None or threshold is None:
             return max(probabilities, key=probabilities.__getitem__)
-        name = self.cohort.classes[positive]
-        return name if probabilities[name] >= self.threshold else self.cohort.classes[1 - positive]
+        name = question.classes[positive]
+        return name if probabilities[name] >= threshold else question.classes[1 - positive]
+
+
+def _is_truth(column: str) -> bool:
+    """Whether a column of a table of predictions holds what is known, and not what the network says."""
+    return column in ("label", "truth") or column.startswith("truth_")
 
 
 def _seat(number: int, count: int, batch_size: int) -> Seat:
@@ -334,9 +390,13 @@ def _require_threshold(
     run: RunFolder, experiment: Experiment, cohort: CohortSpec, status: Mapping[str, Any]
 ) -> None:
     """Refuse a run that decides between two classes without the threshold that it was finished with."""
-    if experiment.tasks.classification is None or cohort.positive_class is None:
-        return
-    if status.get("threshold") is None:
+    asked = [
+        one
+        for one in questions_of(experiment, cohort)
+        if one.kind == "class" and one.positive_class is not None
+    ]
+    known = status.get("thresholds") or {}
+    if any((known.get(one.head) if one.prefix else status.get("threshold")) is None for one in asked):
         raise RunError(
             f"{run.status}: has no threshold (state: {status['state']}). Expected the one chosen on the "
             "validation cases, since the network decides between two classes. Finish the run: `threefold "

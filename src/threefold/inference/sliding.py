@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from types import EllipsisType
 
 import torch
 from torch import Tensor, nn
 
+from threefold.core.outputs import Head, Outputs
 from threefold.errors import RunError
 from threefold.images.preprocessing import centre_of, window_start
 from threefold.inference.memory import WORKSPACE, TensorMemory, free_bytes
-from threefold.networks.outputs import Outputs
 
 OVERLAP = 0.5
 """Share of a window's side that the next one covers again."""
@@ -75,7 +75,8 @@ def predict_large(
     middle = tuple(window_start(n, w, n / 2) for n, w in zip(shape, window, strict=True))
     with TensorMemory() as memory:
         first = _on_window(network, image, middle, window, device)
-    if first.segmentation is None and first.reconstruction is None:
+    dense = [name for name, head in first.heads.items() if head.ndim == image.ndim]
+    if not dense:
         return first, f"the middle {_by(window)} of {_by(shape)} voxels"
     plan = plan_passes(shape, window, memory.peak, first, device=device, name=name)
     level = logging.WARNING if plan.windows else logging.INFO
@@ -84,15 +85,23 @@ def predict_large(
         outputs = in_windows(network, image, window, plan.windows, device=device)
     else:
         outputs = _to(network(image.to(device)), image.device)
-    if first.classes is None:
+    if len(dense) == len(first.heads):
         return outputs, plan.text
     start = middle
-    if outputs.segmentation is not None:
-        found = centre_of(outputs.segmentation[0].argmax(dim=0).cpu().numpy())
+    segmented = segmenting_heads(network, dense)
+    if segmented:
+        found = centre_of(outputs.heads[segmented[0]][0].argmax(dim=0).cpu().numpy())
         if found is not None:
             start = tuple(window_start(n, w, at + 0.5) for n, w, at in zip(shape, window, found, strict=True))
     at_focus = first if start == middle else _on_window(network, image, start, window, device)
-    return replace(outputs, classes=at_focus.classes, features=at_focus.features), plan.text
+    whole = {name: outputs.heads[name] for name in dense}
+    return Outputs({**at_focus.heads, **whole}, at_focus.features), plan.text
+
+
+def segmenting_heads(network: nn.Module, dense: Sequence[str]) -> list[str]:
+    """Return those of a network's dense heads that give labels, and not the image restored."""
+    kinds: Mapping[str, Head] = getattr(network, "kinds", {})
+    return [name for name in dense if name not in kinds or kinds[name].kind == "dense"]
 
 
 def plan_passes(
@@ -121,7 +130,7 @@ def plan_passes(
     state = f"{_gb(free)} free on {device.type}"
     if whole <= MEMORY_SHARE * free:
         return Plan((), f"{_by(shape)} voxels in one pass, about {_gb(whole)}", state)
-    heads = [head for head in (first.segmentation, first.reconstruction) if head is not None]
+    heads = [head for head in first.heads.values() if head.ndim == len(shape) + 2]
     # Sums, probabilities in float32, and a copy of one while it is made of the other.
     kept = int(3 * growth * sum(4 * head.numel() for head in heads))
     host = free_bytes(torch.device("cpu"))
@@ -144,7 +153,7 @@ def in_windows(
     *,
     device: torch.device | str,
 ) -> Outputs:
-    """Return segmentation and reconstruction (1, ..., *S), blended of windows; classes are left out."""
+    """Return the heads that are an image (1, ..., *S), blended of windows; pooled ones are left out."""
     weights = blending_weights(window)
     total = torch.zeros(image.shape[2:])
     sums: dict[str, Tensor] = {}
@@ -152,13 +161,12 @@ def in_windows(
         outputs = _on_window(network, image, start, window, torch.device(device))
         where = _voxels_of(start, window)
         total[where] += weights
-        for head in ("segmentation", "reconstruction"):
-            values = getattr(outputs, head)
-            if values is not None:
+        for head, values in outputs.heads.items():
+            if values.ndim == image.ndim:
                 if head not in sums:
                     sums[head] = torch.zeros(1, values.shape[1], *image.shape[2:])
                 sums[head][where] += values.float() * weights
-    return Outputs(**{head: values.div_(total).to(image.device) for head, values in sums.items()})
+    return Outputs({head: values.div_(total).to(image.device) for head, values in sums.items()})
 
 
 def window_starts(
@@ -192,8 +200,7 @@ def _on_window(
 
 def _to(outputs: Outputs, device: torch.device) -> Outputs:
     """Return outputs on a device."""
-    moved = {name: None if head is None else head.to(device) for name, head in vars(outputs).items()}
-    return replace(outputs, **moved)
+    return outputs.map(lambda head: head.to(device))
 
 
 def _voxels_of(start: Sequence[int], window: Sequence[int]) -> tuple[EllipsisType | slice, ...]:

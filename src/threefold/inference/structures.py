@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from threefold.cohorts.cohort import Case, CohortSpec
-from threefold.cohorts.targets import read_mask, read_structures
+from threefold.cohorts.targets import read_label_map_of, read_mask, read_structures
+from threefold.core.targets import MaskTarget
 from threefold.errors import ImageError
 from threefold.evaluation.arch import find_arch, knows_arch
 from threefold.evaluation.structure_measures import structure_rows, union_row
@@ -20,7 +21,6 @@ from threefold.images.geometry import Image
 from threefold.images.preprocessing import Placement, canonical
 
 Labels = NDArray[np.uint8]
-Source = Literal["reference", "structures", "mask", ""]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Truth:
 
     structures: Labels | None
     region: NDArray[np.bool_] | None
-    source: Source
+    source: str
 
     @property
     def foreground(self) -> NDArray[np.bool_] | None:
@@ -43,17 +43,20 @@ class Truth:
         return self.region if self.structures is None else self.structures > 0
 
 
-def read_truth(case: Case, image: Image, spec: CohortSpec, target: Literal["mask", "structures"]) -> Truth:
-    """Read what a case's prediction is held against.
+def read_truth(case: Case, image: Image, spec: CohortSpec, target: str) -> Truth:
+    """Read what a case's prediction of a target is held against.
 
     For structures that is the reference where the case has one (structures that were propagated, and
     trained on, may be wrong), else its structures; for its region its mask. With target mask the structures
-    are the reference's alone, whose foreground is better known than that of a mask drawn by hand.
+    are the reference's alone, whose foreground is better known than that of a mask drawn by hand. Another
+    target is held against itself.
 
     Raises:
         ImageError: naming the case.
     """
     try:
+        if target not in ("mask", "structures"):
+            return _read_own(case, image, spec, target)
         region = None
         if case.mask is not None:
             region = read_mask(case.mask, case.slice_index, image, spec).array != 0
@@ -63,8 +66,19 @@ def read_truth(case: Case, image: Image, spec: CohortSpec, target: Literal["mask
         labels = read_structures(path, case.slice_index, image, spec).array
     except ImageError as error:
         raise ImageError(f"case {case.case_id}: {error}") from error
-    source: Source = "reference" if path == case.reference else "structures"
+    source = "reference" if path == case.reference else "structures"
     return Truth(labels.astype(np.uint8), region, source)
+
+
+def _read_own(case: Case, image: Image, spec: CohortSpec, target: str) -> Truth:
+    """Read a label map of a further target."""
+    path = case.label_maps.get(target)
+    if path is None:
+        return Truth(None, None, "")
+    labels = read_label_map_of(target, path, case.slice_index, image, spec).array
+    if isinstance(spec.all_targets[target], MaskTarget):
+        return Truth(None, labels != 0, target)
+    return Truth(labels.astype(np.uint8), None, target)
 
 
 def measure_structures(
@@ -117,7 +131,8 @@ def topology_columns(
     predicted: Labels,
     truth: Labels | None,
     *,
-    trained: CohortSpec,
+    names: Sequence[str],
+    classes: Sequence[str],
     placement: Placement,
     image: Image,
     probabilities: Mapping[str, float],
@@ -131,11 +146,11 @@ def topology_columns(
 
     Args:
         predicted, truth: labels on the image's own grid.
-        trained: names structures and classes.
+        names: of the structures.
+        classes: that the network tells apart.
         placement, image: where the grid lies.
         probabilities: by class; empty without a classifier.
     """
-    names = trained.structures
     columns: dict[str, Any] = {}
     if truth is not None:
         columns["graph_edits"] = graph_edits(vessel_graph(predicted, names), vessel_graph(truth, names)).count
@@ -143,7 +158,7 @@ def topology_columns(
     if not (knows_arch(names) and predicted.ndim == 3) or spacing is None:
         return columns
     finding = find_arch(canonical(predicted, placement), names, spacing)
-    spoken = finding.diagnosis if finding.diagnosis in trained.classes else ""
+    spoken = finding.diagnosis if finding.diagnosis in classes else ""
     columns |= {"arch": finding.arch, "topology_class": spoken, "agrees": ""}
     if probabilities and spoken:
         decided = max(probabilities, key=probabilities.__getitem__)

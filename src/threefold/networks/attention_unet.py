@@ -13,16 +13,17 @@ How the terms map to the paper of the attention gates:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+from threefold.core.outputs import Head, Outputs
 from threefold.experiment import AttentionUnetSpec
 from threefold.networks import kernels, kernels3d
 from threefold.networks.cam import CamLayer
-from threefold.networks.outputs import Outputs
+from threefold.networks.heads import apply_pooled, first_of, pooled_head
 
 _CONV: dict[int, type[nn.Conv2d | nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 _UP: dict[int, type[nn.ConvTranspose2d | nn.ConvTranspose3d]] = {
@@ -114,13 +115,12 @@ class DecoderLevel(nn.Module):
 
 
 class AttentionUnet(nn.Module):
-    """Segment an image; with `classes`, tell its class from the pooled deepest features as well.
+    """Segment an image, and answer for the whole of it from the pooled deepest features.
 
     Args:
         spec: channels, dropout and initialisation.
         in_channels: channels C of the image.
-        labels: segmentation labels L, background included; None: no decoder.
-        classes: diagnoses K to tell apart; None: no classification head.
+        heads: by task, pooled and dense; dense ones share the decoder.
         dimensions: spatial axes, 2 or 3.
     """
 
@@ -129,8 +129,7 @@ class AttentionUnet(nn.Module):
         spec: AttentionUnetSpec,
         *,
         in_channels: int,
-        labels: int | None,
-        classes: int | None,
+        heads: Mapping[str, Head],
         dimensions: int = 3,
     ) -> None:
         super().__init__()
@@ -142,19 +141,35 @@ class AttentionUnet(nn.Module):
             )
             for level, (before, width) in enumerate(zip((in_channels, *widths), widths, strict=False))
         )
+        self.kinds = dict(sorted(heads.items(), key=lambda one: one[1].kind))  # dense, then pooled
         self.decoder = None
-        self.head = None
-        if labels is not None:
+        if any(head.kind == "dense" for head in heads.values()):
             self.decoder = nn.ModuleList(
                 DecoderLevel(dimensions, coarser, width, spec.dropout) for width, coarser in pairwise(widths)
             )  # finest first
-            self.head = _CONV[dimensions](widths[0], labels, 1)
-        self.classifier = None if classes is None else nn.Linear(deepest, classes)
+        self.heads = nn.ModuleDict(
+            {
+                name: pooled_head(deepest, head)
+                if head.kind == "pooled"
+                else _CONV[dimensions](widths[0], head.outputs, 1)
+                for name, head in self.kinds.items()
+            }
+        )
         self.stride = 2 ** (len(widths) - 1)
         if spec.initialisation == "published":
             initialise_as_published(self)
-        if self.head is not None and spec.background_prior is not None:
-            prefer_background(self.head, spec.background_prior)
+        for head in self.heads.values():
+            if spec.background_prior is not None and isinstance(head, _CONV[dimensions]):
+                prefer_background(head, spec.background_prior)
+
+    def former_names(self) -> dict[str, str]:
+        """Return how names of weights began in earlier versions, and begin now."""
+        names = (("head.", first_of(self.kinds, "dense")), ("classifier.", first_of(self.kinds, "pooled")))
+        return {old: f"heads.{name}." for old, name in names if name is not None}
+
+    def shared_parameter(self) -> str:
+        """Return the last parameter that every task's gradient passes through."""
+        return f"encoder.{len(self.encoder) - 1}.1.norm.weight"
 
     def cam_layer(self) -> CamLayer:
         """Return the deepest level, whose mean the class is told by."""
@@ -165,13 +180,13 @@ class AttentionUnet(nn.Module):
         return {f"level {i + 1}": f"encoder.{i}" for i in range(len(self.encoder))}
 
     def forward(self, image: Tensor) -> Outputs:
-        """(B, C, *S) image of any size to (B, L, *S) and (B, K) logits.
+        """(B, C, *S) image of any size to (B, L, *S) of each dense head and (B, K) of each pooled one.
 
         The image is padded with zeros at its far ends to a multiple of the deepest level's stride, and to two
         voxels of that level at least, and the segmentation is cropped again.
         """
         size = image.shape[2:]
-        segmentation = None
+        dense: dict[str, Tensor] = {}
         with kernels.precision(image):
             values = kernels3d.as_channels_last(kernels3d.pad(image, self._padded(size)))
             with kernels3d.precision(values):
@@ -180,19 +195,18 @@ class AttentionUnet(nn.Module):
                     values = block(values)
                     skips.append(values)
                 pooled = kernels3d.pool(skips.pop())  # (B, F)
-                if self.decoder is not None and self.head is not None:
+                if self.decoder is not None:
                     for level in reversed(self.decoder):
                         values = level(values, skips.pop())
-                    segmentation = kernels3d.crop(kernels3d.project(values, self.head), size).contiguous()
-        if segmentation is not None and kernels.avoids_bfloat16(image):
-            segmentation = segmentation.bfloat16()
-        return Outputs(
-            classes=None
-            if self.classifier is None
-            else self.classifier(pooled.to(self.classifier.weight.dtype)),
-            segmentation=segmentation,
-            features=pooled,
-        )
+                    for name, head in self.kinds.items():
+                        if head.kind == "dense":
+                            layer = self.heads[name]
+                            assert isinstance(layer, nn.Conv2d | nn.Conv3d)
+                            projected = kernels3d.project(values, layer)
+                            dense[name] = kernels3d.crop(projected, size).contiguous()
+        if kernels.avoids_bfloat16(image):
+            dense = {name: values.bfloat16() for name, values in dense.items()}
+        return Outputs({**dense, **apply_pooled(self.heads, self.kinds, pooled)}, pooled)
 
     def _padded(self, size: Sequence[int]) -> list[int]:
         """Return the size of the padded image: batch norm needs two voxels of the deepest level."""

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from threefold.core.outputs import Head, Outputs
 from threefold.experiment import CascadeSpec
 from threefold.networks import kernels3d
 from threefold.networks.attention_unet import AttentionUnet
 from threefold.networks.cam import CamLayer
 from threefold.networks.densenet import DenseNet
-from threefold.networks.outputs import Outputs
 
 
 class Cascade(nn.Module):
@@ -25,8 +26,8 @@ class Cascade(nn.Module):
     Args:
         spec: both networks and what passes between them.
         in_channels: channels C of the image.
-        labels: segmentation labels L, background included.
-        classes: diagnoses K to tell apart.
+        heads: by task; dense ones are the segmenter's, of which the classifier reads the first, pooled ones
+            the classifier's.
         dimensions: spatial axes, 2 or 3.
 
     Attributes:
@@ -35,18 +36,20 @@ class Cascade(nn.Module):
     """
 
     def __init__(
-        self, spec: CascadeSpec, *, in_channels: int, labels: int, classes: int, dimensions: int = 3
+        self, spec: CascadeSpec, *, in_channels: int, heads: Mapping[str, Head], dimensions: int = 3
     ) -> None:
         super().__init__()
+        dense = {name: head for name, head in heads.items() if head.kind == "dense"}
+        pooled = {name: head for name, head in heads.items() if head.kind == "pooled"}
+        self.reads = next(iter(dense))
+        labels = dense[self.reads].outputs
         self.segmenter = AttentionUnet(
-            spec.segmenter, in_channels=in_channels, labels=labels, classes=None, dimensions=dimensions
+            spec.segmenter, in_channels=in_channels, heads=dense, dimensions=dimensions
         )
         self.reads_image = spec.classifier_input.startswith("image+")
         self.reads_region = spec.classifier_input.endswith("region")
         channels = (in_channels if self.reads_image else 0) + (2 if self.reads_region else labels)
-        self.classifier = DenseNet(
-            spec.classifier, in_channels=channels, classes=classes, dimensions=dimensions
-        )
+        self.classifier = DenseNet(spec.classifier, in_channels=channels, heads=pooled, dimensions=dimensions)
         self.frozen = spec.freeze_segmenter
         if self.frozen:
             self.segmenter.requires_grad_(False).eval()
@@ -57,6 +60,18 @@ class Cascade(nn.Module):
         if self.frozen:
             self.segmenter.eval()
         return self
+
+    def former_names(self) -> dict[str, str]:
+        """Return how names of weights began in earlier versions, and begin now."""
+        return {
+            f"{part}.{old}": f"{part}.{new}"
+            for part, network in (("segmenter", self.segmenter), ("classifier", self.classifier))
+            for old, new in network.former_names().items()
+        }
+
+    def shared_parameter(self) -> str | None:
+        """Return the last parameter that every task's gradient passes through; None: it is frozen."""
+        return None if self.frozen else f"segmenter.heads.{self.reads}.weight"
 
     def cam_layer(self) -> CamLayer:
         """Return the classifier's."""
@@ -73,9 +88,9 @@ class Cascade(nn.Module):
     def forward(self, image: Tensor) -> Outputs:
         """(B, C, *S) image to (B, L, *S) and (B, K) logits; the features are the classifier's, (B, F)."""
         with torch.no_grad() if self.frozen else nullcontext():
-            segmentation = self.segmenter(image).segmentation
-        classified = self.classifier(self.classifier_input(image, segmentation))
-        return Outputs(classes=classified.classes, segmentation=segmentation, features=classified.features)
+            dense = self.segmenter(image).heads
+        classified = self.classifier(self.classifier_input(image, dense[self.reads]))
+        return Outputs({**dense, **classified.heads}, classified.features)
 
     def classifier_input(self, image: Tensor, segmentation: Tensor) -> Tensor:
         """Return what the classifier reads: (B, C or 0 + L or 2, *S).

@@ -6,12 +6,15 @@ implementation uses.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
+from threefold.core.outputs import Head, Outputs
 from threefold.experiment import DenseNetSpec
 from threefold.networks import kernels, kernels3d
 from threefold.networks.cam import CamLayer
-from threefold.networks.outputs import Outputs
+from threefold.networks.heads import apply_pooled, first_of, pooled_head
 
 _CONV: dict[int, type[nn.Conv2d | nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 _SMALLEST = 8  # voxels of an axis
@@ -73,7 +76,7 @@ class DenseFeatures(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """Tell the class of an image.
+    """Answer for an image as a whole.
 
     Small grids: an axis of fewer than 8 voxels is padded with zeros to 8. Instance norm needs two voxels at
     least, so where halving the grid between two blocks would leave a single one, the grid is kept. Elsewhere
@@ -82,19 +85,34 @@ class DenseNet(nn.Module):
     Args:
         spec: layers, growth and dropout.
         in_channels: channels C of the image.
-        classes: diagnoses K to tell apart.
+        heads: by task, pooled ones alone.
         dimensions: spatial axes, 2 or 3.
     """
 
-    def __init__(self, spec: DenseNetSpec, *, in_channels: int, classes: int, dimensions: int = 3) -> None:
+    def __init__(
+        self, spec: DenseNetSpec, *, in_channels: int, heads: Mapping[str, Head], dimensions: int = 3
+    ) -> None:
         super().__init__()
         self.features = DenseFeatures(spec, in_channels, dimensions)
-        self.head = nn.Linear(self.features.width, classes)
+        self.kinds = dict(heads)
+        self.heads = nn.ModuleDict(
+            {name: pooled_head(self.features.width, head) for name, head in heads.items()}
+        )
         self.stride = 2 ** (len(spec.blocks) + 1)  # the stem halves twice, each transition once
         for module in self.modules():
             if isinstance(module, _CONV[dimensions]):
                 nn.init.kaiming_normal_(module.weight)
-        nn.init.zeros_(self.head.bias)
+        for head in self.heads.values():
+            assert isinstance(head, nn.Linear)
+            nn.init.zeros_(head.bias)
+
+    def former_names(self) -> dict[str, str]:
+        """Return how names of weights began in earlier versions, and begin now."""
+        return {"head.": f"heads.{first_of(self.kinds, 'pooled')}."}
+
+    def shared_parameter(self) -> str:
+        """Return the last parameter that every task's gradient passes through."""
+        return f"features.transitions.{len(self.features.transitions) - 1}.weight"
 
     def cam_layer(self) -> CamLayer:
         """Return what is before the pooling."""
@@ -109,4 +127,4 @@ class DenseNet(nn.Module):
         # Below 8 voxels oneDNN's gradient of the 7x7 convolution writes out of bounds, besides.
         padded = kernels3d.pad(image, [max(side, _SMALLEST) for side in image.shape[2:]])
         pooled = kernels3d.pool(self.features(padded))  # (B, F)
-        return Outputs(classes=self.head(pooled.to(self.head.weight.dtype)), features=pooled)
+        return Outputs(apply_pooled(self.heads, self.kinds, pooled), pooled)

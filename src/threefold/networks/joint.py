@@ -8,10 +8,11 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from threefold.core.outputs import Head, Outputs
 from threefold.errors import WeightsError
 from threefold.experiment import JointSwinSpec
 from threefold.networks.cam import CamLayer
-from threefold.networks.outputs import Outputs
+from threefold.networks.heads import apply_pooled, first_of, pooled_head
 from threefold.networks.swin import SwinEncoder, initialise
 from threefold.networks.swin_unet import SwinUnet
 
@@ -22,17 +23,21 @@ class JointSwin(nn.Module):
     Args:
         spec: sizes of both encoders.
         in_channels: channels of the image.
-        classes: diagnoses to tell apart.
+        heads: by task, pooled ones alone.
 
     The frozen encoder holds random weights until `adopt` fills it.
     """
 
-    def __init__(self, spec: JointSwinSpec, *, in_channels: int, classes: int) -> None:
+    def __init__(self, spec: JointSwinSpec, *, in_channels: int, heads: Mapping[str, Head]) -> None:
         super().__init__()
         self.encoder = SwinEncoder(spec.encoder, in_channels)
         self.frozen = SwinEncoder(spec.encoder, in_channels).requires_grad_(False).eval()
-        self.classifier = nn.Linear(2 * self.encoder.width, classes)
-        initialise(self.classifier, spec.encoder)
+        self.kinds = dict(heads)
+        self.heads = nn.ModuleDict(
+            {name: pooled_head(2 * self.encoder.width, head) for name, head in heads.items()}
+        )
+        for head in self.heads.values():
+            initialise(head, spec.encoder)
 
     def adopt(self, trained: SwinUnet | Mapping[str, Tensor]) -> None:
         """Fill the frozen encoder.
@@ -58,6 +63,14 @@ class JointSwin(nn.Module):
         self.frozen.eval()
         return self
 
+    def former_names(self) -> dict[str, str]:
+        """Return how names of weights began in earlier versions, and begin now."""
+        return {"classifier.": f"heads.{first_of(self.kinds, 'pooled')}."}
+
+    def shared_parameter(self) -> str:
+        """Return the last parameter that every task's gradient passes through."""
+        return "encoder.norm.weight"
+
     def cam_layer(self) -> CamLayer:
         """Return the trained encoder's; what the frozen one contributes is in no map."""
         return self.encoder.cam_layer().within("encoder")
@@ -71,4 +84,4 @@ class JointSwin(nn.Module):
         with torch.no_grad():
             before = self.frozen(image).pooled
         features = torch.cat((before, self.encoder(image).pooled), dim=1)  # (B, 2F)
-        return Outputs(classes=self.classifier(features), features=features)
+        return Outputs(apply_pooled(self.heads, self.kinds, features), features)

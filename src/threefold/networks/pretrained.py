@@ -19,7 +19,7 @@ from threefold.errors import WeightsError, some
 from threefold.networks.cascade import Cascade
 from threefold.networks.joint import JointSwin
 from threefold.networks.swin_unet import SwinUnet
-from threefold.networks.weight_names import PATCHES, head_names, mirror_encoder, translate
+from threefold.networks.weight_names import PATCHES, mirror_encoder, translate
 from threefold.run import RunFolder
 
 _CONTAINERS = ("model", "state_dict", "network")  # where a checkpoint keeps its weights, if not at the top
@@ -87,10 +87,10 @@ def load_pretrained(network: nn.Module, path: Path, *, decoders_from_encoder: bo
     found = {_WRAPPERS.sub("", name): value for name, value in _read(path).items()}
     offered, origins = translate(found, network)
     adapted = mirror_encoder(offered, origins, network) if decoders_from_encoder else []
-    own, heads = network.state_dict(), head_names(network)
+    own = network.state_dict()
     fitting: dict[str, Tensor] = {}
     for name in offered.keys() & own.keys():
-        value, remark = _fit(name, offered[name], own[name], f"{path}: '{origins[name]}'", heads)
+        value, remark = _fit(name, offered[name], own[name], f"{path}: '{origins[name]}'")
         adapted += [remark] if remark else []
         if value is not None:
             fitting[name] = value
@@ -175,16 +175,13 @@ def _refuse_untrained_segmenter(path: Path, missing: tuple[str, ...]) -> None:
         )
 
 
-def _fit(
-    name: str, value: Tensor, target: Tensor, source: str, heads: tuple[str, ...]
-) -> tuple[Tensor | None, str | None]:
+def _fit(name: str, value: Tensor, target: Tensor, source: str) -> tuple[Tensor | None, str | None]:
     """Return the value for a weight (None: it keeps its own) and a remark on what was changed.
 
     Args:
         name, target: the network's weight.
         value: what the file offers for it.
         source: file and name, for messages.
-        heads: how the names of weights begin whose size is the question's, not the network's.
 
     Raises:
         WeightsError: if the value is of another shape or not finite.
@@ -194,7 +191,7 @@ def _fit(
         remark = f"{name}: from {value.shape[1]} to {target.shape[1]} channels, their sum kept"
         value = (value.sum(1, keepdim=True) / target.shape[1]).expand_as(target)
     if value.shape != target.shape:
-        if name.startswith(heads):
+        if _is_of_a_head(name) and value.ndim == target.ndim:
             return None, (
                 f"{name}: not loaded, the file has {value.shape[0]} outputs and the network {target.shape[0]}"
             )
@@ -209,6 +206,15 @@ def _fit(
             f"{source} holds NaN or infinite values. Use a checkpoint from before the training diverged."
         )
     return value, remark
+
+
+def _is_of_a_head(name: str) -> bool:
+    """Whether a weight has the size of the question: the last layer of a head, or anything of a network of
+    others, whose heads are not told from the rest."""
+    if name.startswith("net."):
+        return True
+    _, head, rest = f".{name}".rpartition(".heads.")
+    return bool(head) and (rest.count(".") == 1 or ".final.head." in rest)
 
 
 def _same_but_channels(value: Tensor, target: Tensor) -> bool:

@@ -5,13 +5,16 @@ The decoder is that of Swin-Unet (Cao et al. 2021, arXiv 2105.05537).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
+from threefold.core.outputs import Head, Outputs
 from threefold.experiment import SwinSpec, SwinUnetSpec
 from threefold.networks import kernels
 from threefold.networks.cam import CamLayer
-from threefold.networks.outputs import Outputs
+from threefold.networks.heads import apply_pooled, first_of, pooled_head
 from threefold.networks.swin import (
     EncoderFeatures,
     SwinBlocks,
@@ -21,6 +24,9 @@ from threefold.networks.swin import (
     stage_width,
 )
 from threefold.networks.windows import Order, Tokens
+
+_ORDER = ("pooled", "dense", "restored")
+"""Of the heads: their first weights are drawn in it."""
 
 
 class PatchExpanding(nn.Module):
@@ -110,9 +116,7 @@ class SwinUnet(nn.Module):
     Args:
         spec: sizes of the encoder, and by mirror of the decoders.
         in_channels: channels C of the image.
-        classes: diagnoses K to tell apart; None: no classification head.
-        labels: segmentation labels L, background included; None: no segmentation decoder.
-        reconstruct: whether there is a reconstruction decoder.
+        heads: by task; a dense head and a restored image have a decoder each.
     """
 
     def __init__(
@@ -120,17 +124,32 @@ class SwinUnet(nn.Module):
         spec: SwinUnetSpec,
         *,
         in_channels: int,
-        classes: int | None,
-        labels: int | None,
-        reconstruct: bool,
+        heads: Mapping[str, Head],
     ) -> None:
         super().__init__()
         self.encoder = SwinEncoder(spec.encoder, in_channels)
-        self.classifier = None if classes is None else nn.Linear(self.encoder.width, classes)
-        self.segmentation = None if labels is None else SwinDecoder(spec.encoder, labels)
-        self.reconstruction = SwinDecoder(spec.encoder, in_channels) if reconstruct else None
-        if self.classifier is not None:
-            initialise(self.classifier, spec.encoder)
+        self.kinds = dict(sorted(heads.items(), key=lambda one: _ORDER.index(one[1].kind)))
+        self.heads = nn.ModuleDict(
+            {
+                name: pooled_head(self.encoder.width, head)
+                if head.kind == "pooled"
+                else SwinDecoder(spec.encoder, head.outputs)
+                for name, head in self.kinds.items()
+            }
+        )
+        for name, head in self.kinds.items():
+            if head.kind == "pooled":
+                initialise(self.heads[name], spec.encoder)
+
+    def former_names(self) -> dict[str, str]:
+        """Return how names of weights began in earlier versions, and begin now."""
+        kinds = {"classifier.": "pooled", "segmentation.": "dense", "reconstruction.": "restored"}
+        names = ((old, first_of(self.kinds, kind)) for old, kind in kinds.items())
+        return {old: f"heads.{name}." for old, name in names if name is not None}
+
+    def shared_parameter(self) -> str:
+        """Return the last parameter that every task's gradient passes through."""
+        return "encoder.norm.weight"
 
     def cam_layer(self) -> CamLayer:
         """Return the encoder's."""
@@ -145,13 +164,10 @@ class SwinUnet(nn.Module):
         height, width = image.shape[-2:]
         with kernels.precision(image):
             features = self.encoder(image)
-            decoded = [
-                None if decoder is None else decoder(features)[..., :height, :width]
-                for decoder in (self.segmentation, self.reconstruction)
-            ]
-            return Outputs(
-                classes=None if self.classifier is None else self.classifier(features.pooled),
-                segmentation=decoded[0],
-                reconstruction=decoded[1],
-                features=features.pooled,
-            )
+            decoded = {
+                name: self.heads[name](features)[..., :height, :width]
+                for name, head in self.kinds.items()
+                if head.kind != "pooled"
+            }
+            pooled = apply_pooled(self.heads, self.kinds, features.pooled)
+            return Outputs({**pooled, **decoded}, features.pooled)

@@ -9,23 +9,12 @@ from torch import Tensor, nn
 
 from threefold.networks.attention_unet import AttentionUnet
 from threefold.networks.cascade import Cascade
-from threefold.networks.densenet import DenseNet
+from threefold.networks.heads import Renamed, today
 from threefold.networks.joint import JointSwin
 from threefold.networks.swin_unet import SwinUnet
 
 PATCHES = "encoder.patch_embed.proj.weight"
 _SEGMENTER, _CLASSIFIER = "segmenter.", "classifier."  # the parts of a cascade
-
-
-def head_names(network: nn.Module) -> tuple[str, ...]:
-    """Return how the names of the weights begin whose size is the question's, not the network's."""
-    match network:
-        case Cascade():
-            return f"{_SEGMENTER}head.", f"{_CLASSIFIER}head."
-        case AttentionUnet() | DenseNet():
-            return "head.", "classifier."
-        case _:
-            return "classifier.", "segmentation.final.head."
 
 
 def translate(found: Mapping[str, Tensor], network: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -36,11 +25,19 @@ def translate(found: Mapping[str, Tensor], network: nn.Module) -> tuple[dict[str
         network: any of the program's.
     """
     if isinstance(network, SwinUnet | JointSwin):
-        return _translate_swin(found, network)
-    own_names = {_monai_name(name) or name: name for name in found}
-    names = ((_name_in(network, name, own_names), origin) for name, origin in own_names.items())
-    origins = {own: origin for own, origin in names if own is not None}
-    return {own: found[origin] for own, origin in origins.items()}, origins
+        names = _swin_names(found, network)
+    else:
+        own_names = {_monai_name(name) or name: name for name in found}
+        given = ((_name_in(network, name, own_names), origin) for name, origin in own_names.items())
+        names = {own: origin for own, origin in given if own is not None}
+    former = network.former_names() if isinstance(network, Renamed) else {}
+    origins = {today(name, names, former): origin for name, origin in names.items()}
+    return {own: _flat(origin, found[origin]) for own, origin in origins.items()}, origins
+
+
+def _flat(name: str, value: Tensor) -> Tensor:
+    """Return a weight as ours is: the public Swin-Unet's last layer is a 1x1 convolution."""
+    return value[..., 0, 0] if name == "output.weight" and value.ndim == 4 else value
 
 
 def _name_in(network: nn.Module, name: str, found: Collection[str]) -> str | None:
@@ -98,20 +95,13 @@ def _monai_densenet_name(name: str) -> str | None:
     return None if transition is None else f"features.transitions.{int(transition[1]) - 1}"
 
 
-def _translate_swin(
-    found: Mapping[str, Tensor], network: SwinUnet | JointSwin
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the file's tensors by the network's names, and the file's name of each."""
+def _swin_names(found: Mapping[str, Tensor], network: SwinUnet | JointSwin) -> dict[str, str]:
+    """Return the file's names by the network's."""
     if any(name.startswith("encoder.") for name in found):  # this program's own names
-        return dict(found), {name: name for name in found}
+        return {name: name for name in found}
     stages = len(network.encoder.spec.depths)
-    offered, origins = {}, {}
-    for name, value in found.items():
-        own = _own_name(name, stages)
-        if own is not None:
-            offered[own] = value[..., 0, 0] if name == "output.weight" and value.ndim == 4 else value
-            origins[own] = name
-    return offered, origins
+    names = ((_own_name(name, stages), name) for name in found)
+    return {own: name for own, name in names if own is not None}
 
 
 def _own_name(name: str, stages: int) -> str | None:
@@ -153,6 +143,5 @@ def mirror_encoder(offered: dict[str, Tensor], origins: dict[str, str], network:
 
 
 def _decoders(network: nn.Module) -> Iterator[str]:
-    for name in ("segmentation", "reconstruction"):
-        if isinstance(network, SwinUnet) and getattr(network, name) is not None:
-            yield name
+    if isinstance(network, SwinUnet):
+        yield from (f"heads.{name}" for name, head in network.kinds.items() if head.kind != "pooled")

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from threefold.cohorts.cohort import AtlasSpec, Cohort, CohortSpec, MaskSpec, read_cohort, write_cohort
+from threefold.cohorts.cohort import AtlasSpec, Cohort, CohortSpec, read_cohort, write_cohort
+from threefold.core.targets import MaskSpec, NumberTarget
 from threefold.errors import CohortError
 from threefold.images.preprocessing import resize
 from threefold.images.writing import encode_nifti, write_png
@@ -47,6 +48,9 @@ __all__ = [
 _MOST_REDRAWS = 40
 # Signal of tissues in T2w black-blood MRI, where fluid is 1.
 _FLUID, _TISSUE, _LUNG, _MUSCLE, _THYMUS, _BONE, _DISC, _AIRWAY = 0.95, 0.5, 0.72, 0.38, 0.58, 0.3, 0.55, 0.9
+
+MEAN_AGE = 32.0
+"""Weeks of gestation at which the anatomy has its mean size; its size goes with the age."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +231,7 @@ def _write(folder: Path, spec: FetalHeartSpec, seed: int, progress: Progress | N
                 "label": case.anatomy.diagnosis,
                 "reference": f"reference/{file}",
                 "hard": None if case.anatomy.diagnosis == "RAA" else int(case.anatomy.hard),
+                **({"age": f"{MEAN_AGE * case.anatomy.scale:.4g}"} if spec.measured else {}),
             }
         )
         if len(sheets.setdefault(case.site, [])) < 6:
@@ -264,6 +269,7 @@ def _cohort_spec(spec: FetalHeartSpec, seed: int) -> CohortSpec:
         classes=DIAGNOSES,
         mask=MaskSpec(name="vessels"),
         structures=STRUCTURES,
+        targets={"age": NumberTarget(kind="number", unit="weeks")} if spec.measured else {},
         atlases=tuple(
             AtlasSpec(
                 name=diagnosis,

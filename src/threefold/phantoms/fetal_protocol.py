@@ -7,7 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from threefold.experiment import Fraction, NonNegative, Positive, PositiveInt, Spec
+from threefold.experiment import Fraction, NonNegative, Positive, PositiveInt
+from threefold.phantoms.phantom import MeasuredSpec
 
 STRUCTURES = ("SVC", "LPA", "RPA", "AO", "AD", "DAO", "MPA", "LSA", "BCA", "LCCA", "PVs")
 """Labels 1 to 11. AO: ascending aorta and arch (in a double arch both arches); AD: arterial duct; DAO:
@@ -21,7 +22,7 @@ DIAGNOSES: tuple[Diagnosis, ...] = ("CoA", "RAA", "DAA")
 Count = Annotated[int, Field(ge=0)]
 
 
-class FetalHeartSpec(Spec):
+class FetalHeartSpec(MeasuredSpec):
     """A fetal-heart phantom cohort; a patient is a case.
 
     The defaults are the protocol of the studies (docs/explanation/fetal-heart-phantom.md).

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from threefold.cohorts.cohort import Cohort, CohortSpec, IntensitySpec, MaskSpec, read_cohort, write_cohort
+from threefold.cohorts.cohort import Cohort, CohortSpec, IntensitySpec, read_cohort, write_cohort
+from threefold.core.targets import MaskSpec, NumberTarget
 from threefold.csv_tables import table_text
 from threefold.errors import CohortError
 from threefold.images.writing import encode_nifti, write_png
@@ -202,6 +203,7 @@ def _write(
                 "mask": mask,
                 "label": _CLASSES[case.label],
                 "shortcut": int(case.acquisition.shortcut),
+                **({"volume": f"{_volume(rendering):.4g}"} if spec.measured else {}),
             }
         )
         truth.append((case.case_id, f"truth/hematoma/{file}", f"truth/marker/{file}"))
@@ -220,6 +222,11 @@ def _write(
 _CLASSES = ("homogeneous", "hypodensity")
 
 
+def _volume(rendering: Rendering) -> float:
+    """Return the hematoma of a slice, mL: its area times the slice's thickness."""
+    return float(rendering.hematoma.sum() * abs(np.linalg.det(rendering.affine[:3, :3])) / 1000)
+
+
 def _cohort_spec(spec: HeadCtSpec, seed: int) -> CohortSpec:
     return CohortSpec(
         name=f"head-ct-phantom-seed{seed}",
@@ -228,6 +235,7 @@ def _cohort_spec(spec: HeadCtSpec, seed: int) -> CohortSpec:
         classes=_CLASSES,
         positive=_CLASSES[1],
         mask=MaskSpec(name="hematoma"),
+        targets={"volume": NumberTarget(kind="number", unit="mL")} if spec.measured else {},
         intensity=IntensitySpec(unit="HU", window=_BRAIN_WINDOW),
         site_groups=site_groups(spec.sites, len(INTERNAL_SITES)),
         columns={

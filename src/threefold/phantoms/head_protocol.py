@@ -7,7 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from threefold.experiment import Fraction, NonNegative, PositiveInt, Spec
+from threefold.experiment import Fraction, NonNegative, PositiveInt
+from threefold.phantoms.phantom import MeasuredSpec
 
 BLOOD_HU, MARKER_HU = (55.0, 80.0), (30.0, 45.0)
 """Between which the blood and the hypodensities of every case lie."""
@@ -16,7 +17,7 @@ Range = tuple[float, float]
 Holder = Literal["cup", "rails", "table", "none"]
 
 
-class HeadCtSpec(Spec):
+class HeadCtSpec(MeasuredSpec):
     """A head-CT phantom cohort.
 
     The defaults are the protocol of the studies (docs/explanation/head-ct-phantom.md).

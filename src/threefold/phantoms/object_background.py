@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from threefold.cohorts.cohort import Cohort, CohortSpec, IntensitySpec, MaskSpec, read_cohort, write_cohort
+from threefold.cohorts.cohort import Cohort, CohortSpec, IntensitySpec, read_cohort, write_cohort
+from threefold.core.targets import MaskSpec
 from threefold.csv_tables import table_text
 from threefold.errors import CohortError
 from threefold.experiment import Fraction, PositiveInt, Spec

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from threefold.cohorts.cohort import Cohort
 from threefold.errors import UsageError
@@ -20,6 +21,19 @@ Progress = Callable[[int, int], None]
 
 S = TypeVar("S", bound=Spec)
 C = TypeVar("C")
+
+
+class MeasuredSpec(Spec):
+    """A phantom's specification that may ask for a number a case beside its label and maps."""
+
+    measured: bool = False
+    """Write the number that the case's image shows, too, as a target of kind number."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Without it, what is written down of a phantom is what earlier versions wrote.
+        data: dict[str, Any] = write(self)
+        return {name: value for name, value in data.items() if name != "measured" or value}
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,14 @@ def site_rows(result: Audit) -> tuple[list[str], list[list[str]]]:
     classes = list(result.sites[0].labels)
     grouped = any(site.group for site in result.sites)
     header = ["site", *(["group"] if grouped else []), "cases", "patients"]
-    header += [*classes, *(["unlabelled"] if classes else []), "masks", "structures"]
+    further = list(result.sites[0].targets)
+    header += [*classes, *(["unlabelled"] if classes else []), "masks", "structures", *further]
     rows: list[list[str]] = []
     for site in result.sites:
         labelled = list(site.labels.values())
         numbers = [site.cases, site.patients, *labelled]
         numbers += [*([site.cases - sum(labelled)] if classes else []), site.masks, site.structures]
+        numbers += [site.targets[name] for name in further]
         rows.append([site.site, *([site.group or ""] if grouped else []), *map(str, numbers)])
     keep = [
         i

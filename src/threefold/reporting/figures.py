@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from threefold.evaluation.classification import auc
 from threefold.evaluation.curves import reliability_curve, roc_curve
+from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.evaluate import Evaluation
 from threefold.evaluation.groups import Group, case_units, groups_of, natural_order
 from threefold.evaluation.metrics import METRICS
@@ -61,6 +62,59 @@ def save(figure: Figure, path: Path) -> Path:
     figure.savefig(buffer, format="png", dpi=150)
     write_atomically(path, buffer.getvalue())
     return path
+
+
+def agreement_figure(table: pd.DataFrame, rows: Sequence[Estimate], unit: str) -> Figure | None:
+    """Draw predicted minus true against their mean (Bland and Altman 1986), test cases by site group.
+
+    Args:
+        table: of one task: part, site_group, truth and predicted.
+        rows: its numbers; bias and limits of all cases are drawn with their intervals.
+        unit: of the numbers; empty where they have none.
+
+    Returns:
+        None where no test case has a known number.
+    """
+    numbers = table.assign(
+        truth=pd.to_numeric(table["truth"], errors="coerce"),
+        predicted=pd.to_numeric(table["predicted"], errors="coerce"),
+    )
+    known = numbers[(numbers["part"] == "test") & numbers["truth"].notna() & numbers["predicted"].notna()]
+    if known.empty:
+        return None
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.5, 5.0), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title("Agreement: bias and limits, with their intervals", fontsize=11)
+    _tidy(axes)
+    for index, name in enumerate(natural_order({*known["site_group"]})):
+        cases = known[known["site_group"] == name]
+        mean, error = (cases["predicted"] + cases["truth"]) / 2, cases["predicted"] - cases["truth"]
+        style = _style(index)
+        axes.plot(
+            mean,
+            error,
+            "o",
+            color=style["color"],
+            alpha=0.6,
+            markersize=4,
+            label=f"{name or 'all'}, n={len(cases)}",
+        )
+    for row in rows:
+        if row.group_kind == "all" and row.metric in ("bias", "lower_limit", "upper_limit"):
+            if math.isnan(row.value):
+                continue
+            axes.axhline(
+                row.value, color="black", linewidth=1, linestyle="-" if row.metric == "bias" else "--"
+            )
+            if row.interval is not None:
+                axes.axhspan(row.low, row.high, color="black", alpha=0.08, linewidth=0)
+    words = f" ({unit})" if unit else ""
+    axes.set_xlabel(f"mean of predicted and true{words}")
+    axes.set_ylabel(f"predicted minus true{words}")
+    axes.legend(fontsize=8)
+    return figure
 
 
 def roc_figure(predictions: Predictions, spec: EvaluationSpec) -> Figure | None:

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,7 @@ from threefold.reporting.shift_tables import shift_table
 from threefold.reporting.structure_tables import disagreement_table
 from threefold.reporting.table import Table, page
 from threefold.reporting.tables import write_tables
+from threefold.reporting.task_reports import KnownTasks, write_task_reports
 from threefold.reporting.volume_examples import choose_volumes
 from threefold.reporting.volume_figures import VolumeExample, volume_figure
 from threefold.run import RunFolder, or_removed, write_atomically
@@ -60,12 +61,17 @@ Pictures = Mapping[str, Sequence[Example | VolumeExample]]
 
 @dataclass(frozen=True)
 class Report:
-    """An evaluation, the table of predictions that it is of, and the files that show it."""
+    """An evaluation, the table of predictions that it is of, and the files that show it.
+
+    Attributes:
+        tasks: the main numbers of each task that has columns of its own.
+    """
 
     evaluation: Evaluation
     predictions: Predictions
     tables: tuple[Path, ...]
     figures: tuple[Path, ...]
+    tasks: tuple[Table, ...] = ()
 
 
 def write_report(
@@ -76,8 +82,9 @@ def write_report(
     threshold: float | None,
     history: Path | None = None,
     examples: Pictures | None = None,
+    known: KnownTasks | None = None,
 ) -> Report:
-    """Evaluate predictions; write OUT/tables and OUT/figures.
+    """Evaluate predictions; write OUT/tables and OUT/figures, and OUT/tasks/TASK of tasks with own columns.
 
     Args:
         predictions: the table.
@@ -86,7 +93,30 @@ def write_report(
         threshold: of the positive class; None: chosen on the table's validation part.
         history: metrics.csv of the training, for the loss curves.
         examples: pictures of cases.
+        known: what the table does not say of tasks that have columns of their own.
     """
+    report = _write_one(predictions, spec, out, threshold=threshold, history=history, examples=examples)
+    tasks = write_task_reports(
+        predictions.table,
+        spec,
+        out,
+        known=known or KnownTasks(),
+        leaks=predictions.leaks,
+        write_one=lambda one, folder, cut: _write_one(one, spec, folder, threshold=cut).evaluation,
+    )
+    return replace(report, tasks=tasks)
+
+
+def _write_one(
+    predictions: Predictions,
+    spec: EvaluationSpec,
+    out: Path,
+    *,
+    threshold: float | None,
+    history: Path | None = None,
+    examples: Pictures | None = None,
+) -> Report:
+    """Write what there is of the columns that no task has to itself."""
     refuse_links_out(out)
     evaluation = evaluate(predictions, spec, threshold=threshold)
     folder = RunFolder(out)

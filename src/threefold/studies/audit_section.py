@@ -7,7 +7,7 @@ from pathlib import Path
 
 from threefold.cohorts.audit import Audit, audit
 from threefold.cohorts.cohort import Cohort
-from threefold.cohorts.splits import Split, Target
+from threefold.cohorts.splits import Split
 from threefold.errors import some
 from threefold.reporting.audit_texts import association_line, site_rows, split_line, verdict
 from threefold.reporting.html import Block, Notice, Text
@@ -22,7 +22,7 @@ def audit_blocks(
     cohort: Cohort | None,
     home: Path,
     split: Split | None,
-    targets: Collection[Target] | None,
+    targets: Collection[str] | None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Block, ...]:
     """Return what an audit of a cohort finds now, its headers read but not its voxels.

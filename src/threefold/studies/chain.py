@@ -169,7 +169,7 @@ def _stage_splits(chain: Chain, cohort: Cohort) -> dict[str, Split]:
 
     Which registrations will fail is not known yet: every case counts as if it had structures.
     """
-    cases = tuple(replace(case, structures=case.structures or case.image) for case in cohort.cases)
+    cases = tuple(replace(case, targets={"structures": case.image, **case.targets}) for case in cohort.cases)
     expected, splits = replace(cohort, cases=cases), dict[str, Split]()
     starts = {stage.name: stage.init_from for stage in chain.spec.stages}
     for stage, experiment in chain.experiments.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from threefold.checksums import checksum_of, note_unchecked
 from threefold.cohorts.cohort import Cohort, CohortSpec, fingerprint, read_cohort
 from threefold.cohorts.failures import Failures, left_out_notes, none_left, read_failures, write_failures
 from threefold.cohorts.splits import Split, read_split
+from threefold.core.targets import ClassTarget, NumberTarget
 from threefold.errors import CohortError, PredictionsError, RunError
 from threefold.evaluation.predictions import Predictions, read_predictions, write_predictions
 from threefold.evaluation.structures import read_structures_table, with_structures
@@ -22,9 +23,11 @@ from threefold.experiments import read_experiment
 from threefold.finished_runs import verify_made, verify_settings
 from threefold.locks import alone_in
 from threefold.reporting.run_report import Report, choose_examples, write_report
+from threefold.reporting.task_reports import KnownTasks
 from threefold.run import RunFolder, make_folder, put_in_place, write_atomically
 from threefold.studies.chain_spec import PROPAGATION
 from threefold.studies.notices import stopped_early
+from threefold.tasks.resolve import only_diagnosis, targets_of
 from threefold.validation import parse_spec
 
 if TYPE_CHECKING:
@@ -53,7 +56,13 @@ def evaluate_run(run: RunFolder) -> Report:
     if cohort is not None:
         examples = choose_examples(predictions, cohort, trained, experiment.data.preprocessing, run.masks)
     return write_report(
-        predictions, experiment.evaluation, run.path, threshold=None, history=run.metrics, examples=examples
+        predictions,
+        experiment.evaluation,
+        run.path,
+        threshold=None,
+        history=run.metrics,
+        examples=examples,
+        known=_known_tasks(experiment, trained, {}),
     )
 
 
@@ -72,10 +81,11 @@ def read_run_predictions(run: RunFolder) -> Predictions:
         )
     verify_settings(run)
     experiment, trained, _ = of_run(run)
+    asked = only_diagnosis(experiment, trained)
     predictions = read_predictions(
         run.predictions,
-        classes=trained.classes if experiment.tasks.classification is not None else None,
-        positive=_positive(trained, experiment),
+        classes=None if asked is None else asked.classes,
+        positive=_positive(asked),
         leaks=read_split(run.split).leaks,
     )
     if not checksum_of(run.predictions).is_file():
@@ -148,17 +158,23 @@ def _evaluate_on(
     if len(tables.structures):
         write_predictions(tables.structures, out.structures)
     experiment, trained = predictor.experiment, predictor.cohort
+    asked = only_diagnosis(experiment, trained)
     predictions = read_predictions(
         out.predictions,
-        classes=trained.classes if experiment.tasks.classification is not None else None,
-        positive=_positive(trained, experiment),
+        classes=None if asked is None else asked.classes,
+        positive=_positive(asked),
         leaks=_shares_patients(run, cohort_if_there(of_run(run)[2]), cohort),
     )
     predictions = _with_structures(predictions, out)
     examples = choose_examples(predictions, cohort, trained, experiment.data.preprocessing, out.masks)
     predictions = _without(predictions, failed, len(cohort.cases))
     report = write_report(
-        predictions, experiment.evaluation, out.path, threshold=predictor.threshold, examples=examples
+        predictions,
+        experiment.evaluation,
+        out.path,
+        threshold=predictor.threshold,
+        examples=examples,
+        known=_known_tasks(experiment, trained, predictor.thresholds),
     )
     write_failures(out.tables / FAILED_NAME, failed)
     return report
@@ -364,9 +380,20 @@ def of_run(run: RunFolder) -> tuple[Experiment, CohortSpec, Path]:
     )
 
 
-def _positive(trained: CohortSpec, experiment: Experiment) -> str | None:
-    index = trained.positive_class
-    return None if index is None or experiment.tasks.classification is None else trained.classes[index]
+def _known_tasks(experiment: Experiment, trained: CohortSpec, thresholds: Mapping[str, float]) -> KnownTasks:
+    """Return what a run knows of its tasks and its predictions do not say."""
+    targets = {name: trained.all_targets[of] for name, of in targets_of(experiment, trained).items()}
+    positives = {name: _positive(one) for name, one in targets.items() if isinstance(one, ClassTarget)}
+    return KnownTasks(
+        thresholds,
+        {name: positive for name, positive in positives.items() if positive is not None},
+        {name: one.unit for name, one in targets.items() if isinstance(one, NumberTarget)},
+    )
+
+
+def _positive(asked: ClassTarget | None) -> str | None:
+    index = None if asked is None else asked.positive_class
+    return None if asked is None or index is None else asked.classes[index]
 
 
 def cohort_if_there(folder: Path) -> Cohort | None:

@@ -10,11 +10,11 @@ from typing import Any
 
 from threefold.checksums import verify_object
 from threefold.cohorts.cohort import Cohort, CohortSpec, fingerprint
-from threefold.cohorts.splits import PARTS, Split, read_split, required_targets
+from threefold.cohorts.splits import PARTS, Split, read_split
 from threefold.errors import RunError, some
 from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.groups import natural_order
-from threefold.experiment import Experiment, Part
+from threefold.experiment import Experiment, Part, RampSpec, SegmentationSpec, Weight
 from threefold.finished_runs import verify_settings
 from threefold.reporting.evidence import Chapter, Need, read_evidence, sections_of
 from threefold.reporting.html import Block, Facts, Heading, Notice, Page, Section, Text
@@ -25,6 +25,7 @@ from threefold.studies.audit_section import AUDIT, audit_blocks
 from threefold.studies.evaluations import cohort_if_there, of_run
 from threefold.studies.notices import leak_of_run, left_by, shared_patients, stale_tables, stopped_early
 from threefold.studies.reproduction import environment_facts, leaves_its_folder, reproduction
+from threefold.tasks.resolve import only_diagnosis, targets_of
 from threefold.validation import read_json
 
 Progress = Callable[[int, int], None]
@@ -69,7 +70,7 @@ def run_page(run: RunFolder, footer: str, *, progress: Progress | None = None) -
     """
     read = _read(run)
     opening = tuple(_opening(read))
-    targets = required_targets(read.experiment.tasks)
+    targets = tuple(dict.fromkeys(targets_of(read.experiment, read.trained).values()))
     headline = _headline(run)
     shown, absent = [], []
     for chapter, section in sections_of(evidence := read_evidence(run.tables, run.figures)):
@@ -118,7 +119,7 @@ def _read(run: RunFolder) -> _Read:
 
 
 def _lead(read: _Read) -> str:
-    tasks = ", ".join(read.experiment.tasks.names)
+    tasks = ", ".join(read.experiment.tasks)
     return f"A {read.experiment.network.kind} network trained for {tasks} on the cohort {read.trained.name}."
 
 
@@ -179,7 +180,7 @@ def _row(fields: Mapping[str, Any]) -> Estimate:
 
 def _training(read: _Read) -> Iterator[Block]:
     experiment, status, trained = read.experiment, read.status, read.trained
-    tasks = (f"{name} (weight {getattr(experiment.tasks, name).weight:g})" for name in experiment.tasks.names)
+    tasks = (f"{name} (weight {_weight(task.weight)})" for name, task in experiment.tasks.items())
     start = "random weights"
     if experiment.initial_weights is not None:
         start = f"the weights of {experiment.initial_weights.path}"
@@ -274,12 +275,20 @@ def _why_absent(chapter: Chapter, read: _Read) -> str:
     return f"{command} makes it."
 
 
+def _weight(weight: Weight) -> str:
+    return f"from {weight.start:g}" if isinstance(weight, RampSpec) else f"{weight:g}"
+
+
 def _has(need: Need, read: _Read) -> bool:
-    tasks, trained = read.experiment.tasks, read.trained
-    diagnosed = tasks.classification is not None
-    segments = tasks.segmentation is not None or read.run.structures.is_file() or read.run.masks.is_dir()
+    trained, asked = read.trained, only_diagnosis(read.experiment, read.trained)
+    diagnosed = asked is not None
+    segments = (
+        bool(read.experiment.tasks_of(SegmentationSpec))
+        or read.run.structures.is_file()
+        or read.run.masks.is_dir()
+    )
     return {
-        "two classes": diagnosed and trained.positive_class is not None,
+        "two classes": asked is not None and asked.positive_class is not None,
         "a diagnosis": diagnosed,
         "site groups": bool(trained.site_groups),
         "masks or structures": segments,

@@ -8,7 +8,7 @@ from threefold.cohorts.cohort import Cohort
 from threefold.errors import UsageError
 from threefold.evaluation.measures import OF_ALL
 from threefold.evaluation.metrics import METRICS
-from threefold.experiment import SegmentationSpec, TasksSpec
+from threefold.experiment import AnyTaskSpec, ClassificationSpec, ReconstructionSpec, SegmentationSpec
 from threefold.studies.study_spec import LABELS, StudySpec, claim_cohorts
 from threefold.validation import did_you_mean
 
@@ -16,7 +16,8 @@ _OF_TABLES_ALONE = ("confusion", "log_loss")
 """Metrics of the tables by class that are not one number of a run."""
 _OF_MASKS = ("dice", "missed_lesions", "false_alarms", "truth_dice")
 _OF_RECONSTRUCTION = ("psnr", "ssim")
-_OF_LABELS = TasksSpec(segmentation=SegmentationSpec(target="structures"))
+Tasks = Mapping[str, AnyTaskSpec]
+_OF_LABELS: Tasks = {"segmentation": SegmentationSpec(target="structures")}
 """What a cohort's own structures say, as a training's tasks."""
 
 
@@ -45,7 +46,7 @@ def require_metrics(study: StudySpec) -> None:
             )
 
 
-def require_tasks(study: StudySpec, trained: Mapping[str, TasksSpec]) -> None:
+def require_tasks(study: StudySpec, trained: Mapping[str, Tasks]) -> None:
     """Refuse claims on what a variant does not do.
 
     Args:
@@ -71,13 +72,14 @@ def require_tasks(study: StudySpec, trained: Mapping[str, TasksSpec]) -> None:
                 )
 
 
-def _lacks(metric: str, tasks: TasksSpec) -> str:
+def _lacks(metric: str, tasks: Tasks) -> str:
     """Return the task that a metric needs and an experiment does not have; empty where it has it."""
+    needed: tuple[type, str] = (ClassificationSpec, "classification")
     if metric in _OF_RECONSTRUCTION:
-        return "" if tasks.reconstruction else "reconstruction"
-    if metric in _OF_MASKS or METRICS[metric].of in ("structure", "topology"):
-        return "" if tasks.segmentation or tasks.region else "segmentation"
-    return "" if tasks.classification else "classification"
+        needed = (ReconstructionSpec, "reconstruction")
+    elif metric in _OF_MASKS or METRICS[metric].of in ("structure", "topology"):
+        needed = (SegmentationSpec, "segmentation")
+    return "" if any(isinstance(task, needed[0]) for task in tasks.values()) else needed[1]
 
 
 def require_groups(study: StudySpec, name: str, cohort: Cohort) -> None:

@@ -11,23 +11,23 @@ from pathlib import Path
 from urllib.parse import quote
 
 from threefold.cohorts.cohort import Cohort
-from threefold.cohorts.splits import PARTS, Split, read_split, required_targets
+from threefold.cohorts.splits import PARTS, Split, read_split
 from threefold.errors import CohortError, RunError
 from threefold.experiment.spec import Spec
-from threefold.experiments import read_experiment
 from threefold.reporting.evidence import Chapter, read_evidence, sections_of
 from threefold.reporting.html import Block, Code, Facts, Folded, Heading, Links, Notice, Page, Section, Text
 from threefold.reporting.study_tables import percent
 from threefold.reporting.table import LEAK_MARK, Table
 from threefold.run import RunFolder
 from threefold.studies.audit_section import AUDIT, audit_blocks
-from threefold.studies.evaluations import cohort_if_there, cohort_of_run
+from threefold.studies.evaluations import cohort_if_there, cohort_of_run, of_run
 from threefold.studies.notices import is_older, leak_of_run, leaks_of_runs, stale_tables
 from threefold.studies.protocol import lines_of, protocol_of
 from threefold.studies.reproduction import environment_facts
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import CohortSource, RunPlan, StudySpec, VariantSpec
 from threefold.studies.study_status import RunStanding, standing_of, status_table
+from threefold.tasks.resolve import targets_of
 from threefold.validation import read_text
 
 REPORT_NAME = "report.html"
@@ -313,9 +313,9 @@ def _audits(
         yield Heading(name)
         if begun:
             first, of_variant = begun[0], {plan.variant: folder.run(plan.id) for plan in begun}
-            tasks = [read_experiment(run.experiment).tasks for run in of_variant.values()]
-            targets = tuple(dict.fromkeys(target for each in tasks for target in required_targets(each)))
             cohort = _as_trained_on(folder.run(first.id), home)
+            asked = [of_run(run)[:2] for run in of_variant.values()]
+            targets = tuple(dict.fromkeys(one for pair in asked for one in targets_of(*pair).values()))
             verdict, *rest = audit_blocks(cohort, home, splits[first], targets, progress)
             words = f"With the split of {first.id} and the targets of all variants."
         else:

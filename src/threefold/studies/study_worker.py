@@ -17,7 +17,7 @@ from pathlib import Path
 from threefold.cohorts.cohort import read_cohort
 from threefold.cohorts.failures import listed
 from threefold.errors import RunError, ThreefoldError
-from threefold.experiment import Experiment
+from threefold.experiment import ClassificationSpec, Experiment
 from threefold.experiments import load_experiment
 from threefold.interruption import terminating_as_interrupt
 from threefold.studies.study_folder import GIB, Outcome, OutcomeState, StudyFolder
@@ -201,7 +201,7 @@ def lacks_evidence(study: StudyFolder, spec: StudySpec, plan: RunPlan) -> bool:
     """Whether the study looks into its runs, and this one, which classifies, is still to be looked into."""
     return (
         spec.evidence
-        and experiment_of(study, plan).tasks.classification is not None
+        and bool(experiment_of(study, plan).tasks_of(ClassificationSpec))
         and not study.run(plan.id).evidence.is_file()
     )
 

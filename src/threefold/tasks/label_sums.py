@@ -16,16 +16,15 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from threefold.images.batch import Batch
-from threefold.networks.outputs import Outputs
-from threefold.tasks.task import head_output
+from threefold.core.batch import Batch, Target
+from threefold.core.outputs import Outputs
 
 # Added to numerator and denominator, so that a label that a case neither has nor is predicted scores 1.
 SMOOTHING = 1e-5
@@ -81,28 +80,30 @@ def softmax_sums(
 class SharedSums:
     """`softmax_sums` for tasks that read the same head: computed when the first asks, given to the second."""
 
-    def __init__(self, target: Literal["mask", "structures"], *, region: bool = False) -> None:
-        """Hold a head's labels against a target, and with `region` its foreground against the mask."""
-        self._target: Literal["mask", "structures"] = target
-        self._region = region
+    def __init__(self, head: str, target: str, region: str | None = None) -> None:
+        """Hold a head's labels against a target, and its foreground against the mask that `region` names."""
+        self._head, self._target, self._region = head, target, region
         self._kept: tuple[tuple[Any, ...], tuple[LabelSums, LabelSums | None]] | None = None
 
-    def of(self, outputs: Outputs, batch: Batch, task: str) -> tuple[LabelSums, LabelSums | None]:
-        """Return the sums of outputs.segmentation for a batch; those of a target that is absent mean nothing.
+    def of(self, outputs: Outputs, batch: Batch) -> tuple[LabelSums, LabelSums | None]:
+        """Return the sums of the head for a batch; those of a target that is absent mean nothing.
 
-        Args:
-            outputs, batch: as of a task's losses.
-            task: its name, for errors.
+        Raises:
+            ValueError: the network has no such head.
         """
-        logits = head_output(outputs.segmentation, task)
+        if self._head not in outputs.heads:
+            raise ValueError(
+                f"the {self._head} task needs a network with a head for it, this network has none"
+            )
+        logits = outputs.heads[self._head].float()
         key = (weakref.ref(outputs), weakref.ref(batch), torch.is_grad_enabled())
         kept, self._kept = self._kept, None
         if kept is not None and _same(kept[0], key):
             return kept[1]
         sums = softmax_sums(
             logits,
-            _or_zero(*batch.label_maps(self._target)),
-            _or_zero(batch.mask, batch.has_mask) if self._region else None,
+            _or_zero(batch.targets[self._target]),
+            None if self._region is None else _or_zero(batch.targets[self._region]),
         )
         if self._region:
             self._kept = key, sums
@@ -113,9 +114,9 @@ def _same(kept: tuple[Any, ...], asked: tuple[Any, ...]) -> bool:
     return all(a() is b() for a, b in zip(kept[:2], asked[:2], strict=True)) and kept[2] == asked[2]
 
 
-def _or_zero(labels: Tensor, present: Tensor) -> Tensor:
+def _or_zero(target: Target) -> Tensor:
     """An absent target may hold anything; it must still be a label that can be looked up."""
-    return labels * present.view(-1, *[1] * (labels.ndim - 1))
+    return target.values * target.present.view(-1, *[1] * (target.values.ndim - 1))
 
 
 @dataclass(frozen=True)

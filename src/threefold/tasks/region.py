@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
+from threefold.core.batch import Batch
+from threefold.core.outputs import Outputs
 from threefold.experiment import RegionSpec
-from threefold.images.batch import Batch
-from threefold.networks.outputs import Outputs
 from threefold.tasks.label_sums import SharedSums
-from threefold.tasks.task import CaseLosses, case_losses
+from threefold.tasks.task import Task, TaskContext
 
 
-class RegionTask:
+class RegionTask(Task):
     """cross_entropy * CE + dice * soft Dice loss of [p(background), 1 - p(background)], per case.
 
     The foreground's probability is the sum of all structures' (arXiv 2311.07234): a mask that was drawn
     without telling vessels apart teaches where vessels are, and leaves open which.
     """
 
-    name = "region"
-
-    def __init__(self, spec: RegionSpec, sums: SharedSums | None = None) -> None:
+    def __init__(self, context: TaskContext, spec: RegionSpec, sums: SharedSums) -> None:
         """Make the task.
 
         Args:
+            context: gives the target, of kind mask.
             spec: what the experiment says.
-            sums: of the softmax, which the segmentation task shares.
+            sums: of the softmax, which the segmentation task shares; they name its head.
         """
-        self._spec = spec
-        self._sums = sums or SharedSums("structures", region=True)
+        super().__init__(context)
+        self._spec, self._sums = spec, sums
 
-    def losses(self, outputs: Outputs, batch: Batch) -> CaseLosses:
-        """Return the loss of each case from outputs.segmentation (B, L, *S) and its mask."""
-        _, sums = self._sums.of(outputs, batch, self.name)
+    @property
+    def head(self) -> None:
+        """Return None: the head is the segmentation task's."""
+        return None
+
+    def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """Return the loss of each case (B,), from the segmentation's logits (B, L, *S) and the mask."""
+        _, sums = self._sums.of(outputs, batch)
         assert sums is not None
-        values = self._spec.cross_entropy * sums.cross_entropy + self._spec.dice * sums.dice_loss()
-        return case_losses(values, batch.has_mask)
+        return self._spec.cross_entropy * sums.cross_entropy + self._spec.dice * sums.dice_loss()

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from threefold.core.batch import Batch
+from threefold.core.outputs import Head, Outputs
+from threefold.core.targets import LabelsTarget
+from threefold.evaluation import overlap
 from threefold.experiment import SegmentationSpec
-from threefold.images.batch import Batch
-from threefold.networks.outputs import Outputs
 from threefold.tasks.label_sums import SharedSums
-from threefold.tasks.task import CaseLosses, case_losses, head_output
+from threefold.tasks.task import Task, TaskContext
 from threefold.tasks.topology import cl_dice_loss, homology_loss
 
 
-class SegmentationTask:
+class SegmentationTask(Task):
     """cross_entropy * CE + dice * soft Dice loss, each computed per case.
 
     With p = softmax(logits) over L labels and y the one-hot target, sums over the N voxels v of a case:
@@ -31,26 +35,47 @@ class SegmentationTask:
     persistent-homology loss are added (see `threefold.tasks.topology`).
     """
 
-    name = "segmentation"
+    metrics = SegmentationSpec.metrics
 
-    def __init__(self, spec: SegmentationSpec, sums: SharedSums | None = None) -> None:
+    def __init__(self, context: TaskContext, spec: SegmentationSpec, sums: SharedSums | None = None) -> None:
         """Make the task.
 
         Args:
+            context: gives the target, of kind mask or labels.
             spec: what the experiment says.
             sums: of the softmax, where a region task shares them.
         """
+        super().__init__(context)
+        assert self.target is not None
         self._spec = spec
-        self._sums = sums or SharedSums(spec.target)
+        self._sums = sums or SharedSums(self.name, self.target)
 
-    def losses(self, outputs: Outputs, batch: Batch) -> CaseLosses:
-        """Return the loss of each case from outputs.segmentation (B, L, *S)."""
-        present = batch.label_maps(self._spec.target)[1]
-        sums, _ = self._sums.of(outputs, batch, self.name)
+    @property
+    def head(self) -> Head:
+        """Return one output a label, the background first."""
+        known = self.context.known
+        return Head("dense", 1 + (len(known.names) if isinstance(known, LabelsTarget) else 1))
+
+    def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """Return the loss of each case (B,), from logits (B, L, *S)."""
+        sums, _ = self._sums.of(outputs, batch)
         terms = {"cross_entropy": sums.cross_entropy, "dice": sums.dice_loss()}
         terms.update(self._topology(outputs, batch))
-        values = torch.stack([getattr(self._spec, name) * term for name, term in terms.items()]).sum(dim=0)
-        return case_losses(values, present)
+        return torch.stack([getattr(self._spec, name) * term for name, term in terms.items()]).sum(dim=0)
+
+    def answer(self, output: Tensor) -> Tensor:
+        """Return the labels' probabilities (B, L, *S) float32."""
+        return output.float().softmax(dim=1)
+
+    def record(self, outputs: Outputs, batch: Batch) -> list[float]:
+        """Return each case's mean Dice over the foreground labels that it has; NaN where it has none."""
+        assert self.target is not None
+        return dices(self.output(outputs), batch.targets[self.target].values)
+
+    def measure(self, records: Sequence[float]) -> dict[str, float]:
+        """Return the mean Dice of the cases that have a foreground."""
+        found = [value for value in records if not math.isnan(value)]
+        return {"dice": float(np.mean(found)) if found else math.nan}
 
     def _topology(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Return the losses of topology (B,) that the experiment asks for, by name; 0 for absent targets."""
@@ -61,10 +86,31 @@ class SegmentationTask:
         )
         wanted = [(name, loss) for name, loss in asked if getattr(spec, name) > 0]
         if wanted:
-            probabilities = head_output(outputs.segmentation, self.name).softmax(dim=1)
-            target, present = batch.label_maps(spec.target)
+            assert self.target is not None
+            probabilities = self.output(outputs).softmax(dim=1)
+            of = batch.targets[self.target]
+            target, present = of.values, of.present
             none = probabilities.new_zeros(())
             for name, loss in wanted:
                 cases = zip(probabilities, target, present.tolist(), strict=True)
                 found[name] = torch.stack([loss(p, y) if there else none for p, y, there in cases])
         return found
+
+
+def dices(logits: Tensor, target: Tensor) -> list[float]:
+    """Return the mean Dice of each case over the foreground labels that it has; NaN where it has none.
+
+    Args:
+        logits: (B, L, *S).
+        target: (B, *S) labels.
+    """
+    predicted = logits.argmax(dim=1).flatten(1)  # (B, N)
+    truth = target.flatten(1).long()  # (B, N)
+    columns = []
+    for label in range(1, logits.shape[1]):
+        is_true, is_predicted = truth == label, predicted == label
+        counts = (is_true.sum(1), is_predicted.sum(1), (is_true & is_predicted).sum(1))
+        columns.append(overlap.dice(*(count.cpu().numpy() for count in counts)))
+    per_label = np.stack(columns, axis=1)  # (B, L - 1), NaN where the case lacks the label
+    found = [[value for value in row if not math.isnan(value)] for row in per_label.tolist()]
+    return [float(np.mean(row)) if row else math.nan for row in found]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from threefold.checksums import note_unchecked, refuse_compressed, seal_archive, verify_archive
 from threefold.errors import RunError, WeightsError, some
+from threefold.networks.heads import Renamed, today
 from threefold.run import write_atomically
 
 FORMAT = 2
@@ -71,6 +72,9 @@ def load_network(network: torch.nn.Module, state: Mapping[str, Tensor], source: 
         WeightsError: if they are another network's; the first differing names and shapes are shown.
     """
     own = network.state_dict()
+    if isinstance(network, Renamed):
+        former = network.former_names()
+        state = {today(name, state, former): value for name, value in state.items()}
     differences = [f"{name}: missing in the file" for name in own if name not in state]
     differences += [f"{name}: not in the network" for name in state if name not in own]
     differences += [

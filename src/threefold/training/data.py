@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from threefold.cohorts.cohort import Case
 from threefold.cohorts.store import SampleStore
-from threefold.experiment import TasksSpec
-from threefold.images.batch import Batch, Sample, collate
+from threefold.core.batch import Sample, collate
+from threefold.core.targets import TargetSpec
 from threefold.interruption import leave_quietly
 
 
@@ -161,35 +161,20 @@ def validation_batches(cases: int, *, batch_size: int, rank: int, world: int) ->
 
 
 def make_loader(
-    dataset: Cases, batches: Sampler[list[int]] | list[list[int]], *, workers: int, pin_memory: bool
+    dataset: Cases,
+    batches: Sampler[list[int]] | list[list[int]],
+    targets: Mapping[str, TargetSpec],
+    *,
+    workers: int,
+    pin_memory: bool,
 ) -> DataLoader[Sample]:
-    """Return a loader whose items are `Batch`es on the CPU."""
+    """Return a loader whose items are `Batch`es on the CPU, with the cohort's targets."""
     return DataLoader(
         dataset,
         batch_sampler=batches,
-        collate_fn=collate,
+        collate_fn=partial(collate, targets=targets),
         num_workers=workers,
         persistent_workers=workers > 0,
         worker_init_fn=leave_quietly,
         pin_memory=pin_memory,
     )
-
-
-def presence(tasks: TasksSpec, batch: Batch) -> Mapping[str, Tensor]:
-    """Return by task which cases of a batch carry its target: (B,) bool.
-
-    Known before the forward pass, so that a loss can be divided by the number of cases over all ranks and
-    accumulated batches.
-    """
-    present: dict[str, Tensor] = {}
-    for name in tasks.names:
-        if name == "classification":
-            present[name] = batch.has_label
-        elif name == "segmentation":
-            assert tasks.segmentation is not None
-            present[name] = batch.label_maps(tasks.segmentation.target)[1]
-        elif name == "region":
-            present[name] = batch.has_mask
-        else:
-            present[name] = batch.has_label.new_ones(len(batch))
-    return present

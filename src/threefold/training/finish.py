@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
@@ -22,8 +22,9 @@ from threefold.evaluation.predictions import NOT_MEASURED, probability_column, w
 from threefold.experiment import Experiment, Part
 from threefold.finished_runs import verify_made
 from threefold.inference.cases import predict_cases
-from threefold.networks.build import build_network
 from threefold.run import RunFolder, write_atomically
+from threefold.tasks.build import build_network
+from threefold.tasks.questions import questions_of
 from threefold.training.checkpoints import load_checkpoint, load_network
 from threefold.training.history import Row, monitored
 from threefold.training.progress import TrainingProgress
@@ -42,13 +43,14 @@ def finish(
     run: RunFolder,
     history: Sequence[Row],
     progress: TrainingProgress,
-) -> float | None:
+) -> dict[str, Any]:
     """Write weights.safetensors, weights.json, predictions.csv and structures.csv of the best epoch.
 
     Cases that can't be read any more are left out; failed.csv says which and why.
 
     Returns:
-        The threshold chosen on the validation cases; None without a two-class diagnosis.
+        What status.json gets to know: threshold, chosen on the validation cases (None without a two-class
+        diagnosis), and thresholds, by task, where there are several diagnoses.
 
     Raises:
         ImageError: not one case of the validation or of the test part can be predicted.
@@ -69,7 +71,7 @@ def write_weights(experiment: Experiment, cohort: Cohort, run: RunFolder, histor
     description = {
         "experiment": experiment.name,
         "network": experiment.network.model_dump(mode="json"),
-        "tasks": list(experiment.tasks.names),
+        "tasks": list(experiment.tasks),
         "preprocessing": experiment.data.preprocessing.model_dump(mode="json"),
         "cohort": cohort.spec.name,
         "classes": list(cohort.spec.classes),
@@ -120,8 +122,8 @@ def has_whole_outputs(run: RunFolder) -> bool:
 
 def _predict(
     experiment: Experiment, cohort: Cohort, split: Split, run: RunFolder, progress: TrainingProgress
-) -> float | None:
-    """Write predictions.csv and the masks of the test cases; return the threshold."""
+) -> dict[str, Any]:
+    """Write predictions.csv and the masks of the test cases; return the thresholds."""
     import pandas as pd
 
     network = build_network(experiment, cohort.spec)
@@ -160,7 +162,7 @@ def _predict(
             write_predictions(pd.concat(parts, ignore_index=True), path)
         else:
             remove_table(path)
-    return _threshold(experiment, cohort.spec, tables[0].cases)
+    return _thresholds(experiment, cohort.spec, tables[0].cases)
 
 
 def _unmeasured(cases: pd.DataFrame) -> Iterator[str]:
@@ -172,14 +174,23 @@ def _unmeasured(cases: pd.DataFrame) -> Iterator[str]:
         )
 
 
-def _threshold(experiment: Experiment, cohort: CohortSpec, validation: pd.DataFrame) -> float | None:
-    """Choose the threshold on the labelled validation cases; None without a two-class diagnosis."""
-    if experiment.tasks.classification is None or cohort.positive_class is None:
-        return None
-    positive = cohort.classes[cohort.positive_class]
-    labelled = validation[validation["label"] != ""]
-    return choose_threshold(
-        (labelled["label"] == positive).to_numpy(),
-        labelled[probability_column(positive)].to_numpy(),
-        experiment.evaluation.threshold,
-    )
+def _thresholds(experiment: Experiment, cohort: CohortSpec, validation: pd.DataFrame) -> dict[str, Any]:
+    """Choose thresholds on the labelled validation cases: as `threshold` that of the only diagnosis (None
+    without one of two classes), as `thresholds` those of several, by task."""
+    chosen: dict[str, float] = {}
+    only: float | None = None
+    for question in questions_of(experiment, cohort):
+        if question.kind != "class" or question.positive_class is None:
+            continue
+        positive = question.classes[question.positive_class]
+        labelled = validation[validation[f"{question.prefix}label"] != ""]
+        threshold = choose_threshold(
+            (labelled[f"{question.prefix}label"] == positive).to_numpy(),
+            labelled[question.prefix + probability_column(positive)].to_numpy(),
+            experiment.evaluation.threshold,
+        )
+        if not question.prefix:
+            only = threshold
+        elif threshold is not None:
+            chosen[question.head] = threshold
+    return {"threshold": only, **({"thresholds": chosen} if chosen else {})}

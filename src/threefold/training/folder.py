@@ -16,6 +16,7 @@ from typing import Any
 from threefold.cohorts.cohort import Cohort, fingerprint
 from threefold.cohorts.splits import Split, write_split
 from threefold.cohorts.trained_on import describe_training
+from threefold.core.foreign_code import verify_code, write_code
 from threefold.errors import RunError
 from threefold.experiment import Experiment
 from threefold.experiments import experiment_yaml, read_experiment
@@ -52,6 +53,7 @@ def create_folder(run: RunFolder, experiment: Experiment, cohort: Cohort, split:
         write_atomically(beside.cohort, _json(_describe(cohort)))
         write_atomically(beside.trained_on, _json(trained_on.model_dump(mode="json")))
         write_split(beside.split, split)
+        write_code(beside, experiment)
         write_atomically(beside.environment, _json(environment()))
         beside.write_status(state="interrupted", **standing([], experiment))  # until the training starts
 
@@ -81,6 +83,7 @@ def check_resumable(run: RunFolder, experiment: Experiment, cohort: Cohort) -> N
         RunError: showing the keys that differ.
     """
     check_same_experiment(run, experiment)
+    verify_code(run, experiment)
     known = run.read_cohort()
     if known["fingerprint"] != fingerprint(cohort):
         raise RunError(

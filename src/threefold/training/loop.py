@@ -14,21 +14,21 @@ from torch import Tensor, nn
 
 from threefold.cohorts.cohort import Case, CohortSpec
 from threefold.cohorts.store import SampleStore
+from threefold.core.batch import Batch
 from threefold.errors import TrainingError
-from threefold.experiment import AugmentationSpec, Experiment
+from threefold.experiment import AugmentationSpec, ClassificationSpec, Experiment
 from threefold.images.augmentation import augment, draw_parameters
-from threefold.images.batch import Batch
-from threefold.networks.build import build_network
 from threefold.run import RunFolder
 from threefold.tasks.balancing import build_balancer
-from threefold.tasks.build import build_tasks, task_weights
+from threefold.tasks.build import build_network, build_tasks, task_weights
+from threefold.tasks.resolve import target_of
+from threefold.tasks.task import Task
 from threefold.training.checkpoints import load_checkpoint, load_network, save_checkpoint
 from threefold.training.clock import Clock
 from threefold.training.data import (
     Cases,
     TrainingOrder,
     make_loader,
-    presence,
     validation_batches,
 )
 from threefold.training.devices import Devices
@@ -67,12 +67,6 @@ class Job:
     run: RunFolder
     progress: TrainingProgress
 
-    @property
-    def class_counts(self) -> list[int]:
-        """Number of training cases of each class."""
-        labels = [case.label for case in self.train]
-        return [labels.count(k) for k in range(len(self.cohort.classes))]
-
 
 class Training:
     """One process's share of a training: its learner, its loaders, the history so far."""
@@ -99,7 +93,7 @@ class Training:
             self.optimiser.load_state_dict(checkpoint["optimiser"])
         workers, pin = job.experiment.data.workers, devices.device.type == "cuda"
         self.order = TrainingOrder(
-            [case.label for case in job.train],
+            self._classes(),
             sampling=job.experiment.data.sampling,
             batch_size=spec.batch_size,
             accumulate=spec.accumulate,
@@ -109,7 +103,7 @@ class Training:
         )
         self.batches_per_step = self.order.batches_per_step()
         self.train_loader = make_loader(
-            Cases(job.train, job.store), self.order, workers=workers, pin_memory=pin
+            Cases(job.train, job.store), self.order, job.cohort.all_targets, workers=workers, pin_memory=pin
         )
         self.validation_loader = make_loader(
             Cases(job.validation, job.store),
@@ -119,6 +113,7 @@ class Training:
                 rank=devices.global_rank,
                 world=devices.world_size,
             ),
+            job.cohort.all_targets,
             workers=workers,
             pin_memory=pin,
         )
@@ -158,16 +153,24 @@ class Training:
     def _build_learner(self, *, resumed: bool) -> Learner:
         """Build the learner; what a resumed run started from is not looked at again, nor need it be there."""
         experiment = self.job.experiment
+        tasks = build_tasks(experiment, self.job.cohort, self.job.train)
         torch.manual_seed(experiment.training.seed)
         return Learner(
-            build_network(experiment, self.job.cohort) if resumed else self._starting_network(),
-            build_tasks(experiment, class_counts=self.job.class_counts),
-            build_balancer(experiment.balancing, experiment.tasks.names),
+            build_network(experiment, self.job.cohort, tasks) if resumed else self._starting_network(tasks),
+            tasks,
+            build_balancer(experiment.balancing, tuple(experiment.tasks)),
             bf16=experiment.training.precision == "bf16",
         )
 
-    def _starting_network(self) -> nn.Module:
-        network, report = starting_network(self.job.experiment, self.job.cohort, self.job.run)
+    def _classes(self) -> list[int | None]:
+        """Return each training case's class of the first classification task, for a balanced order."""
+        for name, spec in self.job.experiment.tasks_of(ClassificationSpec).items():
+            target = str(target_of(name, spec, self.job.experiment, self.job.cohort))
+            return [case.targets.get(target) for case in self.job.train]
+        return [case.label for case in self.job.train]
+
+    def _starting_network(self, tasks: Sequence[Task]) -> nn.Module:
+        network, report = starting_network(self.job.experiment, self.job.cohort, self.job.run, tasks)
         if report is not None and self.devices.is_global_zero:
             self.job.progress.say(report.as_text())
         return network
@@ -235,9 +238,8 @@ class Training:
         clock: Clock,
     ) -> Tensor:
         """Add the gradients of a step's batches; return (2, T): sums of the losses, and of their cases."""
-        tasks = self.job.experiment.tasks
         flags = [
-            torch.stack([*presence(tasks, batch).values()]).sum(dim=1) * counts
+            self.learner.present(batch).sum(dim=1) * counts
             for batch, counts in zip(batches, counted, strict=True)
         ]
         counts = self._sum_over_ranks(torch.stack(flags).sum(dim=0).float())  # (T,)
@@ -249,7 +251,7 @@ class Training:
             last = number == len(batches) - 1
             with self.devices.no_backward_sync(self.module, enabled=not last):
                 with clock("forward"):
-                    losses = StepLosses(**self.module(**vars(augmented)))
+                    losses = StepLosses(**self.module(**augmented.as_plain()))
                     if not counted[number]:
                         losses = losses.uncounted()
                     self._refuse_non_finite(losses, batch.case_ids, position)
@@ -283,11 +285,10 @@ class Training:
         return float(norm)
 
     def _validate(self, weights: Mapping[str, float]) -> Row:
-        tasks = self.job.experiment.tasks
-        records = validate_cases(self.learner, tasks, self.validation_loader, self.devices.device)
+        records = validate_cases(self.learner, self.validation_loader, self.devices.device)
         joined = gather_records(records, self.devices.world_size)
         refuse_non_finite(joined, weights)
-        metrics = validation_metrics(joined, self.job.cohort, weights)
+        metrics = validation_metrics(joined, self.learner, self.job.experiment, weights)
         return {f"validation_{name}": value for name, value in metrics.items()}
 
     def _effective_weights(self, weights: Mapping[str, float]) -> dict[str, float]:

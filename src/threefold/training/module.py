@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from threefold.images.batch import Batch
-from threefold.networks.outputs import Outputs
+from threefold.core.batch import Batch
+from threefold.core.outputs import Outputs
+from threefold.errors import ExperimentError
 from threefold.tasks.balancing import Balancer
-from threefold.tasks.task import CaseLosses, Task
+from threefold.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class StepLosses:
     """Losses of a batch of B cases for T tasks, in the order of the learner's tasks.
 
     Attributes:
-        values: (T, B) loss per task and case; 0 where the target is absent.
+        values: (T, B) loss per task and case; exactly 0 (and without gradient) where the target is absent.
         present: (T, B) bool.
         anchor: scalar, exactly 0, that depends on the features, which no task reads: with the values each
             parameter has a gradient at each step, whatever targets the batch carries, on every rank.
@@ -65,42 +66,65 @@ class Learner(nn.Module):
         return tuple(task.name for task in self.tasks)
 
     def forward(self, **fields: Any) -> dict[str, Tensor]:
-        """Return the fields of `StepLosses` for the fields of a `Batch`.
+        """Return the fields of `StepLosses` for `Batch.as_plain`.
 
         Plain tensors in and out: wrappers for several processes look into arguments and results, and do
         not know frozen dataclasses.
         """
-        batch = Batch(**fields)
+        batch = Batch.from_plain(**fields)
         outputs = self.predict(batch.image)
-        losses = [task.losses(outputs, batch) for task in self.tasks]
-        return vars(_stack(losses, outputs))
+        return vars(self._losses(outputs, batch))
+
+    def present(self, batch: Batch) -> Tensor:
+        """Return (T, B) bool: which cases teach which task.
+
+        Known before the forward pass, so that a loss can be divided by the number of cases over all ranks and
+        accumulated batches.
+        """
+        return torch.stack([task.present(batch) for task in self.tasks])
+
+    def _losses(self, outputs: Outputs, batch: Batch) -> StepLosses:
+        present = self.present(batch)  # (T, B)
+        losses = [
+            task.losses(outputs, batch).where(there, 0.0)
+            for task, there in zip(self.tasks, present, strict=True)
+        ]
+        anchor = 0.0 if outputs.features is None else outputs.features.float().sum()
+        return StepLosses(torch.stack(losses), present, 0.0 * (anchor + losses[0].new_zeros(())))
 
     def predict(self, image: Tensor) -> Outputs:
         """Run the network on (B, C, *S) images; outputs are float32."""
         with torch.autocast(image.device.type, torch.bfloat16) if self._bf16 else nullcontext():
             outputs: Outputs = self.network(image)
-        if not self._bf16:
-            return outputs
-        return Outputs(**{k: v if v is None else v.float() for k, v in vars(outputs).items()})
+        return outputs.map(Tensor.float) if self._bf16 else outputs
 
-    def evaluate(self, batch: Batch) -> tuple[Outputs, Mapping[str, CaseLosses]]:
-        """Return outputs and losses by task, without gradients."""
+    def evaluate(self, batch: Batch) -> tuple[Outputs, StepLosses]:
+        """Return outputs and losses, without gradients."""
         with torch.no_grad():
             outputs = self.predict(batch.image)
-            return outputs, {task.name: task.losses(outputs, batch) for task in self.tasks}
+            return outputs, self._losses(outputs, batch)
 
     def shared(self) -> Tensor | None:
         """Return the parameter that every task's gradient passes through, where the balancer needs it."""
-        return self.network.get_parameter("encoder.norm.weight") if self.balancer.needs_shared else None
+        if not self.balancer.needs_shared:
+            return None
+        return self.network.get_parameter(shared_parameter(self.network))
 
 
-def _stack(losses: list[CaseLosses], outputs: Outputs) -> StepLosses:
-    features = losses[0].values.new_zeros(()) if outputs.features is None else outputs.features.float().sum()
-    return StepLosses(
-        values=torch.stack([loss.values for loss in losses]),  # (T, B)
-        present=torch.stack([loss.present for loss in losses]),  # (T, B)
-        anchor=0.0 * features,
-    )
+def shared_parameter(network: nn.Module) -> str:
+    """Return the name of the last parameter that every task's gradient passes through.
+
+    Raises:
+        ExperimentError: the network names none.
+    """
+    named = getattr(network, "shared_parameter", None)
+    name = named() if callable(named) else None
+    if name is None:
+        raise ExperimentError(
+            "balancing.method gradnorm compares gradients at the layer that all tasks share, which "
+            f"{type(network).__name__} does not name; use uncertainty."
+        )
+    return str(name)
 
 
 def step_total(

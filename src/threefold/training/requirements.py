@@ -5,9 +5,11 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from threefold.cohorts.cohort import Case, Cohort
-from threefold.cohorts.splits import Split, make_split, require_targets, required_targets
+from threefold.cohorts.splits import Split, make_split, require_targets
+from threefold.core.targets import ClassTarget
 from threefold.errors import CohortError, ExperimentError, UsageError
-from threefold.experiment import Experiment
+from threefold.experiment import Experiment, SegmentationSpec
+from threefold.tasks.resolve import targets_of
 from threefold.tasks.topology import require_gudhi
 from threefold.training.before import trainings_of
 from threefold.training.devices import check_devices
@@ -33,7 +35,7 @@ def require_split(experiment: Experiment, cohort: Cohort) -> Split:
     """
     split = make_split(cohort, experiment.data.split)
     for training in trainings_of(experiment):
-        require_targets(cohort, split, required_targets(training.tasks))
+        require_targets(cohort, split, [*dict.fromkeys(targets_of(training, cohort.spec).values())])
         _require_estimable(training, cohort, split)
     return split
 
@@ -56,19 +58,22 @@ def _require_estimable(experiment: Experiment, cohort: Cohort, split: Split) -> 
 
 
 def _missing_for(metric: str, experiment: Experiment, cohort: Cohort, cases: tuple[Case, ...]) -> str | None:
-    if metric in ("auc", "average_precision", "balanced_accuracy"):
-        there = {case.label for case in cases}
-        absent = [name for k, name in enumerate(cohort.spec.classes) if k not in there]
+    targets = targets_of(experiment, cohort.spec)
+    if metric == "loss":
+        if len(targets) < len(experiment.tasks):  # one that every case teaches
+            return None
+        some = any(target in case.targets for case in cases for target in targets.values())
+        return None if some else f"none has a {' or a '.join(dict.fromkeys(targets.values()))}"
+    task = experiment.monitors[metric][0] if metric in experiment.monitors else metric.partition(".")[0]
+    if task not in targets:
+        return None
+    target = targets[task]
+    there = [case.targets[target] for case in cases if target in case.targets]
+    known = cohort.spec.all_targets[target]
+    if isinstance(known, ClassTarget):
+        absent = [name for k, name in enumerate(known.classes) if k not in there]
         return f"none is labelled '{absent[0]}'" if absent else None
-    targets = required_targets(experiment.tasks)
-    if metric == "dice":
-        assert experiment.tasks.segmentation is not None
-        target = experiment.tasks.segmentation.target
-        return None if any(getattr(case, target) for case in cases) else f"none has a {target}"
-    if metric == "loss" and experiment.tasks.reconstruction is None:
-        some = any(getattr(case, target) is not None for case in cases for target in targets)
-        return None if some else f"none has a {' or a '.join(targets)}"
-    return None
+    return None if there else f"none has a {target}"
 
 
 def _require_augmentation(experiment: Experiment) -> None:
@@ -91,6 +96,5 @@ def _require_extras(experiment: Experiment) -> None:
             "training.tensorboard is on, but tensorboard is not installed: "
             "pip install 'threefold[tensorboard]', or leave it off."
         )
-    segmentation = experiment.tasks.segmentation
-    if segmentation is not None and segmentation.homology > 0:
+    if any(task.homology > 0 for task in experiment.tasks_of(SegmentationSpec).values()):
         require_gudhi()

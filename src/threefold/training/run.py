@@ -15,15 +15,16 @@ import torch
 from threefold.cohorts.audit import audit
 from threefold.cohorts.cohort import Cohort
 from threefold.cohorts.samples import read_sample
-from threefold.cohorts.splits import Split, read_split, required_targets
+from threefold.cohorts.splits import Split, read_split
 from threefold.cohorts.store import SampleStore
 from threefold.errors import CohortError, ThreefoldError, some
 from threefold.experiment import CascadeSpec, Experiment
 from threefold.experiments import read_experiment
 from threefold.finished_runs import finish_status, verify_inputs, verify_settings
 from threefold.interruption import terminating_as_interrupt, undisturbed
-from threefold.networks.build import build_network
 from threefold.run import RunFolder, State
+from threefold.tasks.build import build_network
+from threefold.tasks.resolve import targets_of
 from threefold.threads import computing_with, share_cores
 from threefold.training.before import before_experiment, before_folder, trainings_of
 from threefold.training.checkpoints import load_checkpoint
@@ -34,6 +35,7 @@ from threefold.training.history import Row, out_of_patience, standing, write_his
 from threefold.training.launch import train_network
 from threefold.training.lineage import require_unseen
 from threefold.training.loop import Job
+from threefold.training.module import shared_parameter
 from threefold.training.progress import Silence, TrainingProgress
 from threefold.training.requirements import require_settings, require_split
 from threefold.training.schedule import build_optimiser
@@ -124,8 +126,8 @@ def _train_into(
     ):
         _write_state(folder, experiment, "running")
         history = _train_stages(folder, experiment, cohort, split, progress)
-        threshold = finish(experiment, cohort, split, folder, history, progress)
-        finish_status(folder, **standing(_write_history(folder), experiment), threshold=threshold)
+        thresholds = finish(experiment, cohort, split, folder, history, progress)
+        finish_status(folder, **standing(_write_history(folder), experiment), **thresholds)
 
 
 def finish_early(run: Path, cohort: Cohort, *, progress: TrainingProgress | None = None) -> RunFolder:
@@ -163,12 +165,12 @@ def finish_early(run: Path, cohort: Cohort, *, progress: TrainingProgress | None
     ):
         history = history_of_best(folder)
         teller.say(f"{folder.path}: finishing after {len(history)} of {experiment.training.epochs} epochs")
-        threshold = finish(experiment, cohort, split, folder, history, teller)
+        thresholds = finish(experiment, cohort, split, folder, history, teller)
         early = status.get("stopped_early")
         if not _is_over(experiment, history):
             state = early["state"] if early else _stopped_as(status)
             early = {"epochs": len(history), "of": experiment.training.epochs, "state": state}
-        fields = {"threshold": threshold, **({"stopped_early": early} if early else {})}
+        fields = {**thresholds, **({"stopped_early": early} if early else {})}
         write_history(folder.metrics, history)
         finish_status(folder, **standing(history, experiment), **fields)
     return folder
@@ -228,7 +230,7 @@ def _checked_split(experiment: Experiment, cohort: Cohort, progress: TrainingPro
     Raises:
         CohortError: with the first findings that refuse, and how many more there are.
     """
-    needed = [required_targets(training.tasks) for training in trainings_of(experiment)]
+    needed = [targets_of(training, cohort.spec).values() for training in trainings_of(experiment)]
     targets = dict.fromkeys(chain.from_iterable(needed))
     progress.say(f"checking the {len(cohort.cases)} cases of {cohort.folder}")
     found = audit(
@@ -274,6 +276,8 @@ def _check_network(experiment: Experiment, cohort: Cohort, folder: RunFolder) ->
             first = before_experiment(experiment)
             build_optimiser(starting_network(first, cohort.spec, folder)[0], first.training.optimiser)
         build_optimiser(network, experiment.training.optimiser)
+        if experiment.balancing.method == "gradnorm":
+            shared_parameter(network)
 
 
 def make_store(experiment: Experiment, cohort: Cohort, n_cases: int) -> SampleStore:

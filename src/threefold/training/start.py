@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -9,16 +10,17 @@ from torch import Tensor, nn
 from threefold.cohorts.cohort import CohortSpec
 from threefold.errors import RunError
 from threefold.experiment import Experiment
-from threefold.networks.build import build_network
 from threefold.networks.joint import JointSwin
 from threefold.networks.pretrained import LoadReport, load_pretrained
 from threefold.run import RunFolder
+from threefold.tasks.build import build_network
+from threefold.tasks.task import Task
 from threefold.training.before import before_folder
 from threefold.training.checkpoints import load_checkpoint
 
 
 def starting_network(
-    experiment: Experiment, cohort: CohortSpec, run: RunFolder
+    experiment: Experiment, cohort: CohortSpec, run: RunFolder, tasks: Sequence[Task] | None = None
 ) -> tuple[nn.Module, LoadReport | None]:
     """Build the network (random weights from torch's global generator) and give it what it starts from.
 
@@ -29,7 +31,7 @@ def starting_network(
         WeightsError: if `initial_weights`, or the encoder trained before, does not fit.
         RunError: if the run before has no weights.
     """
-    network = build_network(experiment, cohort)
+    network = build_network(experiment, cohort, tasks)
     report = None
     if experiment.initial_weights is not None:
         spec = experiment.initial_weights

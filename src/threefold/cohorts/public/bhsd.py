@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from threefold.cohorts.cohort import Cohort, CohortSpec, IntensitySpec, MaskSpec
+from threefold.cohorts.cohort import Cohort, CohortSpec, IntensitySpec
 from threefold.cohorts.public.haemorrhage import BRAIN_WINDOW
 from threefold.cohorts.staging import Staging, ending, finished, staging
+from threefold.core.targets import MaskSpec
 from threefold.errors import CohortError
 from threefold.file_names import printable
 from threefold.images.folders import folders_below

@@ -13,12 +13,14 @@ from threefold.cohorts.cohort import Cohort
 from threefold.cohorts.failures import Failures
 from threefold.cohorts.public.haemorrhage import CLASSES, haemorrhage_spec
 from threefold.cohorts.staging import finished, staging
+from threefold.core.targets import MultilabelTarget
 from threefold.errors import CohortError, ImageError
 from threefold.paths import Boundary, open_file
 
 Progress = Callable[[int, int], None]
 
 _KINDS = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
+_FINDINGS = ("any", *_KINDS)
 _TABLE, _FOLDER = "stage_2_train.csv", "stage_2_train"
 
 
@@ -32,6 +34,8 @@ def import_rsna(
     progress: Progress | None = None,
 ) -> Cohort:
     """Make a cohort of the RSNA 2019 intracranial haemorrhage challenge: slices with labels, without masks.
+
+    `label` says whether a reader saw any haemorrhage, the target `findings` which of the kinds (six labels).
 
     Patients are those of the files' headers. A file that can't be read is left out; provenance.json says
     which and why.
@@ -67,9 +71,9 @@ def import_rsna(
                     "image": stage.place(file, "image", name, copy=copy),
                     "label": CLASSES[kinds["any"]],
                 }
-                rows.append(row | {kind: kinds[kind] for kind in _KINDS})
-        columns = {kind: f"1 where a reader saw {kind} haemorrhage" for kind in _KINDS}
-        spec = haemorrhage_spec("rsna-2019", dimensions=2, columns=columns)
+                rows.append(row | {f"findings_{kind}": kinds[kind] for kind in _FINDINGS})
+        findings = MultilabelTarget(kind="multilabel", classes=_FINDINGS)
+        spec = haemorrhage_spec("rsna-2019", dimensions=2, targets={"findings": findings})
         provenance = {
             "made by": "import rsna",
             "source": "RSNA 2019 intracranial hemorrhage detection, Flanders et al. 2020",
@@ -85,12 +89,12 @@ def _labels(table: Path) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
     for number, name, value in _rows(table):
         slice_name, _, kind = name.rpartition("_")
-        if value not in ("0", "1") or kind not in ("any", *_KINDS):
+        if value not in ("0", "1") or kind not in _FINDINGS:
             raise CohortError(f"{table}: row {number}: expected ID_xxx_KIND,0 or 1, found '{name},{value}'.")
         if found.setdefault(slice_name, {}).setdefault(kind, int(value)) != int(value):
             raise CohortError(f"{table}: row {number}: '{name}' has another label in an earlier row.")
     for slice_name, kinds in found.items():
-        missing = {"any", *_KINDS} - {*kinds}
+        missing = {*_FINDINGS} - {*kinds}
         if missing:
             raise CohortError(f"{table}: {slice_name} has no row for {', '.join(sorted(missing))}.")
     return found

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from threefold.cohorts.cohort import Cohort, CohortSpec, IntensitySpec, MaskSpec
+from threefold.cohorts.cohort import Cohort, CohortSpec, IntensitySpec
 from threefold.cohorts.staging import Staging, check_case_id, finished, staging
 from threefold.cohorts.table import read_text, split_table
+from threefold.core.targets import MaskSpec
 from threefold.errors import CohortError, ImageError
 from threefold.images.decoding import decoding
 from threefold.images.formats import is_folder

@@ -1,0 +1,203 @@
+"""What is found by name: networks, tasks, metrics, phantoms and readers.
+
+A name is one of the program's own; or one that an installed package gives in the entry-point group
+`threefold.networks` (`.tasks`, `.metrics`, `.phantoms`, `.readers`); or MODULE:NAME, which is imported from
+the working folder or the environment. Nothing is registered by being imported, and nothing is imported before
+it is asked for. This module imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import inspect
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, get_args
+
+from threefold.errors import ExperimentError, bounded
+from threefold.validation import did_you_mean
+
+Group = Literal["networks", "tasks", "metrics", "phantoms", "readers"]
+GROUPS: tuple[Group, ...] = get_args(Group)
+
+_BUILT_IN: Mapping[Group, Mapping[str, str]] = {
+    "networks": {
+        "swin-unet": "threefold.networks.swin_unet:SwinUnet",
+        "joint-swin": "threefold.networks.joint:JointSwin",
+        "attention-unet": "threefold.networks.attention_unet:AttentionUnet",
+        "densenet": "threefold.networks.densenet:DenseNet",
+        "cascade": "threefold.networks.cascade:Cascade",
+    },
+    "tasks": {
+        "classification": "threefold.tasks.classification:ClassificationTask",
+        "multilabel": "threefold.tasks.multilabel:MultilabelTask",
+        "regression": "threefold.tasks.regression:RegressionTask",
+        "segmentation": "threefold.tasks.segmentation:SegmentationTask",
+        "region": "threefold.tasks.region:RegionTask",
+        "reconstruction": "threefold.tasks.reconstruction:ReconstructionTask",
+    },
+    "metrics": {},
+    "phantoms": {
+        "head-ct": "threefold.phantoms.head_ct:HEAD_CT",
+        "fetal-heart": "threefold.phantoms.fetal_heart:FETAL_HEART",
+        "object-background": "threefold.phantoms.object_background:OBJECT_BACKGROUND",
+    },
+    "readers": {},
+}
+
+
+@dataclass(frozen=True)
+class Code:
+    """Where foreign code is, and what it was when it was used.
+
+    Attributes:
+        name: as asked for.
+        file: of the module; empty where it has none.
+        sha256: of the file.
+        distribution, version: of the installed package that the module belongs to; empty where it is none's.
+    """
+
+    name: str
+    file: str
+    sha256: str
+    distribution: str = ""
+    version: str = ""
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A name that can be asked for.
+
+    Attributes:
+        group, name: of what.
+        place: module:name.
+        source: built in, or the package that gives it, with its version.
+        problem: why it can't be loaded; empty where it can, and where it was not tried.
+    """
+
+    group: Group
+    name: str
+    place: str
+    source: str
+    problem: str = ""
+
+
+def find(group: Group, name: str) -> tuple[Any, Code | None]:
+    """Return what a name stands for, and where it comes from; None: it is the program's own.
+
+    Raises:
+        ExperimentError: there is no such name (the nearest is told), or it can't be imported (and why).
+    """
+    if name in _BUILT_IN[group]:
+        return _load(_BUILT_IN[group][name], group, name)[0], None
+    points = _entry_points(group)
+    if name in points:
+        point = points[name]
+        value, module = _load(point.value, group, name)
+        return value, _code(name, module, point.dist)
+    if ":" in name:
+        value, module = _load(name, group, name)
+        return value, _code(name, module, None)
+    known = (*_BUILT_IN[group], *points)
+    raise ExperimentError(
+        f"there is no {_one(group)} '{bounded(name)}'.{did_you_mean(name, known)} One of your own is "
+        "MODULE:NAME, for example my_code:Mine, imported from the working folder or the environment."
+    )
+
+
+def is_built_in(group: Group, name: str) -> bool:
+    """Whether a name is one of the program's own."""
+    return name in _BUILT_IN[group]
+
+
+def listed(group: Group, *, load: bool = False) -> Iterator[Plugin]:
+    """Yield what can be asked for by a short name; with `load`, each is tried."""
+    for name, place in _BUILT_IN[group].items():
+        yield Plugin(group, name, place, "built in", _problem(place, group, name) if load else "")
+    for name, point in _entry_points(group).items():
+        source = f"{point.dist.name} {point.dist.version}" if point.dist is not None else "?"
+        problem = _problem(point.value, group, name) if load else ""
+        yield Plugin(group, name, point.value, source, problem)
+
+
+def _problem(place: str, group: Group, name: str) -> str:
+    try:
+        _load(place, group, name)
+    except ExperimentError as error:
+        return str(error)
+    return ""
+
+
+@lru_cache(maxsize=len(GROUPS))
+def _entry_points(group: Group) -> dict[str, importlib.metadata.EntryPoint]:
+    own = _BUILT_IN[group]
+    points = importlib.metadata.entry_points(group=f"threefold.{group}")
+    return {point.name: point for point in points if point.name not in own}
+
+
+def _load(place: str, group: Group, name: str) -> tuple[Any, ModuleType]:
+    module_name, _, attribute = place.partition(":")
+    where = f"{_one(group)} '{bounded(name)}'"
+    try:
+        with _working_folder_first():
+            module = importlib.import_module(module_name)
+    except Exception as error:  # whatever a user's module raises while it is imported
+        advice = "Install it, or run the command in the folder that holds it."
+        if not isinstance(error, ModuleNotFoundError) or error.name != module_name.split(".")[0]:
+            advice = "Correct the module."
+        raise ExperimentError(
+            f"{where}: can't import {module_name} ({type(error).__name__}: {bounded(str(error))}). {advice}"
+        ) from error
+    value: Any = module
+    for part in attribute.split("."):
+        if not part or not hasattr(value, part):
+            names = [one for one in vars(module) if not one.startswith("_")]
+            raise ExperimentError(
+                f"{where}: {module_name} has no '{bounded(attribute)}'.{did_you_mean(attribute, names)}"
+            )
+        value = getattr(value, part)
+    return value, module
+
+
+@contextmanager
+def _working_folder_first() -> Iterator[None]:
+    """Let modules of the working folder be imported, as `python -m` does."""
+    folder = str(Path.cwd())
+    if folder in sys.path:
+        yield
+        return
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _code(name: str, module: ModuleType, dist: importlib.metadata.Distribution | None) -> Code:
+    file = inspect.getsourcefile(module) if getattr(module, "__file__", None) else None
+    digest = ""
+    if file is not None:
+        with Path(file).open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if dist is None:
+        dist = _distribution(module)
+    version = ("", "") if dist is None else (str(dist.name), str(dist.version))
+    return Code(name, file or "", digest, *version)
+
+
+def _distribution(module: ModuleType) -> importlib.metadata.Distribution | None:
+    """Return the installed package that a module belongs to, where it can be told."""
+    top = module.__name__.partition(".")[0]
+    names = importlib.metadata.packages_distributions().get(top, [])
+    return importlib.metadata.distribution(names[0]) if names else None
+
+
+def _one(group: Group) -> str:
+    return group.removesuffix("s")

@@ -1,0 +1,100 @@
+"""How far predicted numbers are from true ones, by group, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from threefold.evaluation.estimate import Estimate, Place
+from threefold.evaluation.groups import Group, Units, groups_of
+from threefold.evaluation.metrics import METRICS
+from threefold.experiment import EvaluationSpec
+
+Floats = NDArray[np.float64]
+LIMIT = 1.96
+"""Standard deviations from the bias to a limit of agreement (Bland and Altman 1986)."""
+
+
+def evaluate_numbers(
+    table: pd.DataFrame, spec: EvaluationSpec, *, leaks: bool = False
+) -> tuple[Estimate, ...]:
+    """Return the metrics of the test cases whose number is known: of all, by site group and by site.
+
+    With errors e = predicted - true over n cases: bias is their mean, the limits of agreement are bias
+    -+ 1.96 times their standard deviation (n - 1), R2 is 1 - sum e^2 / sum (true - mean true)^2.
+
+    Args:
+        table: of one task: case_id, patient_id, site, site_group, part, truth and predicted.
+        spec: replicates, confidence and seed; resamples are of patients.
+        leaks: the split shares patients between training and test.
+    """
+    numbers = table.assign(
+        truth=pd.to_numeric(table["truth"], errors="coerce"),
+        predicted=pd.to_numeric(table["predicted"], errors="coerce"),
+    )
+    known = numbers[(numbers["part"] == "test") & numbers["truth"].notna() & numbers["predicted"].notna()]
+    rows: list[Estimate] = []
+    for group in groups_of(known.reset_index(drop=True)):
+        rows += _numbers(Place("case", group, spec, leaks), group)
+    return tuple(rows)
+
+
+def _numbers(place: Place, group: Group) -> list[Estimate]:
+    truth, predicted = (group.rows[name].to_numpy(np.float64) for name in ("truth", "predicted"))
+    patients = np.unique(group.rows["patient_id"].to_numpy(str), return_inverse=True)[1]
+    none = np.zeros(len(truth), np.int64)
+    units = Units(patients, none, np.zeros((len(truth), 0)), {})
+    metrics = _metrics_of(truth, predicted)
+    values = metrics(np.ones((1, len(truth)))) if len(truth) else {}
+    intervals = place.bootstrap(metrics, units) if len(truth) else {}
+    return [
+        place.estimate(
+            metric,
+            float(values[name][0]) if name in values else np.nan,
+            intervals.get(name),
+            units,
+            needed=np.ones(len(truth), np.bool_),
+            why="no case with a known number" if not len(truth) else _why(name, truth),
+        )
+        for name, metric in METRICS.items()
+        if metric.of == "number"
+    ]
+
+
+def _why(name: str, truth: Floats) -> str:
+    """Return why a metric is not estimable; empty where it is."""
+    if name == "r2" and np.ptp(truth) == 0:
+        return "the true numbers are all the same"
+    if name in ("lower_limit", "upper_limit") and len(truth) < 2:
+        return "one case has no spread"
+    return ""
+
+
+def _metrics_of(truth: Floats, predicted: Floats) -> Callable[[Floats], dict[str, Floats]]:
+    error = predicted - truth
+    # About their mean: the unit's zero may be far away.
+    centred = truth - truth.mean() if len(truth) else truth
+    rounding = 1e-12 * np.max(centred**2, initial=0)
+
+    def metrics(weights: Floats) -> dict[str, Floats]:
+        """(R, n) how often each case counts to (R,) of each metric."""
+        total = weights.sum(axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            bias = weights @ error / total
+            squared = weights @ error**2 / total
+            mean = weights @ centred / total
+            variance = weights @ centred**2 / total - mean**2
+            spread = np.sqrt(np.maximum(squared - bias**2, 0) * total / (total - 1))
+            return {
+                "mae": weights @ np.abs(error) / total,
+                "rmse": np.sqrt(squared),
+                "r2": np.where(variance > rounding, 1 - squared / variance, np.nan),
+                "bias": bias,
+                "lower_limit": bias - LIMIT * spread,
+                "upper_limit": bias + LIMIT * spread,
+            }
+
+    return metrics
