@@ -112,9 +112,8 @@ def test_the_numbers_have_intervals_and_units(written: Written) -> None:
     for task in ("density", "side", "findings", "age", "lesion"):
         rows = written.metrics(task)
         # The calibration error's resamples lie above it.
-        of_all = rows[
-            (rows["group_kind"] == "all") & ~rows["metric"].isin(["calibration_error", "confusion"])
-        ]
+        apart = rows["metric"].isin(["calibration_error", "confusion"])
+        of_all = rows[(rows["group_kind"] == "all") & ~apart]
         told = of_all[["low", "value", "high"]].astype(float)
         assert (told["low"] <= told["value"]).all()
         assert (told["value"] <= told["high"]).all()
@@ -167,8 +166,12 @@ def test_a_finding_that_is_known_of_no_test_case_harms_no_other(tmp_path: Path) 
 
 
 def test_a_split_that_leaks_is_said_of_each_task(tmp_path: Path) -> None:
-    for table in report_of(several_tasks(patients=8), tmp_path, leaks=True).tasks:
-        assert LEAK_NOTE in table.notes, table.title
+    table = several_tasks(patients=6)
+    columns = [name for name in table if not name.startswith(("side.", "lesion."))]
+    shown = report_of(table[columns], tmp_path, leaks=True).tasks
+    assert len(shown) == 3
+    for one in shown:
+        assert LEAK_NOTE in one.notes, one.title
 
 
 def test_one_task_alone_has_no_folder_of_its_own(tmp_path: Path) -> None:

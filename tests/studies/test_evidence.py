@@ -34,6 +34,7 @@ from threefold.studies.study import run_study
 from threefold.studies.study_folder import Outcome, StudyFolder
 from threefold.studies.study_spec import StudySpec
 from threefold.studies.study_worker import execute
+from threefold.tasks.questions import questions_of
 from threefold.training.progress import Lines
 
 SOME_FIT = 7.5
@@ -231,13 +232,10 @@ def test_images_larger_than_the_grid_are_counted(
 
 def test_what_cannot_be_explained_is_refused(mine: RunFolder, cohort_folder: Path, tmp_path: Path) -> None:
     predictor, cohort = Predictor.from_run(mine.path), read_cohort(cohort_folder)
-    tasks = {"segmentation": SegmentationSpec()}
+    segmenter = predictor.experiment.model_copy(update={"tasks": {"segmentation": SegmentationSpec()}})
+    asked = questions_of(segmenter, predictor.cohort)
     with pytest.raises(RunError, match="no classification task"):
-        Explainer.of(
-            replace(predictor, experiment=predictor.experiment.model_copy(update={"tasks": tasks})),
-            cohort,
-            mine.masks,
-        )
+        Explainer.of(replace(predictor, experiment=segmenter, questions=asked), cohort, mine.masks)
     shutil.copytree(mine.path, tmp_path / "run")
     changed = RunFolder(tmp_path / "run")
     changed.settings.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from threefold.cohorts.cohort import Cohort, CohortSpec, IntensitySpec, write_cohort
-from threefold.core.targets import MaskSpec
+from threefold.core.targets import ClassTarget, MaskSpec, MaskTarget, MultilabelTarget, NumberTarget
 from threefold.experiment import Experiment
 from threefold.images.writing import write_nifti
 from threefold.run import RunFolder
@@ -157,6 +157,65 @@ def write_volumes(folder: Path, cases: int = 15, labels: tuple[str, ...] = ("A",
     return write_cohort(folder, spec, rows)
 
 
+MANY_TASKS: dict[str, Any] = {
+    "density": {"kind": "classification", "target": "density"},
+    "side": {"kind": "classification", "target": "side"},
+    "signs": {"kind": "multilabel"},
+    "age": {"kind": "regression"},
+    "square": {"kind": "segmentation", "target": "square"},
+    "spot": {"kind": "segmentation", "target": "spot"},
+}
+"""One task for each target of `write_many_targets`."""
+
+
+def write_many_targets(folder: Path) -> Cohort:
+    """The squares of `write_cases` with two diagnoses, two findings, an age and two masks; each is not known
+    of some cases, and of the first case nothing is."""
+    drawn = write_cases(folder)
+    rng = np.random.default_rng(4)
+    rows = []
+    for number, case in enumerate(drawn.cases):
+        spot = np.zeros((SIDE, SIDE), np.uint8)
+        spot[4 * (number % 5) :, 8:12] = 7
+        Image.fromarray(spot).save(folder / f"{case.case_id}-spot.png")
+        told = {
+            "density": ("low", "high")[number // 2 % 2],
+            "side": ("left", "middle", "right")[number % 3],
+            "signs_edge": number % 2,
+            "signs_dot": int(number % 4 < 2),
+            "age": round(float(rng.normal(30, 4)), 2),
+            "square": f"{case.case_id}-mask.png",
+            "spot": f"{case.case_id}-spot.png",
+        }
+        lacks = {*told} if not number else {*[*told][number % 9 : number % 9 + 1]}
+        rows.append(
+            {
+                "case_id": case.case_id,
+                "patient_id": case.patient_id,
+                "site": case.site,
+                "split": case.split,
+                "image": case.image.name,
+                **{name: value for name, value in told.items() if name not in lacks},
+            }
+        )
+    spec = CohortSpec(
+        name="many",
+        modality="photo",
+        dimensions=2,
+        targets={
+            "density": ClassTarget(classes=("low", "high"), positive="low"),
+            "side": ClassTarget(classes=("left", "middle", "right")),
+            "signs": MultilabelTarget(kind="multilabel", classes=("edge", "dot")),
+            "age": NumberTarget(kind="number", unit="weeks"),
+            "square": MaskTarget(kind="mask"),
+            "spot": MaskTarget(kind="mask", name="spot", values=(7,)),
+        },
+        intensity=IntensitySpec(unit="grey", window=(0, 255)),
+        spacing=(1.0, 1.0),
+    )
+    return write_cohort(folder, spec, rows)
+
+
 UNET = {"kind": "attention-unet", "channels": [4, 8], "dropout": 0.2}
 VOLUME_TASKS = {
     "segmentation": {"target": "structures"},
@@ -228,6 +287,12 @@ def finished(_finished_once: tuple[Cohort, RunFolder], tmp_path: Path) -> tuple[
 def volumes(tmp_path: Path) -> Cohort:
     """Volumes of which each lacks something."""
     return write_volumes(tmp_path / "volumes")
+
+
+@pytest.fixture
+def many_targets(tmp_path: Path) -> Cohort:
+    """Pictures of which six things may be known."""
+    return write_many_targets(tmp_path / "many")
 
 
 @pytest.fixture

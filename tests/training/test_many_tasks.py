@@ -43,7 +43,7 @@ METRICS = {
 MASKS = ("square", "spot")
 
 
-class Stop(Exception):
+class StoppedError(Exception):
     """Ends a training amid its second epoch."""
 
 
@@ -58,11 +58,11 @@ def test_six_tasks_train_resume_evaluate_and_predict(
 
         def stops(self: loop.Training, number: int) -> Any:
             if number == 1:
-                raise Stop
+                raise StoppedError
             return epoch(self, number)
 
         patch.setattr(loop.Training, "_epoch", stops)
-        with pytest.raises(Stop):
+        with pytest.raises(StoppedError):
             train(experiment, many_targets, cut)
     assert len(read_frame(cut / "metrics.csv")) == 1
     resumed = train(experiment, many_targets, cut, resume=True)
