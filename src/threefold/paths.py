@@ -7,8 +7,9 @@ import os
 import re
 import stat
 from collections.abc import Iterable
+from io import BufferedReader
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
@@ -16,7 +17,7 @@ from threefold.errors import RunError
 from threefold.file_names import unportable
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BufferedReader:
     """Open a file to read its bytes; to open a pipe would wait for a writer, to read a device never end.
 
     Raises:
