@@ -32,6 +32,7 @@ from threefold.evaluation import (
     counterfactuals,
     curves,
     delong,
+    diagnosis,
     evaluate,
     overlap,
     probes,
@@ -207,10 +208,10 @@ def of_probabilities(
         yield "choose_threshold", lambda rule=rule: classification.choose_threshold(positive, scores, rule)
     for chances, index in ((two, 1), (three, None)):
         yield (
-            "classification_metrics",
-            lambda chances=chances, index=index: classification.classification_metrics(
-                labels, chances, weights, positive=index, threshold=0.5
-            ),
+            "diagnosis",
+            lambda chances=chances, index=index: diagnosis.diagnosis(
+                labels, chances, positive=index, threshold=0.5
+            )(weights),
         )
     yield "with_temperature", lambda: calibration.with_temperature(two, 2.0)
     yield "fit_temperatures", lambda: calibration.fit_temperatures(labels, two, weights)
@@ -287,11 +288,12 @@ HELPERS = {
     arch: {"knows_arch"},
     attention: {"centred_blob"},
     winding: {"mask_line", "widened", "holes_along_body", "winds_around"},  # asked by find_arch
-    classification: {"calibration_bins", "classification_metrics", "diagnosis"},
+    classification: {"calibration_bins"},
+    diagnosis: {"diagnosis_estimates"},  # within evaluate
     ranking: {"auc_of", "average_precision_of", "from_the_highest"},
     weighting: {"ratio"},
     by_value: {"require_column"},
-    evaluate: {"decision_threshold", "diagnosis_rows", "confusion_name"},  # within evaluate
+    evaluate: {"decision_threshold", "confusion_name"},  # within evaluate
     probes: {"fit_probe", "patient_folds", "cross_validated", "auc_within_folds"},  # within probe_column
     similarity: {"linear_cka", "hsic", "minibatches"},  # within similarity
 }

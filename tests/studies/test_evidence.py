@@ -17,8 +17,8 @@ import yaml
 from threefold.cli.app import main
 from threefold.cohorts.cohort import fingerprint, read_cohort
 from threefold.errors import CohortError, PredictionsError, RunError
-from threefold.evaluation.evidence import ATTENTION
 from threefold.evaluation.intervals import FEWEST_PATIENTS
+from threefold.evaluation.metrics import shown_in
 from threefold.experiment import TasksSpec
 from threefold.images.reading import read_header, read_label_map
 from threefold.images.writing import write_nifti
@@ -57,9 +57,9 @@ def test_every_test_case_of_every_site_is_measured(mine: RunFolder, explained: E
     test = table[table["part"] == "test"]
     assert {*explained.evidence.index} == {*test["case_id"]}
     assert {*test["site"]} > {"site-05", "site-06"}  # whose masks are in the phantom's truth alone
-    assert explained.evidence.drop(columns=[*ATTENTION]).notna().all(axis=None)
+    assert explained.evidence.drop(columns=[*shown_in("attention")]).notna().all(axis=None)
     seen = explained.evidence["zero_map"] == 0
-    assert (explained.evidence[[*ATTENTION]].notna().eq(seen, axis=0)).all(axis=None)
+    assert (explained.evidence[[*shown_in("attention")]].notna().eq(seen, axis=0)).all(axis=None)
     assert explained.evidence["share_inside_random"][seen].between(0, 0.2).all()
     assert all(path.stat().st_size > 0 for path in explained.files)
     assert {

@@ -10,18 +10,14 @@ from numpy.typing import NDArray
 
 from threefold.evaluation.estimate import Estimate, Place
 from threefold.evaluation.groups import Group, groups_of, plain_units
-from threefold.evaluation.metrics import BASELINES, METRICS
+from threefold.evaluation.metrics import metrics
 from threefold.evaluation.predictions import Predictions
 from threefold.evaluation.weighting import weighted_mean
 from threefold.experiment import EvaluationSpec
 
 Floats = NDArray[np.float64]
 
-ATTENTION = tuple(
-    f"{name}{end}" for name in ("share_inside", "attention_iou", "pointing") for end in BASELINES
-)
 ZERO_MAP = "zero_map"
-COUNTERFACTUALS = ("shortcut_flip", "shortcut_change", "marker_flip", "marker_change")
 
 
 def evidence_rows(
@@ -58,7 +54,7 @@ def _mean(place: Place, name: str, values: Floats, patients: NDArray[np.int64]) 
     units = plain_units(patients)
     found = place.bootstrap(lambda weights: {name: weighted_mean(values, weights)}, units)
     return place.estimate(
-        METRICS[name],
+        metrics()[name],
         float(values.mean()) if len(values) else np.nan,
         found.get(name),
         units,

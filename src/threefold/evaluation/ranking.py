@@ -37,15 +37,21 @@ class Ranking:
         self._scores = ranked
         self._sorted = np.array_equal(self._order, np.arange(len(scores)))
 
+    @property
+    def is_quickly_compared(self) -> bool:
+        """Whether comparing each positive with each negative takes less time than sums by score."""
+        positives = int(np.count_nonzero(self._positive))
+        return 0 < positives * (len(self._positive) - positives) <= _MOST_COMPARED
+
     def auc(self, weights: Floats) -> Floats:
         """Return the AUC, (R,), NaN with one class.
 
         Args:
             weights: (R, n).
         """
-        places = self._order[self._positive], self._order[~self._positive]
-        if not 0 < len(places[0]) * len(places[1]) <= _MOST_COMPARED:
+        if not self.is_quickly_compared:
             return auc_of(*self.up_to_each(weights))
+        places = self._order[self._positive], self._order[~self._positive]
         positives, negatives = (np.take(weights, where, axis=1) for where in places)
         wins = np.einsum("rp,rp->r", negatives @ self._wins, positives)
         return ratio(wins, positives.sum(axis=1) * negatives.sum(axis=1))

@@ -17,7 +17,7 @@ from threefold.evaluation.groups import (
     natural_order,
     plain_units,
 )
-from threefold.evaluation.metrics import COUNTED, METRICS
+from threefold.evaluation.metrics import metrics
 from threefold.evaluation.predictions import Predictions
 from threefold.evaluation.structures import structure_values
 from threefold.experiment import EvaluationSpec
@@ -65,18 +65,11 @@ def case_values(rows: pd.DataFrame, predictions: Predictions) -> Mapping[Key, Fl
 
 def _topology(rows: pd.DataFrame) -> Mapping[str, Floats]:
     """Return what the arch and the graph of structures say of each case; NaN where they say nothing."""
-    found: dict[str, Floats] = {}
-    if "graph_edits" in rows:
-        edits = pd.to_numeric(rows["graph_edits"], errors="coerce").to_numpy(np.float64)
-        found |= {"graph_edits": edits, "topology_match": np.where(np.isnan(edits), np.nan, edits == 0)}
-    if "topology_class" in rows:
-        spoken, label = (rows[name].fillna("").to_numpy(str) for name in ("topology_class", "label"))
-        # An arch that says nothing is not right, where the diagnosis is known.
-        found["topology_right"] = np.where(label != "", spoken == label, np.nan)
-    if "agrees" in rows:
-        agrees = rows["agrees"].fillna("").to_numpy(str)
-        found["topology_agrees"] = np.where(agrees != "", agrees == "yes", np.nan)
-    return found
+    return {
+        name: metric.of_cases(rows)
+        for name, metric in metrics().items()
+        if metric.of == "topology" and metric.of_cases is not None and metric.has_cases(rows)
+    }
 
 
 def _means(place: Place, patients: Ints, values: Mapping[Key, Floats]) -> Iterator[Estimate]:
@@ -116,9 +109,9 @@ def _means_together(place: Place, patients: Ints, values: Mapping[Key, Floats]) 
     intervals = place.bootstrap(means, units)
     rows = {}
     for (name, structure), value in zip(values, stacked.T, strict=True):
-        metric = METRICS[name]
+        metric = metrics()[name]
         # The number of a case's misses is no share, that of one structure's is.
-        is_number = name in COUNTED and not structure
+        is_number = metric.is_counted and not structure
         rows[name, structure] = place.estimate(
             metric,
             float(points[name, structure][0]),
@@ -128,17 +121,6 @@ def _means_together(place: Place, patients: Ints, values: Mapping[Key, Floats]) 
             class_name=structure,
             positives=int(value.sum()) if metric.is_share else None,
             is_mean=is_number,
-            why=_why(name, structure),
+            why=metric.without_one if structure else metric.without,
         )
     return rows
-
-
-def _why(name: str, structure: str) -> str:
-    """Say why a metric does not exist."""
-    if name == "extra_structures":
-        return "no case lacks it" if structure else "no case lacks a structure"
-    if name == "topology_right":
-        return "no case with a diagnosis"
-    if name == "topology_agrees":
-        return "no case where both say something"
-    return "no case with it" if structure else "no case with true structures"

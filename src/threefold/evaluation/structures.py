@@ -17,8 +17,9 @@ Columns (CSV, UTF-8; an empty cell means not known):
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from threefold.checksums import verify_table
 from threefold.csv_tables import read_frame
 from threefold.errors import PredictionsError
-from threefold.evaluation.overlap import dice
+from threefold.evaluation.metrics import Metric, metrics
 from threefold.evaluation.predictions import CHANGED, Predictions
 from threefold.evaluation.structure_measures import UNION
 
@@ -47,17 +48,6 @@ PIXEL_NUMBERS = ("asd_px", "hd95_px")
 """Columns that are there where a case has its distances in pixels."""
 _MM_METRICS = ("asd_mm", "hd95_mm")
 _COUNTS = tuple(name for name in NUMBERS if name.endswith(("_voxels", "_b0", "_b1", "_b2")))
-STRUCTURE_METRICS = (
-    "structure_dice",
-    *_MM_METRICS,
-    *PIXEL_NUMBERS,
-    "cl_dice",
-    "b0_error",
-    "b1_error",
-    "b2_error",
-    "missed_structures",
-    "extra_structures",
-)
 MEAN = ""
 """Name of the mean over a case's structures, the union left out."""
 
@@ -243,32 +233,41 @@ def structure_values(table: pd.DataFrame, case_ids: Sequence[str]) -> dict[tuple
     """
     names = structure_names(table)
     single = [place for place, name in enumerate(names) if name != UNION]
-    metrics = _of_structures(_by_structure_and_case(table, names, case_ids), _distances(table))
-    values = {(metric, name): of[place] for place, name in enumerate(names) for metric, of in metrics.items()}
-    for metric, of in metrics.items() if single else ():
-        counted = metric in ("missed_structures", "extra_structures")
-        values[metric, MEAN] = _sum(of[single]) if counted else _mean(of[single])
+    cells, distances = _Cells(table, names, case_ids), _distances(table)
+    found = {
+        metric: metric.of_structures(cells)
+        for metric in metrics().values()
+        if metric.of_structures is not None and _has(table, metric, distances)
+    }
+    values = {
+        (metric.name, name): of[place] for place, name in enumerate(names) for metric, of in found.items()
+    }
+    for metric, of in found.items() if single else ():
+        values[metric.name, MEAN] = _sum(of[single]) if metric.is_counted else _mean(of[single])
     return values
 
 
-def _by_structure_and_case(
-    table: pd.DataFrame, names: Sequence[str], case_ids: Sequence[str]
-) -> Callable[[str], Floats]:
-    """Return a column's values as (S, n), NaN where a case has no row of a structure."""
-    known, column = np.unique(np.asarray(case_ids, str), return_inverse=True)
-    place = np.full((len(names), len(known)), -1)
-    structure, case = (
-        pd.Index(labels).get_indexer(pd.Index(table[name].astype(str)))
-        for labels, name in ((names, "structure"), (known, "case_id"))
-    )
-    there = np.flatnonzero(case >= 0)
-    place[structure[there], case[there]] = there
-    place = place[:, column]
+class _Cells:
+    """Columns of the table as (S, n), NaN where a case has no row of a structure."""
 
-    def cells(name: str) -> Floats:
-        return np.where(place >= 0, np.append(table[name].to_numpy(np.float64), np.nan)[place], np.nan)
+    def __init__(self, table: pd.DataFrame, names: Sequence[str], case_ids: Sequence[str]) -> None:
+        known, column = np.unique(np.asarray(case_ids, str), return_inverse=True)
+        place = np.full((len(names), len(known)), -1)
+        structure, case = (
+            pd.Index(labels).get_indexer(pd.Index(table[name].astype(str)))
+            for labels, name in ((names, "structure"), (known, "case_id"))
+        )
+        there = np.flatnonzero(case >= 0)
+        place[structure[there], case[there]] = there
+        self._table, self._place = table, place[:, column]
 
-    return cells
+    def __call__(self, column: str) -> Floats:
+        cells = np.append(self._table[column].to_numpy(np.float64), np.nan)
+        return np.where(self._place >= 0, cells[self._place], np.nan)
+
+    @cached_property
+    def there(self) -> NDArray[np.bool_]:
+        return self("truth_voxels") > 0
 
 
 def _distances(table: pd.DataFrame) -> Sequence[str]:
@@ -279,20 +278,11 @@ def _distances(table: pd.DataFrame) -> Sequence[str]:
     return (*(_MM_METRICS if mm or not pixels else ()), *(PIXEL_NUMBERS if pixels else ()))
 
 
-def _of_structures(cells: Callable[[str], Floats], distances: Sequence[str]) -> Mapping[str, Floats]:
-    """Return each metric of each structure and case, (S, n)."""
-    truth, predicted, overlap = (cells(f"{name}_voxels") for name in ("truth", "predicted", "overlap"))
-    there, absent = truth > 0, truth == 0
-    return {
-        "structure_dice": dice(truth, predicted, overlap),
-        **{name: np.where(there, cells(name), np.nan) for name in (*distances, "cl_dice")},
-        **{
-            f"b{k}_error": np.where(there, np.abs(cells(f"predicted_b{k}") - cells(f"truth_b{k}")), np.nan)
-            for k in (0, 1, 2)
-        },
-        "missed_structures": np.where(there, predicted == 0, np.nan),
-        "extra_structures": np.where(absent, predicted > 0, np.nan),
-    }
+def _has(table: pd.DataFrame, metric: Metric, distances: Sequence[str]) -> bool:
+    """Whether a table has what a metric of structures needs; of the distances, those in its unit."""
+    if {*metric.columns} & {*_MM_METRICS, *PIXEL_NUMBERS}:
+        return {*metric.columns} <= {*distances}
+    return {*metric.columns} <= {*table}
 
 
 def _mean(stacked: Floats) -> Floats:

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 
 from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.evaluate import Evaluation, confusion_name
+from threefold.evaluation.metrics import shown_in
 from threefold.reporting.structure_tables import title_of
 from threefold.reporting.table import LEAK_NOTE, Table, cell, legend, variant_legend
-
-_OF_ALL = ("balanced_accuracy", "accuracy", "auc", "f1")
-_OF_CLASS = ("sensitivity", "auc")
 
 
 def confusion_table(evaluation: Evaluation) -> Table | None:
@@ -54,8 +52,8 @@ def diagnosis_variants(evaluations: Mapping[str, Evaluation]) -> Table | None:
     )
     if not classes:
         return None
-    shown = [(metric, "") for metric in _OF_ALL]
-    shown += [(metric, name) for name in classes for metric in _OF_CLASS]
+    shown = [(metric, "") for metric in shown_in("variants")]
+    shown += [(metric, name) for name in classes for metric in shown_in("of a class")]
     return Table(
         title="Variants by diagnosis, per case",
         columns=("metric", *evaluations),

@@ -6,14 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from threefold.evaluation.by_value import MEASURES, ByValue, ValueRow
+from threefold.evaluation.by_value import ByValue, ValueRow
 from threefold.evaluation.estimate import OF_A_FIT, Difference, Estimate
-from threefold.evaluation.metrics import METRICS
+from threefold.evaluation.metrics import metrics, shown_in
 from threefold.evaluation.probes import FEWEST_PATIENTS, FOLDS, PENALTY, Probe
 from threefold.experiment import EvaluationSpec
 from threefold.reporting.table import LEAK_NOTE, Table, cell, interval_legend
-
-_OF_SEVERAL = ("auc", "balanced_accuracy", "accuracy")
 
 
 def value_table(found: ByValue, spec: EvaluationSpec, *, binary: bool) -> Table:
@@ -24,23 +22,24 @@ def value_table(found: ByValue, spec: EvaluationSpec, *, binary: bool) -> Table:
         spec: replicates and confidence.
         binary: there are two classes, so that sensitivity is of one of them.
     """
-    metrics = MEASURES if binary else _OF_SEVERAL
+    of_one = ("positives", "negatives")  # class of two
+    names = [name for name in shown_in("values") if binary or metrics()[name].needs not in of_one]
     groups = list(dict.fromkeys((each.within, each.value, each.label) for each in found.rows))
     at = {(each.within, each.value, each.label, each.row.metric): each.row for each in found.rows}
     body = [
         (
             _name(found.column, *group),
-            *("" if (row := at.get((*group, metric))) is None else cell(row) for metric in metrics),
+            *("" if (row := at.get((*group, metric))) is None else cell(row) for metric in names),
         )
         for group in groups
     ]
     body += [
-        (f"worst group of {_name(found.column, *_group(each))}", *[""] * (len(metrics) - 1), cell(each.row))
+        (f"worst group of {_name(found.column, *_group(each))}", *[""] * (len(names) - 1), cell(each.row))
         for each in found.worst
     ]
     return Table(
         f"Test cases by {found.column}",
-        ("group", *(METRICS[name].title for name in metrics)),
+        ("group", *(metrics()[name].title for name in names)),
         tuple(body),
         (
             interval_legend(spec),
@@ -96,7 +95,7 @@ def temperature_table(temperature: Estimate, changes: Sequence[Difference], spec
         + ("." if math.isnan(temperature.value) else ": read the change."),
         *_leaks(each.first for each in changes),
     ]
-    names = [f"{each.first.group}, {METRICS[each.first.metric].title}" for each in changes]
+    names = [f"{each.first.group}, {metrics()[each.first.metric].title}" for each in changes]
     if math.isnan(temperature.value):
         rows = tuple((name, cell(each.first)) for name, each in zip(names, changes, strict=True))
         return Table("Calibration", ("test cases, measure", "as predicted"), rows, tuple(notes))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from threefold.evaluation.estimate import Difference, Estimate
-from threefold.evaluation.metrics import METRICS
+from threefold.evaluation.metrics import metrics
 from threefold.experiment import EvaluationSpec
 from threefold.reporting.structure_tables import title_of
 from threefold.reporting.table import LEAK_MARK, LEAK_NOTE, Table
@@ -45,7 +45,7 @@ def shift_table(rows: Sequence[Difference], spec: EvaluationSpec) -> Table | Non
 
 
 def _digits(metric: str) -> int:
-    return 3 if METRICS[metric].bounds[1] <= 2 else 2  # 0.123, but 12.34 mm or dB
+    return 3 if metrics()[metric].bounds[1] <= 2 else 2  # 0.123, but 12.34 mm or dB
 
 
 def _value(at: Estimate) -> str:

@@ -7,25 +7,13 @@ from collections.abc import Mapping, Sequence
 from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.evaluate import Evaluation
 from threefold.evaluation.groups import GroupKind
-from threefold.evaluation.metrics import METRICS
+from threefold.evaluation.metrics import metrics, shown_in
 from threefold.evaluation.predictions import Predictions, probability_column
 from threefold.evaluation.structure_measures import POLICY, UNION
 from threefold.evaluation.structures import MEAN
 from threefold.reporting.table import Table, cell, legend, variant_legend
 
 WHOLE = (MEAN, UNION)
-_STRUCTURE_COLUMNS = (
-    "structure_dice",
-    "asd_mm",
-    "hd95_mm",
-    "asd_px",
-    "hd95_px",
-    "cl_dice",
-    "b0_error",
-    "b1_error",
-    "missed_structures",
-)
-_TOPOLOGY = ("graph_edits", "topology_match", "topology_right", "topology_agrees")
 _OVER_STRUCTURES = "mean over structures"
 
 
@@ -37,25 +25,25 @@ def title_of(metric: str, class_name: str, *, alone: bool = False) -> str:
         class_name: as in `Estimate`.
         alone: a mask is all that was predicted, so that its metrics need no structure's name.
     """
-    title = METRICS[metric].title
+    title = metrics()[metric].title
     if alone and class_name == UNION:
         return title
-    if METRICS[metric].of == "structure":
+    if metrics()[metric].of == "structure":
         return f"{title}, {class_name or _OVER_STRUCTURES}"
     return f"{title}, {class_name}" if class_name else title
 
 
 def structure_tables(evaluation: Evaluation) -> tuple[Table, ...]:
     """Return, per case, the metrics of each structure, and structures and topology by class; none without."""
-    rows = [row for row in evaluation.rows if row.level == "case" and METRICS[row.metric].of != "case"]
-    names = dict.fromkeys(r.class_name for r in rows if METRICS[r.metric].of == "structure")
+    rows = [row for row in evaluation.rows if row.level == "case" and not metrics()[row.metric].is_of_a_case]
+    names = dict.fromkeys(r.class_name for r in rows if metrics()[r.metric].of == "structure")
     if not names:
         return ()
     there = {row.metric for row in rows}
-    columns = [name for name in _STRUCTURE_COLUMNS if name in there]
+    columns = [name for name in shown_in("structures") if name in there]
     by_structure = Table(
         title="Structures, per case",
-        columns=("structure", *(METRICS[name].title for name in columns)),
+        columns=("structure", *(metrics()[name].title for name in columns)),
         rows=tuple(
             (
                 name or _OVER_STRUCTURES,
@@ -79,7 +67,7 @@ def _by_class(evaluation: Evaluation, rows: Sequence[Estimate]) -> tuple[Table, 
     classes = list(dict.fromkeys(r.group for r in rows if r.group_kind == "class"))
     if not classes:
         return ()
-    wanted = [(m, w) for w in WHOLE for m in _STRUCTURE_COLUMNS] + [(m, "") for m in _TOPOLOGY]
+    wanted = [(m, w) for w in WHOLE for m in shown_in("structures")] + [(m, "") for m in _topology()]
     there = {(r.metric, r.class_name) for r in rows}
     return (
         Table(
@@ -109,7 +97,7 @@ def variant_tables(evaluations: Mapping[str, Evaluation]) -> tuple[Table, ...]:
         evaluations: by the variant's name, in order.
     """
     rows = [row for evaluation in evaluations.values() for row in evaluation.rows]
-    if not any(METRICS[row.metric].of == "structure" for row in rows):
+    if not any(metrics()[row.metric].of == "structure" for row in rows):
         return ()
     return (_variants_by_structures(evaluations), _variants_by_class(evaluations))
 
@@ -142,9 +130,8 @@ def _variants_by_class(evaluations: Mapping[str, Evaluation]) -> Table:
     classes |= dict.fromkeys(
         row.group for each in evaluations.values() for row in each.rows if row.group_kind == "class"
     )
-    measures = ("structure_dice", "hd95_mm", "asd_mm", "hd95_px", "asd_px", "cl_dice", "b1_error")
-    shown = [(metric, whole) for whole in WHOLE for metric in measures]
-    shown += [(metric, "") for metric in _TOPOLOGY]
+    shown = [(metric, whole) for whole in WHOLE for metric in shown_in("structure variants")]
+    shown += [(metric, "") for metric in _topology()]
     body = []
     for group in ("all", *classes):
         kind: GroupKind = "all" if group == "all" else "class"
@@ -161,6 +148,10 @@ def _variants_by_class(evaluations: Mapping[str, Evaluation]) -> Table:
         rows=tuple(body),
         notes=(*variant_legend(evaluations, "case"), _STRUCTURES_NOTE),
     )
+
+
+def _topology() -> list[str]:
+    return [name for name, metric in metrics().items() if metric.of == "topology"]
 
 
 def disagreement_table(predictions: Predictions) -> Table | None:

@@ -15,7 +15,7 @@ from threefold.csv_tables import frame_text
 from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.evaluate import Evaluation
 from threefold.evaluation.groups import Level
-from threefold.evaluation.metrics import METRICS
+from threefold.evaluation.metrics import metrics, shown_in
 from threefold.evaluation.overlap import POLICY
 from threefold.evaluation.structure_measures import UNION
 from threefold.reporting.diagnosis_tables import confusion_table, diagnosis_variants
@@ -24,21 +24,6 @@ from threefold.reporting.table import LEAK_NOTE, Table, cell, legend, page, vari
 from threefold.run import write_atomically
 
 PAPER_METRICS = ("f1", "auc")
-_SITE_METRICS = (
-    "auc",
-    "f1",
-    "sensitivity",
-    "specificity",
-    "brier",
-    "dice",
-    "missed_lesions",
-    "psnr",
-    "structure_dice",
-    "hd95_mm",
-    "hd95_px",
-    "topology_right",
-)
-_AS_OF_A_MASK = ("structure_dice", "missed_structures", "extra_structures")
 _LEVELS: Mapping[Level, str] = {"case": "per case", "patient": "per patient"}
 
 
@@ -68,20 +53,20 @@ def comparison_table(evaluations: Mapping[str, Evaluation], level: Level = "case
     groups = list(dict.fromkeys(row.group for row in rows if row.group_kind == "site group"))
     kind, names = ("site group", groups) if groups else ("all", ["all"])
     diagnosed = any(row.metric in PAPER_METRICS for row in rows)
-    metrics = PAPER_METRICS if diagnosed else ("dice", "missed_lesions")
+    shown = PAPER_METRICS if diagnosed else ("dice", "missed_lesions")
     if diagnosed and not any(evaluation.positive for evaluation in evaluations.values()):
-        metrics = ("balanced_accuracy", "auc")
+        shown = ("balanced_accuracy", "auc")
     body = []
     for variant, evaluation in evaluations.items():
         cells = [
             cell(evaluation.find(metric, level=level, group_kind=kind, group=name))  # type: ignore[arg-type]
             for name in names
-            for metric in metrics
+            for metric in shown
         ]
         body.append((variant, *cells))
     return Table(
         title=f"Variants by {kind}, {_LEVELS[level]}",
-        columns=("variant", *(f"{name} {METRICS[m].title}" for name in names for m in metrics)),
+        columns=("variant", *(f"{name} {metrics()[m].title}" for name in names for m in shown)),
         rows=tuple(body),
         notes=variant_legend(evaluations, level),
     )
@@ -95,7 +80,7 @@ def comparison_tables(evaluations: Mapping[str, Evaluation]) -> tuple[Table, ...
         evaluations: by the variant's name, in order.
     """
     rows = [row for evaluation in evaluations.values() for row in evaluation.rows]
-    diagnosis = any(METRICS[row.metric].of == "case" for row in rows)
+    diagnosis = any(metrics()[row.metric].is_of_a_case for row in rows)
     by_class = diagnosis_variants(evaluations)
     return (
         *((comparison_table(evaluations),) if diagnosis else ()),
@@ -167,11 +152,11 @@ def _by_group(evaluation: Evaluation, rows: Sequence[Estimate], words: str) -> T
         counts = [_positives(found.get((kind, name, "auc", ""))) for kind, name in groups]
         body.append((f"Positive ({evaluation.positive})", *counts, *(("",) if worst else ())))
     lines = dict.fromkeys((r.metric, r.class_name) for r in rows)
-    mask_alone = {name for metric, name in lines if METRICS[metric].of == "structure"} == {UNION}
+    mask_alone = {name for metric, name in lines if metrics()[metric].of == "structure"} == {UNION}
     for metric, class_name in lines:
-        if METRICS[metric].of == "structure" and class_name not in WHOLE:
+        if metrics()[metric].of == "structure" and class_name not in WHOLE:
             continue  # each structure has its line in `structure_tables`
-        if mask_alone and metric in _AS_OF_A_MASK and ("dice", "") in lines:
+        if mask_alone and metrics()[metric].as_of_mask and ("dice", "") in lines:
             continue  # the mask's own lines say it
         if metric == "confusion":
             continue  # has a table of its own
@@ -190,17 +175,17 @@ def _by_group(evaluation: Evaluation, rows: Sequence[Estimate], words: str) -> T
 
 def _by_site(evaluation: Evaluation, rows: Sequence[Estimate], words: str) -> Table:
     at_sites = {(r.group, r.metric): r for r in rows if r.group_kind == "site" and not r.class_name}
-    metrics = [name for name in _SITE_METRICS if any(metric == name for _, metric in at_sites)]
+    shown = [name for name in shown_in("sites") if any(metric == name for _, metric in at_sites)]
     sites = dict.fromkeys(site for site, _ in at_sites)
-    counted = evaluation.positive is not None and "auc" in metrics
+    counted = evaluation.positive is not None and "auc" in shown
     return Table(
         title=f"Test cases by site, {words}",
-        columns=("site", *(("positive",) if counted else ()), *(title_of(name, "") for name in metrics)),
+        columns=("site", *(("positive",) if counted else ()), *(title_of(name, "") for name in shown)),
         rows=tuple(
             (
                 site,
                 *((_positives(at_sites.get((site, "auc"))),) if counted else ()),
-                *(cell(at_sites.get((site, name))) for name in metrics),
+                *(cell(at_sites.get((site, name))) for name in shown),
             )
             for site in sites
         ),

@@ -32,7 +32,7 @@ from threefold.evaluation.measures import (
     measured_pair,
     scores,
 )
-from threefold.evaluation.metrics import is_share, largest_difference
+from threefold.evaluation.metrics import is_share, largest_difference, shown_in
 from threefold.evaluation.spread import Spread, moderated
 from threefold.reporting.figures import save
 from threefold.reporting.study_figures import claim_figure
@@ -77,8 +77,6 @@ class Pair:
 
 
 MeasuredPairs = Sequence[Pair]
-
-_USUAL = ("auc", "balanced_accuracy", "dice", "structure_dice", "topology_match", "psnr")
 
 
 @dataclass(frozen=True)
@@ -346,7 +344,7 @@ class _Measuring:
             for claim in self.study.claims
             for group in (claim.group, claim.baseline_group or claim.group)
         )
-        usual = dict.fromkeys((metric, OF_ALL) for metric in _USUAL)
+        usual = dict.fromkeys((metric, OF_ALL) for metric in shown_in("means"))
         variants: dict[tuple[str, str], list[str]] = {}
         for plan in plans:
             variants.setdefault((plan.cohort, plan.variant), []).append(plan.id)

@@ -14,6 +14,7 @@ from threefold.cohorts.splits import PARTS, Split, read_split, required_targets
 from threefold.errors import RunError, some
 from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.groups import natural_order
+from threefold.evaluation.metrics import shown_in
 from threefold.experiment import Experiment, Part
 from threefold.finished_runs import verify_settings
 from threefold.reporting.evidence import Chapter, Need, read_evidence, sections_of
@@ -28,8 +29,6 @@ from threefold.studies.reproduction import environment_facts, leaves_its_folder,
 from threefold.validation import read_json
 
 Progress = Callable[[int, int], None]
-
-_HEADLINES = ("auc", "f1", "balanced_accuracy", "dice", "structure_dice", "topology_right", "psnr")
 
 
 @dataclass(frozen=True)
@@ -154,10 +153,11 @@ def _headline(run: RunFolder) -> Table | None:
         found = [_row(fields) for fields in content["rows"]]
     except (RunError, KeyError, TypeError) as error:
         raise RunError(f"{path}: can't be read ({error}). Make it again: `threefold evaluate`.") from error
-    rows = [row for row in found if row.level == "case" and not row.class_name and row.metric in _HEADLINES]
+    headlines = shown_in("headline")
+    rows = [row for row in found if row.level == "case" and not row.class_name and row.metric in headlines]
     groups = list(dict.fromkeys(row.group for row in rows if row.group_kind in ("all", "site group")))
     by_place = {(row.metric, row.group): row for row in rows if row.group_kind in ("all", "site group")}
-    metrics = [metric for metric in _HEADLINES if any(row.metric == metric for row in rows)]
+    metrics = [metric for metric in headlines if any(row.metric == metric for row in rows)]
     if not metrics:
         return None
     return Table(

@@ -7,15 +7,11 @@ from collections.abc import Mapping
 from threefold.cohorts.cohort import Cohort
 from threefold.errors import UsageError
 from threefold.evaluation.measures import OF_ALL
-from threefold.evaluation.metrics import METRICS
+from threefold.evaluation.metrics import metrics
 from threefold.experiment import SegmentationSpec, TasksSpec
 from threefold.studies.study_spec import LABELS, StudySpec, claim_cohorts
 from threefold.validation import did_you_mean
 
-_OF_TABLES_ALONE = ("confusion", "log_loss")
-"""Metrics of the tables by class that are not one number of a run."""
-_OF_MASKS = ("dice", "missed_lesions", "false_alarms", "truth_dice")
-_OF_RECONSTRUCTION = ("psnr", "ssim")
 _OF_LABELS = TasksSpec(segmentation=SegmentationSpec(target="structures"))
 """What a cohort's own structures say, as a training's tasks."""
 
@@ -26,19 +22,19 @@ def require_metrics(study: StudySpec) -> None:
     Raises:
         UsageError: naming the claim and the nearest metric.
     """
-    known = sorted({*METRICS} - {*_OF_TABLES_ALONE})
+    known = sorted(name for name, metric in metrics().items() if metric.is_compared)
     for claim in study.claims:
         name, _, structure = claim.metric.partition(":")
         if name not in known:
             raise UsageError(
                 f"claim '{claim.claim}': there is no metric '{name}' to compare.{did_you_mean(name, known)}"
             )
-        if structure and METRICS[name].of != "structure":
+        if structure and metrics()[name].of != "structure":
             raise UsageError(
                 f"claim '{claim.claim}': {name} is not of one structure. Expected {name} without "
                 f"':{structure}'."
             )
-        if METRICS[name].of == "evidence" and not study.evidence:
+        if metrics()[name].of == "evidence" and not study.evidence:
             raise UsageError(
                 f"claim '{claim.claim}': {name} is measured only where the study says `evidence: true`. Add "
                 "that line."
@@ -73,11 +69,13 @@ def require_tasks(study: StudySpec, trained: Mapping[str, TasksSpec]) -> None:
 
 def _lacks(metric: str, tasks: TasksSpec) -> str:
     """Return the task that a metric needs and an experiment does not have; empty where it has it."""
-    if metric in _OF_RECONSTRUCTION:
-        return "" if tasks.reconstruction else "reconstruction"
-    if metric in _OF_MASKS or METRICS[metric].of in ("structure", "topology"):
-        return "" if tasks.segmentation or tasks.region else "segmentation"
-    return "" if tasks.classification else "classification"
+    task = metrics()[metric].task
+    has = {
+        "classification": tasks.classification,
+        "segmentation": tasks.segmentation or tasks.region,
+        "reconstruction": tasks.reconstruction,
+    }[task]
+    return "" if has else task
 
 
 def require_groups(study: StudySpec, name: str, cohort: Cohort) -> None:
