@@ -16,7 +16,8 @@ RUN/
   failed.csv           validation and test cases that could not be predicted, and why; absent without such
   evidence.csv         one row a test case: where the network looks, what turns its decision
   masks/               predicted masks of the test cases, on each image's own grid
-  tables/  figures/    what `evaluate` made
+  results.json         every number of `evaluate`, `explain` and `probe` (reporting.results)
+  tables/  figures/    the same as Markdown and CSV, and the pictures
   report.html          what `report` made of all this
 """
 
@@ -38,6 +39,8 @@ from threefold.errors import RunError, ThreefoldError, some
 from threefold.partials import partial_of, remove_abandoned
 from threefold.validation import parse_spec, read_json
 
+RESULTS_NAME = "results.json"
+"""Of a run, an evaluation and a study."""
 State = Literal["running", "interrupted", "failed", "finished"]
 _NAMED = 5
 COPY_AGAIN = "Expected what `threefold train` wrote: copy the run folder again."
@@ -121,6 +124,11 @@ class RunFolder:
     def settings(self) -> Path:
         """Checksums of what a finished run's predictions rest on (`finished_runs`)."""
         return self.path / "settings.sha256"
+
+    @property
+    def results(self) -> Path:
+        """Every number, table and picture that was made of the predictions (JSON)."""
+        return self.path / RESULTS_NAME
 
     @property
     def metrics(self) -> Path:

@@ -54,17 +54,15 @@ def diagnosis(
     def values(weights: Floats) -> Mapping[OfClass, Floats]:
         weighted = WeightedClasses(several, weights)
         per_class = [_of_class(one, each) for one in weighted.each]
-        means = {(name, None): np.mean([values[name] for values in per_class], axis=0) for name in each}
-        whole = {
-            (name, None): metric.of_classes(weighted)
-            for name, metric in wanted.items()
-            if metric.of_classes is not None
+        found: dict[OfClass, Floats] = {
+            (name, None): np.mean([values[name] for values in per_class], axis=0) for name in each
         }
-        return {
-            **means,
-            **whole,
-            **{(name, k): found[name] for name in each for k, found in enumerate(per_class)},
-        }
+        for name, metric in wanted.items():
+            if metric.of_classes is not None:
+                found[name, None] = metric.of_classes(weighted)
+        for name in each:
+            found |= {(name, k): values[name] for k, values in enumerate(per_class)}
+        return found
 
     return values
 

@@ -49,6 +49,7 @@ def _by_dice(predictions: Predictions) -> Table | None:
             for _, row in shown.iterrows()
         ),
         notes=(f"Over the test cases that have a {word}; the worst come last.",),
+        name="cases.dice",
     )
 
 
@@ -83,6 +84,7 @@ def _by_diagnosis(predictions: Predictions, threshold: float | None) -> Table | 
             for place in worst.tolist()
         ),
         notes=(f"{said}, of {len(test)} labelled test cases.",),
+        name="cases.diagnosis",
     )
 
 

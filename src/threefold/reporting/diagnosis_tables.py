@@ -8,7 +8,7 @@ from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.evaluate import Evaluation, confusion_name
 from threefold.evaluation.metrics import shown_in
 from threefold.reporting.structure_tables import title_of
-from threefold.reporting.table import LEAK_NOTE, Table, cell, legend, variant_legend
+from threefold.reporting.table import LEAK_NOTE, Table, after, cell, legend, variant_legend
 
 
 def confusion_table(evaluation: Evaluation) -> Table | None:
@@ -34,11 +34,12 @@ def confusion_table(evaluation: Evaluation) -> Table | None:
             *legend(evaluation, "case"),
             *((LEAK_NOTE,) if evaluation.leaks else ()),
         ),
+        name="confusion",
     )
 
 
 def _counted(row: Estimate | None) -> str:
-    return cell(row) if row is None or not row.n else f"{row.positives}: {cell(row)}"
+    return cell(row) if row is None or not row.n else after(f"{row.positives}: ", cell(row))
 
 
 def diagnosis_variants(evaluations: Mapping[str, Evaluation]) -> Table | None:

@@ -15,6 +15,7 @@ from threefold.evaluation.evidence import ZERO_MAP, evidence_rows
 from threefold.evaluation.metrics import BASELINES, metrics, shown_in
 from threefold.evaluation.predictions import Predictions
 from threefold.experiment import EvaluationSpec
+from threefold.reporting.results import Entry, frame_of
 from threefold.reporting.table import LEAK_NOTE, Table, cell, page
 from threefold.run import or_removed, write_atomically
 
@@ -84,8 +85,7 @@ def write_evidence_tables(tables: Sequence[EvidenceTable], folder: Path) -> tupl
     for path, one in texts:
         write_atomically(path, page([one.table]))
     for path, one in numbers:
-        frame = pd.DataFrame([row.record() for row in one.rows]).drop(columns=["class_name", "positives"])
-        write_atomically(path, frame_text(frame))
+        write_atomically(path, frame_text(frame_of(map(Entry, one.rows))))
     return tuple(path for path, _ in (*texts, *numbers))
 
 
@@ -101,6 +101,7 @@ def _attention(rows: Sequence[Estimate], notes: tuple[str, ...]) -> Table:
             for name in own
         ),
         notes=notes,
+        name="attention",
     )
 
 
@@ -138,6 +139,7 @@ def _counterfactuals(rows: Sequence[Estimate], things: Mapping[str, str], notes:
             "else, the noise included, is the same.",
             *notes,
         ),
+        name="counterfactuals",
     )
 
 
@@ -147,6 +149,7 @@ def _truth(rows: Sequence[Estimate], notes: tuple[str, ...]) -> Table:
         columns=("group", "Dice"),
         rows=tuple((row.group, cell(row)) for row in rows),
         notes=("All sites, also those whose masks the cohort does not show; cases with a lesion.", *notes),
+        name="truth",
     )
 
 

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from html import escape
 
-from threefold.reporting.table import LEAK_MARK, Table
+from threefold.reporting.table import Number, Table
 
-_NUMBER = re.compile(
-    rf"(?P<before>.*?)(?P<value>[+-]?\d+(?:\.\d+)?{LEAK_MARK}?) "
-    r"(?P<interval>\[[^\]]*\])(?: (?P<count>n=\S.*))?"
-)
 # Words that a reader looks for, by what they mean to him.
 _MARKS = {
     "supported": "good",
@@ -54,12 +49,11 @@ def _cell(text: str) -> str:
     mark = _MARKS.get(text)
     if mark is not None:
         return f'<td><span class="mark {mark}">{escape(text)}</span></td>'
-    number = _NUMBER.fullmatch(text)
-    if number is None:
+    if not isinstance(text, Number):
         kind = ' class="aside"' if text.startswith("not ") else ""
         return f"<td{kind}>{escape(text)}</td>"
-    count = f' <span class="count">{escape(number["count"])}</span>' if number["count"] else ""
+    count = f' <span class="count">{escape(text.count_text)}</span>' if text.count_text else ""
     return (
-        f'<td><span class="value">{escape(number["before"])}<b>{escape(number["value"])}</b></span> '
-        f'<span class="interval">{escape(number["interval"])}</span>{count}</td>'
+        f'<td><span class="value">{escape(text.before)}<b>{escape(text.value)}</b></span> '
+        f'<span class="interval">{escape(text.interval)}</span>{count}</td>'
     )

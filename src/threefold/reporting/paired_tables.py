@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.paired import Gain
 from threefold.experiment import EvaluationSpec
-from threefold.reporting.table import LEAK_MARK, LEAK_NOTE, Table
+from threefold.reporting.table import LEAK_MARK, LEAK_NOTE, Number, Table
 
 
 def gain_table(gains: Sequence[Gain], spec: EvaluationSpec) -> Table:
@@ -40,4 +40,4 @@ def _difference(change: Estimate) -> str:
     if not change.n:
         return change.note
     interval = f"[{change.note}]" if change.why else f"[{change.low:+.3f}, {change.high:+.3f}]"
-    return f"{change.value:+.3f}{LEAK_MARK if change.leaks else ''} {interval} {count}"
+    return Number(change, f"{change.value:+.3f}{LEAK_MARK if change.leaks else ''}", interval, count)

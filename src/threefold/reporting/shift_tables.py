@@ -9,7 +9,7 @@ from threefold.evaluation.estimate import Difference, Estimate
 from threefold.evaluation.metrics import metrics
 from threefold.experiment import EvaluationSpec
 from threefold.reporting.structure_tables import title_of
-from threefold.reporting.table import LEAK_MARK, LEAK_NOTE, Table
+from threefold.reporting.table import LEAK_MARK, LEAK_NOTE, Number, Table, after
 
 
 def shift_table(rows: Sequence[Difference], spec: EvaluationSpec) -> Table | None:
@@ -31,7 +31,7 @@ def shift_table(rows: Sequence[Difference], spec: EvaluationSpec) -> Table | Non
             (
                 title_of(row.change.metric, ""),
                 _value(row.first),
-                (f"{row.second.group}: " if several else "") + _value(row.second),
+                after(f"{row.second.group}: " if several else "", _value(row.second)),
                 _difference(row.change),
             )
             for row in rows
@@ -41,6 +41,7 @@ def shift_table(rows: Sequence[Difference], spec: EvaluationSpec) -> Table | Non
             "of either group, apart from each other; n: cases/patients.",
             *((LEAK_NOTE,) if any(row.change.leaks for row in rows) else ()),
         ),
+        name="shift",
     )
 
 
@@ -53,7 +54,7 @@ def _value(at: Estimate) -> str:
         return f"not estimable ({at.why})"
     digits, mark = _digits(at.metric), LEAK_MARK if at.leaks else ""
     shown = "[no interval]" if at.why else f"[{at.low:.{digits}f}, {at.high:.{digits}f}]"
-    return f"{at.value:.{digits}f}{mark} {shown} n={at.n}/{at.patients}"
+    return Number(at, f"{at.value:.{digits}f}{mark}", shown, f"n={at.n}/{at.patients}")
 
 
 def _difference(change: Estimate) -> str:
@@ -62,4 +63,4 @@ def _difference(change: Estimate) -> str:
     digits, mark = _digits(change.metric), LEAK_MARK if change.leaks else ""
     ends = f"[{change.low:+.{digits}f}, {change.high:+.{digits}f}]"
     shown = f"[no interval: {change.why}]" if change.why else ends
-    return f"{change.value:+.{digits}f}{mark} {shown}"
+    return Number(change, f"{change.value:+.{digits}f}{mark}", shown)

@@ -52,6 +52,7 @@ def structure_tables(evaluation: Evaluation) -> tuple[Table, ...]:
             for name in sorted(names, key=WHOLE.__contains__)
         ),
         notes=(*legend(evaluation, "case"), _STRUCTURES_NOTE),
+        name="structures",
     )
     return (by_structure, *_by_class(evaluation, rows))
 
@@ -86,6 +87,7 @@ def _by_class(evaluation: Evaluation, rows: Sequence[Estimate]) -> tuple[Table, 
                 if (metric, name) in there
             ),
             notes=legend(evaluation, "case"),
+            name="structures.class",
         ),
     )
 
@@ -178,4 +180,5 @@ def disagreement_table(predictions: Predictions) -> Table | None:
             )
             for (_, row), k in zip(rows.iterrows(), decided.tolist(), strict=True)
         ),
+        name="disagreements",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 
-from threefold.checksums import seal_object
 from threefold.csv_tables import frame_text
 from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.evaluate import Evaluation
@@ -19,8 +17,9 @@ from threefold.evaluation.metrics import metrics, shown_in
 from threefold.evaluation.overlap import POLICY
 from threefold.evaluation.structure_measures import UNION
 from threefold.reporting.diagnosis_tables import confusion_table, diagnosis_variants
+from threefold.reporting.results import Entry, Part, part_json
 from threefold.reporting.structure_tables import WHOLE, structure_tables, title_of, variant_tables
-from threefold.reporting.table import LEAK_NOTE, Table, cell, legend, page, variant_legend
+from threefold.reporting.table import LEAK_NOTE, Table, after, cell, legend, page, variant_legend
 from threefold.run import write_atomically
 
 PAPER_METRICS = ("f1", "auc")
@@ -89,29 +88,41 @@ def comparison_tables(evaluations: Mapping[str, Evaluation]) -> tuple[Table, ...
     )
 
 
-def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
-    """Return an evaluation as plain data; what is not estimable is null, with its note."""
-    return {
+def evaluation_part(
+    evaluation: Evaluation, tables: Sequence[Table] = (), pictures: Sequence[str] = ()
+) -> Part:
+    """Return an evaluation as a part of results.json.
+
+    Args:
+        evaluation: whose numbers it has.
+        tables: as they are read.
+        pictures: names of the figures.
+    """
+    facts = {
         "threshold": evaluation.threshold,
         "threshold_source": evaluation.threshold_source,
         "classes": list(evaluation.classes),
         "positive": evaluation.positive,
         "leaks": evaluation.leaks,
         "overlap_policy": POLICY,
-        "settings": evaluation.spec.model_dump(),
+        "settings": evaluation.spec.model_dump(mode="json"),
         "notes": list(evaluation.notes),
         "left_out": dict(evaluation.left_out),
-        "rows": [{key: plain_value(value) for key, value in row.record().items()} for row in evaluation.rows],
     }
+    return Part(facts, tuple(map(Entry, evaluation.rows)), tuple(tables), tuple(pictures))
+
+
+def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
+    """Return an evaluation's facts and numbers as plain data, as results.json has them."""
+    part = part_json(evaluation_part(evaluation))
+    return {**part["facts"], "numbers": part["numbers"]}
 
 
 def write_tables(evaluation: Evaluation, folder: Path) -> tuple[Path, ...]:
-    """Write metrics.csv (long form), metrics.json and metrics.md; return their paths."""
+    """Write metrics.csv (long form) and metrics.md; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     contents = {
         "metrics.csv": frame_text(evaluation.table),
-        "metrics.json": json.dumps(seal_object(evaluation_json(evaluation)), indent=2, allow_nan=False)
-        + "\n",
         "metrics.md": page(evaluation_tables(evaluation)),
     }
     for name, content in contents.items():
@@ -163,13 +174,14 @@ def _by_group(evaluation: Evaluation, rows: Sequence[Estimate], words: str) -> T
         cells = [cell(found.get((kind, name, metric, class_name))) for kind, name in groups]
         if worst:
             row = worst.get((metric, class_name))
-            cells.append(f"{row.group}: {cell(row)}" if row and row.group else cell(row))
+            cells.append(after(f"{row.group}: ", cell(row)) if row and row.group else cell(row))
         body.append((title_of(metric, class_name, alone=mask_alone), *cells))
     return Table(
         title=f"Test cases by group, {words}",
         columns=("metric", *(name for _, name in groups), *(("worst site",) if worst else ())),
         rows=tuple(body),
         notes=_notes(evaluation, rows[0].level),
+        name=f"groups.{rows[0].level}",
     )
 
 
@@ -190,6 +202,7 @@ def _by_site(evaluation: Evaluation, rows: Sequence[Estimate], words: str) -> Ta
             for site in sites
         ),
         notes=_notes(evaluation, rows[0].level),
+        name=f"sites.{rows[0].level}",
     )
 
 
@@ -216,14 +229,5 @@ def _notes(evaluation: Evaluation, level: Level) -> tuple[str, ...]:
             "empty true masks are in false alarms only."
         )
     if any(r.level == level and not math.isnan(r.value) and math.isnan(r.low) for r in evaluation.rows):
-        notes.append("[no interval]: metrics.json says why.")
+        notes.append("[no interval]: results.json says why.")
     return (*notes, *evaluation.notes, *((LEAK_NOTE,) if evaluation.leaks else ()))
-
-
-def plain_value(value: Any) -> Any:
-    """Return a value for JSON, which has no NaN: None for what is not finite, inside lists and dicts too."""
-    if isinstance(value, Mapping):
-        return {key: plain_value(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain_value(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

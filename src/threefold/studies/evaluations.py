@@ -344,7 +344,7 @@ def _settle(path: Path, beside: Path, old: Path) -> None:
 
 def _refuse_another(out: RunFolder, cohort: Cohort) -> None:
     """Refuse to replace another cohort's evaluation; one that never became whole is none."""
-    if not (out.cohort.is_file() and (out.tables / "metrics.json").is_file()):
+    if not (out.cohort.is_file() and (out.tables / "metrics.csv").is_file()):
         return
     known = out.read_cohort()
     if known["fingerprint"] != fingerprint(cohort):

@@ -47,7 +47,7 @@ def shared_patients(split: Split) -> str:
 
 def left_by(verb: str, run: RunFolder) -> Path:
     """Return a file that is there once `evaluate` or `explain` has been through a run."""
-    return {"evaluate": run.tables / "metrics.json", "explain": run.evidence}[verb]
+    return {"evaluate": run.tables / "metrics.csv", "explain": run.evidence}[verb]
 
 
 def stopped_early(status: Mapping[str, Any]) -> str | None:

@@ -8,25 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from threefold.checksums import verify_object
 from threefold.cohorts.cohort import Cohort, CohortSpec, fingerprint
 from threefold.cohorts.splits import PARTS, Split, read_split, required_targets
-from threefold.errors import RunError, some
-from threefold.evaluation.estimate import Estimate
+from threefold.errors import some
 from threefold.evaluation.groups import natural_order
 from threefold.evaluation.metrics import shown_in
-from threefold.experiment import Experiment, Part
+from threefold.experiment import Experiment
+from threefold.experiment import Part as SplitPart
 from threefold.finished_runs import verify_settings
-from threefold.reporting.evidence import Chapter, Need, read_evidence, sections_of
+from threefold.reporting.evidence import Chapter, Need, sections_of, shown_of
 from threefold.reporting.html import Block, Facts, Heading, Notice, Page, Section, Text
+from threefold.reporting.results import Part, read_results
 from threefold.reporting.structure_tables import title_of
 from threefold.reporting.table import Table, cell
 from threefold.run import RunFolder
 from threefold.studies.audit_section import AUDIT, audit_blocks
 from threefold.studies.evaluations import cohort_if_there, of_run
-from threefold.studies.notices import leak_of_run, left_by, shared_patients, stale_tables, stopped_early
+from threefold.studies.notices import leak_of_run, shared_patients, stale_tables, stopped_early
 from threefold.studies.reproduction import environment_facts, leaves_its_folder, reproduction
-from threefold.validation import read_json
 
 Progress = Callable[[int, int], None]
 
@@ -39,6 +38,7 @@ class _Read:
         cohort: as it was trained on; None where it was moved or changed.
         home: where it was.
         there: a cohort is there, changed or not.
+        results: of the commands that were asked of it.
     """
 
     run: RunFolder
@@ -50,6 +50,7 @@ class _Read:
     there: bool
     cohort: Cohort | None
     known: str
+    results: Mapping[str, Part]
 
 
 def run_page(run: RunFolder, footer: str, *, progress: Progress | None = None) -> Page:
@@ -66,17 +67,18 @@ def run_page(run: RunFolder, footer: str, *, progress: Progress | None = None) -
     Raises:
         RunError: not a run, or its description is damaged.
     """
+    verify_settings(run)
     read = _read(run)
     opening = tuple(_opening(read))
     targets = required_targets(read.experiment.tasks)
-    headline = _headline(run)
+    headline = _headline(read.results)
     shown, absent = [], []
-    for chapter, section in sections_of(evidence := read_evidence(run.tables, run.figures)):
+    for chapter, section in sections_of(found := shown_of(read.results, run.figures)):
         if section.blocks:
             shown.append(section)
         else:
             absent.append((chapter.title, _why_absent(chapter, read)))
-    if rest := evidence.rest():
+    if rest := found.rest():
         shown.append(Section("Further tables and figures", rest))
     return Page(
         title=f"{read.experiment.name}: {run.path.resolve().name}",
@@ -98,7 +100,6 @@ def run_page(run: RunFolder, footer: str, *, progress: Progress | None = None) -
 
 def _read(run: RunFolder) -> _Read:
     status = run.read_status()
-    verify_settings(run)
     experiment, trained, home = of_run(run)
     cohort = cohort_if_there(home)
     known = run.read_cohort()["fingerprint"]
@@ -113,6 +114,7 @@ def _read(run: RunFolder) -> _Read:
         there=cohort is not None,
         cohort=cohort if same else None,
         known=known,
+        results=read_results(run.path),
     )
 
 
@@ -130,7 +132,7 @@ def _opening(read: _Read) -> Iterator[Block]:
             f"The training has not finished: {state}, {epoch} of {epochs} epochs. Go on with it: `threefold "
             f"train {read.run.experiment} --cohort {read.home} --out {read.run.path} --resume{outside}`.",
         )
-    elif not left_by("evaluate", read.run).is_file():
+    elif "evaluate" not in read.results:
         yield Notice(
             "warning",
             f"The run has not been evaluated. `threefold evaluate {read.run.path}` makes its tables and "
@@ -143,38 +145,26 @@ def _opening(read: _Read) -> Iterator[Block]:
     yield leak_of_run(read.split)
 
 
-def _headline(run: RunFolder) -> Table | None:
+def _headline(results: Mapping[str, Part]) -> Table | None:
     """Return the first numbers that a reader asks for; None where the run has not been evaluated."""
-    path = run.tables / "metrics.json"
-    if not path.is_file():
+    if "evaluate" not in results:
         return None
-    try:
-        content = verify_object(read_json(path, RunError, ""), path, RunError, "")
-        found = [_row(fields) for fields in content["rows"]]
-    except (RunError, KeyError, TypeError) as error:
-        raise RunError(f"{path}: can't be read ({error}). Make it again: `threefold evaluate`.") from error
+    found = [entry.estimate for entry in results["evaluate"].numbers if not entry.about]
     headlines = shown_in("headline")
     rows = [row for row in found if row.level == "case" and not row.class_name and row.metric in headlines]
     groups = list(dict.fromkeys(row.group for row in rows if row.group_kind in ("all", "site group")))
     by_place = {(row.metric, row.group): row for row in rows if row.group_kind in ("all", "site group")}
-    metrics = [metric for metric in headlines if any(row.metric == metric for row in rows)]
-    if not metrics:
+    names = [metric for metric in headlines if any(row.metric == metric for row in rows)]
+    if not names:
         return None
     return Table(
         title="At a glance: test cases",
         columns=("metric", *groups),
         rows=tuple(
             (title_of(metric, ""), *(cell(by_place.get((metric, group))) for group in groups))
-            for metric in metrics
+            for metric in names
         ),
     )
-
-
-def _row(fields: Mapping[str, Any]) -> Estimate:
-    given = {key: value for key, value in fields.items() if key not in ("low", "high", "note")}
-    interval = None if fields["low"] is None else (fields["low"], fields["high"])
-    value = float("nan") if fields["value"] is None else fields["value"]
-    return Estimate(**{**given, "value": value, "interval": interval, "remark": fields["note"]})
 
 
 def _training(read: _Read) -> Iterator[Block]:
@@ -243,7 +233,7 @@ def _parts_table(cohort: Cohort, split: Split) -> Table:
     parts = {part: split.cases(cohort, part) for part in PARTS}
     sites = natural_order({case.site for case in cohort.cases})
 
-    def count(part: Part, site: str | None) -> str:
+    def count(part: SplitPart, site: str | None) -> str:
         cases = [case for case in parts[part] if site in (None, case.site)]
         return f"{len(cases)}/{len({case.patient_id for case in cases})}" if cases else ""
 
@@ -269,7 +259,7 @@ def _why_absent(chapter: Chapter, read: _Read) -> str:
     if read.status.get("state") != "finished":
         return f"the training has to finish first, then `threefold {chapter.verb} {read.run.path}`."
     command = f"`threefold {chapter.verb} {read.run.path}`"
-    if left_by(chapter.verb, read.run).is_file():
+    if chapter.verb in read.results:
         return chapter.none or f"nothing to show: {command} was asked, and no test case has what this needs."
     return f"{command} makes it."
 
@@ -291,11 +281,11 @@ def _other_cohorts(run: RunFolder) -> Iterator[Section]:
     """Yield a section for each other cohort that the run was evaluated on."""
     for folder in sorted(path for path in (run.path / "evaluations").glob("*") if path.is_dir()):
         other = RunFolder(folder)
-        evidence = read_evidence(other.tables, other.figures)
+        found = shown_of(read_results(folder), other.figures)
         blocks: list[Block] = []
-        for chapter, section in sections_of(evidence):
+        for chapter, section in sections_of(found):
             if section.blocks:
                 blocks += (Heading(chapter.title), *section.blocks)
-        blocks += evidence.rest()
+        blocks += found.rest()
         if blocks:
             yield Section(f"On the cohort {folder.name}", tuple(blocks))

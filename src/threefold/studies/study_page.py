@@ -15,8 +15,9 @@ from threefold.cohorts.splits import PARTS, Split, read_split, required_targets
 from threefold.errors import CohortError, RunError
 from threefold.experiment.spec import Spec
 from threefold.experiments import read_experiment
-from threefold.reporting.evidence import Chapter, read_evidence, sections_of
+from threefold.reporting.evidence import Chapter, sections_of, shown_of
 from threefold.reporting.html import Block, Code, Facts, Folded, Heading, Links, Notice, Page, Section, Text
+from threefold.reporting.results import read_results
 from threefold.reporting.study_tables import percent
 from threefold.reporting.table import LEAK_MARK, Table
 from threefold.run import RunFolder
@@ -33,23 +34,23 @@ from threefold.validation import read_text
 REPORT_NAME = "report.html"
 
 _CHAPTERS = (
-    Chapter("What each claim came to", "", ("claims*",), ("claims*",)),
-    Chapter("Variants", "", ("variants*",), ("variants*",)),
-    Chapter("What the networks rely on", "", ("reliance*",), ("reliance*",)),
-    Chapter("Pairs of runs", "", ("pairs*",), ("pairs*",)),
+    Chapter("What each claim came to", "", ("claims*",), ("claims",)),
+    Chapter("Variants", "", ("variants*",), ("variants",)),
+    Chapter("What the networks rely on", "", ("reliance*",), ("reliance",)),
+    Chapter("Pairs of runs", "", ("pairs*",), ("pairs",)),
 )
 _OF_A_RUN = (
-    Chapter("", "", (), ("metrics/Test cases by site, per case",)),
+    Chapter("", "", (), ("sites.case",)),
     Chapter("ROC and calibration", "", ("roc", "calibration"), ()),
-    Chapter("Shift between sites", "", ("shift",), ("shift/*",)),
+    Chapter("Shift between sites", "", ("shift",), ("shift",)),
     Chapter("Attention", "", ("attention*",), ()),
     Chapter(
         "The worst cases as well as the best",
         "",
         ("examples*", "volumes-best", "volumes-worst"),
-        ("cases/Best*", "metrics/Structures*"),
+        ("cases.dice", "structures*"),
     ),
-    Chapter("Disagreements", "", ("volumes-disagreement",), ("disagreements/*",)),
+    Chapter("Disagreements", "", ("volumes-disagreement",), ("disagreements",)),
 )
 """Of a run's tables and figures those that the study's page shows; the run's own report has the rest."""
 
@@ -77,9 +78,9 @@ def study_page(
         for run in runs
         if folder.run(run.plan.id).split.is_file()
     }
-    evidence = read_evidence(folder.tables, folder.figures)
-    compared = [(chapter, section) for chapter, section in sections_of(evidence, _CHAPTERS) if section.blocks]
-    rest = evidence.rest()
+    found = shown_of(read_results(folder.path), folder.figures)
+    compared = [(chapter, section) for chapter, section in sections_of(found, _CHAPTERS) if section.blocks]
+    rest = found.rest()
     return Page(
         title=f"Study {study.name}",
         lead=_lead(study, runs),
@@ -144,7 +145,7 @@ def _opening(
 
 
 def _is_stale(folder: StudyFolder) -> bool:
-    return is_older(folder.tables.glob("*.md"), [folder.study, *(folder.path / "outcomes").glob("*.json")])
+    return is_older([folder.results], [folder.study, *(folder.path / "outcomes").glob("*.json")])
 
 
 def _protocol(study: StudySpec, folder: StudyFolder) -> Iterator[Block]:
@@ -294,7 +295,7 @@ def _first_runs(
 
 
 def _of_a_run(run: RunFolder) -> Iterator[Block]:
-    for chapter, section in sections_of(read_evidence(run.tables, run.figures), _OF_A_RUN):
+    for chapter, section in sections_of(shown_of(read_results(run.path), run.figures), _OF_A_RUN):
         if section.blocks and chapter.title:
             yield Heading(chapter.title)
         yield from section.blocks
