@@ -21,7 +21,7 @@ from threefold.inference.evidence import Explainer
 from threefold.inference.predictor import Predictor
 from threefold.networks.cam import CamLayer
 from threefold.run import RunFolder
-from threefold.studies.evaluations import cohort_of_run
+from threefold.runs.evaluate import cohort_of_run
 
 AT_ONCE = 16  # cases
 

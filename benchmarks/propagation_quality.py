@@ -269,7 +269,7 @@ def segment(arguments: argparse.Namespace, propagated: Path) -> dict[str, dict[s
     from threefold.cohorts.cohort import read_cohort
     from threefold.experiments import load_experiment
     from threefold.reporting.volume_examples import case_dice
-    from threefold.studies.evaluations import evaluate_run
+    from threefold.runs.evaluate import evaluate_run
     from threefold.training.progress import terminal_progress
     from threefold.training.run import train as train_run
 

@@ -19,15 +19,14 @@ SOURCE = Path(__file__).parents[1] / "src" / "threefold"
 # A room may import rooms of its own storey and of those below.
 STOREYS = (
     {"checksums", "csv_tables", "errors", "experiment", "file_names", "interruption", "locks", "partials"}
-    | {"paths", "validation", "experiments", "run", "threads", "topology", "waiting", "__init__"}
-    | {"finished_runs"},
+    | {"paths", "validation", "experiments", "run", "threads", "topology", "waiting", "__init__"},
     {"images"},
     {"cohorts"},
     {"phantoms"},
     {"networks", "evaluation"},
     {"atlases"},
     {"tasks"},
-    {"inference", "reporting"},
+    {"inference", "reporting", "runs"},
     {"training"},
     {"studies"},
     {"cli", "__main__"},

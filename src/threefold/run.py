@@ -7,7 +7,7 @@ RUN/
   split.csv            case_id, part
   environment.json     versions, machine, command
   status.json          state, epoch, best metric, threshold
-  settings.sha256      of a finished run: checksums of all that its predictions rest on (finished_runs)
+  settings.sha256      of a finished run: checksums of all that its predictions rest on (runs.finished)
   metrics.csv          one row an epoch
   checkpoints/         last.ckpt, best.ckpt (torch, loadable with weights_only=True)
   weights.safetensors  the best epoch's weights, with weights.json beside it
@@ -41,6 +41,8 @@ from threefold.validation import parse_spec, read_json
 
 RESULTS_NAME = "results.json"
 """Of a run, an evaluation and a study."""
+PROPAGATION = "propagation"
+"""The folder of what propagated labels alone come to, beside trainings on them."""
 State = Literal["running", "interrupted", "failed", "finished"]
 _NAMED = 5
 COPY_AGAIN = "Expected what `threefold train` wrote: copy the run folder again."
@@ -122,7 +124,7 @@ class RunFolder:
 
     @property
     def settings(self) -> Path:
-        """Checksums of what a finished run's predictions rest on (`finished_runs`)."""
+        """Checksums of what a finished run's predictions rest on (`runs.finished`)."""
         return self.path / "settings.sha256"
 
     @property

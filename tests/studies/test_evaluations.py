@@ -21,7 +21,7 @@ from threefold.experiments import read_experiment
 from threefold.reporting.results import read_results
 from threefold.reporting.run_report import choose_examples, comparison
 from threefold.run import RunFolder
-from threefold.studies.evaluations import evaluate_run, evaluate_run_on, evaluate_table
+from threefold.runs.evaluate import evaluate_run, evaluate_run_on, evaluate_table
 
 
 def _call(*arguments: str, code: int = 0) -> None:

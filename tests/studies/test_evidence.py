@@ -27,9 +27,9 @@ from threefold.inference.predictor import Predictor
 from threefold.phantoms.head_ct import CaseParameters, render_case
 from threefold.phantoms.parameters_file import read_parameters
 from threefold.run import RunFolder
+from threefold.runs.evaluate import cohort_of_run
+from threefold.runs.explain import Explanation, explain_run, read_evidence
 from threefold.studies.comparison import read_tables
-from threefold.studies.evaluations import cohort_of_run
-from threefold.studies.evidence import Explanation, explain_run, read_evidence
 from threefold.studies.study import run_study
 from threefold.studies.study_folder import Outcome, StudyFolder
 from threefold.studies.study_spec import StudySpec
@@ -381,7 +381,7 @@ def test_a_run_that_cant_be_looked_into_is_finished_all_the_same(
         raise CohortError("the truth is damaged")
 
     with monkeypatch.context() as patch:
-        patch.setattr("threefold.studies.evidence.explain_run", refuse)
+        patch.setattr("threefold.runs.explain.explain_run", refuse)
         outcome = go()
     assert (outcome.state, outcome.message) == ("finished", "no evidence: the truth is damaged")
     assert folder.is_finished(name)

@@ -20,10 +20,10 @@ from threefold.errors import CohortError, PredictionsError, RunError, UsageError
 from threefold.experiment import EvaluationSpec
 from threefold.reporting.table import plain
 from threefold.run import RunFolder
+from threefold.runs.evaluate import evaluate_run
+from threefold.runs.probe import probe_run
+from threefold.runs.similarity import compare_runs, distinct_names
 from threefold.studies.chain import ChainReport
-from threefold.studies.evaluations import evaluate_run
-from threefold.studies.probing import probe_run
-from threefold.studies.similarity import compare_runs, distinct_names
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import load_study
 from threefold.studies.study_worker import execute

@@ -22,10 +22,9 @@ from threefold.reporting.html import Code
 from threefold.reporting.results import Part, write_part
 from threefold.reporting.table import LEAK_MARK, LEAK_NOTE, Table
 from threefold.run import RunFolder
-from threefold.studies.evaluations import evaluate_run, evaluate_run_on
-from threefold.studies.notices import leaks_of_runs
+from threefold.runs.evaluate import evaluate_run, evaluate_run_on
+from threefold.runs.page import leaks_of_runs, reproduction, typed
 from threefold.studies.reports import report
-from threefold.studies.reproduction import reproduction, typed
 from threefold.studies.study_folder import Outcome, StudyFolder
 from threefold.studies.study_spec import load_study
 

@@ -38,7 +38,7 @@ def explain(
     from threefold.reporting.results import plain_value
     from threefold.reporting.table import show
     from threefold.run import RunFolder
-    from threefold.studies.evidence import FAILED_NAME, explain_run
+    from threefold.runs.explain import FAILED_NAME, explain_run
 
     moved = None if cohort is None else read_cohort(cohort, allow_outside=allow_outside)
     found = {}

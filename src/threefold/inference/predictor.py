@@ -26,7 +26,6 @@ from threefold.cohorts.trained_on import TrainedOn, read_trained_on
 from threefold.errors import RunError, ThreefoldError, UsageError, WeightsError
 from threefold.experiment import Experiment
 from threefold.experiments import read_experiment
-from threefold.finished_runs import verify_made, verify_settings
 from threefold.images.reading import Uneven
 from threefold.inference.agreement import contradiction
 from threefold.inference.cases import Progress, label_count, structure_names
@@ -38,6 +37,7 @@ from threefold.inference.structures import topology_columns
 from threefold.networks.build import build_network
 from threefold.networks.pretrained import load_pretrained
 from threefold.run import COPY_AGAIN, RunFolder
+from threefold.runs.finished import verify_made, verify_settings
 from threefold.threads import share_cores
 from threefold.validation import parse_spec, read_json
 

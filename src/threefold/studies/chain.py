@@ -23,9 +23,9 @@ from threefold.reporting.paired_tables import gain_table
 from threefold.reporting.run_report import Report
 from threefold.reporting.table import page
 from threefold.reporting.tables import write_comparison
-from threefold.run import make_folder, write_atomically
-from threefold.studies.chain_spec import PROPAGATION, ChainSpec, stage_experiments, stage_overrides
-from threefold.studies.evaluations import evaluate_propagated, evaluate_run
+from threefold.run import PROPAGATION, make_folder, write_atomically
+from threefold.runs.evaluate import evaluate_propagated, evaluate_run
+from threefold.studies.chain_spec import ChainSpec, stage_experiments, stage_overrides
 from threefold.training.devices import require_one_process
 from threefold.training.lineage import seen_of
 from threefold.training.progress import TrainingProgress

@@ -48,6 +48,8 @@ from threefold.reporting.study_tables import (
 )
 from threefold.reporting.table import Table, page
 from threefold.run import write_atomically
+from threefold.runs.evaluate import read_label_tables, read_run_predictions
+from threefold.runs.explain import read_evidence
 from threefold.studies.claim_pairs import (
     asked_pairs,
     claims_by_cohort,
@@ -55,8 +57,6 @@ from threefold.studies.claim_pairs import (
     is_labels_id,
     labels_id,
 )
-from threefold.studies.evaluations import read_label_tables, read_run_predictions
-from threefold.studies.evidence import read_evidence
 from threefold.studies.protocol import lines_of, protocol_of, write_down
 from threefold.studies.reliance import reliance_of
 from threefold.studies.study_folder import StudyFolder

@@ -21,11 +21,17 @@ from threefold.reporting.results import read_results
 from threefold.reporting.study_tables import percent
 from threefold.reporting.table import LEAK_MARK, Table
 from threefold.run import RunFolder
-from threefold.studies.audit_section import AUDIT, audit_blocks
-from threefold.studies.evaluations import cohort_if_there, cohort_of_run
-from threefold.studies.notices import is_older, leak_of_run, leaks_of_runs, stale_tables
+from threefold.runs.evaluate import cohort_if_there, cohort_of_run
+from threefold.runs.page import (
+    AUDIT,
+    audit_blocks,
+    environment_facts,
+    is_older,
+    leak_of_run,
+    leaks_of_runs,
+    stale_tables,
+)
 from threefold.studies.protocol import lines_of, protocol_of
-from threefold.studies.reproduction import environment_facts
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import CohortSource, RunPlan, StudySpec, VariantSpec
 from threefold.studies.study_status import RunStanding, standing_of, status_table

@@ -20,10 +20,10 @@ from threefold.cohorts.store import SampleStore
 from threefold.errors import CohortError, ThreefoldError, some
 from threefold.experiment import CascadeSpec, Experiment
 from threefold.experiments import read_experiment
-from threefold.finished_runs import finish_status, verify_inputs, verify_settings
 from threefold.interruption import terminating_as_interrupt, undisturbed
 from threefold.networks.build import build_network
 from threefold.run import RunFolder, State
+from threefold.runs.finished import finish_status, verify_inputs, verify_settings
 from threefold.threads import computing_with, share_cores
 from threefold.training.before import before_experiment, before_folder, trainings_of
 from threefold.training.checkpoints import load_checkpoint

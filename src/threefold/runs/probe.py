@@ -29,7 +29,7 @@ from threefold.reporting.probe_tables import (
 from threefold.reporting.results import Entry, Part, frame_of, write_part
 from threefold.reporting.table import Table, page
 from threefold.run import RunFolder, make_folder, write_atomically
-from threefold.studies.evaluations import cohort_of_run, read_run_predictions
+from threefold.runs.evaluate import cohort_of_run, read_run_predictions
 
 Progress = Callable[[int, int], None]
 SHORTCUT = "shortcut"

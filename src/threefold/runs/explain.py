@@ -21,8 +21,8 @@ from threefold.reporting.evidence_tables import EvidenceTable, evidence_tables, 
 from threefold.reporting.figures import save
 from threefold.reporting.results import Entry, Part, pictures_of, write_part
 from threefold.run import RunFolder, or_removed
-from threefold.studies.evaluations import cohort_of_run, read_run_predictions
-from threefold.studies.probing import Probed, probe_run
+from threefold.runs.evaluate import cohort_of_run, read_run_predictions
+from threefold.runs.probe import Probed, probe_run
 from threefold.validation import read_table
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from threefold.reporting.results import Entry, frame_of
 from threefold.reporting.similarity import POOLED, similarity_figure, similarity_table
 from threefold.reporting.table import Table, page
 from threefold.run import RunFolder, make_folder, write_atomically
-from threefold.studies.evaluations import cohort_of_run
+from threefold.runs.evaluate import cohort_of_run
 
 if TYPE_CHECKING:
     from threefold.inference.features import Features

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from threefold.checksums import checksum_of, note_unchecked
 from threefold.cohorts.cohort import Cohort, CohortSpec, fingerprint, read_cohort
@@ -19,12 +19,10 @@ from threefold.evaluation.predictions import Predictions, read_predictions, writ
 from threefold.evaluation.structures import read_structures_table, with_structures
 from threefold.experiment import EvaluationSpec, Experiment
 from threefold.experiments import read_experiment
-from threefold.finished_runs import verify_made, verify_settings
 from threefold.locks import alone_in
 from threefold.reporting.run_report import Report, choose_examples, write_report
-from threefold.run import RunFolder, make_folder, put_in_place, write_atomically
-from threefold.studies.chain_spec import PROPAGATION
-from threefold.studies.notices import stopped_early
+from threefold.run import PROPAGATION, RunFolder, make_folder, put_in_place, write_atomically
+from threefold.runs.finished import verify_made, verify_settings
 from threefold.validation import parse_spec
 
 if TYPE_CHECKING:
@@ -367,6 +365,17 @@ def of_run(run: RunFolder) -> tuple[Experiment, CohortSpec, Path]:
 def _positive(trained: CohortSpec, experiment: Experiment) -> str | None:
     index = trained.positive_class
     return None if index is None or experiment.tasks.classification is None else trained.classes[index]
+
+
+def stopped_early(status: Mapping[str, Any]) -> str | None:
+    """Return that a run was finished before its training was, in a sentence; None where it was not."""
+    early = status.get("stopped_early")
+    if not early:
+        return None
+    return (
+        f"The training stopped ({early['state']}) after {early['epochs']} of {early['of']} epochs; "
+        f"`threefold finish` made a run of its best epoch until then, {status['best_epoch']}."
+    )
 
 
 def cohort_if_there(folder: Path) -> Cohort | None:
