@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from threefold.cohorts.splits import read_split
-from threefold.evaluation.attention import attention_columns
+from threefold.evaluation.evidence import attention_columns
 from threefold.inference.evidence import Explainer
 from threefold.inference.predictor import Predictor
 from threefold.networks.cam import CamLayer

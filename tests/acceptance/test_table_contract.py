@@ -38,7 +38,7 @@ from threefold.evaluation.structure_measures import UNION
 from threefold.evaluation.structures import NUMBERS, read_structures_table, with_structures
 from threefold.experiment import EvaluationSpec
 from threefold.inference.cases import case_identity
-from threefold.reporting.html_table import table_html
+from threefold.reporting.html import table_html
 from threefold.reporting.results import read_results, write_part
 from threefold.reporting.table import markdown
 from threefold.reporting.tables import evaluation_part, evaluation_tables, write_tables

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from sklearn import metrics as sk
 
-from threefold.evaluation import ranking
+from threefold.evaluation import classification
 from threefold.evaluation.classification import (
     auc,
     average_precision,
@@ -20,10 +20,11 @@ from threefold.evaluation.classification import (
     calibration_error,
     choose_threshold,
     confusion,
+    weighted_auc,
+    weighted_average_precision,
+    weighted_mean,
 )
 from threefold.evaluation.diagnosis import diagnosis
-from threefold.evaluation.ranking import weighted_auc, weighted_average_precision
-from threefold.evaluation.weighting import weighted_mean
 
 NINE = {
     "f1",
@@ -293,7 +294,7 @@ def test_the_auc_by_pairs_is_that_by_sums_to_the_bit(monkeypatch: pytest.MonkeyP
     positive, scores = rng.random(120) < 0.4, rng.random(120).round(2)
     weights = rng.multinomial(120, np.full(120, 1 / 120), 30).astype(np.float64)
     by_pairs = weighted_auc(positive, scores, weights)
-    monkeypatch.setattr(ranking, "_MOST_COMPARED", 0)
+    monkeypatch.setattr(classification, "_MOST_COMPARED", 0)
     assert weighted_auc(positive, scores, weights).tobytes() == by_pairs.tobytes()
 
 
@@ -301,7 +302,7 @@ def test_what_no_weight_changes_is_sorted_once(monkeypatch: pytest.MonkeyPatch) 
     sorts: list[int] = []
     argsort = np.argsort
     monkeypatch.setattr(
-        ranking.np, "argsort", lambda *given, **how: (sorts.append(1), argsort(*given, **how))[1]
+        classification.np, "argsort", lambda *given, **how: (sorts.append(1), argsort(*given, **how))[1]
     )
     rng = np.random.default_rng(5)
     chance = rng.random((50, 2))

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from threefold.reporting.evidence import CHAPTERS, Shown, caption, sections_of, shown_of
+from threefold.reporting.chapters import CHAPTERS, Shown, caption, picture, sections_of, shown_of
 from threefold.reporting.html import Folded, Notice, Picture
-from threefold.reporting.pictures import picture
 from threefold.reporting.results import Part, read_results, write_part
 from threefold.reporting.table import Table
 

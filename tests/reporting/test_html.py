@@ -22,8 +22,8 @@ from threefold.reporting.html import (
     anchors,
     inline,
     render,
+    table_html,
 )
-from threefold.reporting.html_table import table_html
 from threefold.reporting.table import LEAK_MARK, Number, Table
 
 EVIL = "<script>alert('x')</script> & \"quoted\" <img src=http://elsewhere/x>"

@@ -22,12 +22,21 @@ from threefold.evaluation.predictions import Predictions, validate
 from threefold.evaluation.structures import NUMBERS, validate_structures
 from threefold.experiment import EvaluationSpec, PreprocessingSpec
 from threefold.images.writing import write_nifti
+from threefold.reporting.examples import BEST, DISAGREEMENT, UNLABELLED, WORST, choose_volumes
 from threefold.reporting.figures import confusion_counts, confusion_figure
 from threefold.reporting.results import read_results
 from threefold.reporting.run_report import choose_examples, write_report
-from threefold.reporting.surfaces_3d import Surface, draw_structures, surface_of
-from threefold.reporting.volume_examples import BEST, DISAGREEMENT, UNLABELLED, WORST, choose_volumes
-from threefold.reporting.volume_figures import COLOURS, PLANES, VolumeExample, crop, cut, volume_figure
+from threefold.reporting.volume_figures import (
+    COLOURS,
+    PLANES,
+    Surface,
+    VolumeExample,
+    crop,
+    cut,
+    draw_structures,
+    surface_of,
+    volume_figure,
+)
 
 CLASSES = ("one", "two", "three")
 NAMES = ("tube", "ball")

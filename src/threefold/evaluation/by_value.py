@@ -20,6 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from threefold.errors import PredictionsError
+from threefold.evaluation.classification import weighted_mean
 from threefold.evaluation.diagnosis import diagnosis_estimates
 from threefold.evaluation.estimate import Estimate, Place
 from threefold.evaluation.evaluate import decision_threshold
@@ -38,7 +39,6 @@ from threefold.evaluation.predictions import (
     Predictions,
     probability_column,
 )
-from threefold.evaluation.weighting import weighted_mean
 from threefold.experiment import EvaluationSpec
 
 Floats = NDArray[np.float64]

@@ -15,13 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from threefold.evaluation.classification import brier, calibration_error
+from threefold.evaluation.classification import brier, calibration_error, weighted_mean
 from threefold.evaluation.estimate import Difference, Estimate, Place
 from threefold.evaluation.groups import Units, case_units, groups_of
 from threefold.evaluation.intervals import bootstrap
 from threefold.evaluation.metrics import metrics
 from threefold.evaluation.predictions import Predictions
-from threefold.evaluation.weighting import weighted_mean
 from threefold.experiment import EvaluationSpec
 
 Floats = NDArray[np.float64]

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from threefold.errors import PredictionsError
-from threefold.evaluation.classification import choose_threshold, confusion_shares
+from threefold.evaluation.classification import choose_threshold, confusion_shares, weighted_mean
 from threefold.evaluation.diagnosis import diagnosis_estimates
 from threefold.evaluation.estimate import COLUMNS, Estimate, Place
 from threefold.evaluation.groups import (
@@ -29,8 +29,7 @@ from threefold.evaluation.groups import (
 from threefold.evaluation.intervals import MOST_DRAWN, replicates_for
 from threefold.evaluation.metrics import Metric, metrics
 from threefold.evaluation.predictions import Predictions, probability_column
-from threefold.evaluation.structure_numbers import structure_numbers
-from threefold.evaluation.weighting import weighted_mean
+from threefold.evaluation.structures import structure_numbers
 from threefold.experiment import EvaluationSpec
 
 Floats = NDArray[np.float64]

@@ -11,13 +11,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from threefold.errors import PredictionsError
+from threefold.evaluation.classification import weighted_mean
 from threefold.evaluation.comparison import Measured
 from threefold.evaluation.diagnosis import diagnosis
 from threefold.evaluation.groups import Units, case_units
 from threefold.evaluation.metrics import diagnosis_metrics, metrics
 from threefold.evaluation.predictions import Predictions
-from threefold.evaluation.structure_numbers import case_values
-from threefold.evaluation.weighting import weighted_mean
+from threefold.evaluation.structures import case_values
 from threefold.validation import did_you_mean
 
 Floats = NDArray[np.float64]

@@ -23,12 +23,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
+from threefold.evaluation.classification import weighted_auc, weighted_mean
 from threefold.evaluation.estimate import Estimate, Place
 from threefold.evaluation.groups import Group, Units, natural_order, plain_units, wide_groups
 from threefold.evaluation.metrics import metrics
 from threefold.evaluation.predictions import Predictions
-from threefold.evaluation.ranking import weighted_auc
-from threefold.evaluation.weighting import weighted_mean
 from threefold.experiment import EvaluationSpec
 
 Floats = NDArray[np.float64]

@@ -9,9 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from threefold.csv_tables import frame_text
-from threefold.evaluation.attention import BLOB, DRAWS, QUANTILE
 from threefold.evaluation.estimate import Estimate
-from threefold.evaluation.evidence import ZERO_MAP, evidence_rows
+from threefold.evaluation.evidence import BLOB, DRAWS, QUANTILE, ZERO_MAP, evidence_rows
 from threefold.evaluation.metrics import BASELINES, metrics, shown_in
 from threefold.evaluation.predictions import Predictions
 from threefold.experiment import EvaluationSpec

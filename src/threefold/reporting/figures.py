@@ -24,7 +24,7 @@ from threefold.evaluation.groups import Group, case_units, groups_of, natural_or
 from threefold.evaluation.metrics import metrics, shown_in
 from threefold.evaluation.predictions import Predictions
 from threefold.experiment import EvaluationSpec
-from threefold.reporting.structure_tables import title_of
+from threefold.reporting.tables import title_of
 from threefold.run import write_atomically
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from threefold.images.preprocessing import prepare_labels
 from threefold.images.reading import read_label_map
 from threefold.images.writing import label_map_suffix
 from threefold.paths import refuse_links_out
-from threefold.reporting.case_tables import extreme_tables
+from threefold.reporting.examples import choose_volumes, extreme_tables
 from threefold.reporting.figures import (
     Example,
     calibration_figure,
@@ -41,11 +41,14 @@ from threefold.reporting.figures import (
     shift_figure,
 )
 from threefold.reporting.results import Entry, pictures_of, write_part
-from threefold.reporting.shift_tables import shift_table
-from threefold.reporting.structure_tables import disagreement_table
 from threefold.reporting.table import Table, page
-from threefold.reporting.tables import evaluation_part, evaluation_tables, write_tables
-from threefold.reporting.volume_examples import choose_volumes
+from threefold.reporting.tables import (
+    disagreement_table,
+    evaluation_part,
+    evaluation_tables,
+    shift_table,
+    write_tables,
+)
 from threefold.reporting.volume_figures import VolumeExample, volume_figure
 from threefold.run import RunFolder, or_removed, write_atomically
 from threefold.validation import read_table

@@ -18,11 +18,11 @@ from threefold.evaluation.metrics import shown_in
 from threefold.experiment import Experiment
 from threefold.experiment import Part as SplitPart
 from threefold.reporting.audit_texts import association_line, site_rows, split_line, verdict
-from threefold.reporting.evidence import Chapter, Need, sections_of, shown_of
+from threefold.reporting.chapters import Chapter, Need, sections_of, shown_of
 from threefold.reporting.html import Block, Code, Facts, Folded, Heading, Notice, Page, Section, Text
 from threefold.reporting.results import Part, read_results
-from threefold.reporting.structure_tables import title_of
 from threefold.reporting.table import LEAK_NOTE, Table, cell
+from threefold.reporting.tables import title_of
 from threefold.run import RunFolder
 from threefold.runs.evaluate import cohort_if_there, of_run, stopped_early
 from threefold.runs.finished import verify_settings

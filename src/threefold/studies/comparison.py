@@ -50,15 +50,15 @@ from threefold.reporting.table import Table, page
 from threefold.run import write_atomically
 from threefold.runs.evaluate import read_label_tables, read_run_predictions
 from threefold.runs.explain import read_evidence
-from threefold.studies.claim_pairs import (
+from threefold.studies.protocol import lines_of, protocol_of, write_down
+from threefold.studies.reliance import reliance_of
+from threefold.studies.study_claims import (
     asked_pairs,
     claims_by_cohort,
     finished_pairs,
     is_labels_id,
     labels_id,
 )
-from threefold.studies.protocol import lines_of, protocol_of, write_down
-from threefold.studies.reliance import reliance_of
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import (
     LABELS,

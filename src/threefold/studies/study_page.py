@@ -15,7 +15,7 @@ from threefold.cohorts.splits import PARTS, Split, read_split, required_targets
 from threefold.errors import CohortError, RunError
 from threefold.experiment.spec import Spec
 from threefold.experiments import read_experiment
-from threefold.reporting.evidence import Chapter, sections_of, shown_of
+from threefold.reporting.chapters import Chapter, sections_of, shown_of
 from threefold.reporting.html import Block, Code, Facts, Folded, Heading, Links, Notice, Page, Section, Text
 from threefold.reporting.results import read_results
 from threefold.reporting.study_tables import percent

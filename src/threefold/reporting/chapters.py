@@ -6,6 +6,7 @@ no section is shown at the end, and nothing is shown twice.
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-from threefold.reporting.html import Block, Folded, Section, Text
-from threefold.reporting.pictures import picture
+from PIL import Image
+
+from threefold.reporting.html import Block, Folded, Notice, Picture, Section, Text
 from threefold.reporting.results import Part
 from threefold.reporting.table import Table
 
@@ -192,3 +194,26 @@ def _fitting(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
     """Return the names that fit, by pattern and then in their own order."""
     fitting = [name for pattern in patterns for name in names if fnmatchcase(name, pattern)]
     return list(dict.fromkeys(fitting))
+
+
+_AS_IT_IS = 150_000
+"""Bytes up to which a PNG is taken as it is; larger ones, with scans in them, are encoded anew."""
+_QUALITY = 88
+_SHOWN = 96 / 150
+"""CSS pixels for a pixel of a figure, which has 150 to an inch: sharp on fine screens and in print."""
+
+
+def picture(path: Path, caption: str) -> Block:
+    """Return a PNG as a picture of a page, large ones as WebP; a notice where the file can't be read."""
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            width, height = (round(side * _SHOWN) for side in image.size)
+            if len(content) <= _AS_IT_IS:
+                image.verify()
+                return Picture(caption, content, "image/png", width, height)
+            smaller = io.BytesIO()
+            image.convert("RGB").save(smaller, format="WEBP", quality=_QUALITY, method=4)
+    except (OSError, SyntaxError, ValueError) as error:  # SyntaxError is Pillow's of a broken PNG
+        return Notice("bad", f"{path.name}: the picture can't be read ({error}). Make it again.")
+    return Picture(caption, smaller.getvalue(), "image/webp", width, height)
