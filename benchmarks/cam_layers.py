@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from threefold.cohorts.splits import read_split
-from threefold.evaluation.attention import attention_columns
+from threefold.evaluation.evidence import attention_columns
 from threefold.inference.evidence import Explainer
 from threefold.inference.predictor import Predictor
 from threefold.networks.cam import CamLayer
 from threefold.run import RunFolder
-from threefold.studies.evaluations import cohort_of_run
+from threefold.runs.evaluate import cohort_of_run
 
 AT_ONCE = 16  # cases
 

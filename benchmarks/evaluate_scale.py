@@ -32,7 +32,7 @@ def measure(rows: int, sites: int, columns: int) -> None:
 
     from threefold.evaluation.predictions import write_predictions
     from threefold.experiment import EvaluationSpec
-    from threefold.studies.evaluations import evaluate_table
+    from threefold.runs.evaluate import evaluate_table
 
     rng = np.random.default_rng(0)
     label = rng.integers(0, 2, rows)

@@ -269,8 +269,8 @@ def segment(arguments: argparse.Namespace, propagated: Path) -> dict[str, dict[s
     """Train a segmenter on propagated labels; return, for each test case, the Dice with the parcellation."""
     from threefold.cohorts.cohort import read_cohort
     from threefold.experiments import load_experiment
-    from threefold.reporting.volume_examples import case_dice
-    from threefold.studies.evaluations import evaluate_run
+    from threefold.reporting.examples import case_dice
+    from threefold.runs.evaluate import evaluate_run
     from threefold.training.progress import terminal_progress
     from threefold.training.run import train as train_run
 

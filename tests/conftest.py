@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# On a busy machine any example may take long: how long says nothing of what it shows.
+settings.register_profile("threefold", deadline=None)
+settings.load_profile("threefold")
 
 # Tests run side by side and start processes: threads that wait for each other cost more than they give, and
 # where a test asks for several, those that wait leave the core to others.

@@ -20,14 +20,14 @@ SOURCE = Path(__file__).parents[1] / "src" / "threefold"
 STOREYS = (
     {"checksums", "csv_tables", "errors", "experiment", "file_names", "interruption", "locks", "partials"}
     | {"paths", "validation", "experiments", "run", "threads", "topology", "waiting", "__init__"}
-    | {"finished_runs", "core"},
+    | {"core"},
     {"images"},
     {"cohorts"},
     {"phantoms"},
     {"networks", "evaluation"},
     {"atlases"},
     {"tasks"},
-    {"inference", "reporting"},
+    {"inference", "reporting", "runs"},
     {"training"},
     {"studies"},
     {"cli", "__main__"},

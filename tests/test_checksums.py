@@ -7,7 +7,6 @@ import random
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,8 @@ from threefold.checksums import (
     checksum_of,
     seal_object,
     seal_tensors,
-    seal_text,
     verify_object,
     verify_tensors,
-    verify_text,
     write_table,
 )
 from threefold.errors import PredictionsError, RunError, ThreefoldError, WeightsError
@@ -89,21 +86,12 @@ KINDS: dict[str, tuple[Callable[[Path], Callable[[], Any]], type[ThreefoldError]
 }
 
 
-def test_a_text_and_an_object_that_were_changed_are_refused_and_their_seal_is_not_in_them() -> None:
-    text, content = (
-        "## Title\n\n| a | 0.5 [0.4, 0.6] |\n",
-        {"rows": [{"n": 3, "value": 0.1 + 0.2, "low": None}]},
-    )
+def test_an_object_that_was_changed_is_refused_and_its_seal_is_not_in_it() -> None:
+    content = {"rows": [{"n": 3, "value": 0.1 + 0.2, "low": None}]}
     path = Path("x")
-    assert verify_text(seal_text(text), path, RunError, "Again.") == text
-    assert verify_text(text, path, RunError, "Again.") == text
     sealed = json.loads(json.dumps(seal_object(content)))
     assert verify_object(sealed, path, RunError, "Again.") == content
     assert verify_object(content, path, RunError, "Again.") == content
-    for damaged in damages(seal_text(text).encode(), 0):
-        with suppress(RunError):
-            shown = verify_text(damaged.decode("utf-8", "replace"), path, RunError, "Again.")
-            assert text in shown or len(shown) < 90  # the seal itself was hit, and the text is whole
     sealed["rows"][0]["n"] = 4
     with pytest.raises(RunError, match=r"x: is not what was written.*Again\."):
         verify_object(sealed, path, RunError, "Again.")

@@ -17,7 +17,7 @@ import torch
 from threefold.reporting.table import markdown
 from threefold.reporting.tables import evaluation_tables
 from threefold.run import RunFolder
-from threefold.studies.evaluations import evaluate_run
+from threefold.runs.evaluate import evaluate_run
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"

@@ -17,7 +17,7 @@ from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
 from threefold.images.reading import read_label_map
-from threefold.studies.evaluations import read_run_predictions
+from threefold.runs.evaluate import read_run_predictions
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import plan_runs
 

@@ -6,7 +6,7 @@ Each kind of file stays what it is for other programs, and no order of writing c
 - weights, safetensors, carry theirs in the metadata of the header;
 - a table (CSV) has it beside it, in NAME.sha256, as `sha256sum` writes it and `sha256sum --check` reads it.
   It is removed before the table is replaced and written after: a kill between leaves a table without one;
-- a text that people read (Markdown) has its own in a comment at its beginning, JSON under the key `sha256`.
+- JSON has its own under the key `sha256`.
 
 Masks need none: PNG and gzip check their own content when they are read.
 """
@@ -35,7 +35,6 @@ _LENGTH_FIELD = 2
 _LONGEST_HEADER = 100_000_000
 """Of a safetensors file, bytes; the format's own limit."""
 _CHUNK = 1 << 20
-_SEAL = re.compile(r"<!-- sha256: (.{64}) -->\n\n")
 _KEY = "sha256"
 
 
@@ -138,25 +137,6 @@ def verify_tensors(path: Path, error: type[ThreefoldError], remedy: str) -> bool
             digest.update(chunk)
     _compare(path, found[1].decode(errors="replace"), digest.hexdigest(), error, remedy)
     return True
-
-
-def seal_text(text: str) -> str:
-    """Return a Markdown text with its checksum in a comment at its beginning, which no page shows."""
-    return f"<!-- sha256: {_text_digest(text)} -->\n\n{text}"
-
-
-def verify_text(text: str, path: Path, error: type[ThreefoldError], remedy: str) -> str:
-    """Return a Markdown text without its checksum; the same where it carries none.
-
-    Raises:
-        error: the text is not the one that was written.
-    """
-    found = _SEAL.match(text)
-    if found is None:
-        return text
-    content = text[found.end() :]
-    _compare(path, found[1], _text_digest(content), error, remedy)
-    return content
 
 
 def seal_object(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ RUN/
   split.csv            case_id, part
   environment.json     versions, machine, command
   status.json          state, epoch, best metric, threshold
-  settings.sha256      of a finished run: checksums of all that its predictions rest on (finished_runs)
+  settings.sha256      of a finished run: checksums of all that its predictions rest on (runs.finished)
   metrics.csv          one row an epoch
   checkpoints/         last.ckpt, best.ckpt (torch, loadable with weights_only=True)
   weights.safetensors  the best epoch's weights, with weights.json beside it
@@ -16,7 +16,8 @@ RUN/
   failed.csv           validation and test cases that could not be predicted, and why; absent without such
   evidence.csv         one row a test case: where the network looks, what turns its decision
   masks/               predicted masks of the test cases, on each image's own grid
-  tables/  figures/    what `evaluate` made
+  results.json         every number of `evaluate`, `explain` and `probe` (reporting.results)
+  tables/  figures/    the same as Markdown and CSV, and the pictures
   report.html          what `report` made of all this
 """
 
@@ -38,6 +39,10 @@ from threefold.errors import RunError, ThreefoldError, some
 from threefold.partials import partial_of, remove_abandoned
 from threefold.validation import parse_spec, read_json
 
+RESULTS_NAME = "results.json"
+"""Of a run, an evaluation and a study."""
+PROPAGATION = "propagation"
+"""The folder of what propagated labels alone come to, beside trainings on them."""
 State = Literal["running", "interrupted", "failed", "finished"]
 _NAMED = 5
 COPY_AGAIN = "Expected what `threefold train` wrote: copy the run folder again."
@@ -120,8 +125,13 @@ class RunFolder:
 
     @property
     def settings(self) -> Path:
-        """Checksums of what a finished run's predictions rest on (`finished_runs`)."""
+        """Checksums of what a finished run's predictions rest on (`runs.finished`)."""
         return self.path / "settings.sha256"
+
+    @property
+    def results(self) -> Path:
+        """Every number, table and picture that was made of the predictions (JSON)."""
+        return self.path / RESULTS_NAME
 
     @property
     def metrics(self) -> Path:

@@ -19,12 +19,12 @@ from pathlib import Path
 import threefold.inference.predictor
 import threefold.partials
 import threefold.phantoms.registry
+import threefold.runs.explain
+import threefold.runs.similarity
 import threefold.studies.chain
 import threefold.studies.comparison
 import threefold.studies.demos
-import threefold.studies.evidence
 import threefold.studies.reports
-import threefold.studies.similarity
 import threefold.training.run
 from threefold.cli.app import main
 from threefold.phantoms import fetal_protocol, head_protocol

@@ -38,9 +38,10 @@ from threefold.evaluation.structure_measures import UNION
 from threefold.evaluation.structures import NUMBERS, read_structures_table, with_structures
 from threefold.experiment import EvaluationSpec
 from threefold.inference.cases import case_identity
-from threefold.reporting.html_table import table_html
-from threefold.reporting.table import from_markdown, markdown
-from threefold.reporting.tables import evaluation_tables, write_tables
+from threefold.reporting.html import table_html
+from threefold.reporting.results import read_results, write_part
+from threefold.reporting.table import markdown
+from threefold.reporting.tables import evaluation_part, evaluation_tables, write_tables
 
 QUICK = EvaluationSpec(replicates=2)
 AWKWARD = (
@@ -140,8 +141,10 @@ def _through_every_table(cohort: Cohort, folder: Path) -> None:
     shown = evaluation_tables(evaluation)
     for table in shown:
         assert table_html(table).count("<tr>") == len(table.rows) + 1
-    read = [table for table in from_markdown("\n".join(map(markdown, shown))) if table.rows]
-    assert [len(table.rows) for table in read] == [len(table.rows) for table in shown]
+    write_part(folder, "evaluate", evaluation_part(evaluation, shown))
+    kept = read_results(folder)["evaluate"].tables
+    assert kept == shown
+    assert [markdown(table) for table in kept] == [markdown(table) for table in shown]
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))

@@ -150,10 +150,12 @@ def test_a_signal_after_the_last_word_changes_nothing(name: str) -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("place", ["threefold.cli.app.app", "threefold.cli.verbs.Verbs.invoke"])
 def test_a_signal_between_the_parts_of_a_program_ends_it_as_interrupted(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("threefold.cli.app.app", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(place, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(sys, "argv", ["threefold", "check", "nowhere"])
     before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         with pytest.raises(SystemExit) as stop:

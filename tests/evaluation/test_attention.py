@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from threefold.evaluation.attention import attention_columns, centred_blob, localise, localise_random
+from threefold.evaluation.evidence import attention_columns, centred_blob, localise, localise_random
 
 
 def test_numbers_counted_by_hand() -> None:

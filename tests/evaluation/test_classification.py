@@ -12,18 +12,19 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from sklearn import metrics as sk
 
-from threefold.evaluation import classification, ranking
+from threefold.evaluation import classification
 from threefold.evaluation.classification import (
     auc,
     average_precision,
     calibration_bins,
     calibration_error,
     choose_threshold,
-    classification_metrics,
     confusion,
+    weighted_auc,
+    weighted_average_precision,
+    weighted_mean,
 )
-from threefold.evaluation.ranking import weighted_auc, weighted_average_precision
-from threefold.evaluation.weighting import weighted_mean
+from threefold.evaluation.diagnosis import diagnosis
 
 NINE = {
     "f1",
@@ -77,7 +78,7 @@ def expected_binary(labels: Ints, p: Floats, w: Floats, threshold: float) -> dic
 def test_two_classes_agree_with_scikit_learn(seed: int, digits: int | None) -> None:
     labels, p = binary(seed, digits=digits)
     weights = np.concatenate([np.ones((1, len(p))), draws(seed, len(p), 12)])
-    found = classification_metrics(labels, np.stack([1 - p, p], axis=1), weights, positive=1, threshold=0.5)
+    found = diagnosis(labels, np.stack([1 - p, p], axis=1), positive=1, threshold=0.5)(weights)
     for row, w in enumerate(weights):
         for name, value in expected_binary(labels, p, w, 0.5).items():
             assert found[name, None][row] == pytest.approx(value, abs=1e-12), name
@@ -87,8 +88,8 @@ def test_two_classes_agree_with_scikit_learn(seed: int, digits: int | None) -> N
 def test_the_positive_class_may_be_the_first(seed: int) -> None:
     labels, p = binary(seed)
     weights = draws(seed, len(p), 5)
-    first = classification_metrics(1 - labels, np.stack([p, 1 - p], 1), weights, positive=0, threshold=0.4)
-    second = classification_metrics(labels, np.stack([1 - p, p], 1), weights, positive=1, threshold=0.4)
+    first = diagnosis(1 - labels, np.stack([p, 1 - p], 1), positive=0, threshold=0.4)(weights)
+    second = diagnosis(labels, np.stack([1 - p, p], 1), positive=1, threshold=0.4)(weights)
     assert first.keys() == second.keys()
     for key, values in second.items():
         np.testing.assert_allclose(first[key], values, atol=1e-15)
@@ -102,7 +103,7 @@ def test_more_classes_are_each_against_the_rest(seed: int) -> None:
     p[np.arange(60), labels] += 0.4
     p /= p.sum(axis=1, keepdims=True)
     weights = np.concatenate([np.ones((1, 60)), draws(seed, 60, 6)])
-    found = classification_metrics(labels, p, weights, positive=None, threshold=0.5)
+    found = diagnosis(labels, p, positive=None, threshold=0.5)(weights)
     decision = p.argmax(axis=1)
     for row, w in enumerate(weights):
         known = {"sample_weight": w}
@@ -130,7 +131,7 @@ def test_more_classes_are_each_against_the_rest(seed: int) -> None:
 def test_a_missing_class_leaves_its_means_and_its_own_numbers_not_estimable() -> None:
     labels = np.array([0, 0, 1, 1])
     p = np.full((4, 3), 1 / 3)
-    found = classification_metrics(labels, p, np.ones((1, 4)), positive=None, threshold=0.5)
+    found = diagnosis(labels, p, positive=None, threshold=0.5)(np.ones((1, 4)))
     for name in ("f1", "auc", "sensitivity", "balanced_accuracy", "average_precision"):
         assert np.isnan(found[name, None][0]), name
     assert np.isnan(found["auc", 2][0])
@@ -149,8 +150,8 @@ def test_a_missing_class_leaves_its_means_and_its_own_numbers_not_estimable() ->
 def test_what_does_not_exist_is_nan_and_stays_in_the_answer(labels: list[int], absent: set[str]) -> None:
     truth = np.array(labels, np.int64)
     p = np.linspace(0.2, 0.8, len(labels))
-    found = classification_metrics(
-        truth, np.stack([1 - p, p], axis=1), np.ones((2, len(labels))), positive=1, threshold=0.5
+    found = diagnosis(truth, np.stack([1 - p, p], axis=1), positive=1, threshold=0.5)(
+        np.ones((2, len(labels)))
     )
     assert {name for name, _ in found} == NINE
     assert {name for (name, _), values in found.items() if np.isnan(values).all()} == absent
@@ -158,9 +159,7 @@ def test_what_does_not_exist_is_nan_and_stays_in_the_answer(labels: list[int], a
 
 
 def test_more_classes_without_cases_are_not_estimable() -> None:
-    found = classification_metrics(
-        np.zeros(0, np.int64), np.zeros((0, 3)), np.ones((2, 0)), positive=None, threshold=0.5
-    )
+    found = diagnosis(np.zeros(0, np.int64), np.zeros((0, 3)), positive=None, threshold=0.5)(np.ones((2, 0)))
     assert all(np.isnan(values).all() and len(values) == 2 for values in found.values())
 
 
@@ -295,7 +294,7 @@ def test_the_auc_by_pairs_is_that_by_sums_to_the_bit(monkeypatch: pytest.MonkeyP
     positive, scores = rng.random(120) < 0.4, rng.random(120).round(2)
     weights = rng.multinomial(120, np.full(120, 1 / 120), 30).astype(np.float64)
     by_pairs = weighted_auc(positive, scores, weights)
-    monkeypatch.setattr(ranking, "_MOST_COMPARED", 0)
+    monkeypatch.setattr(classification, "_MOST_COMPARED", 0)
     assert weighted_auc(positive, scores, weights).tobytes() == by_pairs.tobytes()
 
 
@@ -303,11 +302,11 @@ def test_what_no_weight_changes_is_sorted_once(monkeypatch: pytest.MonkeyPatch) 
     sorts: list[int] = []
     argsort = np.argsort
     monkeypatch.setattr(
-        ranking.np, "argsort", lambda *given, **how: (sorts.append(1), argsort(*given, **how))[1]
+        classification.np, "argsort", lambda *given, **how: (sorts.append(1), argsort(*given, **how))[1]
     )
     rng = np.random.default_rng(5)
     chance = rng.random((50, 2))
-    metrics = classification.diagnosis(rng.integers(0, 2, 50), chance, positive=1, threshold=0.5)
+    metrics = diagnosis(rng.integers(0, 2, 50), chance, positive=1, threshold=0.5)
     for _ in range(3):
         metrics(np.ones((4, 50)))
     assert len(sorts) == 1

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
+from threefold.evaluation.classification import weighted_auc, weighted_mean
 from threefold.evaluation.comparison import (
     Effect,
     Expected,
@@ -23,8 +24,6 @@ from threefold.evaluation.comparison import (
 )
 from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.intervals import SAME_VALUE
-from threefold.evaluation.ranking import weighted_auc
-from threefold.evaluation.weighting import weighted_mean
 
 Floats = NDArray[np.float64]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from threefold.evaluation.counterfactuals import changes, flips
+from threefold.evaluation.evidence import changes, flips
 
 
 def test_flips_are_changes_of_the_decision_at_the_threshold() -> None:

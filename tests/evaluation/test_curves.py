@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_curve as reference_roc
 
+from threefold.evaluation.classification import Ranking
 from threefold.evaluation.curves import reliability_curve, roc_curve
 from threefold.evaluation.intervals import exact_interval, patient_weights
-from threefold.evaluation.ranking import Ranking
 from threefold.experiment import EvaluationSpec
 
 SPEC = EvaluationSpec(replicates=60, seed=3)

@@ -24,25 +24,23 @@ from threefold import topology
 from threefold.errors import PredictionsError
 from threefold.evaluation import (
     arch,
-    attention,
     by_value,
     calibration,
     centrelines,
     classification,
-    counterfactuals,
     curves,
     delong,
+    diagnosis,
     evaluate,
+    evidence,
     overlap,
     probes,
-    ranking,
     reconstruction,
     shift,
     similarity,
     structure_measures,
     surfaces,
     vessel_graph,
-    weighting,
     winding,
 )
 from threefold.evaluation.predictions import validate
@@ -119,9 +117,9 @@ def of_masks(truth: Mask, found: Mask) -> Iterator[tuple[str, Callable[[], Any]]
     yield "missed_lesions", lambda: overlap.missed_lesions(sizes[0], sizes[2])
     yield "false_alarms", lambda: overlap.false_alarms(sizes[0], sizes[1])
     heat, lesion = found.astype(np.float64), truth > 0
-    yield "localise", lambda: attention.localise(heat, lesion)
-    yield "localise_random", lambda: attention.localise_random([2] * axes, lesion, seed=0)
-    yield "attention_columns", lambda: attention.attention_columns(heat, [2] * axes, lesion, seed=0)
+    yield "localise", lambda: evidence.localise(heat, lesion)
+    yield "localise_random", lambda: evidence.localise_random([2] * axes, lesion, seed=0)
+    yield "attention_columns", lambda: evidence.attention_columns(heat, [2] * axes, lesion, seed=0)
     yield "psnr", lambda: reconstruction.psnr(truth, found)
     yield "ssim", lambda: reconstruction.ssim(truth[None], found[None])
 
@@ -192,8 +190,8 @@ def of_probabilities(
     ):
         yield measure.__name__, lambda measure=measure: measure(counts)
     for ranked in (
-        ranking.weighted_auc,
-        ranking.weighted_average_precision,
+        classification.weighted_auc,
+        classification.weighted_average_precision,
         classification.calibration_error,
     ):
         yield ranked.__name__, lambda ranked=ranked: ranked(positive, scores, weights)
@@ -201,16 +199,16 @@ def of_probabilities(
         yield plain.__name__, lambda plain=plain: plain(positive, scores)
     yield "confusion", lambda: classification.confusion(positive, scores >= 0.5, weights)
     yield "brier", lambda: classification.brier(positive * 1.0, scores, weights)
-    yield "weighted_mean", lambda: weighting.weighted_mean(scores, weights)
+    yield "weighted_mean", lambda: classification.weighted_mean(scores, weights)
     yield "confusion_shares", lambda: classification.confusion_shares(labels, labels, weights, classes=2)
     for rule in ("youden", "f1", "0.5"):
         yield "choose_threshold", lambda rule=rule: classification.choose_threshold(positive, scores, rule)
     for chances, index in ((two, 1), (three, None)):
         yield (
-            "classification_metrics",
-            lambda chances=chances, index=index: classification.classification_metrics(
-                labels, chances, weights, positive=index, threshold=0.5
-            ),
+            "diagnosis",
+            lambda chances=chances, index=index: diagnosis.diagnosis(
+                labels, chances, positive=index, threshold=0.5
+            )(weights),
         )
     yield "with_temperature", lambda: calibration.with_temperature(two, 2.0)
     yield "fit_temperatures", lambda: calibration.fit_temperatures(labels, two, weights)
@@ -218,8 +216,8 @@ def of_probabilities(
     yield "reliability_curve", lambda: curves.reliability_curve(positive, scores, patients, SPEC)
     yield "compare_auc", lambda: delong.compare_auc(positive, scores, scores[::-1], patients.astype(str))
     yield "similarity", lambda: similarity.similarity(two, three, patients.astype(str).tolist(), SPEC)
-    yield "flips", lambda: counterfactuals.flips(scores, scores[::-1], 0.5)
-    yield "changes", lambda: counterfactuals.changes(scores, scores[::-1])
+    yield "flips", lambda: evidence.flips(scores, scores[::-1], 0.5)
+    yield "changes", lambda: evidence.changes(scores, scores[::-1])
 
 
 def of_table(
@@ -285,13 +283,12 @@ def test_tables(n: int, label: str, alone: bool) -> None:
 HELPERS = {
     topology: {"label_components", "as_label_map", "bounding_box"},
     arch: {"knows_arch"},
-    attention: {"centred_blob"},
+    evidence: {"centred_blob", "evidence_rows"},  # tables by group of what is swept
     winding: {"mask_line", "widened", "holes_along_body", "winds_around"},  # asked by find_arch
-    classification: {"calibration_bins", "classification_metrics", "diagnosis"},
-    ranking: {"auc_of", "average_precision_of", "from_the_highest"},
-    weighting: {"ratio"},
+    classification: {"calibration_bins", "auc_of", "average_precision_of", "from_the_highest", "ratio"},
+    diagnosis: {"diagnosis_estimates"},  # within evaluate
     by_value: {"require_column"},
-    evaluate: {"decision_threshold", "diagnosis_rows", "confusion_name"},  # within evaluate
+    evaluate: {"decision_threshold", "confusion_name"},  # within evaluate
     probes: {"fit_probe", "patient_folds", "cross_validated", "auc_within_folds"},  # within probe_column
     similarity: {"linear_cka", "hsic", "minibatches"},  # within similarity
 }
@@ -299,7 +296,6 @@ ROOMS: Sequence[ModuleType] = (
     *HELPERS,
     calibration,
     centrelines,
-    counterfactuals,
     curves,
     delong,
     overlap,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
+from threefold.evaluation.classification import weighted_auc, weighted_mean
 from threefold.evaluation.intervals import (
     MAX_MISSING,
     Interval,
@@ -18,8 +19,6 @@ from threefold.evaluation.intervals import (
     patient_weights,
     percentile_interval,
 )
-from threefold.evaluation.ranking import weighted_auc
-from threefold.evaluation.weighting import weighted_mean
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

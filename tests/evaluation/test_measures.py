@@ -11,7 +11,6 @@ from threefold.errors import PredictionsError
 from threefold.evaluation.comparison import Measured, difference_of
 from threefold.evaluation.evaluate import evaluate
 from threefold.evaluation.measures import (
-    DIAGNOSIS,
     OF_ALL,
     Tables,
     has_group,
@@ -19,6 +18,7 @@ from threefold.evaluation.measures import (
     measured_pair,
     scores,
 )
+from threefold.evaluation.metrics import diagnosis_metrics
 from threefold.evaluation.predictions import validate
 from threefold.evaluation.structures import NUMBERS, validate_structures, with_structures
 from threefold.experiment import EvaluationSpec
@@ -39,7 +39,7 @@ def test_each_metric_is_the_one_of_the_tables(table: Make, classes: tuple[str, .
     predictions = validate(table(classes=classes))
     evaluation = evaluate(predictions, QUICK, threshold=0.4)
     kind = "all" if group == "all" else "site" if group.startswith("site") else "site group"
-    for metric in (*DIAGNOSIS, *OF_MASKS):
+    for metric in (*diagnosis_metrics(), *OF_MASKS):
         row = evaluation.find(metric, level="case", group_kind=kind, group=group)
         assert row is not None
         found = measured(Tables(predictions, threshold=0.4), metric, group)

@@ -165,7 +165,7 @@ def test_changed_inputs_are_done_anew_and_gone_ones_removed(
     assert contents(out) == contents(fresh)
 
 
-@pytest.mark.parametrize("damage", ["missing", "flipped", "journal"])
+@pytest.mark.parametrize("damage", ["missing", "a pipe", "flipped", "journal"])
 def test_damaged_results_are_made_again(
     predictor: Predictor, mixed: Path, tmp_path: Path, damage: str
 ) -> None:
@@ -173,8 +173,10 @@ def test_damaged_results_are_made_again(
     go(predictor, mixed, out)
     expected = contents(out)
     mask = out / "masks" / "volume.nii.gz"
-    if damage == "missing":
+    if damage in ("missing", "a pipe"):
         mask.unlink()
+        if damage == "a pipe":
+            os.mkfifo(mask)
     elif damage == "flipped":
         data = bytearray(mask.read_bytes())
         data[len(data) // 2] ^= 4

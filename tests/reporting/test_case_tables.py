@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from threefold.evaluation.predictions import Predictions, validate
-from threefold.reporting.case_tables import extreme_tables
+from threefold.reporting.examples import extreme_tables
 
 from .conftest import make_predictions
 

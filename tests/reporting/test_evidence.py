@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from threefold.reporting.evidence import CHAPTERS, caption, read_evidence, sections_of
+from threefold.reporting.chapters import CHAPTERS, Shown, caption, picture, sections_of, shown_of
 from threefold.reporting.html import Folded, Notice, Picture
-from threefold.reporting.pictures import picture
-from threefold.reporting.table import Table, markdown
+from threefold.reporting.results import Part, read_results, write_part
+from threefold.reporting.table import Table
 
 NAMES = (
     "volumes-disagreement",
@@ -26,25 +26,26 @@ NAMES = (
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "tables").mkdir()
     (tmp_path / "figures").mkdir()
     for name in NAMES:
         Image.new("RGB", (30, 15), "white").save(tmp_path / "figures" / f"{name}.png")
     tables = {
-        "metrics": (
-            "Test cases by group, per case",
-            "Test cases by site, per patient",
-            "Structures, per case",
-        ),
-        "attention": ("Attention inside the lesion", "Random maps"),
-        "cases": ("Best and worst cases by Dice",),
-        "truth": ("Masks and the truth",),
-        "novelty": ("Something new", "Something new"),
+        "groups.case": "Test cases by group, per case",
+        "sites.patient": "Test cases by site, per patient",
+        "structures": "Structures, per case",
+        "attention": "Attention inside the lesion",
+        "cases.dice": "Best and worst cases by Dice",
+        "truth": "Masks and the truth",
+        "novelty": "Something new",
     }
-    for name, titles in tables.items():
-        text = "\n".join(markdown(Table(title, ("a", "b"), (("1", "2"),))) for title in titles)
-        (tmp_path / "tables" / f"{name}.md").write_text(text)
+    made = tuple(Table(title, ("a", "b"), (("1", "2"),), name=name) for name, title in tables.items())
+    write_part(tmp_path, "evaluate", Part({}, (), made[:3], NAMES[:4]))
+    write_part(tmp_path, "explain", Part({}, (), made[3:], NAMES[4:]))
     return tmp_path
+
+
+def shown_in(folder: Path) -> Shown:
+    return shown_of(read_results(folder), folder / "figures")
 
 
 def titles(blocks: tuple[object, ...]) -> list[str]:
@@ -60,12 +61,12 @@ def titles(blocks: tuple[object, ...]) -> list[str]:
 
 
 def test_everything_is_shown_once_in_the_declared_order(folder: Path) -> None:
-    evidence = read_evidence(folder / "tables", folder / "figures")
-    shown = {section.title: titles(section.blocks) for _, section in sections_of(evidence) if section.blocks}
+    found = shown_in(folder)
+    shown = {section.title: titles(section.blocks) for _, section in sections_of(found) if section.blocks}
     assert shown == {
         "Results by site": ["Test cases by group, per case", "(Test cases by site, per patient)"],
         "ROC": ["ROC by site group"],
-        "Attention": ["Attention external", "Attention inside the lesion", "Random maps"],
+        "Attention": ["Attention external", "Attention inside the lesion"],
         "Segmentation and topology": [
             "The worst test case by Dice",
             "A typical test case: disc",
@@ -77,24 +78,24 @@ def test_everything_is_shown_once_in_the_declared_order(folder: Path) -> None:
         "Disagreements": ["A case whose topology and classifier disagree"],
     }
     assert list(shown) == [chapter.title for chapter in CHAPTERS if chapter.title in shown]
-    assert titles(evidence.rest()) == ["X y", "Something new", "Something new"]
-    assert evidence.rest() == ()
+    assert titles(found.rest()) == ["X y", "Something new"]
+    assert found.rest() == ()
 
 
 def test_a_damaged_file_is_named_and_the_rest_is_shown(folder: Path) -> None:
     (folder / "figures" / "roc.png").write_bytes(b"no picture")
-    (folder / "tables" / "novelty.md").write_bytes(b"\xff\xfe")
-    evidence = read_evidence(folder / "tables", folder / "figures")
-    (roc,) = next(section.blocks for _, section in sections_of(evidence) if section.title == "ROC")
+    found = shown_in(folder)
+    sections = {section.title: section.blocks for _, section in sections_of(found)}
+    (roc,) = sections["ROC"]
     assert isinstance(roc, Notice)
     assert "roc.png: the picture can't be read" in roc.text
-    assert any(isinstance(block, Notice) and "novelty.md" in block.text for block in evidence.rest())
+    assert titles(found.rest()) == ["X y", "Something new"]
 
 
 def test_without_folders_there_is_nothing(tmp_path: Path) -> None:
-    evidence = read_evidence(tmp_path / "tables", tmp_path / "figures")
-    assert not any(section.blocks for _, section in sections_of(evidence))
-    assert evidence.rest() == ()
+    found = shown_in(tmp_path)
+    assert not any(section.blocks for _, section in sections_of(found))
+    assert found.rest() == ()
 
 
 def test_a_large_picture_is_made_smaller_and_still_is_the_same(tmp_path: Path) -> None:

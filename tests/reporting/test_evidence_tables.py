@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from threefold.evaluation.evidence import ATTENTION, COUNTERFACTUALS
+from threefold.evaluation.metrics import shown_in
 from threefold.evaluation.predictions import Predictions
 from threefold.reporting.evidence_tables import evidence_tables
 from threefold.reporting.table import plain
@@ -18,7 +18,7 @@ def evidence_of(predictions: Predictions, **columns: object) -> pd.DataFrame:
 
 
 def test_counterfactuals_name_what_was_switched(predictions: Predictions) -> None:
-    evidence = evidence_of(predictions, **dict.fromkeys(COUNTERFACTUALS, 0.25))
+    evidence = evidence_of(predictions, **dict.fromkeys(shown_in("counterfactuals"), 0.25))
     things = {"shortcut": "the striped background", "marker": "the five-lobed outline"}
     (found,) = evidence_tables(evidence, predictions, SPEC, things=things)
     text = plain(found.table)
@@ -31,14 +31,16 @@ def test_zero_maps_are_counted_by_group(predictions: Predictions) -> None:
     sites = predictions.table["site"].to_numpy()
     zero = sites == "d"
     zero[0] = True  # of site a
-    evidence = evidence_of(predictions, **dict.fromkeys(ATTENTION, 0.25), zero_map=zero.astype(float))
-    evidence.loc[zero, [*ATTENTION]] = np.nan
+    evidence = evidence_of(
+        predictions, **dict.fromkeys(shown_in("attention"), 0.25), zero_map=zero.astype(float)
+    )
+    evidence.loc[zero, [*shown_in("attention")]] = np.nan
     (found,) = evidence_tables(evidence, predictions, SPEC, things={})
     text = plain(found.table)
     assert "all 13 of 48, internal 1 of 24, external 12 of 24, a 1 of 12, d 12 of 12." in text
     cells = {row.group: row for row in found.rows if row.metric == "share_inside_random"}
     assert (cells["all"].n, cells["a"].n, cells["d"].n) == (35, 11, 0)
     evidence["zero_map"] = 1.0
-    evidence[[*ATTENTION]] = np.nan
+    evidence[[*shown_in("attention")]] = np.nan
     (found,) = evidence_tables(evidence, predictions, SPEC, things={})
     assert "all 48 of 48" in plain(found.table)

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from threefold.evaluation.estimate import Estimate
 from threefold.reporting.html import (
     Code,
     Facts,
@@ -21,9 +22,9 @@ from threefold.reporting.html import (
     anchors,
     inline,
     render,
+    table_html,
 )
-from threefold.reporting.html_table import table_html
-from threefold.reporting.table import LEAK_MARK, Table
+from threefold.reporting.table import LEAK_MARK, Number, Table
 
 EVIL = "<script>alert('x')</script> & \"quoted\" <img src=http://elsewhere/x>"
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -114,20 +115,23 @@ def test_backticks_are_code_and_markup_in_them_is_text() -> None:
 
 
 def test_a_number_is_shown_apart_from_its_interval_and_count() -> None:
+    estimate = Estimate(metric="auc", value=0.812, n=740, patients=148)
     cells = (
-        ("0.812 [0.750, 0.870] n=740/148", "0.812", "[0.750, 0.870]", "n=740/148"),
-        (f"0.5{LEAK_MARK} [no interval] n=6", f"0.5{LEAK_MARK}", "[no interval]", "n=6"),
-        ("-0.014 [-0.02, +0.01]", "-0.014", "[-0.02, +0.01]", None),
-        ("site-03: 1.28 [1.1, 1.4] n=12/12", "1.28", "[1.1, 1.4]", "n=12/12"),
+        ("0.812 [0.750, 0.870] n=740/148", "0.812", "[0.750, 0.870]", "n=740/148", ""),
+        (f"0.5{LEAK_MARK} [no interval] n=6", f"0.5{LEAK_MARK}", "[no interval]", "n=6", ""),
+        ("-0.014 [-0.02, +0.01]", "-0.014", "[-0.02, +0.01]", "", ""),
+        ("site-03: 1.28 [1.1, 1.4] n=12/12", "1.28", "[1.1, 1.4]", "n=12/12", "site-03: "),
     )
-    for text, value, interval, count in cells:
-        shown = table_html(Table("t", ("a", "b"), (("row", text),)))
+    for text, value, interval, count, before in cells:
+        number = Number(estimate, value, interval, count, before)
+        assert number == text
+        shown = table_html(Table("t", ("a", "b"), (("row", number),)))
         assert f"<b>{value}</b>" in shown
         assert f'<span class="interval">{interval}</span>' in shown
-        assert ('class="count"' in shown) == (count is not None)
+        assert ('class="count"' in shown) == bool(count)
         # Read without styles it is the same cell.
         assert text in " ".join(re.sub(r"<[^>]+>", " ", shown).replace(": ", ": ").split())
-    assert "<b>" not in table_html(Table("t", ("a", "b"), (("row", "not estimable (one class) n=3"),)))
+    assert "<b>" not in table_html(Table("t", ("a", "b"), (("row", "0.812 [0.750, 0.870] n=3"),)))
 
 
 @pytest.mark.parametrize(("word", "kind"), [("supported", "good"), ("failed", "bad"), ("warn", "warning")])

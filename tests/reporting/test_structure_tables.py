@@ -12,11 +12,18 @@ import pytest
 from threefold.evaluation.evaluate import Evaluation, evaluate
 from threefold.evaluation.predictions import Predictions, validate
 from threefold.evaluation.structures import validate_structures, with_structures
-from threefold.reporting.diagnosis_tables import confusion_table, diagnosis_variants
 from threefold.reporting.run_report import write_report
-from threefold.reporting.structure_tables import disagreement_table, structure_tables, variant_tables
 from threefold.reporting.table import Table, cell
-from threefold.reporting.tables import comparison_tables, evaluation_tables, write_comparison
+from threefold.reporting.tables import (
+    comparison_tables,
+    confusion_table,
+    diagnosis_variants,
+    disagreement_table,
+    evaluation_tables,
+    structure_tables,
+    variant_tables,
+    write_comparison,
+)
 
 from ..evaluation.conftest import make_table
 from ..evaluation.test_structures_table import CLASSES, QUICK, STRUCTURES, make_predictions, make_structures

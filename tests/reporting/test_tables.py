@@ -118,17 +118,17 @@ def test_variants_of_other_groups_and_tasks_are_compared_by_what_there_is(evalua
 
 def test_files_hold_every_row(evaluation: Evaluation, tmp_path: Path) -> None:
     paths = write_tables(evaluation, tmp_path / "tables")
-    assert [path.name for path in paths] == ["metrics.csv", "metrics.json", "metrics.md"]
+    assert [path.name for path in paths] == ["metrics.csv", "metrics.md"]
     long = pd.read_csv(paths[0])
-    data = json.loads(paths[1].read_text())
-    assert len(long) == len(data["rows"]) == len(evaluation.rows)
-    assert {*long["metric"]} == {row["metric"] for row in data["rows"]} <= {*METRICS}
-    gaps = [row for row in data["rows"] if row["value"] is None]
+    data = json.loads(json.dumps(evaluation_json(evaluation), allow_nan=False))
+    assert len(long) == len(data["numbers"]) == len(evaluation.rows)
+    assert {*long["metric"]} == {row["metric"] for row in data["numbers"]} <= {*METRICS}
+    gaps = [row for row in data["numbers"] if row["value"] is None]
     assert gaps
-    assert all(row["note"].startswith("not estimable (") for row in gaps)
+    assert all(row["why"] and row["interval"] is None for row in gaps)
     assert data["threshold"] == 0.5
     assert data["overlap_policy"] == "lesion-cases"
-    assert paths[2].read_text().count("## Test cases by") == 4
+    assert paths[1].read_text().count("## Test cases by") == 4
     assert sorted(p.name for p in (tmp_path / "tables").iterdir()) == sorted(p.name for p in paths)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,11 +23,21 @@ from threefold.evaluation.predictions import Predictions, validate
 from threefold.evaluation.structures import NUMBERS, validate_structures
 from threefold.experiment import EvaluationSpec, PreprocessingSpec
 from threefold.images.writing import write_nifti
+from threefold.reporting.examples import BEST, DISAGREEMENT, UNLABELLED, WORST, choose_volumes
 from threefold.reporting.figures import confusion_counts, confusion_figure
+from threefold.reporting.results import read_results
 from threefold.reporting.run_report import choose_examples, write_report
-from threefold.reporting.surfaces_3d import Surface, draw_structures, surface_of
-from threefold.reporting.volume_examples import BEST, DISAGREEMENT, UNLABELLED, WORST, choose_volumes
-from threefold.reporting.volume_figures import COLOURS, PLANES, VolumeExample, crop, cut, volume_figure
+from threefold.reporting.volume_figures import (
+    COLOURS,
+    PLANES,
+    Surface,
+    VolumeExample,
+    crop,
+    cut,
+    draw_structures,
+    surface_of,
+    volume_figure,
+)
 
 from ..cohorts.cases import retold
 
@@ -408,7 +417,9 @@ def test_a_report_writes_a_page_a_class_and_clears_those_of_an_earlier_one(
     awkward = {"a/b ": chosen["one"]}
     write_report(scene.predictions, settings, tmp_path, threshold=None, examples=awkward)
     assert [path.name for path in (tmp_path / "figures").glob("volumes-*")] == ["volumes-a-b-.png"]
-    assert json.loads((tmp_path / "tables" / "metrics.json").read_text())["classes"] == list(CLASSES)
+    evaluated = read_results(tmp_path)["evaluate"]
+    assert evaluated.facts["classes"] == list(CLASSES)
+    assert {*evaluated.pictures} == {path.stem for path in (tmp_path / "figures").iterdir()}
 
 
 # Confusion

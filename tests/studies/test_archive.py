@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from threefold.errors import RunError
+from threefold.runs.explain import explain_run
 from threefold.studies import study_pools
 from threefold.studies.archive import pack_study
 from threefold.studies.comparison import compare_study, write_comparison
-from threefold.studies.evidence import explain_run
 from threefold.studies.study import run_study
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_page import study_page

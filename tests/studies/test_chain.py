@@ -144,7 +144,7 @@ def test_the_shipped_chain_is_whole_and_goes_on_where_it_was(
     dice = {
         stage: next(
             row["value"]
-            for row in content["rows"]
+            for row in content["numbers"]
             if (row["level"], row["group_kind"], row["metric"], row["class_name"])
             == ("case", "all", "structure_dice", "")
         )
@@ -169,7 +169,7 @@ def test_the_shipped_chain_is_whole_and_goes_on_where_it_was(
     assert gains["propagation", "joint"]["difference"] == pytest.approx(dice["joint"] - dice["propagation"])
     assert gains["unregistered", "registered"]["difference"] > 0.1
     assert gains["affine", "registered"]["n"] > 0
-    diagnosed = {row["metric"] for row in found["stages"]["joint"]["rows"]}
+    diagnosed = {row["metric"] for row in found["stages"]["joint"]["numbers"]}
     assert {"balanced_accuracy", "hd95_mm", "b1_error", "topology_right"} <= diagnosed
 
     with pytest.raises(SystemExit) as stop:

@@ -18,9 +18,10 @@ from threefold.errors import ImageError, RunError
 from threefold.evaluation.predictions import read_predictions
 from threefold.experiment import EvaluationSpec
 from threefold.experiments import read_experiment
+from threefold.reporting.results import read_results
 from threefold.reporting.run_report import choose_examples, comparison
 from threefold.run import RunFolder
-from threefold.studies.evaluations import evaluate_run, evaluate_run_on, evaluate_table
+from threefold.runs.evaluate import evaluate_run, evaluate_run_on, evaluate_table
 
 
 def _call(*arguments: str, code: int = 0) -> None:
@@ -104,7 +105,8 @@ def test_cases_that_cant_be_predicted_are_left_out_and_named(
     assert f"failed: {first.case_id}: " in printed.err
     tables = mine.path / "evaluations" / "other" / "tables"
     assert set(pd.read_csv(tables / "failed.csv")["case_id"]) == {first.case_id, second.case_id}
-    assert {*json.loads((tables / "metrics.json").read_text())["left_out"]} == {first.case_id, second.case_id}
+    facts = read_results(tables.parent)["evaluate"].facts
+    assert {*facts["left_out"]} == {first.case_id, second.case_id}
     there = pd.read_csv(mine.path / "evaluations" / "other" / "predictions.csv")["case_id"]
     assert not {first.case_id, second.case_id} & {*there}
     assert len(there) == len(read_cohort(other).cases) - 2
@@ -190,7 +192,7 @@ def test_command_compares_runs_and_prints_json(
     assert "internal F1" in printed
     assert "external AUC" in printed
     _call("evaluate", str(run.path), "--json")
-    rows = json.loads(capsys.readouterr().out)["run"]["rows"]
+    rows = json.loads(capsys.readouterr().out)["run"]["numbers"]
     assert {row["metric"] for row in rows} >= {"auc", "dice", "psnr", "brier"}
 
 

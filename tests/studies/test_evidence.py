@@ -17,8 +17,8 @@ import yaml
 from threefold.cli.app import main
 from threefold.cohorts.cohort import fingerprint, read_cohort
 from threefold.errors import CohortError, PredictionsError, RunError
-from threefold.evaluation.evidence import ATTENTION
 from threefold.evaluation.intervals import FEWEST_PATIENTS
+from threefold.evaluation.metrics import shown_in
 from threefold.experiment import SegmentationSpec
 from threefold.images.reading import read_header, read_label_map
 from threefold.images.writing import write_nifti
@@ -27,9 +27,9 @@ from threefold.inference.predictor import Predictor
 from threefold.phantoms.head_ct import CaseParameters, render_case
 from threefold.phantoms.parameters_file import read_parameters
 from threefold.run import RunFolder
+from threefold.runs.evaluate import cohort_of_run
+from threefold.runs.explain import Explanation, explain_run, read_evidence
 from threefold.studies.comparison import read_tables
-from threefold.studies.evaluations import cohort_of_run
-from threefold.studies.evidence import Explanation, explain_run, read_evidence
 from threefold.studies.study import run_study
 from threefold.studies.study_folder import Outcome, StudyFolder
 from threefold.studies.study_spec import StudySpec
@@ -58,9 +58,9 @@ def test_every_test_case_of_every_site_is_measured(mine: RunFolder, explained: E
     test = table[table["part"] == "test"]
     assert {*explained.evidence.index} == {*test["case_id"]}
     assert {*test["site"]} > {"site-05", "site-06"}  # whose masks are in the phantom's truth alone
-    assert explained.evidence.drop(columns=[*ATTENTION]).notna().all(axis=None)
+    assert explained.evidence.drop(columns=[*shown_in("attention")]).notna().all(axis=None)
     seen = explained.evidence["zero_map"] == 0
-    assert (explained.evidence[[*ATTENTION]].notna().eq(seen, axis=0)).all(axis=None)
+    assert (explained.evidence[[*shown_in("attention")]].notna().eq(seen, axis=0)).all(axis=None)
     assert explained.evidence["share_inside_random"][seen].between(0, 0.2).all()
     assert all(path.stat().st_size > 0 for path in explained.files)
     assert {
@@ -379,7 +379,7 @@ def test_a_run_that_cant_be_looked_into_is_finished_all_the_same(
         raise CohortError("the truth is damaged")
 
     with monkeypatch.context() as patch:
-        patch.setattr("threefold.studies.evidence.explain_run", refuse)
+        patch.setattr("threefold.runs.explain.explain_run", refuse)
         outcome = go()
     assert (outcome.state, outcome.message) == ("finished", "no evidence: the truth is damaged")
     assert folder.is_finished(name)

@@ -20,10 +20,10 @@ from threefold.errors import CohortError, PredictionsError, RunError, UsageError
 from threefold.experiment import EvaluationSpec
 from threefold.reporting.table import plain
 from threefold.run import RunFolder
+from threefold.runs.evaluate import evaluate_run
+from threefold.runs.probe import probe_run
+from threefold.runs.similarity import compare_runs, distinct_names
 from threefold.studies.chain import ChainReport
-from threefold.studies.evaluations import evaluate_run
-from threefold.studies.probing import probe_run
-from threefold.studies.similarity import compare_runs, distinct_names
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import load_study
 from threefold.studies.study_worker import execute
@@ -71,7 +71,7 @@ def test_a_run_is_probed_into_its_folder(copied: RunFolder) -> None:
     assert {*temperature["when"]} == {"fitted", "before", "after", "change"}
     for table in found.tables:
         assert "interval over 50 resamples" in plain(table)
-        assert "\n## Test cases by shortcut" in (copied.tables / "shortcut.md").read_text()
+        assert (copied.tables / "shortcut.md").read_text().startswith("## Test cases by shortcut")
 
 
 def test_another_column_is_asked_for_by_name(copied: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,12 +19,12 @@ from threefold.cohorts.splits import Split, read_split, write_split
 from threefold.errors import RunError
 from threefold.experiment import Experiment
 from threefold.reporting.html import Code
-from threefold.reporting.table import LEAK_MARK, LEAK_NOTE
+from threefold.reporting.results import Part, write_part
+from threefold.reporting.table import LEAK_MARK, LEAK_NOTE, Table
 from threefold.run import RunFolder
-from threefold.studies.evaluations import evaluate_run, evaluate_run_on
-from threefold.studies.notices import leaks_of_runs
+from threefold.runs.evaluate import evaluate_run, evaluate_run_on
+from threefold.runs.page import leaks_of_runs, reproduction, typed
 from threefold.studies.reports import report
-from threefold.studies.reproduction import reproduction, typed
 from threefold.studies.study_folder import Outcome, StudyFolder
 from threefold.studies.study_spec import load_study
 
@@ -54,6 +54,14 @@ def mine(evaluated: RunFolder, tmp_path: Path) -> RunFolder:
 
 def read(path: Path) -> Document:
     return Document(path.read_text())
+
+
+def leave(folder: Path, part: str, tables: dict[str, str], pictures: tuple[str, ...] = ()) -> None:
+    """Leave tables, by name and title, and pictures, as a command would."""
+    for name in pictures:
+        Image.new("RGB", (9, 9)).save(folder / "figures" / f"{name}.png")
+    made = tuple(Table(title, ("a", "b"), (("1", "2"),), name=name) for name, title in tables.items())
+    write_part(folder, part, Part({}, (), made, pictures))
 
 
 def contents(document: Document) -> list[str]:
@@ -107,14 +115,8 @@ def test_cases_and_patients_are_counted_by_site_and_part(evaluated: RunFolder, c
 
 
 def test_what_explain_leaves_is_shown_under_its_headings(mine: RunFolder) -> None:
-    (mine.tables / "attention.md").write_text(
-        "## Attention by site\n\n| site | share |\n| - | - |\n| a | 0.4 |\n"
-    )
-    (mine.tables / "counterfactuals.md").write_text(
-        "## Flips <i>\n\n| what | rate |\n| - | - |\n| a | 0.1 |\n"
-    )
-    (mine.tables / "surprise.md").write_text("## Unheard of\n\nWords.\n")
-    Image.new("RGB", (9, 9)).save(mine.figures / "attention-internal.png")
+    tables = {"attention": "Attention by site", "counterfactuals": "Flips <i>", "surprise": "Unheard of"}
+    leave(mine.path, "explain", tables, ("attention-internal",))
     found = read(report(mine.path))
     shown = contents(found)
     assert (
@@ -130,21 +132,16 @@ def test_what_explain_was_asked_and_did_not_find_is_not_promised(mine: RunFolder
     asked = f"threefold explain {mine.path}"
     assert f"Attention {asked} makes it." in read(report(mine.path)).words
     mine.evidence.write_text("case_id\n")
-    (mine.tables / "probes.md").write_text("## Probes\n\n| a | b |\n| - | - |\n| 1 | 2 |\n")
+    leave(mine.path, "explain", {"probes": "Probes"})
     words = read(report(mine.path)).words
     assert f"Attention nothing to show: {asked} was asked, and no test case has what this needs." in words
     assert "makes it" not in words
 
 
 def test_a_table_that_was_changed_is_not_shown(mine: RunFolder) -> None:
-    table = mine.tables / "metrics.md"
-    table.write_text(table.read_text().replace("0.", "0.9", 1))
-    words = read(report(mine.path)).words
-    assert "metrics.md: is not what was written" in words
-    assert "Test cases by site, per case" not in words
-    numbers = mine.tables / "metrics.json"
-    numbers.write_text(numbers.read_text().replace('"n": ', '"n": 1', 1))
-    with pytest.raises(RunError, match=r"metrics\.json: is not what was written.*threefold evaluate"):
+    text = mine.results.read_text()
+    mine.results.write_text(text.replace('"n": ', '"n": 1', 1))
+    with pytest.raises(RunError, match=r"results\.json: is not what was written.*threefold evaluate"):
         report(mine.path)
 
 
@@ -167,7 +164,7 @@ def test_a_run_that_was_not_evaluated_says_so(run: RunFolder, tmp_path: Path) ->
 
 def test_an_unfinished_run_says_how_to_go_on(mine: RunFolder) -> None:
     mine.write_status(**{**mine.read_status(), "state": "interrupted", "epoch": 3, "epochs": 9})
-    shutil.rmtree(mine.tables)
+    mine.results.unlink()
     found = read(report(mine.path))
     assert "The training has not finished: interrupted, 3 of 9 epochs." in found.words
     assert "the training has to finish first" in found.words
@@ -179,7 +176,7 @@ def test_tables_that_are_older_than_the_predictions_are_called_old(mine: RunFold
     mine.structures.touch()
     mine.evidence.write_text("case_id\n")
     newest = mine.evidence.stat().st_mtime + 1
-    for made in (mine.tables / "metrics.json", mine.evidence):
+    for made in (mine.tables / "metrics.csv", mine.evidence):
         os.utime(made, (newest, newest))
     assert old not in read(report(mine.path)).words
     os.utime(mine.path / name, (newest + 1, newest + 1))
@@ -231,9 +228,13 @@ def test_what_is_neither_run_nor_study_is_refused(evaluated: RunFolder, tmp_path
     (evaluated.path.parent / "damaged").mkdir()
     damaged = RunFolder(evaluated.path.parent / "damaged")
     shutil.copytree(evaluated.path, damaged.path, dirs_exist_ok=True)
-    (damaged.tables / "metrics.json").write_text("{}")
-    with pytest.raises(RunError, match=r"metrics\.json: can't be read"):
-        report(damaged.path)
+    for text, said in (
+        ("{}", "expected version 1, found None"),
+        ('{"version": 1, "parts": {"evaluate": 3}}', "parts"),
+    ):
+        damaged.results.write_text(text)
+        with pytest.raises(RunError, match=rf"(?s)results\.json.*{said}"):
+            report(damaged.path)
 
 
 def test_the_command_says_where_the_file_is(
@@ -342,7 +343,7 @@ def test_a_study_before_it_is_compared(study: StudyFolder) -> None:
 def test_a_compared_study_has_claims_variants_pairs_and_links(study: StudyFolder, tmp_path: Path) -> None:
     study.protocol.write_text('{"lines": []}')  # of before there were claims
     compare(study)
-    (study.tables / "attention.md").write_text("## Attention by variant\n\n| a | b |\n| - | - |\n| 1 | 2 |\n")
+    leave(study.path, "further", {"attention": "Attention by variant"})
     found = read(report(study.path))
     assert contents(found) == [
         "what-was-asked",
@@ -381,13 +382,12 @@ def test_a_compared_study_has_claims_variants_pairs_and_links(study: StudyFolder
 
 def test_of_each_first_run_the_best_and_the_worst_are_shown(study: StudyFolder) -> None:
     first = study.run("a/one/split-0-seed-0")
-    for name in ("volumes-best", "volumes-worst", "volumes-disc", "volumes-disagreement"):
-        Image.new("RGB", (9, 9)).save(first.figures / f"{name}.png")
-    (first.tables / "disagreements.md").write_text("## To be looked at\n\n| a | b |\n| - | - |\n| 1 | 2 |\n")
+    pictures = ("volumes-best", "volumes-worst", "volumes-disc", "volumes-disagreement")
+    leave(first.path, "further", {"disagreements": "To be looked at"}, pictures)
     words = read(report(study.path)).words
     shown = words[words.index("a/one, split 0, seed 0") : words.index("a/two, split 0, seed 0")]
     parts = (
-        "Test cases by site, per case site positive AUC",
+        "Test cases by site, per case site positive F1 AUC",
         "n: cases/patients.",
         "ROC by site group",
         "Calibration by site group",
@@ -420,7 +420,7 @@ def test_a_first_run_that_leaks_is_marked_beside_its_numbers(study: StudyFolder)
 
 def test_a_first_run_whose_tables_are_old_says_so(study: StudyFolder) -> None:
     run = study.run("a/two/split-0-seed-0")
-    later = (run.tables / "metrics.json").stat().st_mtime + 1
+    later = (run.tables / "metrics.csv").stat().st_mtime + 1
     os.utime(run.predictions, (later, later))
     words = read(report(study.path)).words
     assert "a/two, split 0, seed 0 By their dates, the predictions are newer than" in words
@@ -432,7 +432,7 @@ def test_first_runs_without_tables_say_how_they_get_them(study: StudyFolder) -> 
         run = study.run(f"a/{variant}/split-0-seed-0")
         shutil.rmtree(run.figures)
         if variant == "one":
-            shutil.rmtree(run.tables)
+            run.results.unlink()
     words = read(report(study.path)).words
     assert "Without tables and figures: a/one/split-0-seed-0. threefold evaluate RUN makes them" in words
     assert "a/two, split 0, seed 0 Test cases by site, per case" in words

@@ -23,7 +23,7 @@ from threefold.images.writing import write_nifti
 from threefold.inference.label_tables import label_tables
 from threefold.phantoms.fetal_heart import PRESETS, make_fetal_heart_cohort
 from threefold.run import RunFolder
-from threefold.studies.evaluations import evaluate_propagated, evaluate_propagated_as, evaluate_run
+from threefold.runs.evaluate import evaluate_propagated, evaluate_propagated_as, evaluate_run
 
 from ..cohorts.cases import retold
 

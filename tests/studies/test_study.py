@@ -486,7 +486,7 @@ def test_a_run_that_is_killed_while_it_is_looked_into_stays_finished(
     assert (now.seconds, now.memory) == (took.seconds + 60, 9.0)
     assert folder.is_finished(name)
     # Where there is nothing to compare, it failed.
-    (folder.run(name).tables / "metrics.json").unlink()
+    (folder.run(name).tables / "metrics.csv").unlink()
     pool = _Ending(Outcome("", "failed", "killed from outside", 60.0, 9.0))
     run_study(folder.read(), folder, pool, Heard(), [name])
     assert not folder.is_finished(name)

@@ -24,7 +24,7 @@ from threefold.evaluation.predictions import probability_column, read_prediction
 from threefold.experiment.networks import InitialWeightsSpec
 from threefold.inference.predictor import Predictor
 from threefold.run import RunFolder
-from threefold.studies.evaluations import read_run_predictions
+from threefold.runs.evaluate import read_run_predictions
 from threefold.studies.reports import report
 from threefold.training import loop
 from threefold.training.checkpoints import load_checkpoint

@@ -12,7 +12,7 @@ import typer
 from threefold.cli.options import AllowOutside
 from threefold.cli.progress import end_with_left_out, progress_of
 from threefold.errors import UsageError
-from threefold.studies.chain_spec import PROPAGATION
+from threefold.run import PROPAGATION
 
 if TYPE_CHECKING:
     from threefold.cohorts.cohort import Cohort
@@ -79,7 +79,7 @@ def evaluate(
     from threefold.reporting.run_report import comparison
     from threefold.reporting.table import show
     from threefold.reporting.tables import comparison_tables, evaluation_json, evaluation_tables
-    from threefold.studies.evaluations import FAILED_NAME
+    from threefold.runs.evaluate import FAILED_NAME
 
     other = None if cohort is None else read_cohort(cohort, allow_outside=allow_outside)
     labelled = None if propagated is None else read_cohort(propagated, allow_outside=allow_outside)
@@ -144,7 +144,7 @@ def _table(
     path: Path, out: Path | None, structures: Path | None, positive: str | None, threshold: float | None
 ) -> Report:
     from threefold.experiment import EvaluationSpec
-    from threefold.studies.evaluations import evaluate_table
+    from threefold.runs.evaluate import evaluate_table
 
     folder = path.with_name(f"{path.stem}-evaluation") if out is None else out
     return evaluate_table(
@@ -155,7 +155,7 @@ def _table(
 def _propagation(cohort: Cohort, first: Path | None, out: Path) -> Report:
     from threefold.experiment import EvaluationSpec
     from threefold.run import RunFolder
-    from threefold.studies.evaluations import evaluate_propagated, evaluate_propagated_as
+    from threefold.runs.evaluate import evaluate_propagated, evaluate_propagated_as
 
     with progress_of("Measuring propagated structures") as progress:
         if first is None:
@@ -172,7 +172,7 @@ def _write_comparison(evaluations: Mapping[str, Evaluation], out: Path) -> tuple
 
 def _run(path: Path, other: Cohort | None, device: str) -> Report:
     from threefold.run import RunFolder
-    from threefold.studies.evaluations import evaluate_run, evaluate_run_on
+    from threefold.runs.evaluate import evaluate_run, evaluate_run_on
 
     if other is None:
         return evaluate_run(RunFolder(path))

@@ -35,10 +35,10 @@ def explain(
     Example: `threefold explain my-run`
     """
     from threefold.cohorts.cohort import read_cohort
+    from threefold.reporting.results import plain_value
     from threefold.reporting.table import show
-    from threefold.reporting.tables import plain_value
     from threefold.run import RunFolder
-    from threefold.studies.evidence import FAILED_NAME, explain_run
+    from threefold.runs.explain import FAILED_NAME, explain_run
 
     moved = None if cohort is None else read_cohort(cohort, allow_outside=allow_outside)
     found = {}

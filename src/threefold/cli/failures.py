@@ -39,6 +39,12 @@ def explained() -> Iterator[None]:
         _end(str(error), error.exit_code)
     except KeyboardInterrupt as stop:
         _end("interrupted.", exit_code_of(stop), prefix="")
+    except SystemExit as end:
+        # Typer ends its own work, interrupted, without a word and always with Ctrl-C's code.
+        cause = getattr(end.__context__, "__cause__", None)
+        if not isinstance(cause, KeyboardInterrupt):
+            raise
+        _end("interrupted.", exit_code_of(cause), prefix="")
     except MemoryError as error:
         what = f" ({error})" if str(error) else ""
         _end(

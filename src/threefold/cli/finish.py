@@ -36,7 +36,7 @@ def finish(
     folder = RunFolder(run)
     folder.read_status()
 
-    from threefold.studies.evaluations import cohort_of_run, evaluate_run
+    from threefold.runs.evaluate import cohort_of_run, evaluate_run
     from threefold.training.progress import terminal_progress
     from threefold.training.run import finish_early
 

@@ -40,7 +40,7 @@ def probe(
     from threefold.cohorts.cohort import read_cohort
     from threefold.reporting.table import show
     from threefold.run import RunFolder
-    from threefold.studies.probing import probe_run
+    from threefold.runs.probe import probe_run
 
     moved = None if cohort is None else read_cohort(cohort, allow_outside=allow_outside)
     with progress_of("Reading features") as progress:

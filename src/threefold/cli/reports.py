@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 def show_chain(report: ChainReport, *, as_json: bool) -> None:
     """Print the stages side by side and where their files are; with `as_json` every number as JSON alone."""
-    from threefold.reporting.paired_tables import gain_table
+    from threefold.reporting.results import plain_value
     from threefold.reporting.table import show
-    from threefold.reporting.tables import comparison_tables, evaluation_json, plain_value
+    from threefold.reporting.tables import comparison_tables, evaluation_json, gain_table
 
     if as_json:
         content = {

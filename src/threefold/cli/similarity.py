@@ -40,7 +40,7 @@ def similarity(
     from threefold.experiments import read_experiment
     from threefold.reporting.table import show
     from threefold.run import RunFolder, make_folder
-    from threefold.studies.similarity import compare_runs, table_of, write_similarities
+    from threefold.runs.similarity import compare_runs, table_of, write_similarities
 
     folders = [RunFolder(path) for path in runs]
     for folder in folders:

@@ -144,9 +144,9 @@ def compare(
     Example: `threefold study compare study`
     """
     from threefold.evaluation.claims import record_of
+    from threefold.reporting.results import plain_value
     from threefold.reporting.study_tables import numbered
     from threefold.reporting.table import show
-    from threefold.reporting.tables import plain_value
     from threefold.studies.comparison import compare_study, write_comparison
     from threefold.studies.study_folder import StudyFolder
 

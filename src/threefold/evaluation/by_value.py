@@ -20,8 +20,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from threefold.errors import PredictionsError
+from threefold.evaluation.classification import weighted_mean
+from threefold.evaluation.diagnosis import diagnosis_estimates
 from threefold.evaluation.estimate import Estimate, Place
-from threefold.evaluation.evaluate import decision_threshold, diagnosis_rows
+from threefold.evaluation.evaluate import decision_threshold
 from threefold.evaluation.groups import (
     WORST_SITE_PATIENTS,
     Group,
@@ -30,13 +32,13 @@ from threefold.evaluation.groups import (
     wide_groups,
 )
 from threefold.evaluation.intervals import SAME_VALUE, bootstrap
+from threefold.evaluation.metrics import shown_in
 from threefold.evaluation.predictions import (
     MASK_COLUMNS,
     RECONSTRUCTION_COLUMNS,
     Predictions,
     probability_column,
 )
-from threefold.evaluation.weighting import weighted_mean
 from threefold.experiment import EvaluationSpec
 
 Floats = NDArray[np.float64]
@@ -44,7 +46,6 @@ Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
 MOST_VALUES = 20
-MEASURES = ("auc", "sensitivity", "specificity", "balanced_accuracy", "accuracy")
 ALIGNED, CONFLICTING = "aligned", "conflicting"
 
 
@@ -106,10 +107,10 @@ def by_value(
     for group in wide_groups(test):
         for label, value, chosen in _selections(group.rows, predictions, column, values, speaks_for):
             place = Place("case", Group("value", f"{column} {value}", chosen), spec, predictions.leaks)
-            names = ("accuracy",) if label else MEASURES
+            names = ("accuracy",) if label else shown_in("values")
             rows += [
                 ValueRow(group.name, label, value, row)
-                for row in diagnosis_rows(place, case_units(chosen, predictions), predictions, cut)
+                for row in diagnosis_estimates(place, case_units(chosen, predictions), predictions, cut)
                 if row.metric in names and not row.class_name
             ]
     said = list(notes)

@@ -15,13 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from threefold.evaluation.classification import brier, calibration_error
+from threefold.evaluation.classification import brier, calibration_error, weighted_mean
 from threefold.evaluation.estimate import Difference, Estimate, Place
 from threefold.evaluation.groups import Units, case_units, groups_of
 from threefold.evaluation.intervals import bootstrap
-from threefold.evaluation.metrics import METRICS
+from threefold.evaluation.metrics import metrics
 from threefold.evaluation.predictions import Predictions
-from threefold.evaluation.weighting import weighted_mean
 from threefold.experiment import EvaluationSpec
 
 Floats = NDArray[np.float64]
@@ -127,7 +126,7 @@ def _changes(place: Place, units: Units, temperature: float, positive: int | Non
         "after": with_temperature(units.probabilities, temperature),
     }
 
-    def metrics(weights: Floats) -> dict[tuple[str, str], Floats]:
+    def measured(weights: Floats) -> dict[tuple[str, str], Floats]:
         found = {
             (name, when): values
             for when, probabilities in versions.items()
@@ -136,12 +135,12 @@ def _changes(place: Place, units: Units, temperature: float, positive: int | Non
         changes = {(name, "change"): found[name, "after"] - found[name, "before"] for name in MEASURES}
         return found | changes
 
-    points, intervals = metrics(np.ones((1, len(units)))), place.bootstrap(metrics, units)
+    points, intervals = measured(np.ones((1, len(units)))), place.bootstrap(measured, units)
     everyone = np.ones(len(units), np.bool_)
     for name in MEASURES:
         before, after, change = (
             place.estimate(
-                METRICS[name],
+                metrics()[name],
                 float(points[name, when][0]),
                 intervals.get((name, when)),
                 units,

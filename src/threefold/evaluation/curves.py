@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from threefold.evaluation.classification import calibration_bins
+from threefold.evaluation.classification import Ranking, calibration_bins, from_the_highest
 from threefold.evaluation.intervals import MAX_MISSING, exact_interval, patient_weights
-from threefold.evaluation.ranking import Ranking, from_the_highest
 from threefold.experiment import EvaluationSpec
 
 Floats = NDArray[np.float64]

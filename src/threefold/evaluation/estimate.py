@@ -81,8 +81,6 @@ COLUMNS = (
     *("positives", "replicates_missing", "note", "leaks"),
 )
 """Of a table of estimates, a row each."""
-OF_A_FIT = ("metric", "value", "low", "high", "n", "patients", "note")
-"""Of a table of what is no metric of a group: a likeness, a temperature."""
 EXACT = "exact binomial interval over patients"
 """The remark on a share of 0 or 1."""
 

@@ -12,7 +12,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from threefold.errors import PredictionsError
-from threefold.evaluation.classification import choose_threshold, confusion_shares, diagnosis
+from threefold.evaluation.classification import choose_threshold, confusion_shares, weighted_mean
+from threefold.evaluation.diagnosis import diagnosis_estimates
 from threefold.evaluation.estimate import COLUMNS, Estimate, Place
 from threefold.evaluation.groups import (
     WORST_SITE_PATIENTS,
@@ -26,11 +27,10 @@ from threefold.evaluation.groups import (
     patient_units,
 )
 from threefold.evaluation.intervals import MOST_DRAWN, replicates_for
-from threefold.evaluation.metrics import METRICS, Metric
+from threefold.evaluation.metrics import Metric, metrics
 from threefold.evaluation.predictions import Predictions, probability_column
-from threefold.evaluation.structure_numbers import structure_numbers
+from threefold.evaluation.structures import structure_numbers
 from threefold.evaluation.task_tables import tasks_in
-from threefold.evaluation.weighting import weighted_mean
 from threefold.experiment import EvaluationSpec
 
 Floats = NDArray[np.float64]
@@ -198,49 +198,6 @@ def _units(level: Level, cases: Units, predictions: Predictions, spec: Evaluatio
     return patient_units(cases, positive=predictions.positive_index, rule=spec.patient_rule)
 
 
-_SORTED_FROM = 10_000
-"""Cases; of more, each resample is gathered in the order of the scores, and not gathered again to rank it."""
-
-
-def diagnosis_rows(
-    place: Place, units: Units, predictions: Predictions, threshold: float
-) -> Iterator[Estimate]:
-    """Yield every metric of the diagnosis over the labelled ones of some units.
-
-    Args:
-        place: where the numbers belong.
-        units: cases or patients.
-        predictions: names the classes.
-        threshold: two classes: positive where p >= threshold.
-    """
-    units = units.where(units.labels >= 0)
-    positive = predictions.positive_index
-    if positive is not None and len(units) > _SORTED_FROM:
-        units = units.where(np.argsort(units.probabilities[:, positive], kind="stable"))
-
-    metrics = diagnosis(units.labels, units.probabilities, positive=positive, threshold=threshold)
-    counts = np.bincount(units.labels, minlength=len(predictions.classes))
-    points = metrics(np.ones((1, len(units))))
-    intervals = place.bootstrap(metrics, units)
-    for name, index in points:
-        of = positive if index is None else index
-        needs = METRICS[name].needs
-        needed = units.labels >= 0
-        if of is not None and needs != "cases":
-            needed = units.labels == of if needs == "positives" else units.labels != of
-        yield place.estimate(
-            METRICS[name],
-            float(points[name, index][0]),
-            intervals.get((name, index)),
-            units,
-            needed=needed,
-            is_mean=of is None and needs != "cases",
-            class_name="" if index is None else predictions.classes[index],
-            positives=None if of is None else int(counts[of]),
-            why=_why(METRICS[name], len(units), counts, of, predictions.classes),
-        )
-
-
 @dataclass(frozen=True)
 class _Numbers:
     """The numbers of one group at one level."""
@@ -254,16 +211,12 @@ class _Numbers:
         """Yield the numbers of each target that any case of the whole table has."""
         table = self.predictions.table
         if self.predictions.classes and (table["label"] != "").any():
-            yield from diagnosis_rows(self.place, self.units, self.predictions, self.threshold)
+            yield from diagnosis_estimates(self.place, self.units, self.predictions, self.threshold)
             if self.predictions.positive is None:
                 yield from self._confusion()
-        if table["mask_truth_voxels"].notna().any():
-            yield from self._means("dice", "missed_lesions")
-            if (table["mask_truth_voxels"] == 0).any():
-                yield from self._means("false_alarms")
-        for name in ("psnr", "ssim"):
-            if table[name].notna().any():
-                yield from self._means(name)
+        for metric in metrics().values():
+            if metric.is_of_a_case and metric.has_cases(table):
+                yield self._mean(metric)
 
     def _confusion(self) -> Iterator[Estimate]:
         """Yield, for each pair of classes, which share of the true one was decided to be the other."""
@@ -272,16 +225,16 @@ class _Numbers:
         decision = units.probabilities.argmax(axis=1)
         pairs = [(true, decided) for true in range(len(classes)) for decided in range(len(classes))]
 
-        def metrics(weights: Floats) -> Mapping[tuple[int, int], Floats]:
+        def shares_of(weights: Floats) -> Mapping[tuple[int, int], Floats]:
             shares = confusion_shares(units.labels, decision, weights, classes=len(classes))
             return {(true, decided): shares[:, true, decided] for true, decided in pairs}
 
-        points = metrics(np.ones((1, len(units))))
-        intervals = self.place.bootstrap(metrics, units)
+        points = shares_of(np.ones((1, len(units))))
+        intervals = self.place.bootstrap(shares_of, units)
         for true, decided in pairs:
             of_class = units.labels == true
             row = self.place.estimate(
-                METRICS["confusion"],
+                metrics()["confusion"],
                 float(points[true, decided][0]),
                 intervals.get((true, decided)),
                 units,
@@ -293,28 +246,24 @@ class _Numbers:
             patients = int(np.count_nonzero(np.bincount(units.patients[of_class])))
             yield replace(row, n=int(of_class.sum()), patients=patients)
 
-    def _means(self, *names: str) -> Iterator[Estimate]:
-        units = self.units.where(~np.isnan(self.units.values[names[0]]))
+    def _mean(self, metric: Metric) -> Estimate:
+        """Return the mean of the units' values that are there."""
+        units = self.units.where(~np.isnan(self.units.values[metric.name]))
+        values = units.values[metric.name]
 
-        def metrics(weights: Floats) -> Mapping[str, Floats]:
-            return {name: weighted_mean(units.values[name], weights) for name in names}
+        def mean(weights: Floats) -> Mapping[str, Floats]:
+            return {metric.name: weighted_mean(values, weights)}
 
-        points = metrics(np.ones((1, len(units))))
-        intervals = self.place.bootstrap(metrics, units)
-        for name in names:
-            counted = name in ("missed_lesions", "false_alarms")
-            infinite = int(np.isinf(units.values[name]).sum())
-            yield self.place.estimate(
-                METRICS[name],
-                float(points[name][0]),
-                intervals.get(name),
-                units,
-                needed=np.ones(len(units), np.bool_),
-                is_mean=False,
-                class_name="",
-                positives=int(units.values[name].sum()) if counted else None,
-                why=f"infinite in {infinite} of {len(units)}" if infinite else _WITHOUT_CASES[name],
-            )
+        infinite = int(np.isinf(values).sum())
+        return self.place.estimate(
+            metric,
+            float(mean(np.ones((1, len(units))))[metric.name][0]),
+            self.place.bootstrap(mean, units).get(metric.name),
+            units,
+            needed=np.ones(len(units), np.bool_),
+            positives=int(values.sum()) if metric.is_share else None,
+            why=f"infinite in {infinite} of {len(units)}" if infinite else metric.without,
+        )
 
 
 def confusion_name(true: str, decided: str) -> str:
@@ -322,34 +271,10 @@ def confusion_name(true: str, decided: str) -> str:
     return f"{true} as {decided}"
 
 
-_WITHOUT_CASES = {
-    "dice": "no true mask with a lesion",
-    "missed_lesions": "no true mask with a lesion",
-    "false_alarms": "no true mask without one",
-    "psnr": "no reconstruction",
-    "ssim": "no reconstruction",
-}
-
-
-def _why(
-    metric: Metric, n: int, counts: NDArray[np.int64], positive: int | None, classes: Sequence[str]
-) -> str:
-    """Say why a metric of the diagnosis does not exist, given the cases of each class."""
-    if n == 0:
-        return "no labelled case"
-    if positive is None:
-        absent = [name for name, count in zip(classes, counts, strict=True) if count == 0]
-        return f"no case of class {', '.join(absent)}"
-    positives = int(counts[positive])
-    if metric.needs == "both":
-        return "one class"
-    return "no positive case" if positives == 0 else "no negative case"
-
-
 def _worst_sites(rows: Sequence[Estimate]) -> Iterator[Estimate]:
     """Yield, for each metric of one level, the worst site that has enough patients."""
     sites = [
-        row for row in rows if row.group_kind == "site" and METRICS[row.metric].higher_is_better is not None
+        row for row in rows if row.group_kind == "site" and metrics()[row.metric].higher_is_better is not None
     ]
     if len({row.group for row in sites}) < 2:
         return
@@ -360,7 +285,7 @@ def _worst_sites(rows: Sequence[Estimate]) -> Iterator[Estimate]:
         ]
         enough = f"with at least {WORST_SITE_PATIENTS} patients"
         if eligible:
-            choose = min if METRICS[metric].higher_is_better else max
+            choose = min if metrics()[metric].higher_is_better else max
             worst = choose(eligible, key=lambda row: row.value)
             remark = "; ".join(filter(None, (f"worst of {len(eligible)} sites {enough}", worst.remark)))
             yield replace(worst, group_kind="worst site", remark=remark)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from threefold.evaluation.classification import diagnosis
+from threefold.evaluation.diagnosis import diagnosis
 from threefold.evaluation.estimate import Estimate, Place
 from threefold.evaluation.groups import Group, Units, groups_of
 from threefold.evaluation.metrics import METRICS

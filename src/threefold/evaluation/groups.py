@@ -17,13 +17,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from threefold.evaluation import overlap
-from threefold.evaluation.predictions import (
-    MASK_COLUMNS,
-    RECONSTRUCTION_COLUMNS,
-    Predictions,
-    probability_column,
-)
+from threefold.evaluation.metrics import metrics
+from threefold.evaluation.predictions import Predictions, probability_column
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -61,7 +56,7 @@ class Units:
         patients: (n,) the patient of each unit, numbered without gaps.
         labels: (n,) class index; -1 where there is none.
         probabilities: (n, K).
-        values: (n,) by metric (dice, missed_lesions, false_alarms, psnr, ssim); NaN where it does not apply.
+        values: (n,) by metric that is a mean over cases; NaN where it does not apply.
     """
 
     patients: Ints
@@ -148,17 +143,15 @@ def natural_order(names: set[str]) -> list[str]:
 
 def case_units(rows: pd.DataFrame, predictions: Predictions) -> Units:
     """Return each case as a unit."""
-    truth, predicted, common = (rows[name].to_numpy(np.float64) for name in MASK_COLUMNS)
     classes = pd.Index(predictions.classes, dtype=object)
     return Units(
         patients=pd.factorize(rows["patient_id"].to_numpy(object), sort=True)[0].astype(np.int64),
         labels=classes.get_indexer(pd.Index(rows["label"], dtype=object)).astype(np.int64),  # -1: none
         probabilities=rows[[probability_column(name) for name in predictions.classes]].to_numpy(np.float64),
         values={
-            "dice": overlap.dice(truth, predicted, common),
-            "missed_lesions": overlap.missed_lesions(truth, common),
-            "false_alarms": overlap.false_alarms(truth, predicted),
-            **{name: rows[name].to_numpy(np.float64) for name in RECONSTRUCTION_COLUMNS},
+            name: metric.of_cases(rows)
+            for name, metric in metrics().items()
+            if metric.is_of_a_case and metric.of_cases is not None and {*metric.columns} <= {*rows}
         },
     )
 
@@ -181,16 +174,14 @@ def patient_units(cases: Units, *, positive: int | None, rule: Literal["mean", "
     count = int(cases.patients.max()) + 1 if len(cases) else 0
     labelled = cases.labels >= 0
     means = {name: mean_by_patient(cases.patients, values, count) for name, values in cases.values.items()}
-    missed, alarms = means["missed_lesions"], means["false_alarms"]
-    has_lesion = ~np.isnan(missed)
+    rules = [metrics()[name].of_patients for name in means]
     return Units(
         patients=np.arange(count),
         labels=_patient_labels(cases, labelled, count, positive),
         probabilities=_patient_probabilities(cases, labelled, count, positive, rule),
         values={
-            **means,
-            "missed_lesions": np.where(has_lesion, missed == 1, np.nan),
-            "false_alarms": np.where(~has_lesion & ~np.isnan(alarms), alarms > 0, np.nan),
+            name: mean if of_patients is None else of_patients(means)
+            for (name, mean), of_patients in zip(means.items(), rules, strict=True)
         },
     )
 

@@ -11,29 +11,18 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from threefold.errors import PredictionsError
-from threefold.evaluation.classification import diagnosis
+from threefold.evaluation.classification import weighted_mean
 from threefold.evaluation.comparison import Measured
+from threefold.evaluation.diagnosis import diagnosis
 from threefold.evaluation.groups import Units, case_units
-from threefold.evaluation.metrics import METRICS
+from threefold.evaluation.metrics import diagnosis_metrics, metrics
 from threefold.evaluation.predictions import Predictions
-from threefold.evaluation.structure_numbers import case_values
-from threefold.evaluation.weighting import weighted_mean
+from threefold.evaluation.structures import case_values
 from threefold.validation import did_you_mean
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-DIAGNOSIS = (
-    "auc",
-    "average_precision",
-    "balanced_accuracy",
-    "f1",
-    "sensitivity",
-    "specificity",
-    "accuracy",
-    "brier",
-    "calibration_error",
-)
 OF_ALL = "all"
 NOT_TESTED = Measured(np.array([], str), np.array([], str), lambda weights: np.full(len(weights), np.nan))
 """A metric of a run whose test part has no case of the group."""
@@ -176,7 +165,7 @@ def _test_cases(tables: Tables, group: str) -> pd.DataFrame:
 
 def _measure(tables: Tables, metric: str, tested: _Tested) -> tuple[Bools, Callable[[Bools], Measured]]:
     """Return which of the cases have a metric, and what measures it on some of them."""
-    if metric in DIAGNOSIS and tables.predictions.classes:
+    if metric in diagnosis_metrics() and tables.predictions.classes:
         return _diagnosis(tables, metric, tested)
     values = _values(tables, metric, tested)
 
@@ -207,7 +196,7 @@ def _diagnosis(tables: Tables, metric: str, tested: _Tested) -> tuple[Bools, Cal
 
 def _kinds(metric: str, labels: NDArray[np.int64], positive: int | None) -> tuple[Bools, ...]:
     """Return the cases (n,) of each class that a metric of the diagnosis rests on; () where on none."""
-    needs = METRICS[metric].needs
+    needs = metrics()[metric].needs
     if needs == "cases":
         return ()
     if positive is None:
@@ -226,12 +215,12 @@ def _values(tables: Tables, metric: str, tested: _Tested) -> Floats:
     name, _, structure = metric.partition(":")
     if (
         metric not in found
-        and name in METRICS
+        and name in metrics()
         and not (structure and tables.predictions.structures is not None)
     ):
         return np.full(len(rows), np.nan)  # what such a run does not do
     if metric not in found:
-        known = (*found, *(DIAGNOSIS if tables.predictions.classes else ()))
+        known = (*found, *(diagnosis_metrics() if tables.predictions.classes else ()))
         raise PredictionsError(f"there is no metric '{metric}'.{did_you_mean(metric, _sorted(known))}")
     return found[metric]
 

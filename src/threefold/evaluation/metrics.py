@@ -1,36 +1,272 @@
-"""The metrics by name: what each needs to exist, and which way is better."""
+"""The metrics: one object says what each is, how it is computed and where it is shown.
+
+A metric is computed in one of three ways, each for R weightings of n cases at once (ones for the number
+itself, the counts of a bootstrap replicate for its interval):
+
+- of a diagnosis, from one class against the rest (`of_class`) and, of more than two classes, from all of them
+  (`of_classes`; without it the mean over the classes);
+- as the mean over cases of a column that `of_cases` makes of the table of predictions;
+- as the mean over cases of what `of_structures` makes of the table of structures, by structure.
+
+Others are means of a column of a run's evidence, which `explain` writes under the metric's name.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from threefold.evaluation import overlap
+from threefold.evaluation.classification import (
+    WeightedClass,
+    WeightedClasses,
+    accuracy,
+    balanced_accuracy,
+    f1,
+    sensitivity,
+    specificity,
+)
+from threefold.evaluation.predictions import MASK_COLUMNS
+
+Floats = NDArray[np.float64]
 Needs = Literal["cases", "positives", "negatives", "both"]
+Of = Literal["diagnosis", "mask", "reconstruction", "structure", "topology", "evidence", "number"]
+View = Literal[
+    "headline",
+    "sites",
+    "drawn",
+    "shift",
+    "values",
+    "means",
+    "variants",
+    "of a class",
+    "structures",
+    "structure variants",
+    "attention",
+    "counterfactuals",
+]
+Task = Literal["classification", "segmentation", "reconstruction", "regression"]
+_TASKS: Mapping[Of, Task] = {
+    "diagnosis": "classification",
+    "mask": "segmentation",
+    "reconstruction": "reconstruction",
+    "structure": "segmentation",
+    "topology": "segmentation",
+    "evidence": "classification",
+    "number": "regression",
+}
 
 
-@dataclass(frozen=True)
+class Cells(Protocol):
+    """Columns of a table of structures by structure and case, (S, n); NaN where a case has no such row."""
+
+    def __call__(self, column: str) -> Floats:
+        """Return a column."""
+        ...
+
+    @property
+    def there(self) -> NDArray[np.bool_]:
+        """Whether the case truly has the structure, (S, n)."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A metric as tables and figures know it.
+    """A metric.
 
     Attributes:
         name: in files.
         title: in print, with its unit where it has one.
+        of: what it is about.
         higher_is_better: False for errors and rates of failure; None: neither way, and no site is the worst.
-        needs: the cases without which it does not exist.
+        needs: the cases without which a metric of a diagnosis does not exist.
         bounds: the values it can take.
         is_share: a share of the cases that it needs, so that 0 of k and k of k have an exact interval.
-        of: case: a diagnosis, mask or reconstruction. structure: one structure, or the mean over a case's.
-            topology: which structures touch, and the arch. evidence: what a network goes by.
-            number: a predicted number, in its unit.
+        is_counted: of one structure a share of the cases, of a case the number of its structures.
+        of_class: for weights (R, n) of one class against the rest, (R,).
+        of_classes: for those of several classes; None: the mean of `of_class` over them, each of which has
+            numbers of its own.
+        of_cases: from rows of a table of predictions to a value a case, (n,), NaN where it has none; the
+            metric is their mean.
+        of_patients: from a patient's means of all such values to the patient's own, (n,); None: the mean.
+        columns: of the table that it needs; a table without one of them has no such metric.
+        applies: whether a table with the columns has it; None: where any case has a value in the first.
+        of_structures: from the columns of a table of structures to a value a structure and case, (S, n).
+        without: why it does not exist, where it does not, in words.
+        without_one: likewise of one structure.
+        as_of_mask: the metric of a mask that says the same where there are no structures to tell apart.
+        trained_by: the task that a network needs for it, where that does not follow from what it is of.
+        views: the tables and figures that show it, in the order of the metrics.
     """
 
     name: str
     title: str
+    of: Of
     higher_is_better: bool | None = True
     needs: Needs = "cases"
     bounds: tuple[float, float] = (0.0, 1.0)
     is_share: bool = False
-    of: Literal["case", "structure", "topology", "evidence", "number"] = "case"
+    is_counted: bool = False
+    of_class: Callable[[WeightedClass], Floats] | None = None
+    of_classes: Callable[[WeightedClasses], Floats] | None = None
+    of_cases: Callable[[pd.DataFrame], Floats] | None = None
+    of_patients: Callable[[Mapping[str, Floats]], Floats] | None = None
+    columns: tuple[str, ...] = ()
+    applies: Callable[[pd.DataFrame], bool] | None = None
+    of_structures: Callable[[Cells], Floats] | None = None
+    without: str = "no case with true structures"
+    without_one: str = "no case with it"
+    as_of_mask: str = ""
+    trained_by: Task | None = None
+    views: frozenset[View] = frozenset()
+
+    @property
+    def is_of_a_case(self) -> bool:
+        """Whether it is of a diagnosis, mask or reconstruction as a whole."""
+        return self.of in ("diagnosis", "mask", "reconstruction")
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether it is one number of a run, which a study can hold against another's."""
+        return self.of == "evidence" or any((self.of_class, self.of_cases, self.of_structures))
+
+    @property
+    def task(self) -> Task:
+        """The task that a network needs for it."""
+        return self.trained_by or _TASKS[self.of]
+
+    def has_cases(self, table: pd.DataFrame) -> bool:
+        """Whether a table of predictions has what `of_cases` needs."""
+        if self.of_cases is None or any(name not in table for name in self.columns):
+            return False
+        return bool(table[self.columns[0]].notna().any()) if self.applies is None else self.applies(table)
+
+
+def metrics() -> Mapping[str, Metric]:
+    """Return every metric by name, in the order in which tables show them."""
+    return METRICS
+
+
+def shown_in(view: View) -> tuple[str, ...]:
+    """Return the names of the metrics that a table or figure shows, in order."""
+    return tuple(name for name, metric in metrics().items() if view in metric.views)
+
+
+def diagnosis_metrics() -> dict[str, Metric]:
+    """Return the metrics of a diagnosis that are computed from its cases, by name."""
+    return {name: metric for name, metric in metrics().items() if metric.of_class is not None}
+
+
+def title(name: str) -> str:
+    """Return the title of a metric, or of METRIC:STRUCTURE; what is no metric, in words."""
+    name, _, structure = name.partition(":")
+    metric = metrics().get(name)
+    if metric is None:
+        return name.replace("_", " ")
+    if metric.of == "structure":
+        return f"{metric.title} ({structure or 'mean over structures'})"
+    return metric.title
+
+
+def is_share(name: str) -> bool:
+    """Whether a metric, or METRIC:STRUCTURE, is a share of the cases that it needs."""
+    name, _, structure = name.partition(":")
+    metric = metrics().get(name)
+    return metric is not None and metric.is_share and bool(structure or not metric.is_counted)
+
+
+def largest_difference(name: str) -> float:
+    """Return how much two values of a metric, or of METRIC:STRUCTURE, can differ."""
+    metric = metrics().get(name.partition(":")[0])
+    return float("inf") if metric is None else metric.bounds[1] - metric.bounds[0]
+
+
+def _column(name: str) -> Callable[[pd.DataFrame], Floats]:
+    return lambda rows: pd.to_numeric(rows[name], errors="coerce").to_numpy(np.float64)
+
+
+def _counts(rows: pd.DataFrame) -> list[Floats]:
+    """Return the voxels of the true mask, of the predicted one and of both, (n,) each."""
+    return [rows[name].to_numpy(np.float64) for name in MASK_COLUMNS]
+
+
+def _dice(rows: pd.DataFrame) -> Floats:
+    return overlap.dice(*_counts(rows))
+
+
+def _missed_lesions(rows: pd.DataFrame) -> Floats:
+    truth, _, both = _counts(rows)
+    return overlap.missed_lesions(truth, both)
+
+
+def _false_alarms(rows: pd.DataFrame) -> Floats:
+    truth, predicted, _ = _counts(rows)
+    return overlap.false_alarms(truth, predicted)
+
+
+def _patients_missed(means: Mapping[str, Floats]) -> Floats:
+    """Return whether nothing was found in any case of a patient."""
+    missed = means["missed_lesions"]
+    return np.where(np.isnan(missed), np.nan, missed == 1)
+
+
+def _patients_alarmed(means: Mapping[str, Floats]) -> Floats:
+    """Return whether anything was predicted in any case of a patient without lesion."""
+    missed, alarms = means["missed_lesions"], means["false_alarms"]
+    return np.where(np.isnan(missed) & ~np.isnan(alarms), alarms > 0, np.nan)
+
+
+def _there(column: str) -> Callable[[Cells], Floats]:
+    return lambda cells: np.where(cells.there, cells(column), np.nan)
+
+
+def _betti_error(degree: int) -> Callable[[Cells], Floats]:
+    def of(cells: Cells) -> Floats:
+        error = np.abs(cells(f"predicted_b{degree}") - cells(f"truth_b{degree}"))
+        return np.where(cells.there, error, np.nan)
+
+    return of
+
+
+def _structure_dice(cells: Cells) -> Floats:
+    return overlap.dice(*(cells(f"{name}_voxels") for name in ("truth", "predicted", "overlap")))
+
+
+def _missed_structures(cells: Cells) -> Floats:
+    return np.where(cells.there, cells("predicted_voxels") == 0, np.nan)
+
+
+def _extra_structures(cells: Cells) -> Floats:
+    return np.where(cells("truth_voxels") == 0, cells("predicted_voxels") > 0, np.nan)
+
+
+def _topology_match(rows: pd.DataFrame) -> Floats:
+    edits = _column("graph_edits")(rows)
+    return np.where(np.isnan(edits), np.nan, edits == 0)
+
+
+def _topology_right(rows: pd.DataFrame) -> Floats:
+    """Return whether the arch says the diagnosis; one that says nothing is not right."""
+    spoken, label = (rows[name].fillna("").to_numpy(str) for name in ("topology_class", "label"))
+    return np.where(label != "", spoken == label, np.nan)
+
+
+def _topology_agrees(rows: pd.DataFrame) -> Floats:
+    agrees = rows["agrees"].fillna("").to_numpy(str)
+    return np.where(agrees != "", agrees == "yes", np.nan)
+
+
+def _any_case(table: pd.DataFrame) -> bool:
+    return True
+
+
+def _views(*names: View) -> frozenset[View]:
+    return frozenset(names)
 
 
 _ANY = (0.0, float("inf"))
@@ -43,83 +279,337 @@ _ATTENTION = {
 BASELINES = {"": "", "_random": " of random maps", "_centred": " of a centred blob"}
 """Ends of the names of attention's numbers: the network's own, and those of maps that know no image."""
 
-METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric("f1", "F1", needs="positives"),
-        Metric("auc", "AUC", needs="both"),
-        Metric("balanced_accuracy", "Balanced accuracy", needs="both"),
-        Metric("sensitivity", "Sensitivity", needs="positives", is_share=True),
-        Metric("specificity", "Specificity", needs="negatives", is_share=True),
-        Metric("average_precision", "Average precision", needs="positives"),
-        Metric("accuracy", "Accuracy", is_share=True),
-        Metric("brier", "Brier", higher_is_better=False, bounds=(0.0, 2.0)),
-        Metric("log_loss", "Log loss", higher_is_better=False, bounds=_ANY),
-        Metric("calibration_error", "Calibration error", higher_is_better=False),
-        Metric("confusion", "Decided", higher_is_better=None, needs="positives", is_share=True),
-        Metric("dice", "Dice"),
-        Metric("missed_lesions", "Missed lesions", higher_is_better=False, is_share=True),
-        Metric("false_alarms", "False alarms", higher_is_better=False, is_share=True),
-        Metric("mae", "Mean absolute error", False, bounds=_ANY, of="number"),
-        Metric("rmse", "Root mean squared error", False, bounds=_ANY, of="number"),
-        Metric("r2", "R2", bounds=(float("-inf"), 1.0), of="number"),
-        Metric("bias", "Bias", None, bounds=_SIGNED, of="number"),
-        Metric("lower_limit", "Lower limit of agreement", None, bounds=_SIGNED, of="number"),
-        Metric("upper_limit", "Upper limit of agreement", None, bounds=_SIGNED, of="number"),
-        Metric("psnr", "PSNR (dB)", bounds=(0.0, float("inf"))),
-        Metric("ssim", "SSIM", bounds=(-1.0, 1.0)),
-        Metric("structure_dice", "Dice", of="structure"),
-        Metric("asd_mm", "ASD (mm)", False, bounds=_ANY, of="structure"),
-        Metric("hd95_mm", "HD95 (mm)", False, bounds=_ANY, of="structure"),
-        Metric("asd_px", "ASD (pixels)", False, bounds=_ANY, of="structure"),
-        Metric("hd95_px", "HD95 (pixels)", False, bounds=_ANY, of="structure"),
-        Metric("cl_dice", "clDice", of="structure"),
-        Metric("b0_error", "b0 error (pieces)", False, bounds=_ANY, of="structure"),
-        Metric("b1_error", "b1 error (tunnels)", False, bounds=_ANY, of="structure"),
-        Metric("b2_error", "b2 error (cavities)", False, bounds=_ANY, of="structure"),
-        Metric("missed_structures", "Missed", False, bounds=_ANY, is_share=True, of="structure"),
-        Metric("extra_structures", "Extra", False, bounds=_ANY, is_share=True, of="structure"),
-        Metric("graph_edits", "Graph edits", False, bounds=_ANY, of="topology"),
-        Metric("topology_match", "Graph as the truth's", is_share=True, of="topology"),
-        Metric("topology_right", "Arch as diagnosed", is_share=True, of="topology"),
-        Metric("topology_agrees", "Arch as classified", is_share=True, of="topology"),
-        *(
-            Metric(f"{name}{end}", f"{title}{words}", is_share=name == "pointing", of="evidence")
-            for name, title in _ATTENTION.items()
-            for end, words in BASELINES.items()
-        ),
-        Metric("zero_map", "Map zero everywhere", False, is_share=True, of="evidence"),
-        Metric("truth_dice", "Dice with the truth kept apart", of="evidence"),
-        Metric("shortcut_flip", "Turned by the shortcut", False, is_share=True, of="evidence"),
-        Metric("shortcut_change", "p raised by the shortcut", None, bounds=(-1.0, 1.0), of="evidence"),
-        Metric("marker_flip", "Turned by the marker", is_share=True, of="evidence"),
-        Metric("marker_change", "p raised by the marker", None, bounds=(-1.0, 1.0), of="evidence"),
-    )
-}
+_BUILT_IN = (
+    Metric(
+        name="f1",
+        title="F1",
+        of="diagnosis",
+        needs="positives",
+        of_class=lambda one: f1(one.counts),
+        views=_views("headline", "sites", "shift", "variants"),
+    ),
+    Metric(
+        name="auc",
+        title="AUC",
+        of="diagnosis",
+        needs="both",
+        of_class=WeightedClass.auc,
+        views=_views("headline", "sites", "shift", "values", "means", "drawn", "variants", "of a class"),
+    ),
+    Metric(
+        name="balanced_accuracy",
+        title="Balanced accuracy",
+        of="diagnosis",
+        needs="both",
+        of_class=lambda one: balanced_accuracy(one.counts),
+        of_classes=lambda several: several.mean(lambda one: sensitivity(one.counts)),
+        views=_views("headline", "shift", "values", "means", "variants"),
+    ),
+    Metric(
+        name="sensitivity",
+        title="Sensitivity",
+        of="diagnosis",
+        needs="positives",
+        is_share=True,
+        of_class=lambda one: sensitivity(one.counts),
+        views=_views("sites", "shift", "values", "drawn", "of a class"),
+    ),
+    Metric(
+        name="specificity",
+        title="Specificity",
+        of="diagnosis",
+        needs="negatives",
+        is_share=True,
+        of_class=lambda one: specificity(one.counts),
+        views=_views("sites", "shift", "values", "drawn"),
+    ),
+    Metric(
+        name="average_precision",
+        title="Average precision",
+        of="diagnosis",
+        needs="positives",
+        of_class=WeightedClass.average_precision,
+    ),
+    Metric(
+        name="accuracy",
+        title="Accuracy",
+        of="diagnosis",
+        is_share=True,
+        of_class=lambda one: accuracy(one.counts),
+        of_classes=WeightedClasses.accuracy,
+        views=_views("values", "variants"),
+    ),
+    Metric(
+        name="brier",
+        title="Brier",
+        of="diagnosis",
+        higher_is_better=False,
+        bounds=(0.0, 2.0),
+        of_class=WeightedClass.brier,
+        of_classes=WeightedClasses.brier,
+        views=_views("sites"),
+    ),
+    Metric(name="log_loss", title="Log loss", of="diagnosis", higher_is_better=False, bounds=_ANY),
+    Metric(
+        name="calibration_error",
+        title="Calibration error",
+        of="diagnosis",
+        higher_is_better=False,
+        of_class=WeightedClass.calibration_error,
+        of_classes=WeightedClasses.calibration_error,
+        views=_views("shift"),
+    ),
+    Metric(
+        name="confusion",
+        title="Decided",
+        of="diagnosis",
+        higher_is_better=None,
+        needs="positives",
+        is_share=True,
+    ),
+    Metric(
+        name="dice",
+        title="Dice",
+        of="mask",
+        of_cases=_dice,
+        columns=MASK_COLUMNS,
+        without="no true mask with a lesion",
+        views=_views("headline", "sites", "shift", "means", "drawn"),
+    ),
+    Metric(
+        name="missed_lesions",
+        title="Missed lesions",
+        of="mask",
+        higher_is_better=False,
+        is_share=True,
+        of_cases=_missed_lesions,
+        of_patients=_patients_missed,
+        columns=MASK_COLUMNS,
+        without="no true mask with a lesion",
+        views=_views("sites", "shift"),
+    ),
+    Metric(
+        name="false_alarms",
+        title="False alarms",
+        of="mask",
+        higher_is_better=False,
+        is_share=True,
+        of_cases=_false_alarms,
+        of_patients=_patients_alarmed,
+        columns=MASK_COLUMNS,
+        applies=lambda table: bool((table[MASK_COLUMNS[0]] == 0).any()),
+        without="no true mask without one",
+    ),
+    *(
+        Metric(name=name, title=words, of="number", higher_is_better=better, bounds=bounds)
+        for name, words, better, bounds in (
+            ("mae", "Mean absolute error", False, _ANY),
+            ("rmse", "Root mean squared error", False, _ANY),
+            ("r2", "R2", True, (float("-inf"), 1.0)),
+            ("bias", "Bias", None, _SIGNED),
+            ("lower_limit", "Lower limit of agreement", None, _SIGNED),
+            ("upper_limit", "Upper limit of agreement", None, _SIGNED),
+        )
+    ),
+    Metric(
+        name="psnr",
+        title="PSNR (dB)",
+        of="reconstruction",
+        bounds=_ANY,
+        of_cases=_column("psnr"),
+        columns=("psnr",),
+        without="no reconstruction",
+        views=_views("headline", "sites", "shift", "means"),
+    ),
+    Metric(
+        name="ssim",
+        title="SSIM",
+        of="reconstruction",
+        bounds=(-1.0, 1.0),
+        of_cases=_column("ssim"),
+        columns=("ssim",),
+        without="no reconstruction",
+    ),
+    Metric(
+        name="structure_dice",
+        title="Dice",
+        of="structure",
+        of_structures=_structure_dice,
+        as_of_mask="dice",
+        views=_views("headline", "sites", "shift", "means", "drawn", "structures", "structure variants"),
+    ),
+    Metric(
+        name="asd_mm",
+        title="ASD (mm)",
+        of="structure",
+        higher_is_better=False,
+        bounds=_ANY,
+        of_structures=_there("asd_mm"),
+        columns=("asd_mm",),
+        views=_views("structures", "structure variants"),
+    ),
+    Metric(
+        name="hd95_mm",
+        title="HD95 (mm)",
+        of="structure",
+        higher_is_better=False,
+        bounds=_ANY,
+        of_structures=_there("hd95_mm"),
+        columns=("hd95_mm",),
+        views=_views("sites", "shift", "structures", "structure variants"),
+    ),
+    Metric(
+        name="asd_px",
+        title="ASD (pixels)",
+        of="structure",
+        higher_is_better=False,
+        bounds=_ANY,
+        of_structures=_there("asd_px"),
+        columns=("asd_px",),
+        views=_views("structures", "structure variants"),
+    ),
+    Metric(
+        name="hd95_px",
+        title="HD95 (pixels)",
+        of="structure",
+        higher_is_better=False,
+        bounds=_ANY,
+        of_structures=_there("hd95_px"),
+        columns=("hd95_px",),
+        views=_views("sites", "shift", "structures", "structure variants"),
+    ),
+    Metric(
+        name="cl_dice",
+        title="clDice",
+        of="structure",
+        of_structures=_there("cl_dice"),
+        views=_views("shift", "structures", "structure variants"),
+    ),
+    *(
+        Metric(
+            name=f"b{degree}_error",
+            title=f"b{degree} error ({what})",
+            of="structure",
+            higher_is_better=False,
+            bounds=_ANY,
+            of_structures=_betti_error(degree),
+            views=views,
+        )
+        for degree, what, views in (
+            (0, "pieces", _views("structures")),
+            (1, "tunnels", _views("structures", "structure variants")),
+            (2, "cavities", _views()),
+        )
+    ),
+    Metric(
+        name="missed_structures",
+        title="Missed",
+        of="structure",
+        higher_is_better=False,
+        bounds=_ANY,
+        is_share=True,
+        is_counted=True,
+        of_structures=_missed_structures,
+        as_of_mask="missed_lesions",
+        views=_views("structures"),
+    ),
+    Metric(
+        name="extra_structures",
+        title="Extra",
+        of="structure",
+        higher_is_better=False,
+        bounds=_ANY,
+        is_share=True,
+        is_counted=True,
+        of_structures=_extra_structures,
+        without="no case lacks a structure",
+        without_one="no case lacks it",
+        as_of_mask="false_alarms",
+    ),
+    Metric(
+        name="graph_edits",
+        title="Graph edits",
+        of="topology",
+        higher_is_better=False,
+        bounds=_ANY,
+        of_cases=_column("graph_edits"),
+        columns=("graph_edits",),
+        applies=_any_case,
+    ),
+    Metric(
+        name="topology_match",
+        title="Graph as the truth's",
+        of="topology",
+        is_share=True,
+        of_cases=_topology_match,
+        columns=("graph_edits",),
+        applies=_any_case,
+        views=_views("means"),
+    ),
+    Metric(
+        name="topology_right",
+        title="Arch as diagnosed",
+        of="topology",
+        is_share=True,
+        of_cases=_topology_right,
+        columns=("topology_class", "label"),
+        applies=_any_case,
+        without="no case with a diagnosis",
+        views=_views("headline", "sites", "shift"),
+    ),
+    Metric(
+        name="topology_agrees",
+        title="Arch as classified",
+        of="topology",
+        is_share=True,
+        of_cases=_topology_agrees,
+        columns=("agrees",),
+        applies=_any_case,
+        without="no case where both say something",
+    ),
+    *(
+        Metric(
+            name=f"{name}{end}",
+            title=f"{words}{whose}",
+            of="evidence",
+            is_share=name == "pointing",
+            views=_views("attention"),
+        )
+        for name, words in _ATTENTION.items()
+        for end, whose in BASELINES.items()
+    ),
+    Metric(
+        name="zero_map", title="Map zero everywhere", of="evidence", higher_is_better=False, is_share=True
+    ),
+    Metric(
+        name="truth_dice",
+        title="Dice with the truth kept apart",
+        of="evidence",
+        trained_by="segmentation",
+    ),
+    *(
+        metric
+        for name, is_better in (("shortcut", False), ("marker", True))
+        for metric in (
+            Metric(
+                name=f"{name}_flip",
+                title=f"Turned by the {name}",
+                of="evidence",
+                higher_is_better=is_better,
+                is_share=True,
+                views=_views("counterfactuals"),
+            ),
+            Metric(
+                name=f"{name}_change",
+                title=f"p raised by the {name}",
+                of="evidence",
+                higher_is_better=None,
+                bounds=(-1.0, 1.0),
+                views=_views("counterfactuals"),
+            ),
+        )
+    ),
+)
 
-
-def title(name: str) -> str:
-    """Return the title of a metric, or of METRIC:STRUCTURE; what is no metric, in words."""
-    name, _, structure = name.partition(":")
-    if name not in METRICS:
-        return name.replace("_", " ")
-    if METRICS[name].of == "structure":
-        return f"{METRICS[name].title} ({structure or 'mean over structures'})"
-    return METRICS[name].title
-
-
-COUNTED = ("missed_structures", "extra_structures")
-"""Of one structure a share of the cases, of a case a number of structures."""
-
-
-def is_share(name: str) -> bool:
-    """Whether a metric, or METRIC:STRUCTURE, is a share of the cases that it needs."""
-    name, _, structure = name.partition(":")
-    metric = METRICS.get(name)
-    return metric is not None and metric.is_share and bool(structure or name not in COUNTED)
-
-
-def largest_difference(name: str) -> float:
-    """Return how much two values of a metric, or of METRIC:STRUCTURE, can differ."""
-    metric = METRICS.get(name.partition(":")[0])
-    return float("inf") if metric is None else metric.bounds[1] - metric.bounds[0]
+METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _BUILT_IN}
+"""Those of the package; `metrics()` has others beside them."""

@@ -23,12 +23,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
+from threefold.evaluation.classification import weighted_auc, weighted_mean
 from threefold.evaluation.estimate import Estimate, Place
 from threefold.evaluation.groups import Group, Units, natural_order, plain_units, wide_groups
-from threefold.evaluation.metrics import METRICS
+from threefold.evaluation.metrics import metrics
 from threefold.evaluation.predictions import Predictions
-from threefold.evaluation.ranking import weighted_auc
-from threefold.evaluation.weighting import weighted_mean
 from threefold.experiment import EvaluationSpec
 
 Floats = NDArray[np.float64]
@@ -232,7 +231,7 @@ def _numbers(
     common = (classes == commonest).astype(np.float64)
     of_pair = len(names) == 2
 
-    def metrics(weights: Floats) -> dict[str, Floats]:
+    def measured(weights: Floats) -> dict[str, Floats]:
         each = [
             auc_within_folds(classes == k, scores[:, k], folds, weights)
             for k in ((1,) if of_pair else range(len(names)))
@@ -245,12 +244,12 @@ def _numbers(
             **of_values,
         }
 
-    points, intervals = metrics(np.ones((1, len(units)))), place.bootstrap(metrics, units)
+    points, intervals = measured(np.ones((1, len(units)))), place.bootstrap(measured, units)
     everyone = np.ones(len(units), np.bool_)
 
     def row(key: str, metric: str, class_name: str = "", positives: int | None = None) -> Estimate:
         return place.estimate(
-            METRICS[metric],
+            metrics()[metric],
             float(points[key][0]),
             intervals.get(key),
             units,
@@ -276,4 +275,4 @@ def _numbers(
 
 def _missing(place: Place, units: Units, metric: str, why: str) -> Estimate:
     none = np.zeros(len(units), np.bool_)
-    return place.estimate(METRICS[metric], np.nan, None, units, needed=none, why=why)
+    return place.estimate(metrics()[metric], np.nan, None, units, needed=none, why=why)

@@ -21,28 +21,11 @@ from threefold.evaluation.intervals import (
     percentile_interval,
 )
 from threefold.evaluation.measures import Tables, measured
-from threefold.evaluation.metrics import is_share
+from threefold.evaluation.metrics import is_share, shown_in
 from threefold.evaluation.predictions import Predictions
 from threefold.experiment import EvaluationSpec
 
 Floats = NDArray[np.float64]
-
-METRICS_SHOWN = (
-    "auc",
-    "balanced_accuracy",
-    "f1",
-    "sensitivity",
-    "specificity",
-    "calibration_error",
-    "dice",
-    "missed_lesions",
-    "psnr",
-    "structure_dice",
-    "hd95_mm",
-    "hd95_px",
-    "cl_dice",
-    "topology_right",
-)
 
 
 def shifts(
@@ -65,7 +48,7 @@ def shifts(
     return tuple(
         row
         for other in names[1:]
-        for metric in METRICS_SHOWN
+        for metric in shown_in("shift")
         for row in _shift(tables, metric, names[0], other, spec)
     )
 

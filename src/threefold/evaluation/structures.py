@@ -17,8 +17,9 @@ Columns (CSV, UTF-8; an empty cell means not known):
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,19 @@ from numpy.typing import NDArray
 from threefold.checksums import verify_table
 from threefold.csv_tables import read_frame
 from threefold.errors import PredictionsError
-from threefold.evaluation.overlap import dice
+from threefold.evaluation.estimate import Estimate, Place
+from threefold.evaluation.groups import (
+    Group,
+    Level,
+    groups_of,
+    mean_by_patient,
+    natural_order,
+    plain_units,
+)
+from threefold.evaluation.metrics import Metric, metrics
 from threefold.evaluation.predictions import CHANGED, Predictions
 from threefold.evaluation.structure_measures import UNION
+from threefold.experiment import EvaluationSpec
 
 Floats = NDArray[np.float64]
 
@@ -47,17 +58,6 @@ PIXEL_NUMBERS = ("asd_px", "hd95_px")
 """Columns that are there where a case has its distances in pixels."""
 _MM_METRICS = ("asd_mm", "hd95_mm")
 _COUNTS = tuple(name for name in NUMBERS if name.endswith(("_voxels", "_b0", "_b1", "_b2")))
-STRUCTURE_METRICS = (
-    "structure_dice",
-    *_MM_METRICS,
-    *PIXEL_NUMBERS,
-    "cl_dice",
-    "b0_error",
-    "b1_error",
-    "b2_error",
-    "missed_structures",
-    "extra_structures",
-)
 MEAN = ""
 """Name of the mean over a case's structures, the union left out."""
 
@@ -243,32 +243,41 @@ def structure_values(table: pd.DataFrame, case_ids: Sequence[str]) -> dict[tuple
     """
     names = structure_names(table)
     single = [place for place, name in enumerate(names) if name != UNION]
-    metrics = _of_structures(_by_structure_and_case(table, names, case_ids), _distances(table))
-    values = {(metric, name): of[place] for place, name in enumerate(names) for metric, of in metrics.items()}
-    for metric, of in metrics.items() if single else ():
-        counted = metric in ("missed_structures", "extra_structures")
-        values[metric, MEAN] = _sum(of[single]) if counted else _mean(of[single])
+    cells, distances = _Cells(table, names, case_ids), _distances(table)
+    found = {
+        metric: metric.of_structures(cells)
+        for metric in metrics().values()
+        if metric.of_structures is not None and _has(table, metric, distances)
+    }
+    values = {
+        (metric.name, name): of[place] for place, name in enumerate(names) for metric, of in found.items()
+    }
+    for metric, of in found.items() if single else ():
+        values[metric.name, MEAN] = _sum(of[single]) if metric.is_counted else _mean(of[single])
     return values
 
 
-def _by_structure_and_case(
-    table: pd.DataFrame, names: Sequence[str], case_ids: Sequence[str]
-) -> Callable[[str], Floats]:
-    """Return a column's values as (S, n), NaN where a case has no row of a structure."""
-    known, column = np.unique(np.asarray(case_ids, str), return_inverse=True)
-    place = np.full((len(names), len(known)), -1)
-    structure, case = (
-        pd.Index(labels).get_indexer(pd.Index(table[name].astype(str)))
-        for labels, name in ((names, "structure"), (known, "case_id"))
-    )
-    there = np.flatnonzero(case >= 0)
-    place[structure[there], case[there]] = there
-    place = place[:, column]
+class _Cells:
+    """Columns of the table as (S, n), NaN where a case has no row of a structure."""
 
-    def cells(name: str) -> Floats:
-        return np.where(place >= 0, np.append(table[name].to_numpy(np.float64), np.nan)[place], np.nan)
+    def __init__(self, table: pd.DataFrame, names: Sequence[str], case_ids: Sequence[str]) -> None:
+        known, column = np.unique(np.asarray(case_ids, str), return_inverse=True)
+        place = np.full((len(names), len(known)), -1)
+        structure, case = (
+            pd.Index(labels).get_indexer(pd.Index(table[name].astype(str)))
+            for labels, name in ((names, "structure"), (known, "case_id"))
+        )
+        there = np.flatnonzero(case >= 0)
+        place[structure[there], case[there]] = there
+        self._table, self._place = table, place[:, column]
 
-    return cells
+    def __call__(self, column: str) -> Floats:
+        cells = np.append(self._table[column].to_numpy(np.float64), np.nan)
+        return np.where(self._place >= 0, cells[self._place], np.nan)
+
+    @cached_property
+    def there(self) -> NDArray[np.bool_]:
+        return self("truth_voxels") > 0
 
 
 def _distances(table: pd.DataFrame) -> Sequence[str]:
@@ -279,20 +288,11 @@ def _distances(table: pd.DataFrame) -> Sequence[str]:
     return (*(_MM_METRICS if mm or not pixels else ()), *(PIXEL_NUMBERS if pixels else ()))
 
 
-def _of_structures(cells: Callable[[str], Floats], distances: Sequence[str]) -> Mapping[str, Floats]:
-    """Return each metric of each structure and case, (S, n)."""
-    truth, predicted, overlap = (cells(f"{name}_voxels") for name in ("truth", "predicted", "overlap"))
-    there, absent = truth > 0, truth == 0
-    return {
-        "structure_dice": dice(truth, predicted, overlap),
-        **{name: np.where(there, cells(name), np.nan) for name in (*distances, "cl_dice")},
-        **{
-            f"b{k}_error": np.where(there, np.abs(cells(f"predicted_b{k}") - cells(f"truth_b{k}")), np.nan)
-            for k in (0, 1, 2)
-        },
-        "missed_structures": np.where(there, predicted == 0, np.nan),
-        "extra_structures": np.where(absent, predicted > 0, np.nan),
-    }
+def _has(table: pd.DataFrame, metric: Metric, distances: Sequence[str]) -> bool:
+    """Whether a table has what a metric of structures needs; of the distances, those in its unit."""
+    if {*metric.columns} & {*_MM_METRICS, *PIXEL_NUMBERS}:
+        return {*metric.columns} <= {*distances}
+    return {*metric.columns} <= {*table}
 
 
 def _mean(stacked: Floats) -> Floats:
@@ -307,3 +307,107 @@ def _mean(stacked: Floats) -> Floats:
 def _sum(stacked: Floats) -> Floats:
     there = ~np.isnan(stacked)
     return np.where(there.any(axis=0), np.where(there, stacked, 0).sum(axis=0), np.nan)
+
+
+Ints = NDArray[np.int64]
+Key = tuple[str, str]
+"""A metric, and the structure that it is of; empty: of the mean over structures, or of the whole case."""
+
+
+def structure_numbers(level: Level, predictions: Predictions, spec: EvaluationSpec) -> Iterator[Estimate]:
+    """Yield the numbers of each structure, of a case's mean over them, and of the topology, by group.
+
+    Beside the groups of `groups_of` each class is a group of its own, so that a diagnosis in which
+    structures differ can be seen apart. A patient's value is the mean of the cases'.
+    """
+    test = predictions.schema_part("test")
+    of_test = case_values(test, predictions)
+    if not of_test:
+        return
+    for group in (*groups_of(test), *_classes(test, predictions.classes)):
+        patients = np.unique(group.rows["patient_id"].to_numpy(str), return_inverse=True)[1].astype(np.int64)
+        chosen = test.index.isin(group.rows.index)
+        values = {key: value[chosen] for key, value in of_test.items()}
+        if level == "patient":
+            count = len(np.unique(patients))
+            values = {key: mean_by_patient(patients, value, count) for key, value in values.items()}
+            patients = np.arange(count)
+        yield from _means(Place(level, group, spec, predictions.leaks), patients, values)
+
+
+def _classes(test: pd.DataFrame, classes: Sequence[str]) -> Iterator[Group]:
+    found = {str(name) for name in test["label"]} - {""}
+    names = [name for name in classes if name in found] or natural_order(found)
+    if len(names) > 1:
+        yield from (Group("class", name, test[test["label"] == name]) for name in names)
+
+
+def case_values(rows: pd.DataFrame, predictions: Predictions) -> Mapping[Key, Floats]:
+    """Return the values of each case, (n,); NaN where a case has none."""
+    values: dict[Key, Floats] = {}
+    if predictions.structures is not None:
+        values |= structure_values(predictions.structures, rows["case_id"].tolist())
+    return values | {(name, ""): value for name, value in _topology(rows).items()}
+
+
+def _topology(rows: pd.DataFrame) -> Mapping[str, Floats]:
+    """Return what the arch and the graph of structures say of each case; NaN where they say nothing."""
+    return {
+        name: metric.of_cases(rows)
+        for name, metric in metrics().items()
+        if metric.of == "topology" and metric.of_cases is not None and metric.has_cases(rows)
+    }
+
+
+def _means(place: Place, patients: Ints, values: Mapping[Key, Floats]) -> Iterator[Estimate]:
+    """Yield the mean of each value over the units that have it.
+
+    Values that the same units have are resampled together: most structures are in every case.
+
+    Args:
+        place: what is counted, and where.
+        patients: (n,) of the units.
+        values: (n,) each.
+    """
+    together: dict[bytes, list[Key]] = {}
+    for key, value in values.items():
+        together.setdefault((~np.isnan(value)).tobytes(), []).append(key)
+    rows: dict[Key, Estimate] = {}
+    for keys in together.values():
+        rows |= _means_together(place, patients, {key: values[key] for key in keys})
+    yield from (rows[key] for key in values)
+
+
+def _means_together(place: Place, patients: Ints, values: Mapping[Key, Floats]) -> dict[Key, Estimate]:
+    """Return the means of values that the same units have."""
+    stacked = np.stack(list(values.values()), axis=1)  # (n, V)
+    there = ~np.isnan(stacked[:, 0])
+    stacked = stacked[there]
+    units = plain_units(patients[there])
+
+    def means(weights: Floats) -> Mapping[Key, Floats]:
+        total = weights.sum(axis=1, keepdims=True)  # (R, 1)
+        found = np.divide(
+            weights @ stacked, total, out=np.full((len(weights), len(values)), np.nan), where=total > 0
+        )
+        return dict(zip(values, found.T, strict=True))
+
+    points = means(np.ones((1, len(units))))
+    intervals = place.bootstrap(means, units)
+    rows = {}
+    for (name, structure), value in zip(values, stacked.T, strict=True):
+        metric = metrics()[name]
+        # The number of a case's misses is no share, that of one structure's is.
+        is_number = metric.is_counted and not structure
+        rows[name, structure] = place.estimate(
+            metric,
+            float(points[name, structure][0]),
+            intervals.get((name, structure)),
+            units,
+            needed=np.ones(len(units), np.bool_),
+            class_name=structure,
+            positives=int(value.sum()) if metric.is_share else None,
+            is_mean=is_number,
+            why=metric.without_one if structure else metric.without,
+        )
+    return rows

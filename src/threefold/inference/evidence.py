@@ -15,8 +15,7 @@ from threefold.cohorts.cohort import Case, Cohort
 from threefold.cohorts.failures import Failures, none_left, sparing_others
 from threefold.cohorts.targets import read_mask, read_structures
 from threefold.errors import ImageError, RunError
-from threefold.evaluation.attention import attention_columns
-from threefold.evaluation.counterfactuals import changes, flips
+from threefold.evaluation.evidence import attention_columns, changes, flips
 from threefold.evaluation.overlap import dice
 from threefold.file_names import case_stem
 from threefold.images.preprocessing import prepare_image, prepare_labels

@@ -36,6 +36,7 @@ from threefold.inference.naming import MaskNames
 from threefold.interruption import undisturbed
 from threefold.locks import alone_in
 from threefold.partials import remove_abandoned
+from threefold.paths import open_file
 from threefold.run import make_folder
 
 WRITE_EVERY = 20.0
@@ -423,7 +424,7 @@ def _stamp(source: Source) -> str:
 def _digest(path: Path) -> str:
     """Return a file's SHA-256; empty where it can't be read."""
     try:
-        with path.open("rb") as stream:
+        with open_file(path) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError:
         return ""

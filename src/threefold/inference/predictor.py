@@ -28,7 +28,6 @@ from threefold.core.foreign_code import verify_code
 from threefold.errors import RunError, ThreefoldError, UsageError, WeightsError
 from threefold.experiment import Experiment
 from threefold.experiments import read_experiment
-from threefold.finished_runs import verify_made, verify_settings
 from threefold.images.reading import Uneven
 from threefold.inference.agreement import contradiction
 from threefold.inference.cases import Progress, probabilities_of
@@ -39,6 +38,7 @@ from threefold.inference.sources import Asked, OnError, prepare_each, refuse_oth
 from threefold.inference.structures import topology_columns
 from threefold.networks.pretrained import load_pretrained
 from threefold.run import COPY_AGAIN, RunFolder
+from threefold.runs.finished import verify_made, verify_settings
 from threefold.tasks.build import build_network, build_tasks
 from threefold.tasks.questions import Question, questions_of, the_only
 from threefold.threads import share_cores

@@ -9,12 +9,12 @@ from pathlib import Path
 import pandas as pd
 
 from threefold.csv_tables import frame_text
-from threefold.evaluation.attention import BLOB, DRAWS, QUANTILE
 from threefold.evaluation.estimate import Estimate
-from threefold.evaluation.evidence import ATTENTION, COUNTERFACTUALS, ZERO_MAP, evidence_rows
-from threefold.evaluation.metrics import BASELINES, METRICS
+from threefold.evaluation.evidence import BLOB, DRAWS, QUANTILE, ZERO_MAP, evidence_rows
+from threefold.evaluation.metrics import BASELINES, metrics, shown_in
 from threefold.evaluation.predictions import Predictions
 from threefold.experiment import EvaluationSpec
+from threefold.reporting.results import Entry, frame_of
 from threefold.reporting.table import LEAK_NOTE, Table, cell, page
 from threefold.run import or_removed, write_atomically
 
@@ -61,10 +61,10 @@ def evidence_tables(
         *((LEAK_NOTE,) if predictions.leaks else ()),
     )
     found = []
-    rows = evidence_rows(evidence, predictions, spec, (*ATTENTION, ZERO_MAP))
+    rows = evidence_rows(evidence, predictions, spec, (*shown_in("attention"), ZERO_MAP))
     if rows:
         found.append(EvidenceTable("attention", _attention(rows, (*_attention_notes(rows), *notes)), rows))
-    rows = evidence_rows(evidence, predictions, spec, COUNTERFACTUALS)
+    rows = evidence_rows(evidence, predictions, spec, shown_in("counterfactuals"))
     if rows:
         found.append(EvidenceTable("counterfactuals", _counterfactuals(rows, things, notes), rows))
     rows = evidence_rows(evidence, predictions, spec, ("truth_dice",))
@@ -84,23 +84,23 @@ def write_evidence_tables(tables: Sequence[EvidenceTable], folder: Path) -> tupl
     for path, one in texts:
         write_atomically(path, page([one.table]))
     for path, one in numbers:
-        frame = pd.DataFrame([row.record() for row in one.rows]).drop(columns=["class_name", "positives"])
-        write_atomically(path, frame_text(frame))
+        write_atomically(path, frame_text(frame_of(map(Entry, one.rows))))
     return tuple(path for path, _ in (*texts, *numbers))
 
 
 def _attention(rows: Sequence[Estimate], notes: tuple[str, ...]) -> Table:
     by_group = _by_group(rows)
-    own = [name for name in ATTENTION if not name.endswith(tuple(filter(None, BASELINES)))]
+    own = [name for name in shown_in("attention") if not name.endswith(tuple(filter(None, BASELINES)))]
     return Table(
         title="Attention and the lesion, test cases",
         columns=("group", "", "network", "random maps", "centred blob"),
         rows=tuple(
-            (group, METRICS[name].title, *(cell(found.get(f"{name}{end}")) for end in BASELINES))
+            (group, metrics()[name].title, *(cell(found.get(f"{name}{end}")) for end in BASELINES))
             for group, found in by_group.items()
             for name in own
         ),
         notes=notes,
+        name="attention",
     )
 
 
@@ -127,9 +127,9 @@ def _counterfactuals(rows: Sequence[Estimate], things: Mapping[str, str], notes:
     named = " or ".join(f"the {name} ({what})" for name, what in things.items())
     return Table(
         title="The same case with one thing switched, test cases",
-        columns=("group", *(METRICS[name].title for name in COUNTERFACTUALS)),
+        columns=("group", *(metrics()[name].title for name in shown_in("counterfactuals"))),
         rows=tuple(
-            (group, *(cell(found.get(name)) for name in COUNTERFACTUALS))
+            (group, *(cell(found.get(name)) for name in shown_in("counterfactuals")))
             for group, found in _by_group(rows).items()
         ),
         notes=(
@@ -138,6 +138,7 @@ def _counterfactuals(rows: Sequence[Estimate], things: Mapping[str, str], notes:
             "else, the noise included, is the same.",
             *notes,
         ),
+        name="counterfactuals",
     )
 
 
@@ -147,6 +148,7 @@ def _truth(rows: Sequence[Estimate], notes: tuple[str, ...]) -> Table:
         columns=("group", "Dice"),
         rows=tuple((row.group, cell(row)) for row in rows),
         notes=("All sites, also those whose masks the cohort does not show; cases with a lesion.", *notes),
+        name="truth",
     )
 
 

@@ -22,10 +22,10 @@ from threefold.evaluation.curves import reliability_curve, roc_curve
 from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.evaluate import Evaluation
 from threefold.evaluation.groups import Group, case_units, groups_of, natural_order
-from threefold.evaluation.metrics import METRICS
+from threefold.evaluation.metrics import metrics, shown_in
 from threefold.evaluation.predictions import Predictions
 from threefold.experiment import EvaluationSpec
-from threefold.reporting.structure_tables import title_of
+from threefold.reporting.tables import title_of
 from threefold.run import write_atomically
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LINES = ("-", "--", "-.", ":")
 _TRUTH, _PREDICTED = "#56B4E9", "#E69F00"
-_SHIFT_METRICS = ("auc", "sensitivity", "specificity", "dice", "structure_dice")
 _LEAK_TITLE = " (split leaks patients)"
 
 
@@ -251,7 +250,7 @@ def shift_figure(evaluation: Evaluation) -> Figure | None:
 
     rows = [r for r in evaluation.rows if r.level == "case" and r.group_kind == "site" and not r.class_name]
     sites = list(dict.fromkeys(row.group for row in rows))
-    metrics = [m for m in _SHIFT_METRICS if any(r.metric == m and not math.isnan(r.value) for r in rows)]
+    metrics = [m for m in shown_in("drawn") if any(r.metric == m and not math.isnan(r.value) for r in rows)]
     if len(sites) < 2 or not metrics:
         return None
     figure = Figure(figsize=(1.2 + 2.6 * len(metrics), 1.6 + 0.3 * len(sites)), layout="constrained")
@@ -326,7 +325,7 @@ def loss_figure(history: pd.DataFrame) -> Figure | None:
     if (history[losses].fillna(1) > 0).all(axis=None):
         panels[0].set_yscale("log")
     for index, name in enumerate(scores):
-        title = METRICS[name.removeprefix("validation_")].title
+        title = metrics()[name.removeprefix("validation_")].title
         marker = "." if len(history) < 20 else None
         panels[1].plot(*_measured(history, name), label=title, marker=marker, **_style(index))
     if scores:

@@ -6,14 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from threefold.evaluation.by_value import MEASURES, ByValue, ValueRow
-from threefold.evaluation.estimate import OF_A_FIT, Difference, Estimate
-from threefold.evaluation.metrics import METRICS
+from threefold.evaluation.by_value import ByValue, ValueRow
+from threefold.evaluation.estimate import Difference, Estimate
+from threefold.evaluation.metrics import metrics, shown_in
 from threefold.evaluation.probes import FEWEST_PATIENTS, FOLDS, PENALTY, Probe
 from threefold.experiment import EvaluationSpec
-from threefold.reporting.table import LEAK_NOTE, Table, cell, interval_legend
-
-_OF_SEVERAL = ("auc", "balanced_accuracy", "accuracy")
+from threefold.reporting.results import Entry
+from threefold.reporting.table import LEAK_NOTE, Number, Table, cell, interval_legend
 
 
 def value_table(found: ByValue, spec: EvaluationSpec, *, binary: bool) -> Table:
@@ -24,23 +23,24 @@ def value_table(found: ByValue, spec: EvaluationSpec, *, binary: bool) -> Table:
         spec: replicates and confidence.
         binary: there are two classes, so that sensitivity is of one of them.
     """
-    metrics = MEASURES if binary else _OF_SEVERAL
+    of_one = ("positives", "negatives")  # class of two
+    names = [name for name in shown_in("values") if binary or metrics()[name].needs not in of_one]
     groups = list(dict.fromkeys((each.within, each.value, each.label) for each in found.rows))
     at = {(each.within, each.value, each.label, each.row.metric): each.row for each in found.rows}
     body = [
         (
             _name(found.column, *group),
-            *("" if (row := at.get((*group, metric))) is None else cell(row) for metric in metrics),
+            *("" if (row := at.get((*group, metric))) is None else cell(row) for metric in names),
         )
         for group in groups
     ]
     body += [
-        (f"worst group of {_name(found.column, *_group(each))}", *[""] * (len(metrics) - 1), cell(each.row))
+        (f"worst group of {_name(found.column, *_group(each))}", *[""] * (len(names) - 1), cell(each.row))
         for each in found.worst
     ]
     return Table(
         f"Test cases by {found.column}",
-        ("group", *(METRICS[name].title for name in metrics)),
+        ("group", *(metrics()[name].title for name in names)),
         tuple(body),
         (
             interval_legend(spec),
@@ -51,6 +51,7 @@ def value_table(found: ByValue, spec: EvaluationSpec, *, binary: bool) -> Table:
             *found.notes,
             *_leaks(each.row for each in found.rows),
         ),
+        name="shortcut",
     )
 
 
@@ -80,6 +81,7 @@ def probe_table(probes: Sequence[Probe], spec: EvaluationSpec) -> Table:
             "site group. That a probe tells it does not say that the network's own head uses it.",
             *_leaks(probe.accuracy for probe in probes),
         ),
+        name="probes",
     )
 
 
@@ -96,10 +98,11 @@ def temperature_table(temperature: Estimate, changes: Sequence[Difference], spec
         + ("." if math.isnan(temperature.value) else ": read the change."),
         *_leaks(each.first for each in changes),
     ]
-    names = [f"{each.first.group}, {METRICS[each.first.metric].title}" for each in changes]
+    names = [f"{each.first.group}, {metrics()[each.first.metric].title}" for each in changes]
     if math.isnan(temperature.value):
         rows = tuple((name, cell(each.first)) for name, each in zip(names, changes, strict=True))
-        return Table("Calibration", ("test cases, measure", "as predicted"), rows, tuple(notes))
+        title, columns = "Calibration", ("test cases, measure", "as predicted")
+        return Table(title, columns, rows, tuple(notes), name="calibration_temperature")
     return Table(
         "Calibration before and after a temperature",
         ("test cases, measure", "before", "after", "change"),
@@ -108,29 +111,32 @@ def temperature_table(temperature: Estimate, changes: Sequence[Difference], spec
             for name, each in zip(names, changes, strict=True)
         ),
         (*notes, "The intervals after take the temperature as given."),
+        name="calibration_temperature",
     )
 
 
-def value_records(found: ByValue) -> list[dict[str, Any]]:
-    """Return the numbers by value as rows of a long table."""
+def value_entries(found: ByValue) -> list[Entry]:
+    """Return the numbers by value."""
     of_worst = {_group(each) for each in found.worst}
     return [
-        {
-            "within": each.within,
-            "column": found.column,
-            "column_value": each.value,
-            "label": each.label,
-            "worst": _group(each) in of_worst,
-            **each.row.record(),
-        }
+        Entry(
+            each.row,
+            {
+                "within": each.within,
+                "column": found.column,
+                "column_value": each.value,
+                "label": each.label,
+                "worst": _group(each) in of_worst,
+            },
+        )
         for each in found.rows
     ]
 
 
-def probe_records(probes: Sequence[Probe]) -> list[dict[str, Any]]:
-    """Return the probes' numbers as rows of a long table."""
+def probe_entries(probes: Sequence[Probe]) -> list[Entry]:
+    """Return the probes' numbers."""
     return [
-        {"target": probe.target, "of": of, **row.record(), "left_out": probe.note}
+        Entry(row, {"target": probe.target, "of": of, "left_out": probe.note})
         for probe in probes
         for of, row in (
             *(("probe", row) for row in probe.auc),
@@ -140,14 +146,12 @@ def probe_records(probes: Sequence[Probe]) -> list[dict[str, Any]]:
     ]
 
 
-def temperature_records(temperature: Estimate, changes: Sequence[Difference]) -> list[dict[str, Any]]:
-    """Return the temperature, then each measure before, after and as a change, as rows of a long table."""
-    fitted = {"when": "fitted", "group": "validation"}
-    fitted |= {name: getattr(temperature, name) for name in OF_A_FIT}
+def temperature_entries(temperature: Estimate, changes: Sequence[Difference]) -> list[Entry]:
+    """Return the temperature, then each measure before, after and as a change."""
     return [
-        fitted,
+        Entry(temperature, {"when": "fitted"}),
         *(
-            {"when": when, **row.record()}
+            Entry(row, {"when": when})
             for each in changes
             for when, row in (("before", each.first), ("after", each.second), ("change", each.change))
         ),
@@ -173,7 +177,7 @@ def _temperature(found: Estimate) -> str:
 def _change(row: Estimate) -> str:
     if math.isnan(row.value) or math.isnan(row.low):
         return cell(row)
-    return f"{row.value:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
+    return Number(row, f"{row.value:+.3f}", f"[{row.low:+.3f}, {row.high:+.3f}]")
 
 
 def _leaks(rows: Any) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from threefold.images.preprocessing import prepare_labels
 from threefold.images.reading import read_label_map
 from threefold.images.writing import label_map_suffix
 from threefold.paths import refuse_links_out
-from threefold.reporting.case_tables import extreme_tables
+from threefold.reporting.examples import choose_volumes, extreme_tables
 from threefold.reporting.figures import (
     Example,
     calibration_figure,
@@ -40,12 +40,16 @@ from threefold.reporting.figures import (
     save,
     shift_figure,
 )
-from threefold.reporting.shift_tables import shift_table
-from threefold.reporting.structure_tables import disagreement_table
+from threefold.reporting.results import Entry, pictures_of, write_part
 from threefold.reporting.table import Table, page
-from threefold.reporting.tables import write_tables
+from threefold.reporting.tables import (
+    disagreement_table,
+    evaluation_part,
+    evaluation_tables,
+    shift_table,
+    write_tables,
+)
 from threefold.reporting.task_reports import KnownTasks, write_task_reports
-from threefold.reporting.volume_examples import choose_volumes
 from threefold.reporting.volume_figures import VolumeExample, volume_figure
 from threefold.run import RunFolder, or_removed, write_atomically
 from threefold.validation import read_table
@@ -84,12 +88,14 @@ def write_report(
     examples: Pictures | None = None,
     known: KnownTasks | None = None,
 ) -> Report:
-    """Evaluate predictions; write OUT/tables and OUT/figures, and OUT/tasks/TASK of tasks with own columns.
+    """Evaluate predictions; write OUT/tables, OUT/figures and, last, OUT/results.json.
+
+    Tasks with columns of their own have the same in OUT/tasks/TASK.
 
     Args:
         predictions: the table.
         spec: replicates, confidence and rules.
-        out: the folder that gets `tables` and `figures`.
+        out: the folder that gets them.
         threshold: of the positive class; None: chosen on the table's validation part.
         history: metrics.csv of the training, for the loss curves.
         examples: pictures of cases.
@@ -139,18 +145,24 @@ def _write_one(
     moved = shifts(predictions, spec, threshold=evaluation.threshold)
     extremes = extreme_tables(predictions, evaluation.threshold)
     further = {
-        "shift": _text(shift_table(moved, spec)),
-        "cases": page(extremes) if extremes else None,
-        "disagreements": _text(disagreement_table(predictions)),
+        "shift": _if_there(shift_table(moved, spec)),
+        "cases": extremes,
+        "disagreements": _if_there(disagreement_table(predictions)),
     }
-    for path, text in or_removed(folder.tables, ".md", further):
+    texts = {name: page(shown) or None for name, shown in further.items()}
+    for path, text in or_removed(folder.tables, ".md", texts):
         write_atomically(path, text)
         tables = (*tables, path)
+    shown = (*evaluation_tables(evaluation), *(table for each in further.values() for table in each))
+    part = evaluation_part(evaluation, shown, pictures_of(figures))
+    differences = (each.change for each in moved)
+    of_shift = (Entry(each, {"difference": f"{each.group} - {moved[0].first.group}"}) for each in differences)
+    write_part(out, "evaluate", replace(part, numbers=(*part.numbers, *of_shift)))  # last: all else is there
     return Report(evaluation, predictions, tables, figures)
 
 
-def _text(table: Table | None) -> str | None:
-    return None if table is None else page([table])
+def _if_there(table: Table | None) -> tuple[Table, ...]:
+    return () if table is None else (table,)
 
 
 def _write_volumes(examples: Pictures, folder: Path) -> Iterator[Path]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from threefold.evaluation.estimate import Estimate
 from threefold.experiment import EvaluationSpec
-from threefold.reporting.table import Table, interval_legend
+from threefold.reporting.table import Number, Table, interval_legend
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,7 +77,7 @@ def _cell(one: Estimate | None) -> str:
     if math.isnan(one.value):
         return f"{one.note} {count}"
     shown = f"[{one.note}]" if math.isnan(one.low) else f"[{one.low:.3f}, {one.high:.3f}]"
-    return f"{one.value:.3f} {shown} {count}"
+    return Number(one, f"{one.value:.3f}", shown, count)
 
 
 def _short(one: Estimate) -> str:

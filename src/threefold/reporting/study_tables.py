@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from threefold.evaluation.claims import ClaimRow, PairRow, RelianceRow, VariantRow
 from threefold.evaluation.comparison import Effect
 from threefold.evaluation.estimate import Difference
 from threefold.evaluation.metrics import title
-from threefold.reporting.table import LEAK_MARK, LEAK_NOTE, Table
+from threefold.reporting.results import Entry
+from threefold.reporting.table import LEAK_MARK, LEAK_NOTE, Number, Table
 
 _Row = ClaimRow | VariantRow | RelianceRow | PairRow
 
@@ -90,6 +92,7 @@ def claim_table(
             for row in rows
         ),
         tuple(notes),
+        name="claims",
     )
 
 
@@ -111,6 +114,7 @@ def variant_table(rows: Sequence[VariantRow], *, confidence: float, replicates: 
             for cohort, variant in names
         ),
         tuple(notes),
+        name="variants",
     )
 
 
@@ -131,6 +135,7 @@ def reliance_table(rows: Sequence[RelianceRow]) -> Table:
             "tables have the intervals over patients.",
             *_leak_note(rows),
         ),
+        name="reliance",
     )
 
 
@@ -186,6 +191,7 @@ def pair_table(rows: Sequence[PairRow], *, confidence: float) -> Table:
             "(Obuchowski 1997). p: of the pair alone, not corrected. n: cases/patients.",
             *_leak_note(rows),
         ),
+        name="pairs",
     )
 
 
@@ -215,7 +221,7 @@ def _cell(effect: Effect, *, asked: int, leaks: bool, form: str) -> str:
         tested += f" ({effect.fewest_cases}/{effect.fewest_patients})"
     if effect.runs > 1:
         runs += f": {min(effect.each):{form}} to {max(effect.each):{form}}"
-    return f"{number.value:{form}}{mark} {shown} {tested} x{runs}"
+    return Number(number, f"{number.value:{form}}{mark}", shown, f"{tested} x{runs}")
 
 
 def _signed(found: Difference, mark: str) -> str:
@@ -223,7 +229,7 @@ def _signed(found: Difference, mark: str) -> str:
     if math.isnan(change.value):
         return "not estimable"
     shown = "no interval" if change.interval is None else f"{change.low:+.3f}, {change.high:+.3f}"
-    return f"{change.value:+.3f}{mark} [{shown}]"
+    return Number(change, f"{change.value:+.3f}{mark}", f"[{shown}]")
 
 
 def _number(value: float, row: _Row) -> str:
@@ -250,3 +256,33 @@ def groups_of(row: ClaimRow) -> str:
     """Return the variant's test cases, and the baseline's where they are others."""
     same = row.baseline_group == row.group
     return row.group if same else f"{row.group} against {row.baseline_group}"
+
+
+def claim_entries(row: ClaimRow) -> list[Entry]:
+    """Return a claim's means and its difference, with what each is about."""
+    about = about_of(row)
+    whose = ("baseline", row.baseline_mean), ("variant", row.variant_mean), ("difference", row.effect)
+    return [Entry(each.estimate, {**about, "of": of, **_over_runs(each)}) for of, each in whose]
+
+
+def pair_entries(row: PairRow) -> list[Entry]:
+    """Return the AUCs of a pair and their difference, with what each is about."""
+    about, found = about_of(row), row.difference
+    tested = {"p": found.p, "error": found.error}
+    return [
+        Entry(found.first, {**about, "of": "baseline"}),
+        Entry(found.second, {**about, "of": "variant"}),
+        Entry(found.change, {**about, "of": "difference", **tested}),
+    ]
+
+
+def about_of(row: _Row) -> dict[str, Any]:
+    """Return what a row says beside its numbers; of a mean over runs how those went as well."""
+    numbers = [value for value in vars(row).values() if isinstance(value, Effect)]
+    said = {key: value for key, value in vars(row).items() if not isinstance(value, Effect | Difference)}
+    return said | (_over_runs(numbers[0]) if len(numbers) == 1 else {})
+
+
+def _over_runs(effect: Effect) -> dict[str, Any]:
+    said = {key: value for key, value in vars(effect).items() if key != "estimate"}
+    return said | {"each": list(effect.each)}

@@ -7,15 +7,13 @@ says that the split leaks patients.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from threefold.checksums import seal_text
 from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.evaluate import Evaluation
 from threefold.evaluation.groups import Level
-from threefold.evaluation.metrics import METRICS
+from threefold.evaluation.metrics import metrics
 from threefold.experiment import EvaluationSpec
 
 LEAK_MARK = "†"
@@ -25,6 +23,38 @@ LEAK_NOTE = (
 )
 
 
+class Number(str):
+    """The text of a number in a table, which knows its parts and the estimate that it shows.
+
+    Attributes:
+        estimate: that it shows.
+        value, interval, count_text: as text; the count may be empty.
+        before: what stands before the value, with the space between.
+    """
+
+    estimate: Estimate
+    value: str
+    interval: str
+    count_text: str
+    before: str
+
+    def __new__(
+        cls, estimate: Estimate, value: str, interval: str, count: str = "", before: str = ""
+    ) -> Number:
+        """Make the text of its parts."""
+        number = super().__new__(cls, " ".join(filter(None, (f"{before}{value}", interval, count))))
+        number.estimate, number.value, number.interval = estimate, value, interval
+        number.count_text, number.before = count, before
+        return number
+
+
+def after(before: str, text: str) -> str:
+    """Return a cell with something before it; a number stays one."""
+    if not isinstance(text, Number):
+        return f"{before}{text}"
+    return Number(text.estimate, text.value, text.interval, text.count_text, f"{before}{text.before}")
+
+
 @dataclass(frozen=True)
 class Table:
     """A table of text.
@@ -32,14 +62,16 @@ class Table:
     Attributes:
         title: one line.
         columns: headings; the first is of the row names.
-        rows: cells, as many as columns.
+        rows: cells, as many as columns; those of an estimate are `Number`s.
         notes: sentences below the table.
+        name: by which a report finds it among the results; empty for a table that is not kept.
     """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
+    name: str = ""
 
 
 def cell(row: Estimate | None) -> str:
@@ -50,10 +82,10 @@ def cell(row: Estimate | None) -> str:
     if math.isnan(row.value):
         return f"{row.note} {count}" if row.n else row.note
     # 0.123, but 12.34 mm or dB
-    digits = 3 if METRICS[row.metric].bounds[1] <= 2 or row.metric == "log_loss" else 2
+    digits = 3 if metrics()[row.metric].bounds[1] <= 2 or row.metric == "log_loss" else 2
     mark = LEAK_MARK if row.leaks else ""
     interval = "[no interval]" if math.isnan(row.low) else f"[{row.low:.{digits}f}, {row.high:.{digits}f}]"
-    return f"{row.value:.{digits}f}{mark} {interval} {count}"
+    return Number(row, f"{row.value:.{digits}f}{mark}", interval, count)
 
 
 def legend(evaluation: Evaluation, level: Level) -> tuple[str, ...]:
@@ -90,41 +122,8 @@ def markdown(table: Table) -> str:
 
 
 def page(tables: Iterable[Table]) -> str:
-    """Return a file of Markdown, one table below the other, with its checksum (`checksums`)."""
-    return seal_text("\n".join(markdown(table) for table in tables))
-
-
-def from_markdown(text: str) -> tuple[Table, ...]:
-    """Return the tables of a Markdown text, as `markdown` writes them; what is no table is kept as notes.
-
-    A heading of any level begins a table; text before the first has none. Cells are as they were but for runs
-    of spaces.
-    """
-    found: list[Table] = []
-    for block in re.split(r"^(?=#{1,6} )", text, flags=re.MULTILINE):
-        if block.strip():
-            found.append(_read_block(block))
-    return tuple(found)
-
-
-def _read_block(block: str) -> Table:
-    title = ""
-    if block.startswith("#"):
-        title, _, block = block.lstrip("#").strip().partition("\n")
-    lines = [line.strip() for line in block.splitlines()]
-    piped = [_cells(line) for line in lines if line.startswith("|") and line.endswith("|")]
-    grid = [row for row in piped if not all(re.fullmatch(r":?-+:?", text) for text in row)]
-    prose = "\n".join("" if line.startswith("|") and line.endswith("|") else line for line in lines)
-    notes = tuple(" ".join(part.split()) for part in re.split(r"\n\s*\n", prose) if part.strip())
-    if not grid:
-        return Table(title.strip(), (), (), notes)
-    width = len(grid[0])
-    rows = tuple((*row, *[""] * (width - len(row)))[:width] for row in grid[1:])
-    return Table(title.strip(), tuple(grid[0]), rows, notes)
-
-
-def _cells(line: str) -> list[str]:
-    return [text.strip().replace("\\|", "|") for text in re.split(r"(?<!\\)\|", line[1:-1])]
+    """Return a file of Markdown, one table below the other."""
+    return "\n".join(markdown(table) for table in tables)
 
 
 def plain(table: Table) -> str:

@@ -15,9 +15,9 @@ import yaml
 
 from threefold.checksums import verify_table
 from threefold.errors import RunError
-from threefold.finished_runs import verify_made, verify_settings
 from threefold.paths import Boundary
 from threefold.run import RunFolder, write_atomically
+from threefold.runs.finished import verify_made, verify_settings
 from threefold.studies.protocol import read_protocol
 from threefold.studies.reliance import TABLES
 from threefold.studies.study_folder import StudyFolder

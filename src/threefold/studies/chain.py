@@ -19,13 +19,12 @@ from threefold.csv_tables import as_numbers, frame_text
 from threefold.errors import CohortError
 from threefold.evaluation.paired import MEASURES, Gain, registration_gains, variant_gains
 from threefold.experiment import EvaluationSpec, Experiment
-from threefold.reporting.paired_tables import gain_table
 from threefold.reporting.run_report import Report
 from threefold.reporting.table import page
-from threefold.reporting.tables import write_comparison
-from threefold.run import make_folder, write_atomically
-from threefold.studies.chain_spec import PROPAGATION, ChainSpec, stage_experiments, stage_overrides
-from threefold.studies.evaluations import evaluate_propagated, evaluate_run
+from threefold.reporting.tables import gain_table, write_comparison
+from threefold.run import PROPAGATION, make_folder, write_atomically
+from threefold.runs.evaluate import evaluate_propagated, evaluate_run
+from threefold.studies.chain_spec import ChainSpec, stage_experiments, stage_overrides
 from threefold.training.devices import require_one_process
 from threefold.training.lineage import seen_of
 from threefold.training.progress import TrainingProgress

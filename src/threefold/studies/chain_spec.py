@@ -13,10 +13,10 @@ from threefold.errors import ExperimentError
 from threefold.experiment import Experiment, Spec
 from threefold.experiments import load_experiment
 from threefold.paths import PathPart
+from threefold.run import PROPAGATION
 from threefold.validation import did_you_mean, parse_spec, parse_yaml, read_yaml
 
 _CHAINS = files("threefold") / "studies" / "chains"
-PROPAGATION = "propagation"
 
 
 class StageSpec(Spec):

@@ -32,24 +32,33 @@ from threefold.evaluation.measures import (
     measured_pair,
     scores,
 )
-from threefold.evaluation.metrics import is_share, largest_difference
+from threefold.evaluation.metrics import is_share, largest_difference, shown_in
 from threefold.evaluation.spread import Spread, moderated
 from threefold.reporting.figures import save
+from threefold.reporting.results import Entry, Part, write_part
 from threefold.reporting.study_figures import claim_figure
-from threefold.reporting.study_tables import claim_table, pair_table, reliance_table, variant_table
+from threefold.reporting.study_tables import (
+    about_of,
+    claim_entries,
+    claim_table,
+    pair_entries,
+    pair_table,
+    reliance_table,
+    variant_table,
+)
 from threefold.reporting.table import Table, page
 from threefold.run import write_atomically
-from threefold.studies.claim_pairs import (
+from threefold.runs.evaluate import read_label_tables, read_run_predictions
+from threefold.runs.explain import read_evidence
+from threefold.studies.protocol import lines_of, protocol_of, write_down
+from threefold.studies.reliance import reliance_of
+from threefold.studies.study_claims import (
     asked_pairs,
     claims_by_cohort,
     finished_pairs,
     is_labels_id,
     labels_id,
 )
-from threefold.studies.evaluations import read_label_tables, read_run_predictions
-from threefold.studies.evidence import read_evidence
-from threefold.studies.protocol import lines_of, protocol_of, write_down
-from threefold.studies.reliance import reliance_of
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import (
     LABELS,
@@ -77,8 +86,6 @@ class Pair:
 
 
 MeasuredPairs = Sequence[Pair]
-
-_USUAL = ("auc", "balanced_accuracy", "dice", "structure_dice", "topology_match", "psnr")
 
 
 @dataclass(frozen=True)
@@ -161,7 +168,7 @@ def compare_study(folder: StudyFolder) -> Comparison:
 
 
 def write_comparison(comparison: Comparison, folder: StudyFolder) -> tuple[Table, ...]:
-    """Write a comparison's tables (Markdown to read, CSV to compute with) and its figure.
+    """Write a comparison's tables (Markdown to read, CSV to compute with), its figure and results.json.
 
     The claims are written down as well: from now on what they came to is seen.
 
@@ -204,7 +211,26 @@ def write_comparison(comparison: Comparison, folder: StudyFolder) -> tuple[Table
     if comparison.claims:
         folder.figures.mkdir(parents=True, exist_ok=True)
         save(claim_figure(comparison.claims), picture)
+    write_part(folder.path, "compare", _part_of(comparison, [*tables.values()]))
     return tuple(table for table in tables.values() if table.rows)
+
+
+def _part_of(comparison: Comparison, tables: Sequence[Table]) -> Part:
+    """Return a comparison as a part of results.json."""
+    study = comparison.study
+    facts = {
+        "study": study.name,
+        "confidence": study.confidence,
+        "replicates": study.replicates,
+        "margin": study.margin,
+        "missing": list(comparison.missing),
+        "withdrawn": list(comparison.withdrawn),
+    }
+    numbers = [entry for row in comparison.claims for entry in claim_entries(row)]
+    numbers += [Entry(row.mean.estimate, about_of(row)) for row in comparison.means]
+    numbers += [entry for row in comparison.pairs for entry in pair_entries(row)]
+    pictures = ("claims",) if comparison.claims else ()
+    return Part(facts, tuple(numbers), tuple(table for table in tables if table.rows), pictures)
 
 
 def _in_a_field(value: Any) -> Any:
@@ -346,7 +372,7 @@ class _Measuring:
             for claim in self.study.claims
             for group in (claim.group, claim.baseline_group or claim.group)
         )
-        usual = dict.fromkeys((metric, OF_ALL) for metric in _USUAL)
+        usual = dict.fromkeys((metric, OF_ALL) for metric in shown_in("means"))
         variants: dict[tuple[str, str], list[str]] = {}
         for plan in plans:
             variants.setdefault((plan.cohort, plan.variant), []).append(plan.id)

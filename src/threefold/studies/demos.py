@@ -10,8 +10,8 @@ from threefold.experiment import Experiment
 from threefold.phantoms.registry import PHANTOMS
 from threefold.reporting.run_report import Report
 from threefold.run import make_folder
+from threefold.runs.evaluate import evaluate_run
 from threefold.studies.chain import Chain, ChainReport, run_chain
-from threefold.studies.evaluations import evaluate_run
 from threefold.training.progress import TrainingProgress
 from threefold.training.run import train
 

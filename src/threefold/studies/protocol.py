@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from threefold.errors import RunError
 from threefold.experiment.spec import Spec
 from threefold.run import write_atomically
-from threefold.studies.claim_pairs import asked_pairs, claims_by_cohort, is_labels_id
+from threefold.studies.study_claims import asked_pairs, claims_by_cohort, is_labels_id
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import ClaimSpec, StudySpec
 

@@ -10,7 +10,7 @@ import pandas as pd
 from threefold.errors import PredictionsError
 from threefold.evaluation.claims import RelianceRow
 from threefold.run import RunFolder
-from threefold.studies.probing import SHORTCUT
+from threefold.runs.probe import SHORTCUT
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import RunPlan
 from threefold.validation import read_table

@@ -10,7 +10,7 @@ from threefold import __version__
 from threefold.errors import RunError
 from threefold.reporting.html import render
 from threefold.run import RunFolder, runs_below, write_atomically
-from threefold.studies.run_page import run_page
+from threefold.runs.page import run_page
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_page import REPORT_NAME, study_page
 

@@ -13,7 +13,7 @@ from threefold.experiments import read_experiment
 from threefold.locks import alone_in
 from threefold.reporting.study_tables import numbered
 from threefold.run import RunFolder, make_folder
-from threefold.studies.notices import left_by
+from threefold.runs.page import left_by
 from threefold.studies.protocol import write_down
 from threefold.studies.study_claims import require_groups, require_metrics, require_tasks
 from threefold.studies.study_cohorts import judge_labels, prepare_cohort

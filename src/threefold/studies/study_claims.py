@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Set
 
 from threefold.cohorts.cohort import Cohort
 from threefold.errors import UsageError
 from threefold.evaluation.measures import OF_ALL
-from threefold.evaluation.metrics import METRICS
-from threefold.experiment import AnyTaskSpec, ClassificationSpec, ReconstructionSpec, SegmentationSpec
-from threefold.studies.study_spec import LABELS, StudySpec, claim_cohorts
+from threefold.evaluation.metrics import metrics
+from threefold.experiment import (
+    AnyTaskSpec,
+    ClassificationSpec,
+    ReconstructionSpec,
+    RegressionSpec,
+    SegmentationSpec,
+)
+from threefold.studies.study_spec import LABELS, ClaimSpec, StudySpec, claim_cohorts, run_id
 from threefold.validation import did_you_mean
 
-_OF_TABLES_ALONE = ("confusion", "log_loss")
-"""Metrics of the tables by class that are not one number of a run."""
-_OF_MASKS = ("dice", "missed_lesions", "false_alarms", "truth_dice")
-_OF_RECONSTRUCTION = ("psnr", "ssim")
 Tasks = Mapping[str, AnyTaskSpec]
 _OF_LABELS: Tasks = {"segmentation": SegmentationSpec(target="structures")}
+_KINDS = {
+    "classification": ClassificationSpec,
+    "segmentation": SegmentationSpec,
+    "reconstruction": ReconstructionSpec,
+    "regression": RegressionSpec,
+}
 """What a cohort's own structures say, as a training's tasks."""
 
 
@@ -27,19 +35,19 @@ def require_metrics(study: StudySpec) -> None:
     Raises:
         UsageError: naming the claim and the nearest metric.
     """
-    known = sorted({*METRICS} - {*_OF_TABLES_ALONE})
+    known = sorted(name for name, metric in metrics().items() if metric.is_compared)
     for claim in study.claims:
         name, _, structure = claim.metric.partition(":")
         if name not in known:
             raise UsageError(
                 f"claim '{claim.claim}': there is no metric '{name}' to compare.{did_you_mean(name, known)}"
             )
-        if structure and METRICS[name].of != "structure":
+        if structure and metrics()[name].of != "structure":
             raise UsageError(
                 f"claim '{claim.claim}': {name} is not of one structure. Expected {name} without "
                 f"':{structure}'."
             )
-        if METRICS[name].of == "evidence" and not study.evidence:
+        if metrics()[name].of == "evidence" and not study.evidence:
             raise UsageError(
                 f"claim '{claim.claim}': {name} is measured only where the study says `evidence: true`. Add "
                 "that line."
@@ -74,12 +82,8 @@ def require_tasks(study: StudySpec, trained: Mapping[str, Tasks]) -> None:
 
 def _lacks(metric: str, tasks: Tasks) -> str:
     """Return the task that a metric needs and an experiment does not have; empty where it has it."""
-    needed: tuple[type, str] = (ClassificationSpec, "classification")
-    if metric in _OF_RECONSTRUCTION:
-        needed = (ReconstructionSpec, "reconstruction")
-    elif metric in _OF_MASKS or METRICS[metric].of in ("structure", "topology"):
-        needed = (SegmentationSpec, "segmentation")
-    return "" if any(isinstance(task, needed[0]) for task in tasks.values()) else needed[1]
+    needed = metrics()[metric].task
+    return "" if any(isinstance(task, _KINDS[needed]) for task in tasks.values()) else needed
 
 
 def require_groups(study: StudySpec, name: str, cohort: Cohort) -> None:
@@ -134,3 +138,48 @@ def _names(cohort: Cohort) -> list[str]:
 def _values(cohort: Cohort, column: str) -> list[str]:
     """Return COLUMN=VALUE for each value that a further column has."""
     return sorted({f"{column}={case.extra[column]}" for case in cohort.cases if column in case.extra})
+
+
+def labels_id(cohort: str) -> str:
+    """Return what stands in place of a run's id for a cohort's own structures."""
+    return f"{cohort}/{LABELS}"
+
+
+def is_labels_id(name: str) -> bool:
+    """Whether a name is that of a cohort's own structures, not of a run."""
+    return name.rpartition("/")[2] == LABELS
+
+
+def claims_by_cohort(study: StudySpec) -> Iterator[tuple[ClaimSpec, str]]:
+    """Yield each claim with each cohort in which it is tested: a line of the comparison."""
+    for claim in study.claims:
+        for cohort in claim_cohorts(study, claim):
+            yield claim, cohort
+
+
+def asked_pairs(
+    study: StudySpec, claim: ClaimSpec, cohort: str
+) -> Iterator[tuple[str, str, tuple[int, int]]]:
+    """Yield a claim's pairs: ids of baseline and variant, (split, seed)."""
+    other = claim.baseline_cohort or cohort
+    for split in range(len(study.splits)):
+        for seed in study.seeds:
+            labels = claim.baseline == LABELS
+            first = labels_id(other) if labels else run_id(other, claim.baseline, split, seed)
+            yield first, run_id(cohort, claim.variant, split, seed), (split, seed)
+
+
+def finished_pairs(
+    study: StudySpec, claim: ClaimSpec, cohort: str, finished: Set[str]
+) -> Iterator[tuple[str, str, tuple[int, int]]]:
+    """Yield those of a claim's pairs that have finished.
+
+    Args:
+        study: of the claim.
+        claim: the claim.
+        cohort: of the variant.
+        finished: ids of runs, and `labels_id` of cohorts whose own structures were judged.
+    """
+    for first, second, place in asked_pairs(study, claim, cohort):
+        if {first, second} <= finished:
+            yield first, second, place

@@ -23,7 +23,7 @@ from threefold.errors import RunError, UsageError
 from threefold.file_names import portable
 from threefold.phantoms.registry import PHANTOMS
 from threefold.run import write_atomically
-from threefold.studies.evaluations import write_label_tables
+from threefold.runs.evaluate import write_label_tables
 from threefold.studies.study_claims import has_cases_of
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import LABELS, ClaimSpec, CohortSource, StudySpec, claim_cohorts, plan_runs

@@ -24,7 +24,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from threefold.errors import RunError, bounded
-from threefold.run import RunFolder, make_folder, write_atomically
+from threefold.run import RESULTS_NAME, RunFolder, make_folder, write_atomically
 from threefold.studies.study_spec import CohortSource, StudySpec, load_study
 from threefold.validation import read_json
 
@@ -66,6 +66,11 @@ class StudyFolder:
     def protocol(self) -> Path:
         """When each claim was written down."""
         return self.path / "protocol.json"
+
+    @property
+    def results(self) -> Path:
+        """Every number, table and picture of the comparison (JSON)."""
+        return self.path / RESULTS_NAME
 
     @property
     def tables(self) -> Path:

@@ -14,16 +14,23 @@ from threefold.cohorts.cohort import Cohort
 from threefold.cohorts.splits import PARTS, Split, read_split
 from threefold.errors import CohortError, RunError
 from threefold.experiment.spec import Spec
-from threefold.reporting.evidence import Chapter, read_evidence, sections_of
+from threefold.reporting.chapters import Chapter, sections_of, shown_of
 from threefold.reporting.html import Block, Code, Facts, Folded, Heading, Links, Notice, Page, Section, Text
+from threefold.reporting.results import read_results
 from threefold.reporting.study_tables import percent
 from threefold.reporting.table import LEAK_MARK, Table
 from threefold.run import RunFolder
-from threefold.studies.audit_section import AUDIT, audit_blocks
-from threefold.studies.evaluations import cohort_if_there, cohort_of_run, of_run
-from threefold.studies.notices import is_older, leak_of_run, leaks_of_runs, stale_tables
+from threefold.runs.evaluate import cohort_if_there, cohort_of_run, of_run
+from threefold.runs.page import (
+    AUDIT,
+    audit_blocks,
+    environment_facts,
+    is_older,
+    leak_of_run,
+    leaks_of_runs,
+    stale_tables,
+)
 from threefold.studies.protocol import lines_of, protocol_of
-from threefold.studies.reproduction import environment_facts
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_spec import CohortSource, RunPlan, StudySpec, VariantSpec
 from threefold.studies.study_status import RunStanding, standing_of, status_table
@@ -33,23 +40,23 @@ from threefold.validation import read_text
 REPORT_NAME = "report.html"
 
 _CHAPTERS = (
-    Chapter("What each claim came to", "", ("claims*",), ("claims*",)),
-    Chapter("Variants", "", ("variants*",), ("variants*",)),
-    Chapter("What the networks rely on", "", ("reliance*",), ("reliance*",)),
-    Chapter("Pairs of runs", "", ("pairs*",), ("pairs*",)),
+    Chapter("What each claim came to", "", ("claims*",), ("claims",)),
+    Chapter("Variants", "", ("variants*",), ("variants",)),
+    Chapter("What the networks rely on", "", ("reliance*",), ("reliance",)),
+    Chapter("Pairs of runs", "", ("pairs*",), ("pairs",)),
 )
 _OF_A_RUN = (
-    Chapter("", "", (), ("metrics/Test cases by site, per case",)),
+    Chapter("", "", (), ("sites.case",)),
     Chapter("ROC and calibration", "", ("roc", "calibration"), ()),
-    Chapter("Shift between sites", "", ("shift",), ("shift/*",)),
+    Chapter("Shift between sites", "", ("shift",), ("shift",)),
     Chapter("Attention", "", ("attention*",), ()),
     Chapter(
         "The worst cases as well as the best",
         "",
         ("examples*", "volumes-best", "volumes-worst"),
-        ("cases/Best*", "metrics/Structures*"),
+        ("cases.dice", "structures*"),
     ),
-    Chapter("Disagreements", "", ("volumes-disagreement",), ("disagreements/*",)),
+    Chapter("Disagreements", "", ("volumes-disagreement",), ("disagreements",)),
 )
 """Of a run's tables and figures those that the study's page shows; the run's own report has the rest."""
 
@@ -77,9 +84,9 @@ def study_page(
         for run in runs
         if folder.run(run.plan.id).split.is_file()
     }
-    evidence = read_evidence(folder.tables, folder.figures)
-    compared = [(chapter, section) for chapter, section in sections_of(evidence, _CHAPTERS) if section.blocks]
-    rest = evidence.rest()
+    found = shown_of(read_results(folder.path), folder.figures)
+    compared = [(chapter, section) for chapter, section in sections_of(found, _CHAPTERS) if section.blocks]
+    rest = found.rest()
     return Page(
         title=f"Study {study.name}",
         lead=_lead(study, runs),
@@ -144,7 +151,7 @@ def _opening(
 
 
 def _is_stale(folder: StudyFolder) -> bool:
-    return is_older(folder.tables.glob("*.md"), [folder.study, *(folder.path / "outcomes").glob("*.json")])
+    return is_older([folder.results], [folder.study, *(folder.path / "outcomes").glob("*.json")])
 
 
 def _protocol(study: StudySpec, folder: StudyFolder) -> Iterator[Block]:
@@ -294,7 +301,7 @@ def _first_runs(
 
 
 def _of_a_run(run: RunFolder) -> Iterator[Block]:
-    for chapter, section in sections_of(read_evidence(run.tables, run.figures), _OF_A_RUN):
+    for chapter, section in sections_of(shown_of(read_results(run.path), run.figures), _OF_A_RUN):
         if section.blocks and chapter.title:
             yield Heading(chapter.title)
         yield from section.blocks

@@ -162,8 +162,8 @@ def execute(folder: Path, run: str) -> str:
     """
     import torch
 
-    from threefold.studies.evaluations import evaluate_run
-    from threefold.studies.evidence import explain_run
+    from threefold.runs.evaluate import evaluate_run
+    from threefold.runs.explain import explain_run
     from threefold.training.progress import Lines
     from threefold.training.run import train
 

@@ -20,9 +20,9 @@ from threefold.errors import RunError
 from threefold.evaluation.classification import choose_threshold
 from threefold.evaluation.predictions import NOT_MEASURED, probability_column, write_predictions
 from threefold.experiment import Experiment, Part
-from threefold.finished_runs import verify_made
 from threefold.inference.cases import predict_cases
 from threefold.run import RunFolder, write_atomically
+from threefold.runs.finished import verify_made
 from threefold.tasks.build import build_network
 from threefold.tasks.questions import questions_of
 from threefold.training.checkpoints import load_checkpoint, load_network

@@ -10,8 +10,8 @@ from threefold.cohorts.splits import Split, read_split
 from threefold.errors import RunError
 from threefold.experiment import Experiment
 from threefold.experiments import read_experiment
-from threefold.finished_runs import verify_settings
 from threefold.run import RunFolder
+from threefold.runs.finished import verify_settings
 
 
 def require_unseen(experiment: Experiment, cohort: Cohort, split: Split) -> tuple[str, ...]:

@@ -20,9 +20,9 @@ from threefold.cohorts.store import SampleStore
 from threefold.errors import CohortError, ThreefoldError, some
 from threefold.experiment import CascadeSpec, Experiment
 from threefold.experiments import read_experiment
-from threefold.finished_runs import finish_status, verify_inputs, verify_settings
 from threefold.interruption import terminating_as_interrupt, undisturbed
 from threefold.run import RunFolder, State
+from threefold.runs.finished import finish_status, verify_inputs, verify_settings
 from threefold.tasks.build import build_network
 from threefold.tasks.resolve import targets_of
 from threefold.threads import computing_with, share_cores

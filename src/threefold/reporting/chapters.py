@@ -1,23 +1,24 @@
-"""What a run folder's tables and figures are shown under, and in which order.
+"""What the tables and pictures of results are shown under, and in which order.
 
-A section takes every file whose name fits, so that a command that writes further ones needs no change here;
-what fits no section is shown at the end, and nothing is shown twice.
+A section takes all whose name fits, so that a command that makes further ones needs no change here; what fits
+no section is shown at the end, and nothing is shown twice.
 """
 
 from __future__ import annotations
 
+import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-from threefold.checksums import verify_text
-from threefold.errors import RunError
-from threefold.reporting.html import Block, Folded, Notice, Section, Text
-from threefold.reporting.pictures import picture
-from threefold.reporting.table import Table, from_markdown
+from PIL import Image
+
+from threefold.reporting.html import Block, Folded, Notice, Picture, Section, Text
+from threefold.reporting.results import Part
+from threefold.reporting.table import Table
 
 Need = Literal["two classes", "a diagnosis", "site groups", "masks or structures", "structures"]
 
@@ -30,7 +31,7 @@ class Chapter:
         title: of the section.
         text: what a reader should know before looking.
         figures: patterns of the names of figures, without ending.
-        tables: patterns of FILE/TITLE of tables, FILE without ending.
+        tables: patterns of the names of tables.
         folded: patterns of those of them that are shown on demand.
         verb: of threefold, that makes what goes into it.
         needs: what a run must have for there to be anything.
@@ -54,8 +55,8 @@ CHAPTERS = (
         "Results by site",
         "Every number is of test cases, with its interval and the cases and patients that it is over.",
         ("confusion*",),
-        ("metrics/Test cases by site*", "metrics/Test cases by *", "metrics/Confusion*"),
-        folded=("metrics/*, per patient",),
+        ("sites.*", "groups.*", "confusion"),
+        folded=("*.patient",),
     ),
     Chapter("ROC", "", ("roc*",), ("roc*",), needs=("two classes",)),
     Chapter(
@@ -93,7 +94,7 @@ CHAPTERS = (
         "Segmentation and topology",
         "The worst cases are shown as well as the best and typical ones.",
         ("examples*", "volumes-best", "volumes-worst", "volumes-*", "topology*"),
-        ("cases/Best*", "metrics/Structures*", "truth*", "topology*"),
+        ("cases.dice", "structures*", "truth", "topology*"),
         needs=("masks or structures",),
         without=("volumes-disagreement",),
     ),
@@ -101,14 +102,14 @@ CHAPTERS = (
         "Wrong diagnoses",
         "The test cases to look at first.",
         (),
-        ("cases/Diagnoses*",),
+        ("cases.diagnosis",),
         needs=("a diagnosis",),
     ),
     Chapter(
         "Disagreements",
         "Where the segmented topology and the classifier say different things, one of them is wrong.",
         ("volumes-disagreement", "disagreement*"),
-        ("disagreement*",),
+        ("disagreements",),
         needs=("a diagnosis", "structures"),
         none="none: topology and classifier agree wherever both say something.",
     ),
@@ -131,23 +132,21 @@ _CAPTIONS = {
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """Tables and figures of a folder that no section has taken yet.
+class Shown:
+    """Tables and pictures of a folder's results that no section has taken yet.
 
     Attributes:
-        tables: by FILE/TITLE.
-        figures: by name without ending.
-        damaged: what could not be read.
+        tables: by name.
+        pictures: paths by name.
     """
 
     tables: dict[str, Table]
-    figures: dict[str, Path]
-    damaged: tuple[Notice, ...]
+    pictures: dict[str, Path]
 
     def take(self, chapter: Chapter) -> tuple[Block, ...]:
         """Return and forget a chapter's figures and tables; empty where there is none."""
-        names = [name for name in _fitting(self.figures, chapter.figures) if name not in chapter.without]
-        blocks: list[Block] = [picture(self.figures.pop(name), caption(name)) for name in names]
+        names = [name for name in _fitting(self.pictures, chapter.figures) if name not in chapter.without]
+        blocks: list[Block] = [picture(self.pictures.pop(name), caption(name)) for name in names]
         folded: list[Block] = []
         for name in _fitting(self.tables, chapter.tables):
             aside = any(fnmatchcase(name, pattern) for pattern in chapter.folded)
@@ -160,36 +159,25 @@ class Evidence:
 
     def rest(self) -> tuple[Block, ...]:
         """Return and forget everything that is left."""
-        return (*self.damaged, *self.take(Chapter("", "", ("*",), ("*",))))
+        return self.take(Chapter("", "", ("*",), ("*",)))
 
 
-def read_evidence(tables: Path, figures: Path) -> Evidence:
-    """Return what is in a folder of tables (Markdown) and one of figures (PNG); either may be absent."""
-    found: dict[str, Table] = {}
-    damaged: list[Notice] = []
-    for path in sorted(tables.glob("*.md")):
-        try:
-            text = verify_text(path.read_text(encoding="utf-8"), path, RunError, "Make it again.")
-        except (OSError, UnicodeDecodeError) as error:
-            damaged.append(Notice("bad", f"{path.name}: can't be read ({error}). Make it again."))
-            continue
-        except RunError as error:
-            damaged.append(Notice("bad", str(error)))
-            continue
-        for table in from_markdown(text):
-            name, number = f"{path.stem}/{table.title}", 2
-            while name in found:
-                name, number = f"{path.stem}/{table.title} ({number})", number + 1
-            found[name] = table
-    return Evidence(found, {path.stem: path for path in sorted(figures.glob("*.png"))}, tuple(damaged))
+def shown_of(parts: Mapping[str, Part], figures: Path) -> Shown:
+    """Return the tables and pictures of some parts of results, those of each kind by their names in order.
+
+    Args:
+        parts: by name.
+        figures: folder of the pictures.
+    """
+    tables = {table.name: table for part in parts.values() for table in part.tables}
+    pictures = {name: figures / f"{name}.png" for part in parts.values() for name in part.pictures}
+    return Shown(dict(sorted(tables.items())), dict(sorted(pictures.items())))
 
 
-def sections_of(
-    evidence: Evidence, chapters: Sequence[Chapter] = CHAPTERS
-) -> Iterator[tuple[Chapter, Section]]:
+def sections_of(shown: Shown, chapters: Sequence[Chapter] = CHAPTERS) -> Iterator[tuple[Chapter, Section]]:
     """Yield each chapter and its section, which is without blocks where there is nothing."""
     for chapter in chapters:
-        yield chapter, Section(chapter.title, evidence.take(chapter))
+        yield chapter, Section(chapter.title, shown.take(chapter))
 
 
 def caption(name: str) -> str:
@@ -206,3 +194,26 @@ def _fitting(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
     """Return the names that fit, by pattern and then in their own order."""
     fitting = [name for pattern in patterns for name in names if fnmatchcase(name, pattern)]
     return list(dict.fromkeys(fitting))
+
+
+_AS_IT_IS = 150_000
+"""Bytes up to which a PNG is taken as it is; larger ones, with scans in them, are encoded anew."""
+_QUALITY = 88
+_SHOWN = 96 / 150
+"""CSS pixels for a pixel of a figure, which has 150 to an inch: sharp on fine screens and in print."""
+
+
+def picture(path: Path, caption: str) -> Block:
+    """Return a PNG as a picture of a page, large ones as WebP; a notice where the file can't be read."""
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            width, height = (round(side * _SHOWN) for side in image.size)
+            if len(content) <= _AS_IT_IS:
+                image.verify()
+                return Picture(caption, content, "image/png", width, height)
+            smaller = io.BytesIO()
+            image.convert("RGB").save(smaller, format="WEBP", quality=_QUALITY, method=4)
+    except (OSError, SyntaxError, ValueError) as error:  # SyntaxError is Pillow's of a broken PNG
+        return Notice("bad", f"{path.name}: the picture can't be read ({error}). Make it again.")
+    return Picture(caption, smaller.getvalue(), "image/webp", width, height)

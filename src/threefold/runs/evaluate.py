@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from threefold.checksums import checksum_of, note_unchecked
 from threefold.cohorts.cohort import Cohort, CohortSpec, fingerprint, read_cohort
@@ -20,13 +20,11 @@ from threefold.evaluation.predictions import Predictions, read_predictions, writ
 from threefold.evaluation.structures import read_structures_table, with_structures
 from threefold.experiment import EvaluationSpec, Experiment
 from threefold.experiments import read_experiment
-from threefold.finished_runs import verify_made, verify_settings
 from threefold.locks import alone_in
 from threefold.reporting.run_report import Report, choose_examples, write_report
 from threefold.reporting.task_reports import KnownTasks
-from threefold.run import RunFolder, make_folder, put_in_place, write_atomically
-from threefold.studies.chain_spec import PROPAGATION
-from threefold.studies.notices import stopped_early
+from threefold.run import PROPAGATION, RunFolder, make_folder, put_in_place, write_atomically
+from threefold.runs.finished import verify_made, verify_settings
 from threefold.tasks.resolve import only_diagnosis, targets_of
 from threefold.validation import parse_spec
 
@@ -360,7 +358,7 @@ def _settle(path: Path, beside: Path, old: Path) -> None:
 
 def _refuse_another(out: RunFolder, cohort: Cohort) -> None:
     """Refuse to replace another cohort's evaluation; one that never became whole is none."""
-    if not (out.cohort.is_file() and (out.tables / "metrics.json").is_file()):
+    if not (out.cohort.is_file() and (out.tables / "metrics.csv").is_file()):
         return
     known = out.read_cohort()
     if known["fingerprint"] != fingerprint(cohort):
@@ -394,6 +392,17 @@ def _known_tasks(experiment: Experiment, trained: CohortSpec, thresholds: Mappin
 def _positive(asked: ClassTarget | None) -> str | None:
     index = None if asked is None else asked.positive_class
     return None if asked is None or index is None else asked.classes[index]
+
+
+def stopped_early(status: Mapping[str, Any]) -> str | None:
+    """Return that a run was finished before its training was, in a sentence; None where it was not."""
+    early = status.get("stopped_early")
+    if not early:
+        return None
+    return (
+        f"The training stopped ({early['state']}) after {early['epochs']} of {early['of']} epochs; "
+        f"`threefold finish` made a run of its best epoch until then, {status['best_epoch']}."
+    )
 
 
 def cohort_if_there(folder: Path) -> Cohort | None:

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from threefold.checksums import verify_object
-from threefold.cohorts.cohort import Cohort, CohortSpec, fingerprint
+from threefold.cohorts.audit import Audit, audit
+from threefold.cohorts.cohort import Cohort, CohortSpec, fingerprint, read_cohort
 from threefold.cohorts.splits import PARTS, Split, read_split
-from threefold.errors import RunError, some
-from threefold.evaluation.estimate import Estimate
+from threefold.errors import CohortError, RunError, some
 from threefold.evaluation.groups import natural_order
-from threefold.experiment import Experiment, Part, RampSpec, SegmentationSpec, Weight
-from threefold.finished_runs import verify_settings
-from threefold.reporting.evidence import Chapter, Need, read_evidence, sections_of
-from threefold.reporting.html import Block, Facts, Heading, Notice, Page, Section, Text
-from threefold.reporting.structure_tables import title_of
-from threefold.reporting.table import Table, cell
+from threefold.evaluation.metrics import shown_in
+from threefold.experiment import Experiment, RampSpec, SegmentationSpec, Weight
+from threefold.experiment import Part as SplitPart
+from threefold.reporting.audit_texts import association_line, site_rows, split_line, verdict
+from threefold.reporting.chapters import Chapter, Need, sections_of, shown_of
+from threefold.reporting.html import Block, Code, Facts, Folded, Heading, Notice, Page, Section, Text
+from threefold.reporting.results import Part, read_results
+from threefold.reporting.table import LEAK_NOTE, Table, cell
+from threefold.reporting.tables import title_of
 from threefold.run import RunFolder
-from threefold.studies.audit_section import AUDIT, audit_blocks
-from threefold.studies.evaluations import cohort_if_there, of_run
-from threefold.studies.notices import leak_of_run, left_by, shared_patients, stale_tables, stopped_early
-from threefold.studies.reproduction import environment_facts, leaves_its_folder, reproduction
+from threefold.runs.evaluate import cohort_if_there, of_run, stopped_early
+from threefold.runs.finished import verify_settings
 from threefold.tasks.resolve import only_diagnosis, targets_of
-from threefold.validation import read_json
+from threefold.validation import read_json, read_text
 
 Progress = Callable[[int, int], None]
-
-_HEADLINES = ("auc", "f1", "balanced_accuracy", "dice", "structure_dice", "topology_right", "psnr")
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,7 @@ class _Read:
         cohort: as it was trained on; None where it was moved or changed.
         home: where it was.
         there: a cohort is there, changed or not.
+        results: of the commands that were asked of it.
     """
 
     run: RunFolder
@@ -52,6 +52,7 @@ class _Read:
     there: bool
     cohort: Cohort | None
     known: str
+    results: Mapping[str, Part]
 
 
 def run_page(run: RunFolder, footer: str, *, progress: Progress | None = None) -> Page:
@@ -68,17 +69,18 @@ def run_page(run: RunFolder, footer: str, *, progress: Progress | None = None) -
     Raises:
         RunError: not a run, or its description is damaged.
     """
+    verify_settings(run)
     read = _read(run)
     opening = tuple(_opening(read))
     targets = tuple(dict.fromkeys(targets_of(read.experiment, read.trained).values()))
-    headline = _headline(run)
+    headline = _headline(read.results)
     shown, absent = [], []
-    for chapter, section in sections_of(evidence := read_evidence(run.tables, run.figures)):
+    for chapter, section in sections_of(found := shown_of(read.results, run.figures)):
         if section.blocks:
             shown.append(section)
         else:
             absent.append((chapter.title, _why_absent(chapter, read)))
-    if rest := evidence.rest():
+    if rest := found.rest():
         shown.append(Section("Further tables and figures", rest))
     return Page(
         title=f"{read.experiment.name}: {run.path.resolve().name}",
@@ -100,7 +102,6 @@ def run_page(run: RunFolder, footer: str, *, progress: Progress | None = None) -
 
 def _read(run: RunFolder) -> _Read:
     status = run.read_status()
-    verify_settings(run)
     experiment, trained, home = of_run(run)
     cohort = cohort_if_there(home)
     known = run.read_cohort()["fingerprint"]
@@ -115,6 +116,7 @@ def _read(run: RunFolder) -> _Read:
         there=cohort is not None,
         cohort=cohort if same else None,
         known=known,
+        results=read_results(run.path),
     )
 
 
@@ -132,7 +134,7 @@ def _opening(read: _Read) -> Iterator[Block]:
             f"The training has not finished: {state}, {epoch} of {epochs} epochs. Go on with it: `threefold "
             f"train {read.run.experiment} --cohort {read.home} --out {read.run.path} --resume{outside}`.",
         )
-    elif not left_by("evaluate", read.run).is_file():
+    elif "evaluate" not in read.results:
         yield Notice(
             "warning",
             f"The run has not been evaluated. `threefold evaluate {read.run.path}` makes its tables and "
@@ -145,37 +147,26 @@ def _opening(read: _Read) -> Iterator[Block]:
     yield leak_of_run(read.split)
 
 
-def _headline(run: RunFolder) -> Table | None:
+def _headline(results: Mapping[str, Part]) -> Table | None:
     """Return the first numbers that a reader asks for; None where the run has not been evaluated."""
-    path = run.tables / "metrics.json"
-    if not path.is_file():
+    if "evaluate" not in results:
         return None
-    try:
-        content = verify_object(read_json(path, RunError, ""), path, RunError, "")
-        found = [_row(fields) for fields in content["rows"]]
-    except (RunError, KeyError, TypeError) as error:
-        raise RunError(f"{path}: can't be read ({error}). Make it again: `threefold evaluate`.") from error
-    rows = [row for row in found if row.level == "case" and not row.class_name and row.metric in _HEADLINES]
+    found = [entry.estimate for entry in results["evaluate"].numbers if not entry.about]
+    headlines = shown_in("headline")
+    rows = [row for row in found if row.level == "case" and not row.class_name and row.metric in headlines]
     groups = list(dict.fromkeys(row.group for row in rows if row.group_kind in ("all", "site group")))
     by_place = {(row.metric, row.group): row for row in rows if row.group_kind in ("all", "site group")}
-    metrics = [metric for metric in _HEADLINES if any(row.metric == metric for row in rows)]
-    if not metrics:
+    names = [metric for metric in headlines if any(row.metric == metric for row in rows)]
+    if not names:
         return None
     return Table(
         title="At a glance: test cases",
         columns=("metric", *groups),
         rows=tuple(
             (title_of(metric, ""), *(cell(by_place.get((metric, group))) for group in groups))
-            for metric in metrics
+            for metric in names
         ),
     )
-
-
-def _row(fields: Mapping[str, Any]) -> Estimate:
-    given = {key: value for key, value in fields.items() if key not in ("low", "high", "note")}
-    interval = None if fields["low"] is None else (fields["low"], fields["high"])
-    value = float("nan") if fields["value"] is None else fields["value"]
-    return Estimate(**{**given, "value": value, "interval": interval, "remark": fields["note"]})
 
 
 def _training(read: _Read) -> Iterator[Block]:
@@ -244,7 +235,7 @@ def _parts_table(cohort: Cohort, split: Split) -> Table:
     parts = {part: split.cases(cohort, part) for part in PARTS}
     sites = natural_order({case.site for case in cohort.cases})
 
-    def count(part: Part, site: str | None) -> str:
+    def count(part: SplitPart, site: str | None) -> str:
         cases = [case for case in parts[part] if site in (None, case.site)]
         return f"{len(cases)}/{len({case.patient_id for case in cases})}" if cases else ""
 
@@ -270,7 +261,7 @@ def _why_absent(chapter: Chapter, read: _Read) -> str:
     if read.status.get("state") != "finished":
         return f"the training has to finish first, then `threefold {chapter.verb} {read.run.path}`."
     command = f"`threefold {chapter.verb} {read.run.path}`"
-    if left_by(chapter.verb, read.run).is_file():
+    if chapter.verb in read.results:
         return chapter.none or f"nothing to show: {command} was asked, and no test case has what this needs."
     return f"{command} makes it."
 
@@ -300,11 +291,200 @@ def _other_cohorts(run: RunFolder) -> Iterator[Section]:
     """Yield a section for each other cohort that the run was evaluated on."""
     for folder in sorted(path for path in (run.path / "evaluations").glob("*") if path.is_dir()):
         other = RunFolder(folder)
-        evidence = read_evidence(other.tables, other.figures)
+        found = shown_of(read_results(folder), other.figures)
         blocks: list[Block] = []
-        for chapter, section in sections_of(evidence):
+        for chapter, section in sections_of(found):
             if section.blocks:
                 blocks += (Heading(chapter.title), *section.blocks)
-        blocks += evidence.rest()
+        blocks += found.rest()
         if blocks:
             yield Section(f"On the cohort {folder.name}", tuple(blocks))
+
+
+AUDIT = "Data audit"
+"""The section's title."""
+_CASES_SHOWN = 6
+
+
+def audit_blocks(
+    cohort: Cohort | None,
+    home: Path,
+    split: Split | None,
+    targets: Collection[str] | None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Block, ...]:
+    """Return what an audit of a cohort finds now, its headers read but not its voxels.
+
+    Args:
+        cohort: as trained on; None where it was moved or changed.
+        home: where it was.
+        split: a run's; None: the cohort's own column, where it is filled.
+        targets: what the training asked for; None: all that the cohort speaks of.
+        progress: told of each case.
+    """
+    if cohort is None:
+        text = (
+            f"The cohort is not in {home} as it was trained on: it was moved or changed, or the study was "
+            "packed, which leaves images out. `threefold check COHORT` audits it where it is."
+        )
+        return (Notice("note", text),)
+    return tuple(_blocks(audit(cohort, split=split, targets=targets, read_voxels=False, progress=progress)))
+
+
+def _blocks(found: Audit) -> list[Block]:
+    header, rows = site_rows(found)
+    blocks: list[Block] = [
+        Notice("bad" if found.refused else "good", f"{verdict(found)}."),
+        Text(f"{found.cohort}: {found.cases} cases of {found.patients} patients, audited for this report."),
+        Table("Sites", tuple(header), tuple(map(tuple, rows))),
+    ]
+    blocks += [Text(f"{line}.") for line in (split_line(found), association_line(found)) if line is not None]
+    if found.findings:
+        blocks.append(
+            Table(
+                "Findings",
+                ("check", "severity", "finding", "cases"),
+                tuple(
+                    (each.check, each.severity, each.message, some(each.cases, _CASES_SHOWN))
+                    for each in found.findings
+                ),
+            )
+        )
+    return blocks
+
+
+def leak_of_run(split: Split) -> Notice:
+    """Return whether a run's split shares patients."""
+    if split.leaks:
+        return Notice("bad", f"Leak: {shared_patients(split)}. {LEAK_NOTE}")
+    return Notice("good", f"No leak: split by {split.kind}; no patient is in two parts.")
+
+
+def leaks_of_runs(splits: Mapping[str, Split]) -> Notice:
+    """Return whether the split of any of several runs shares patients, and of which.
+
+    Args:
+        splits: by the run's name; at least one.
+    """
+    leaking: dict[str, list[str]] = {}
+    for name, split in splits.items():
+        if split.leaks:
+            leaking.setdefault(shared_patients(split), []).append(name)
+    if not leaking:
+        kinds = ", ".join(dict.fromkeys(split.kind for split in splits.values()))
+        runs = "the one run that has" if len(splits) == 1 else f"any of the {len(splits)} runs that have"
+        return Notice("good", f"No leak: split by {kinds}; no patient is in two parts of {runs} begun.")
+    number = sum(map(len, leaking.values()))
+    said = " ".join(f"{shared} in {some(names, 10)}." for shared, names in leaking.items())
+    return Notice("bad", f"Leak in {number} of the {len(splits)} runs that have begun. {said} {LEAK_NOTE}")
+
+
+def shared_patients(split: Split) -> str:
+    """Return how many patients a split that leaks shares."""
+    number = len(split.leaking_patients)
+    return f"{number} {'patient has' if number == 1 else 'patients have'} cases in more than one part"
+
+
+def left_by(verb: str, run: RunFolder) -> Path:
+    """Return a file that is there once `evaluate` or `explain` has been through a run."""
+    return {"evaluate": run.tables / "metrics.csv", "explain": run.evidence}[verb]
+
+
+def stale_tables(run: RunFolder) -> Iterator[Notice]:
+    """Yield whether what `evaluate` and `explain` left is older than the predictions that it is of."""
+    for verb in ("evaluate", "explain"):
+        left = left_by(verb, run)
+        if left.is_file() and is_older([left], [run.predictions, run.structures]):
+            yield Notice(
+                "warning",
+                f"By their dates, the predictions are newer than what `threefold {verb}` made of them. "
+                f"`threefold {verb} {run.path}` makes it anew.",
+            )
+
+
+def is_older(made: Iterable[Path], of: Iterable[Path]) -> bool:
+    """Whether a file was written after all those that were made of it; absent ones don't count."""
+    newest = max((path.stat().st_mtime for path in made), default=0.0)
+    return any(path.stat().st_mtime > newest for path in of if path.is_file())
+
+
+_STUDY_AND_RUN = 3
+"""Words of a study's own process: the program, the study, the run."""
+
+
+def environment_facts(run: RunFolder) -> Iterator[tuple[str, str]]:
+    """Yield what a run's training ran with: versions and machine."""
+    found = _environment(run)
+    if not found:
+        yield "environment", f"{run.environment.name} is not there or can't be read."
+        return
+    yield "started", str(found.get("started", ""))
+    yield "python", str(found.get("python", ""))
+    packages = found.get("packages")
+    for name, version in packages.items() if isinstance(packages, dict) else ():
+        if version is not None:
+            yield str(name), str(version)
+    yield "platform", str(found.get("platform", ""))
+    cores, threads = found.get("cores"), found.get("threads")
+    yield "processor", f"{found.get('processor', '')}, {cores} cores, {threads} threads"
+    gpus = found.get("gpus")
+    yield "GPUs", ", ".join(map(str, gpus if isinstance(gpus, list) else ())) or "none"
+
+
+def reproduction(run: RunFolder, experiment: Experiment, home: Path) -> Iterator[Block]:
+    """Yield the commands and the experiment that give the same run again.
+
+    Args:
+        run: the folder.
+        experiment: as run.
+        home: where the cohort was.
+    """
+    command = _environment(run).get("command")
+    command = command if isinstance(command, list | str) else None
+    if command:
+        yield Heading("As it was run")
+        yield Code(typed(command))
+    yield Heading("The same again")
+    again = run.path.with_name(f"{run.path.resolve().name}-again")
+    words = ["threefold", "train", str(run.experiment), "--cohort", str(home), "--out", str(again)]
+    if "--allow-outside" in (command or ()) or leaves_its_folder(home):
+        words.append("--allow-outside")
+    verbs = ("evaluate", "explain", "report") if run.evidence.is_file() else ("evaluate", "report")
+    lines = [shlex.join(words), *(shlex.join(["threefold", verb, str(again)]) for verb in verbs)]
+    yield Code("\n".join(lines))
+    yield Text(
+        f"With the versions above, on the cohort with the fingerprint above; the seed "
+        f"{experiment.training.seed} of the training and {experiment.data.split.seed} of the split are in "
+        "the experiment. On the CPU with as many threads, the weights are the same."
+    )
+    try:
+        written = read_text(run.experiment, RunError)
+    except RunError:
+        return
+    yield Folded("The experiment as run, every default written out", (Code(written),))
+
+
+def leaves_its_folder(home: Path) -> bool:
+    """Whether a cohort is there, and can be read only where its paths may leave its folder."""
+    try:
+        read_cohort(home)
+    except CohortError:
+        return cohort_if_there(home) is not None
+    return False
+
+
+def typed(command: object) -> str:
+    """Return what a user types for it, from the arguments of the process: not where the program lies."""
+    words = [str(word) for word in command] if isinstance(command, list) else [str(command)]
+    program = Path(words[0]).name if words else ""
+    if program == "study_worker.py" and len(words) == _STUDY_AND_RUN:
+        study, run = words[1:]
+        words[1:] = ["study", "run", f"{study}/study.yaml", "--out", study, "--only", run]
+    return shlex.join(["threefold", *words[1:]])
+
+
+def _environment(run: RunFolder) -> dict[str, Any]:
+    try:
+        return read_json(run.environment, RunError, "")
+    except RunError:
+        return {}

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from threefold.cohorts.cohort import Case, Cohort
 from threefold.cohorts.failures import Failures, left_out_notes
@@ -20,16 +19,17 @@ from threefold.evaluation.predictions import Predictions
 from threefold.evaluation.probes import probe_column
 from threefold.experiments import read_experiment
 from threefold.reporting.probe_tables import (
-    probe_records,
+    probe_entries,
     probe_table,
-    temperature_records,
+    temperature_entries,
     temperature_table,
-    value_records,
+    value_entries,
     value_table,
 )
+from threefold.reporting.results import Entry, Part, frame_of, write_part
 from threefold.reporting.table import Table, page
 from threefold.run import RunFolder, make_folder, write_atomically
-from threefold.studies.evaluations import cohort_of_run, read_run_predictions
+from threefold.runs.evaluate import cohort_of_run, read_run_predictions
 
 Progress = Callable[[int, int], None]
 SHORTCUT = "shortcut"
@@ -64,7 +64,7 @@ def probe_run(
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> Probed:
-    """Ask a finished run what it relies on and knows; the tables go into the run folder.
+    """Ask a finished run what it relies on and knows; tables and results go into the run folder.
 
     - shortcut.md, .csv: the diagnosis by the values of a column, the worst group, aligned and conflicting
       cases (of another column than `shortcut`: shortcut-COLUMN, and probes-COLUMN below);
@@ -95,7 +95,7 @@ def probe_run(
         require_column(predictions, column)
     known = cohort_of_run(run, cohort)
     asked = column or (SHORTCUT if SHORTCUT in predictions.table else None)
-    named: dict[str, tuple[Table, list[dict[str, Any]]]] = {}
+    named: dict[str, tuple[Table, list[Entry]]] = {}
     notes = []
     if asked is None:
         notes.append(f"The cohort has no column {SHORTCUT}: name another with --shortcut COLUMN.")
@@ -104,13 +104,13 @@ def probe_run(
     elif asked is not None:
         found = by_value(predictions, asked, spec)
         table = value_table(found, spec, binary=predictions.positive is not None)
-        named["shortcut"] = (table, value_records(found))
+        named["shortcut"] = (table, value_entries(found))
     if predictions.classes:
         temperature = temperature_of(predictions, spec)
         changes = list(calibration_changes(predictions, temperature.value, spec))
         named["calibration_temperature"] = (
             temperature_table(temperature, changes, spec),
-            temperature_records(temperature, changes),
+            temperature_entries(temperature, changes),
         )
     failed: Failures = {}
     features = _features(run, known, predictions, device, batch_size, failed, progress)
@@ -120,11 +120,18 @@ def probe_run(
     # Once each: the column asked about may be one of the others.
     columns = dict.fromkeys(name for name in ("label", asked, "site") if name is not None)
     probes = [each for name in columns for each in probe_column(seen, features, name, spec)]
-    named["probes"] = (probe_table(probes, spec), probe_records(probes))
+    named["probes"] = (probe_table(probes, spec), probe_entries(probes))
+    part = "probe"
     if asked not in (None, SHORTCUT):  # a phantom's own shortcut keeps its tables
         named = {_OF_COLUMN.get(name, name).format(column=asked): each for name, each in named.items()}
+        part = f"probe {asked}"
+    named = {name: (replace(table, name=name), entries) for name, (table, entries) in named.items()}
     files = _write(named, run.tables)
-    return Probed(tuple(table for table, _ in named.values()), files, tuple(notes), failed)
+    tables = tuple(table for table, _ in named.values())
+    numbers = tuple(entry for _, entries in named.values() for entry in entries)
+    facts = {"column": asked, "notes": notes, "left_out": dict(failed)}
+    write_part(run.path, part, Part(facts, numbers, tables, ()))
+    return Probed(tables, files, tuple(notes), failed)
 
 
 def _features(
@@ -162,14 +169,11 @@ def cases_named(cohort: Cohort, names: Sequence[str]) -> list[Case]:
     return [known[name] for name in names]
 
 
-def _write(named: Mapping[str, tuple[Table, list[dict[str, Any]]]], folder: Path) -> tuple[Path, ...]:
+def _write(named: Mapping[str, tuple[Table, list[Entry]]], folder: Path) -> tuple[Path, ...]:
     make_folder(folder)
     paths = []
-    for name, (table, records) in named.items():
-        frame = pd.DataFrame(records)
-        if "positives" in frame:
-            frame = frame.astype({"positives": "Int64"})
-        contents = {"md": page([table]), "csv": frame_text(frame)}
+    for name, (table, entries) in named.items():
+        contents = {"md": page([table]), "csv": frame_text(frame_of(entries))}
         for suffix, content in contents.items():
             paths.append(folder / f"{name}.{suffix}")
             write_atomically(paths[-1], content)

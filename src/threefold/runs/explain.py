@@ -19,9 +19,10 @@ from threefold.evaluation.groups import natural_order
 from threefold.reporting.attention_figures import AttentionPicture, attention_figure, plane_of
 from threefold.reporting.evidence_tables import EvidenceTable, evidence_tables, write_evidence_tables
 from threefold.reporting.figures import save
+from threefold.reporting.results import Entry, Part, pictures_of, write_part
 from threefold.run import RunFolder, or_removed
-from threefold.studies.evaluations import cohort_of_run, read_run_predictions
-from threefold.studies.probing import Probed, probe_run
+from threefold.runs.evaluate import cohort_of_run, read_run_predictions
+from threefold.runs.probe import Probed, probe_run
 from threefold.validation import read_table
 
 if TYPE_CHECKING:
@@ -107,11 +108,18 @@ def explain_run(
     probed = probe_run(run, cohort=cohort, device=device, batch_size=batch_size)
     left_out = {**probed.left_out, **explained.failed}
     write_failures(run.tables / FAILED_NAME, left_out)
-    write_table(run.evidence, frame_text(evidence, index=True))
     notes = (
         *left_out_notes(explained.failed, len(cases)),
         *_notes(explainer, len(evidence), larger, measured=bool(tables)),
     )
+    part = Part(
+        facts={"switched": dict(explainer.things), "notes": list(notes), "left_out": dict(explained.failed)},
+        numbers=tuple(Entry(row) for table in tables for row in table.rows),
+        tables=tuple(table.table for table in tables),
+        pictures=pictures_of(files),
+    )
+    write_part(run.path, "explain", part)
+    write_table(run.evidence, frame_text(evidence, index=True))
     return Explanation(evidence, tables, notes, probed, (*files, *probed.files, run.evidence), left_out)
 
 

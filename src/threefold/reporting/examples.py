@@ -1,5 +1,4 @@
-"""Which volumes a report shows, and reading them: a typical case of each class, the best, the worst, and one
-to be looked at."""
+"""Which test cases are looked at: volumes to be drawn, and the best, the worst and the most wrong by name."""
 
 from __future__ import annotations
 
@@ -25,6 +24,7 @@ from threefold.images.preprocessing import canonical, place, windows_of
 from threefold.images.reading import read_image, read_label_map
 from threefold.images.writing import label_map_suffix
 from threefold.reporting.figures import Example
+from threefold.reporting.table import Table
 from threefold.reporting.volume_figures import Labels, VolumeExample
 
 DISAGREEMENT, BEST, WORST = "disagreement", "best", "worst"
@@ -203,3 +203,93 @@ def _predicted(case: Case, image: Image, spec: CohortSpec, masks: Path) -> Label
     if describe_difference(image.array.shape, image.affine, labels.array.shape, labels.affine) is not None:
         return None
     return labels.array.astype(np.uint8)
+
+
+Floats = NDArray[np.float64]
+_SHOWN = 5
+_COLUMNS = ("case", "site", "diagnosis")
+
+
+def extreme_tables(predictions: Predictions, threshold: float | None) -> tuple[Table, ...]:
+    """Return the best and the worst test cases by Dice, and those whose diagnosis was most wrong.
+
+    The Dice is the mean over structures where there are any, else the mask's. Tables without a case are left
+    out.
+
+    Args:
+        predictions: the table.
+        threshold: of the positive class of two; None: the most probable class is decided.
+    """
+    tables = (_by_dice(predictions), _by_diagnosis(predictions, threshold))
+    return tuple(table for table in tables if table is not None)
+
+
+def _by_dice(predictions: Predictions) -> Table | None:
+    test = predictions.part("test")
+    test = test.assign(quality=case_dice(test, predictions))
+    ranked = test[test["quality"].notna()].sort_values("quality", kind="stable", ascending=False)
+    if ranked.empty:
+        return None
+    word = "mean Dice" if tells_structures(predictions) else "Dice"
+    shown = ranked
+    if len(ranked) > 2 * _SHOWN:
+        shown = pd.concat([ranked.head(_SHOWN), ranked.tail(_SHOWN)])
+    places = {case: place for place, case in enumerate(ranked["case_id"], start=1)}
+    return Table(
+        title=f"Best and worst cases by {word}",
+        columns=(*_COLUMNS, word, "place"),
+        rows=tuple(
+            (*_who(row), f"{row['quality']:.3f}", f"{places[row['case_id']]} of {len(ranked)}")
+            for _, row in shown.iterrows()
+        ),
+        notes=(f"Over the test cases that have a {word}; the worst come last.",),
+        name="cases.dice",
+    )
+
+
+def _by_diagnosis(predictions: Predictions, threshold: float | None) -> Table | None:
+    test = predictions.part("test")
+    test = test[test["label"] != ""]
+    if test.empty or not predictions.classes:
+        return None
+    chances = test[[probability_column(name) for name in predictions.classes]].to_numpy(np.float64)
+    true = np.array([predictions.classes.index(name) for name in test["label"]])
+    positive = predictions.positive_index
+    if positive is None or threshold is None:
+        decided, support = chances.argmax(axis=1), chances
+        said = "Those whose true class got the lowest probability"
+    else:
+        is_positive = chances[:, positive] >= threshold
+        decided = np.where(is_positive, positive, 1 - positive)
+        support = _from_the_cut(chances[:, positive], threshold, positive)
+        said = (
+            f"Those furthest on the wrong side of the decision, p({predictions.positive}) >= {threshold:.3g}"
+        )
+    worst = np.argsort(support[np.arange(len(test)), true], kind="stable")[:_SHOWN]
+    return Table(
+        title="Diagnoses that were most wrong",
+        columns=(*_COLUMNS, "its probability", "decided"),
+        rows=tuple(
+            (
+                *_who(test.iloc[place]),
+                f"{chances[place, true[place]]:.3f}",
+                predictions.classes[int(decided[place])],
+            )
+            for place in worst.tolist()
+        ),
+        notes=(f"{said}, of {len(test)} labelled test cases.",),
+        name="cases.diagnosis",
+    )
+
+
+def _from_the_cut(chance: Floats, threshold: float, positive: int) -> Floats:
+    """Return how much p (n,) speaks for each of two classes, (n, 2): 0.5 at the threshold, 1 when certain."""
+    below = chance / max(2 * threshold, np.finfo(np.float64).tiny)
+    above = 1 - (1 - chance) / max(2 * (1 - threshold), np.finfo(np.float64).tiny)
+    of_positive = np.where(chance < threshold, below, above)
+    both = (of_positive, 1 - of_positive) if positive == 0 else (1 - of_positive, of_positive)
+    return np.stack(both, axis=1)
+
+
+def _who(row: pd.Series) -> tuple[str, str, str]:
+    return str(row["case_id"]), str(row["site"]) or "not known", str(row["label"]) or "not known"

@@ -8,22 +8,21 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from threefold.cohorts.cohort import Case, Cohort
 from threefold.cohorts.failures import Failures
 from threefold.cohorts.splits import read_split
 from threefold.csv_tables import frame_text
 from threefold.errors import CohortError, RunError, UsageError
-from threefold.evaluation.estimate import OF_A_FIT, Estimate
+from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.similarity import similarity
 from threefold.experiment import EvaluationSpec
 from threefold.experiments import read_experiment
 from threefold.reporting.figures import save
+from threefold.reporting.results import Entry, frame_of
 from threefold.reporting.similarity import POOLED, similarity_figure, similarity_table
 from threefold.reporting.table import Table, page
 from threefold.run import RunFolder, make_folder, write_atomically
-from threefold.studies.evaluations import cohort_of_run
+from threefold.runs.evaluate import cohort_of_run
 
 if TYPE_CHECKING:
     from threefold.inference.features import Features
@@ -102,18 +101,12 @@ def write_similarities(
         folder: made where it is not there.
     """
     make_folder(folder)
-    frame = pd.DataFrame(
-        {
-            "first": each.first,
-            "second": each.second,
-            "stage": each.stage,
-            **{name: getattr(each.found, name) for name in OF_A_FIT},
-        }
-        for each in found
-    )
+    entries = [
+        Entry(each.found, {"first": each.first, "second": each.second, "stage": each.stage}) for each in found
+    ]
     contents = {
         "similarity.md": page([table_of(found, spec)]),
-        "similarity.csv": frame_text(frame),
+        "similarity.csv": frame_text(frame_of(entries)),
     }
     for name, content in contents.items():
         write_atomically(folder / name, content)
