@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from threefold.studies.evaluations import evaluate_run
 
 import threefold.training.loop as loop
 from threefold.cohorts.cohort import Cohort
@@ -19,6 +18,7 @@ from threefold.csv_tables import read_frame
 from threefold.images.reading import read_label_map
 from threefold.inference.predictor import Predictor
 from threefold.run import RunFolder
+from threefold.runs.evaluate import evaluate_run
 from threefold.training.run import train
 
 from ..conftest import blank_figures

@@ -120,7 +120,7 @@ class CohortSpec(Spec):
             target = left.get(name)
             if not isinstance(target, Mapping) or target.get("kind") != SHORT_KINDS[name]:
                 continue
-            if any(moved.get(key) for key in keys.values()):
+            if any(key in data for key in keys.values()):
                 continue  # it is there twice, which is refused below
             said = {key: value for key, value in target.items() if key != "kind"}
             moved |= (
