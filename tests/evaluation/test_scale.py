@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from threefold.evaluation import diagnosis as of_a_diagnosis
+from threefold.evaluation import diagnosis as of_diagnosis
 from threefold.evaluation import evaluate as room
 from threefold.evaluation import intervals
 from threefold.evaluation.evaluate import evaluate
@@ -48,7 +48,7 @@ def test_few_resamples_are_the_first_of_many(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_thousands_of_sites_are_bounded_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    monkeypatch.setattr(of_a_diagnosis, "diagnosis", counted(of_a_diagnosis.diagnosis, calls))
+    monkeypatch.setattr(of_diagnosis, "diagnosis", counted(of_diagnosis.diagnosis, calls))
     work = []
     for sites in (MOST_GROUPS + 10, 5 * MOST_GROUPS):
         table = make_table(patients=2 * sites, cases=1, sites=sites)
