@@ -16,7 +16,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
-from threefold.evaluation.claims import VariantRow
+from threefold.evaluation.comparison import VariantRow
 from threefold.evaluation.metrics import METRICS
 from threefold.reporting.figures import save
 from threefold.reporting.study_tables import claim_table, pair_table, reliance_table, variant_table

@@ -143,7 +143,7 @@ def compare(
 
     Example: `threefold study compare study`
     """
-    from threefold.evaluation.claims import record_of
+    from threefold.evaluation.comparison import record_of
     from threefold.reporting.results import plain_value
     from threefold.reporting.study_tables import numbered
     from threefold.reporting.table import show

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from threefold.evaluation.claims import ClaimRow
+from threefold.evaluation.comparison import ClaimRow
 from threefold.evaluation.metrics import title
 from threefold.reporting.study_tables import LATE, cohorts_of, groups_of
 from threefold.reporting.table import LEAK_MARK

@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from threefold.evaluation.claims import ClaimRow, PairRow, RelianceRow, VariantRow
-from threefold.evaluation.comparison import Effect
+from threefold.evaluation.comparison import ClaimRow, Effect, PairRow, RelianceRow, VariantRow
 from threefold.evaluation.estimate import Difference
 from threefold.evaluation.metrics import title
 from threefold.reporting.results import Entry

@@ -12,14 +12,18 @@ import pandas as pd
 
 from threefold.csv_tables import frame_text
 from threefold.errors import PredictionsError, RunError
-from threefold.evaluation.claims import ClaimRow, PairRow, RelianceRow, VariantRow, record_of
 from threefold.evaluation.comparison import (
+    ClaimRow,
     Effect,
     Measured,
+    PairRow,
+    RelianceRow,
+    VariantRow,
     difference_of,
     effects_of,
     holm,
     mean_of,
+    record_of,
     verdict,
 )
 from threefold.evaluation.delong import compare_auc

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from threefold.errors import PredictionsError
-from threefold.evaluation.claims import RelianceRow
+from threefold.evaluation.comparison import RelianceRow
 from threefold.run import RunFolder
 from threefold.runs.probe import SHORTCUT
 from threefold.studies.study_folder import StudyFolder
