@@ -36,11 +36,12 @@ from torch import Tensor, nn
 
 from _machine import machine
 from _turns import Turns, ask_once, matrix_peaks, now, peak_memory, serve
+from threefold.allocation import tune_allocation
 from threefold.cohorts.cohort import CohortSpec
 from threefold.core.batch import Batch, Target
 from threefold.core.targets import MaskSpec
 from threefold.experiment import Experiment
-from threefold.networks.kernels import tune_allocation
+from threefold.networks.cpu import cpu_kernels
 from threefold.networks.pretrained import load_pretrained
 from threefold.tasks.build import build_network, build_tasks, task_weights
 
@@ -187,15 +188,16 @@ class Timed:
         """Return the seconds of a forward pass without gradients, or of a whole training step."""
         batch, bf16 = make_batch(side), precision == "bf16"
         self.contestant.network.train(kind == "step")
-        start = now()
-        if kind == "inference":
-            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                self.contestant.predict(batch.image)
-        else:
-            self.optimiser.zero_grad()
-            self.contestant.loss(batch, bf16).backward()
-            self.optimiser.step()
-        return now() - start
+        with cpu_kernels(self.contestant.network):
+            start = now()
+            if kind == "inference":
+                with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                    self.contestant.predict(batch.image)
+            else:
+                self.optimiser.zero_grad()
+                self.contestant.loss(batch, bf16).backward()
+                self.optimiser.step()
+            return now() - start
 
 
 # --- what a child process answers ------------------------------------------------------------------------
@@ -224,7 +226,7 @@ def compare(side: int) -> None:
     theirs.network.eval()
     ours.network.eval()
     image = make_batch(side).image
-    with torch.inference_mode():
+    with cpu_kernels(ours.network), torch.inference_mode():
         expected, found = theirs.predict(image), ours.predict(image)
         with torch.autocast("cpu", torch.bfloat16):
             near, theirs_near = ours.predict(image)[0], theirs.predict(image)[0]

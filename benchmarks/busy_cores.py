@@ -123,12 +123,15 @@ def _network(recipe: str):  # type: ignore[no-untyped-def]  # a module; torch is
 def _training_step(recipe: str, *shape: int) -> Call:
     import torch
 
+    from threefold.networks.cpu import cpu_kernels
+
     network, channels = _network(recipe)
     images = torch.rand(shape[0], channels, *shape[1:])
     optimiser = torch.optim.AdamW(network.parameters())
 
     def step() -> None:
-        outputs = network(images)
+        with cpu_kernels(network):
+            outputs = network(images)
         optimiser.zero_grad()
         sum(out.square().mean() for out in (*outputs.heads.values(), outputs.features)).backward()
         optimiser.step()
@@ -139,12 +142,14 @@ def _training_step(recipe: str, *shape: int) -> Call:
 def _prediction(recipe: str, *shape: int) -> Call:
     import torch
 
+    from threefold.networks.cpu import cpu_kernels
+
     network, channels = _network(recipe)
     network.eval()
     images = torch.rand(shape[0], channels, *shape[1:])
 
     def predict() -> None:
-        with torch.inference_mode():
+        with cpu_kernels(network), torch.inference_mode():
             network(images)
 
     return predict
@@ -161,7 +166,7 @@ def contestant(role: str) -> Callable[[str, float], float]:
 
     if role == "library":
         share_cores()
-    from threefold.networks.kernels import tune_allocation
+    from threefold.allocation import tune_allocation
 
     tune_allocation()
     made: dict[str, Call] = {}

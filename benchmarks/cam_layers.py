@@ -33,11 +33,9 @@ def layers(explainer: Explainer) -> Iterator[tuple[str, CamLayer]]:
     stage, _, number = block.rpartition(".")
     yield "norm before the last attention", declared
     if int(number):
-        before = CamLayer(
-            f"{stage}.{int(number) - 1}", "windows", declared.stride, declared.window, not declared.shifted
-        )
+        before = CamLayer(f"{stage}.{int(number) - 1}", "channels last", declared.stride)
         yield "what the last block starts from", before
-    yield "the last block", CamLayer(block, "windows", declared.stride, declared.window, declared.shifted)
+    yield "the last block", CamLayer(block, "channels last", declared.stride)
     yield "the encoder's last norm", CamLayer("encoder.norm", "channels last", declared.stride)
 
 

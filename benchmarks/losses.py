@@ -36,12 +36,12 @@ from monai.losses.dice import DiceLoss
 from torch import Tensor
 
 from _machine import machine
+from threefold.allocation import tune_allocation
 from threefold.cohorts.cohort import CohortSpec
 from threefold.core.batch import Batch, Target
 from threefold.core.outputs import Outputs
 from threefold.core.targets import MaskSpec
 from threefold.experiment import Experiment
-from threefold.networks.kernels import tune_allocation
 from threefold.tasks.build import build_tasks
 from threefold.tasks.topology import cl_dice_loss
 

@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results/propagation-phantoms.md")
     arguments = parser.parse_args()
-    from threefold.networks.kernels import tune_allocation
+    from threefold.allocation import tune_allocation
 
     tune_allocation()
     torch.set_num_threads(arguments.threads)

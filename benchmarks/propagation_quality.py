@@ -374,7 +374,7 @@ def main() -> None:
     if not arguments.data.is_dir():
         print(f"skipped: the fetal brains are not at {arguments.data}; name their folder with --data")
         return
-    from threefold.networks.kernels import tune_allocation
+    from threefold.allocation import tune_allocation
 
     tune_allocation()
     torch.set_num_threads(arguments.threads)

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from _machine import machine
-from threefold.networks.kernels import tune_allocation
+from threefold.allocation import tune_allocation
+from threefold.networks.cpu import cpu_kernels
 from threefold.networks.registration import VoxelMorph, VoxelMorphUnet
 from threefold.networks.registration_losses import LocalSums, diffusion, local_correlation
 from threefold.networks.warping import integrate, warp
@@ -93,7 +94,8 @@ class Race:
             if who == "MONAI":
                 warped, field = self.theirs(self.moving, self.fixed)
             else:
-                found = self.ours(self.moving, self.fixed)
+                with cpu_kernels(self.ours):
+                    found = self.ours(self.moving, self.fixed)
         if who == "MONAI":
             loss = self.correlation(warped.float(), self.fixed) + self.diffusion(field.float())
         else:
@@ -113,10 +115,15 @@ class Race:
         def followed(make: Callable[[], Tensor]) -> Callable[[], None]:
             return lambda: make().square().mean().backward()
 
+        def our_unet() -> Tensor:
+            with cpu_kernels(self.ours):
+                field: Tensor = self.ours.unet(pair)
+            return field
+
         return {
             "U-Net": {
                 "MONAI": followed(lambda: self.theirs.backbone(pair)),
-                "ours": followed(lambda: self.ours.unet(pair)),
+                "ours": followed(our_unet),
             },
             "integration": {
                 "MONAI": followed(lambda: self.theirs.dvf2ddf(field)),

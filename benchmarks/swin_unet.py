@@ -28,9 +28,10 @@ from torch import Tensor, nn
 
 from _machine import machine
 from _turns import Turns, ask_once, matrix_peaks, now, peak_memory, serve
+from threefold.allocation import tune_allocation
 from threefold.core.outputs import Head
 from threefold.experiment import SwinSpec, SwinUnetSpec
-from threefold.networks.kernels import tune_allocation
+from threefold.networks.cpu import cpu_kernels
 from threefold.networks.pretrained import load_pretrained
 from threefold.networks.swin_unet import SwinUnet
 
@@ -119,17 +120,18 @@ class Contestant:
         assert self.module is not None
         self.module.train(kind == "step")
         autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
-        start = now()
-        if kind == "forward":
-            with torch.inference_mode(), autocast:
-                self.logits(image)
-        else:
-            self.optimiser.zero_grad()
-            with autocast:
-                loss = F.cross_entropy(self.logits(image).float(), target)
-            loss.backward()
-            self.optimiser.step()
-        return now() - start
+        with cpu_kernels(self.module):
+            start = now()
+            if kind == "forward":
+                with torch.inference_mode(), autocast:
+                    self.logits(image)
+            else:
+                self.optimiser.zero_grad()
+                with autocast:
+                    loss = F.cross_entropy(self.logits(image).float(), target)
+                loss.backward()
+                self.optimiser.step()
+            return now() - start
 
 
 def contestant(role: str, published: Path | None) -> Contestant:
@@ -178,7 +180,8 @@ def compare(published: Path) -> None:
             network.to(dtype)
             one = Contestant(network, list(network.parameters()))
             entry = image.to(dtype, copy=True).requires_grad_()
-            out = one.logits(entry)
+            with cpu_kernels(network):
+                out = one.logits(entry)
             gradients.append(torch.autograd.grad(out.square().mean(), entry)[0])
             logits.append(out.detach())
         return logits, gradients

@@ -20,7 +20,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "threefold"
 STOREYS = (
     {"checksums", "csv_tables", "errors", "experiment", "file_names", "interruption", "locks", "partials"}
     | {"paths", "validation", "experiments", "run", "threads", "topology", "waiting", "__init__"}
-    | {"core"},
+    | {"allocation", "core"},
     {"images"},
     {"cohorts"},
     {"phantoms"},
@@ -42,6 +42,7 @@ FOREIGN = {
     "matplotlib": {"reporting"},
 }
 NO_TORCH = (
+    "allocation",
     "checksums",
     "csv_tables",
     "experiment",
@@ -161,6 +162,24 @@ def test_imports_point_one_way(files: list[SourceFile]) -> None:
             ):
                 wrong.append(f"{file.name}:{line}: {file.room} may not import {other or top}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_cpu_kernels_have_one_door(files: list[SourceFile]) -> None:
+    """The rest of the program knows `cpu_kernels`, and the networks' plain classes not even that."""
+    outside = [file for file in files if not file.name.startswith("networks/cpu/")]
+    lines = [
+        (file, line)
+        for file in outside
+        for line in (SOURCE / file.name).read_text(encoding="utf-8").splitlines()
+        if re.match(r"\s*(from|import) threefold\.networks(\.cpu| import .*\bcpu\b)", line)
+    ]
+    assert len(lines) > 2
+    wrong = [
+        f"{file.name}: {line}"
+        for file, line in lines
+        if file.room == "networks" or line != "from threefold.networks.cpu import cpu_kernels"
+    ]
+    assert not wrong, "import cpu_kernels from threefold.networks.cpu: " + ", ".join(wrong)
 
 
 def test_text_is_the_same_on_every_system(files: list[SourceFile]) -> None:

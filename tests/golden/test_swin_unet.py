@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,14 @@ from torch import Tensor
 
 from threefold.core.outputs import Head
 from threefold.experiment import SwinSpec, SwinUnetSpec
+from threefold.networks.cpu import cpu_kernels
 from threefold.networks.pretrained import load_pretrained
 from threefold.networks.swin_unet import SwinUnet
 
+WAYS: dict[str, Callable[[SwinUnet], AbstractContextManager[None]]] = {
+    "plain": lambda network: nullcontext(),
+    "fast": cpu_kernels,
+}
 WIDTHS, HEADS, WINDOW = (24, 48, 96, 192), (3, 6, 12, 24), 7
 
 
@@ -111,12 +117,14 @@ def formula_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # Three channels are the published way of a grey image; one channel is this program's (exactly the same sum).
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("channels", [3, 1])
 def test_published_numbers(
-    channels: int, swin_unet_formula: dict[str, Tensor], formula_checkpoint: Path
+    channels: int, way: str, swin_unet_formula: dict[str, Tensor], formula_checkpoint: Path
 ) -> None:
     network = loaded(formula_checkpoint, channels)
-    features, logits, gradient = forward_and_backward(network, formula_image(), channels)
+    with WAYS[way](network):
+        features, logits, gradient = forward_and_backward(network, formula_image(), channels)
     golden = swin_unet_formula
     torch.testing.assert_close(features, golden["features"], atol=1e-4, rtol=0)
     torch.testing.assert_close(logits[:, :, ::8, ::8], golden["logits_every_8th"], atol=1e-4, rtol=0)
@@ -129,11 +137,13 @@ def test_published_numbers(
     assert float(gradient.norm()) == pytest.approx(float(golden["gradient_norm"]), rel=1e-3)
 
 
+@pytest.mark.parametrize("way", WAYS)
 def test_published_numbers_without_gradients(
-    swin_unet_formula: dict[str, Tensor], formula_checkpoint: Path
+    way: str, swin_unet_formula: dict[str, Tensor], formula_checkpoint: Path
 ) -> None:
-    with torch.inference_mode():
-        logits = loaded(formula_checkpoint, 1)(formula_image()).heads["segmentation"]
+    network = loaded(formula_checkpoint, 1)
+    with WAYS[way](network), torch.inference_mode():
+        logits = network(formula_image()).heads["segmentation"]
     expected = swin_unet_formula["logits_every_8th"]
     torch.testing.assert_close(logits[:, :, ::8, ::8], expected, atol=1e-4, rtol=0)
 
@@ -143,9 +153,10 @@ def random_weights(shared_golden: Path) -> dict[str, Tensor]:
     return load_file(shared_golden / "swin_unet_dim24.safetensors")
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("channels", [3, 1])
 def test_published_numbers_of_random_weights(
-    channels: int, random_weights: dict[str, Tensor], tmp_path: Path
+    channels: int, way: str, random_weights: dict[str, Tensor], tmp_path: Path
 ) -> None:
     weights = {
         name.removeprefix("weight/"): value
@@ -155,12 +166,13 @@ def test_published_numbers_of_random_weights(
     assert {name: tuple(value.shape) for name, value in weights.items()} == dict(published_shapes())
     save_file(weights, tmp_path / "swin_unet.safetensors")
     network = loaded(tmp_path / "swin_unet.safetensors", channels)
-    features, logits, gradient = forward_and_backward(network, random_weights["input"], channels)
+    with WAYS[way](network):
+        features, logits, gradient = forward_and_backward(network, random_weights["input"], channels)
     torch.testing.assert_close(features, random_weights["features"], atol=1e-4, rtol=0)
     torch.testing.assert_close(logits, random_weights["logits"], atol=1e-4, rtol=0)
     expected = random_weights["input_gradient"]
     assert (gradient - expected).norm() <= 1e-3 * expected.norm()
     assert (gradient - expected).abs().max() <= 1e-3 * expected.abs().max()
-    with torch.inference_mode():
+    with WAYS[way](network), torch.inference_mode():
         logits = network(random_weights["input"].expand(-1, channels, -1, -1)).heads["segmentation"]
     torch.testing.assert_close(logits, random_weights["logits"], atol=1e-4, rtol=0)

@@ -109,7 +109,7 @@ def _teach(network: nn.Module, size: tuple[int, ...]) -> None:
     with torch.no_grad():
         network.eval()(torch.from_numpy(np.stack([_planted(size, corner) for corner in corners])))
         handle.remove()
-        features = layer.features(outputs[0], size)  # (B, C, *G)
+        features = layer.features(outputs[0])  # (B, C, *G)
         step = size[0] // features.shape[2]
         inside = torch.zeros(len(corners), *features.shape[2:], dtype=torch.bool)
         for one, corner in zip(inside, corners, strict=True):

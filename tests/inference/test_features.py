@@ -102,9 +102,7 @@ def test_features_are_the_networks_own_in_the_cases_order(
             assert found.pooled[at] == pytest.approx(predictor.network(image).features[0].numpy(), abs=1e-5)
             encoder = predictor.network.encoder
             first = encoder.layers[0](encoder.patch_embed(image))
-        assert found.stages["stage 1"][at] == pytest.approx(
-            first.raster()[0].flatten(0, 1).mean(0).numpy(), abs=1e-5
-        )
+        assert found.stages["stage 1"][at] == pytest.approx(first[0].flatten(0, 1).mean(0).numpy(), abs=1e-5)
 
 
 def test_features_of_a_larger_image_are_those_of_the_window_that_is_diagnosed(

@@ -1,4 +1,4 @@
-"""Orders of tokens, against moves done the plain way."""
+"""The window partition, against what it is by definition."""
 
 from __future__ import annotations
 
@@ -7,94 +7,55 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from threefold.networks.windows import Order, Tokens, relative_position_index, window_order
+from threefold.networks.swin import relative_position_index
+from threefold.networks.windows import join, partition, shift_of, unrelated
 
 sides = st.integers(1, 17)
 
 
-def _raster(height: int, width: int, channels: int = 3) -> Tokens:
-    values = torch.arange(2 * height * width * channels, dtype=torch.float64)
-    return Tokens(values.view(2, height * width, channels), Order((height, width)))
+def _plane(height: int, width: int, channels: int = 3) -> torch.Tensor:
+    return torch.arange(1, 1 + 2 * height * width * channels).view(2, height, width, channels)
 
 
 @settings(max_examples=60, deadline=None)
 @given(height=sides, width=sides, window=st.integers(1, 8), shifted=st.booleans())
 def test_windows_and_back(height: int, width: int, window: int, shifted: bool) -> None:
-    tokens = _raster(height, width)
-    order = window_order((height, width), window, shifted=shifted)
-    moved = tokens.to(order)
-    assert moved.values.shape[1] % window**2 == 0
-    assert torch.equal(moved.to(tokens.order).values, tokens.values)
-    other = window_order((height, width), window, shifted=not shifted)
-    assert torch.equal(moved.to(other).raster(), tokens.raster())
+    plane, grid = _plane(height, width), (height, width)
+    shift = shift_of(grid, window, shifted=shifted)
+    windows = partition(plane, window, shift)
+    assert windows.shape[2] == window**2
+    assert torch.equal(join(windows, grid, window, shift), plane)
 
 
-def test_shifted_windows_are_roll_and_partition() -> None:
-    tokens = _raster(14, 21)
-    moved = tokens.to(window_order((14, 21), 7, shifted=True))
-    rolled = torch.roll(tokens.raster(), (-3, -3), dims=(1, 2))
-    windows = rolled.view(2, 2, 7, 3, 7, 3).transpose(2, 3).reshape(2, 6 * 49, 3)
-    assert torch.equal(moved.values, windows)
-
-
-def test_merged_is_the_published_concatenation() -> None:
-    tokens = _raster(4, 6)
-    image = tokens.raster()
-    expected = torch.cat(
-        [image[:, 0::2, 0::2], image[:, 1::2, 0::2], image[:, 0::2, 1::2], image[:, 1::2, 1::2]], dim=-1
-    )
-    merged = tokens.to(Order((4, 6), "merged")).values.view(2, 2, 3, 12)
-    assert torch.equal(merged, expected)
-
-
-def test_expanded_is_a_pixel_shuffle() -> None:
-    coarse = torch.randn(2, 3, 5, 4 * 6)  # each token: 2x2 parts of 6 channels
-    tokens = Tokens(coarse.view(2, 60, 6), Order((6, 10), "expanded"))
-    expected = coarse.view(2, 3, 5, 2, 2, 6).permute(0, 1, 3, 2, 4, 5).reshape(2, 6, 10, 6)
-    assert torch.equal(tokens.raster(), expected)
+def test_a_window_is_a_square_of_the_rolled_plane() -> None:
+    plane = _plane(14, 21)
+    windows = partition(plane, 7, (3, 3))
+    rolled = torch.roll(plane, (-3, -3), dims=(1, 2))
+    assert torch.equal(windows[:, 4], rolled[:, 7:, 7:14].flatten(1, 2))  # second row, second column
 
 
 @pytest.mark.parametrize("grid", [(14, 14), (9, 16), (3, 5), (1, 8)])
 @pytest.mark.parametrize("shifted", [False, True])
-def test_mask_allows_neighbours_only(grid: tuple[int, int], shifted: bool) -> None:
+def test_a_token_attends_to_its_neighbours_only(grid: tuple[int, int], shifted: bool) -> None:
     """Tokens of a window see each other exactly if they are as far apart in the image as in the window."""
-    order = window_order(grid, 7, shifted=shifted)
-    mask = order.attention_mask()
-    source = order.source.view(-1, 49)
+    shift = shift_of(grid, 7, shifted=shifted)
+    apart = unrelated(grid, 7, shift, torch.device("cpu"))
+    places = torch.arange(grid[0] * grid[1]).view(1, *grid, 1)
+    sources = partition(places + 1, 7, shift)[0, :, :, 0] - 1  # -1: padding
     window_places = torch.stack((torch.arange(49) // 7, torch.arange(49) % 7), dim=-1)
     near_in_window = window_places[:, None] - window_places[None]  # (49, 49, 2)
-    for number, window in enumerate(source):
-        places = torch.stack((window // grid[1], window % grid[1]), dim=-1)
-        near_in_image = places[:, None] - places[None]
+    for number, window in enumerate(sources):
+        found = torch.stack((window // grid[1], window % grid[1]), dim=-1)
+        near_in_image = found[:, None] - found[None]
         real = (window >= 0)[:, None] & (window >= 0)[None]
-        neighbours = (near_in_image == near_in_window).all(-1)
-        seen = torch.ones(49, 49, dtype=torch.bool) if mask is None else mask[number] == 0
-        assert torch.equal(seen[real], neighbours[real])
+        seen = torch.ones(49, 49, dtype=torch.bool) if apart is None else ~apart[number]
+        assert torch.equal(seen[real], (near_in_image == near_in_window).all(-1)[real])
         assert not seen[(window >= 0)[:, None] & (window < 0)[None]].any()
         assert seen.any(dim=1).all()  # no empty row, which would be NaN after the softmax
 
 
-def test_gradient_of_a_move_with_padding() -> None:
-    order = window_order((5, 9), 4, shifted=True)
-    values = torch.randn(2, 45, 3, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(2, 45, 3, dtype=torch.float64)
-    there_and_back = Tokens(values, Order((5, 9))).to(order).to(Order((5, 9))).values
-    (gradient,) = torch.autograd.grad((there_and_back * weight).sum(), values)
-    torch.testing.assert_close(gradient, weight, rtol=0, atol=0)
-
-
-def test_indices_made_while_inferring_serve_training() -> None:
-    grid = (10, 12)  # of no other test: the indices are kept
-    with torch.inference_mode():
-        Tokens(torch.randn(1, 120, 2), Order(grid)).to(window_order(grid, 5, shifted=True))
-        relative_position_index(5, torch.device("cpu"))
-    values = torch.randn(1, 120, 2, requires_grad=True)
-    Tokens(values, Order(grid)).to(window_order(grid, 5, shifted=True)).values.sum().backward()
-    assert values.grad is not None
-
-
 def test_relative_positions() -> None:
-    index = relative_position_index(3, torch.device("cpu")).view(9, 9)
+    index = relative_position_index(3).view(9, 9)
     for first in range(9):
         for second in range(9):
             rows, columns = first // 3 - second // 3, first % 3 - second % 3

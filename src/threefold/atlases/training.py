@@ -14,6 +14,7 @@ from threefold.atlases.refinement import Pair, registration_loss
 from threefold.atlases.spec import PropagationSpec
 from threefold.checksums import note_unchecked, seal_archive, verify_archive, verify_tensors
 from threefold.errors import TrainingError, WeightsError
+from threefold.networks.cpu import cpu_kernels
 from threefold.networks.registration import VoxelMorph, VoxelMorphUnet
 from threefold.run import write_atomically
 
@@ -98,13 +99,13 @@ def train_registration(
 @torch.no_grad()
 def predict_field(network: VoxelMorph, pair: Pair, spec: PropagationSpec) -> Tensor:
     """Return what the network predicts for a pair: (1, 3, *S) velocity or displacement, voxels."""
-    with _precision(pair.fixed, spec):
+    with cpu_kernels(network), _precision(pair.fixed, spec):
         predicted: Tensor = network.unet(torch.cat((pair.moving, pair.fixed), dim=1))
     return predicted.float().contiguous()
 
 
 def _loss(network: VoxelMorph, pair: Pair, spec: PropagationSpec) -> Tensor:
-    with _precision(pair.fixed, spec):
+    with cpu_kernels(network), _precision(pair.fixed, spec):
         found = network(pair.moving, pair.fixed)
     return registration_loss(pair, found.displacement, found.predicted, spec)
 

@@ -59,10 +59,10 @@ def propagate(
     cases = read_cohort(cohort, allow_outside=allow_outside)
     pair_cases(cases, names)
 
+    from threefold.allocation import tune_allocation
     from threefold.atlases.outcome import left_out_of
     from threefold.atlases.propagation import propagate as run
     from threefold.cohorts.failures import listed
-    from threefold.networks.kernels import tune_allocation
 
     tune_allocation()
     with interruptible(), progress_of("Propagating labels") as progress:

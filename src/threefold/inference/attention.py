@@ -101,7 +101,7 @@ def grad_cam(
         output = outputs_of_layer[0]
         (gradient,) = torch.autograd.grad(_log_odds(logits, decided).sum(), output)
     size = tuple(batch.shape[2:])
-    maps = class_activation(layer.features(output.detach(), size), layer.features(gradient, size))
+    maps = class_activation(layer.features(output.detach()), layer.features(gradient))
     grid = tuple(maps.shape[1:])
     spread = normalised(_to_image(maps.float(), _step(grid, size, layer), size)).cpu().numpy()
     return [

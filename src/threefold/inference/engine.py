@@ -16,6 +16,7 @@ from threefold.errors import RunError
 from threefold.images.geometry import Image
 from threefold.images.preprocessing import Placement, restore
 from threefold.inference.sliding import predict_large
+from threefold.networks.cpu import cpu_kernels
 from threefold.tasks.questions import Question
 
 
@@ -171,7 +172,7 @@ def _pass(
     window, note = batch[0].window, ""
     try:
         images, places = _stacked(batch)
-        with torch.inference_mode():
+        with cpu_kernels(network), torch.inference_mode():
             if window is None:
                 outputs: Outputs = network(images.to(device))
             else:

@@ -20,6 +20,7 @@ from threefold.inference.engine import in_batches
 from threefold.inference.predictor import Predictor
 from threefold.inference.sliding import predict_large
 from threefold.inference.sources import refuse_other_question
+from threefold.networks.cpu import cpu_kernels
 from threefold.networks.stages import Staged, pooled
 
 Floats = NDArray[np.float32]
@@ -88,7 +89,7 @@ def stage_features(
     prepared = prepare_cases(cases, spec, asked, failed)
     found: list[_Call] = []
     done: list[str] = []
-    with _listening(network) as calls, torch.inference_mode():
+    with _listening(network) as calls, cpu_kernels(network), torch.inference_mode():
         for batch in in_batches(prepared, batch_size):
             images = torch.from_numpy(np.stack([one.array for one in batch]))  # (B, C, *S)
             calls.clear()
@@ -125,9 +126,12 @@ def _listening(network: nn.Module) -> Iterator[list[_Call]]:
 
     def keep_stage(name: str) -> nn.Module:
         module = network.get_submodule(network.stage_layers()[name])
+        last = getattr(module, "channels_last", False)
         hooks.append(
             module.register_forward_hook(
-                lambda _, __, output: stages.__setitem__(name, pooled(output).float().cpu())
+                lambda _, __, output: stages.__setitem__(
+                    name, pooled(output, channels_last=last).float().cpu()
+                )
             )
         )
         return module

@@ -17,12 +17,13 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from threefold.core.outputs import Head, Outputs
 from threefold.experiment import AttentionUnetSpec
-from threefold.networks import kernels, kernels3d
 from threefold.networks.cam import CamLayer
+from threefold.networks.grids import crop, pad, pool
 from threefold.networks.heads import apply_pooled, first_of, pooled_head
 
 _CONV: dict[int, type[nn.Conv2d | nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -32,6 +33,23 @@ _UP: dict[int, type[nn.ConvTranspose2d | nn.ConvTranspose3d]] = {
 }
 _NORM: dict[int, type[nn.BatchNorm2d | nn.BatchNorm3d]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _PUBLISHED_GAIN = 0.1
+
+
+class Head2d(nn.Conv2d):
+    """1x1 convolution from a pixel's features to its logits."""
+
+    def __init__(self, width: int, labels: int) -> None:
+        super().__init__(width, labels, 1)
+
+
+class Head3d(nn.Conv3d):
+    """1x1 convolution from a voxel's features to its logits."""
+
+    def __init__(self, width: int, labels: int) -> None:
+        super().__init__(width, labels, 1)
+
+
+_HEAD: dict[int, type[Head2d | Head3d]] = {2: Head2d, 3: Head3d}
 
 
 class ConvUnit(nn.Module):
@@ -51,20 +69,22 @@ class ConvUnit(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """(B, C, *S) to (B, width, *T): T is S, half of it (stride 2) or twice it (up)."""
-        return kernels3d.conv_norm_relu(values, self.conv, self.norm, self.dropout)
+        normed = self.norm(self.conv(values))
+        return F.relu(F.dropout(normed, self.dropout, self.training))
 
 
 class PointwiseUnit(nn.Module):
-    """1x1 convolution and batch norm; `kernels3d` runs them."""
+    """1x1 convolution and batch norm."""
 
     def __init__(self, dimensions: int, width_in: int, width: int) -> None:
         super().__init__()
         self.conv = _CONV[dimensions](width_in, width, 1)
         self.norm = _NORM[dimensions](width)
 
-    def layers(self) -> tuple[nn.Module, nn.Module]:
-        """Return the convolution and the norm."""
-        return self.conv, self.norm
+    def forward(self, values: Tensor) -> Tensor:
+        """(B, C, *S) to (B, width, *S)."""
+        normed: Tensor = self.norm(self.conv(values))
+        return normed
 
 
 class AttentionGate(nn.Module):
@@ -77,9 +97,10 @@ class AttentionGate(nn.Module):
         self.skip = PointwiseUnit(dimensions, width, inner)
         self.score = PointwiseUnit(dimensions, inner, 1)
 
-    def layers(self) -> tuple[tuple[nn.Module, nn.Module], ...]:
-        """Return the three units' layers, for the skip to be gated and merged in one step."""
-        return self.coarse.layers(), self.skip.layers(), self.score.layers()
+    def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
+        """(B, C, *S) twice to the skip, weighed."""
+        summed = F.relu(self.coarse(coarse) + self.skip(skip))
+        return skip * torch.sigmoid(self.score(summed))
 
 
 class Merge(nn.Module):
@@ -90,6 +111,12 @@ class Merge(nn.Module):
         self.conv = _CONV[dimensions](2 * width, width, 3, padding=1)
         self.act = nn.PReLU()
         self.dropout = dropout
+
+    def forward(self, gated: Tensor, coarse: Tensor) -> Tensor:
+        """(B, C, *S) twice to the same."""
+        normed = F.instance_norm(self.conv(torch.cat((gated, coarse), dim=1)))
+        merged: Tensor = self.act(F.dropout(normed, self.dropout, self.training))
+        return merged
 
 
 class DecoderLevel(nn.Module):
@@ -103,15 +130,9 @@ class DecoderLevel(nn.Module):
 
     def forward(self, values: Tensor, skip: Tensor) -> Tensor:
         """(B, coarser, *S/2) features and (B, C, *S) skip to (B, C, *S)."""
-        merge = self.merge
-        return kernels3d.gated_merge(
-            self.up(values),
-            skip,
-            self.gate.layers(),
-            merge.conv,
-            merge.act.weight,
-            merge.dropout if self.training else 0.0,
-        )
+        coarse = self.up(values)
+        merged: Tensor = self.merge(self.gate(coarse, skip), coarse)
+        return merged
 
 
 class AttentionUnet(nn.Module):
@@ -151,7 +172,7 @@ class AttentionUnet(nn.Module):
             {
                 name: pooled_head(deepest, head)
                 if head.kind == "pooled"
-                else _CONV[dimensions](widths[0], head.outputs, 1)
+                else _HEAD[dimensions](widths[0], head.outputs)
                 for name, head in self.kinds.items()
             }
         )
@@ -186,27 +207,20 @@ class AttentionUnet(nn.Module):
         voxels of that level at least, and the segmentation is cropped again.
         """
         size = image.shape[2:]
-        dense: dict[str, Tensor] = {}
-        with kernels.precision(image):
-            values = kernels3d.as_channels_last(kernels3d.pad(image, self._padded(size)))
-            with kernels3d.precision(values):
-                skips = []
-                for block in self.encoder:
-                    values = block(values)
-                    skips.append(values)
-                pooled = kernels3d.pool(skips.pop())  # (B, F)
-                if self.decoder is not None:
-                    for level in reversed(self.decoder):
-                        values = level(values, skips.pop())
-                    for name, head in self.kinds.items():
-                        if head.kind == "dense":
-                            layer = self.heads[name]
-                            assert isinstance(layer, nn.Conv2d | nn.Conv3d)
-                            projected = kernels3d.project(values, layer)
-                            dense[name] = kernels3d.crop(projected, size).contiguous()
-        if kernels.avoids_bfloat16(image):
-            dense = {name: values.bfloat16() for name, values in dense.items()}
-        return Outputs({**dense, **apply_pooled(self.heads, self.kinds, pooled)}, pooled)
+        values = pad(image, self._padded(size))
+        skips = []
+        for block in self.encoder:
+            values = block(values)
+            skips.append(values)
+        pooled = pool(skips.pop())  # (B, F)
+        outputs = apply_pooled(self.heads, self.kinds, pooled)
+        if self.decoder is not None:
+            for level in reversed(self.decoder):
+                values = level(values, skips.pop())
+            for name, head in self.kinds.items():
+                if head.kind == "dense":
+                    outputs[name] = crop(self.heads[name](values), size).contiguous()
+        return Outputs(outputs, pooled)
 
     def _padded(self, size: Sequence[int]) -> list[int]:
         """Return the size of the padded image: batch norm needs two voxels of the deepest level."""

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from threefold.core.outputs import Head, Outputs
 from threefold.experiment import CascadeSpec
-from threefold.networks import kernels3d
 from threefold.networks.attention_unet import AttentionUnet
 from threefold.networks.cam import CamLayer
 from threefold.networks.densenet import DenseNet
@@ -99,7 +98,7 @@ class Cascade(nn.Module):
             image: (B, C, *S).
             segmentation: (B, L, *S) logits.
         """
-        probabilities = kernels3d.softmax(segmentation)
+        probabilities = segmentation.softmax(dim=1)
         if self.reads_region:
             foreground = probabilities[:, 1:].sum(dim=1, keepdim=True)
             probabilities = torch.cat((probabilities[:, :1], foreground), dim=1)  # (B, 2, *S)

@@ -6,14 +6,16 @@ implementation uses.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from threefold.core.outputs import Head, Outputs
 from threefold.experiment import DenseNetSpec
-from threefold.networks import kernels, kernels3d
 from threefold.networks.cam import CamLayer
+from threefold.networks.grids import pad, pool
 from threefold.networks.heads import apply_pooled, first_of, pooled_head
 
 _CONV: dict[int, type[nn.Conv2d | nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -22,7 +24,7 @@ _BOTTLENECK = 4  # channels of a layer's 1x1 convolution, in units of the growth
 
 
 class DenseLayer(nn.Module):
-    """Norm, ReLU, 1x1 convolution, norm, ReLU, 3x3 convolution: new channels from all that came before."""
+    """1x1 convolution, norm, ReLU, 3x3 convolution: new channels from all that came before."""
 
     def __init__(self, dimensions: int, width: int, growth: int) -> None:
         super().__init__()
@@ -30,9 +32,14 @@ class DenseLayer(nn.Module):
         self.squeeze = _CONV[dimensions](width, inner, 1, bias=False)
         self.grow = _CONV[dimensions](inner, growth, 3, padding=1, bias=False)
 
+    def forward(self, normed: Tensor) -> Tensor:
+        """(B, C, *S) channels, normalised and rectified, to (B, growth, *S) new ones."""
+        grown: Tensor = self.grow(norm_relu(self.squeeze(normed)))
+        return grown
+
 
 class DenseBlock(nn.ModuleList):
-    """Layers that each see the channels of all before them."""
+    """Layers that each see the channels of all before them; then the norm and ReLU that follow a block."""
 
     def __init__(self, dimensions: int, width: int, layers: int, growth: int, dropout: float) -> None:
         super().__init__(DenseLayer(dimensions, width + i * growth, growth) for i in range(layers))
@@ -40,8 +47,12 @@ class DenseBlock(nn.ModuleList):
 
     def forward(self, values: Tensor) -> Tensor:
         """(B, C, *S) to (B, C + layers * growth, *S), instance-normalised and rectified."""
-        convolutions = [(layer.squeeze.weight, layer.grow.weight) for layer in self]  # type: ignore[union-attr]
-        return kernels3d.dense_block(values, convolutions, self.dropout if self.training else 0.0)  # type: ignore[arg-type]
+        normed = norm_relu(values)
+        for layer in self:
+            grown = torch.feature_dropout(layer(normed), self.dropout, self.training)
+            # A channel's norm is its own, so each is normalised once for all layers that read it.
+            normed = torch.cat((normed, norm_relu(grown)), dim=1)
+        return normed
 
 
 class DenseFeatures(nn.Module):
@@ -64,14 +75,13 @@ class DenseFeatures(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, *S) image to (B, width, *S / 32) features, rounded up."""
-        with kernels.precision(image):
-            values = kernels3d.as_channels_last(image)
-            with kernels3d.precision(values):
-                values = kernels3d.dense_stem(values, self.stem.weight)
-                for block, transition in zip(self.blocks, [*self.transitions, None], strict=True):
-                    values = block(values)
-                    if transition is not None:
-                        values = kernels3d.dense_transition(values, transition.weight)
+        values = norm_relu(self.stem(image))
+        maximum = F.max_pool3d if image.ndim == 5 else F.max_pool2d
+        values = maximum(values, 3, stride=2, padding=1)
+        for block, transition in zip(self.blocks, [*self.transitions, None], strict=True):
+            values = block(values)
+            if transition is not None:
+                values = transition(halve(values))
         return values
 
 
@@ -125,6 +135,29 @@ class DenseNet(nn.Module):
     def forward(self, image: Tensor) -> Outputs:
         """(B, C, *S) image to (B, K) logits; the features are (B, F)."""
         # Below 8 voxels oneDNN's gradient of the 7x7 convolution writes out of bounds, besides.
-        padded = kernels3d.pad(image, [max(side, _SMALLEST) for side in image.shape[2:]])
-        pooled = kernels3d.pool(self.features(padded))  # (B, F)
+        padded = pad(image, [max(side, _SMALLEST) for side in image.shape[2:]])
+        pooled = pool(self.features(padded))  # (B, F)
         return Outputs(apply_pooled(self.heads, self.kinds, pooled), pooled)
+
+
+def norm_relu(values: Tensor) -> Tensor:
+    """Instance norm and ReLU."""
+    return F.relu(F.instance_norm(values))
+
+
+def halve(values: Tensor) -> Tensor:
+    """Return the mean over 2x2 voxels, which a transition's 1x1 convolution follows.
+
+    The order of the two doesn't matter, and this one costs an eighth.
+    """
+    mean = F.avg_pool3d if values.ndim == 5 else F.avg_pool2d
+    exact = values.to(torch.promote_types(values.dtype, torch.float32))  # CPUs have no mean of half precision
+    return mean(exact, halving(values.shape[2:])).to(values.dtype)
+
+
+def halving(size: Sequence[int]) -> tuple[int, ...]:
+    """Return the window that halves a grid; one of ones where a single voxel would be left.
+
+    An axis of one voxel is kept.
+    """
+    return tuple(min(side, 2) for side in size) if max(size) > 3 else (1,) * len(size)

@@ -14,14 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from threefold.networks import convolutions, kernels
-from threefold.networks.kernels3d import crop, pad
+from threefold.networks.grids import crop, pad
 from threefold.networks.warping import integrate, warp
 
 _SLOPE = 0.2  # of the leaky ReLUs, as published
-# Along one axis: what a voxel of the coarse grid gives to the four fine voxels that a convolution of width 3
-# on the doubled grid lets it reach, by the convolution's three weights.
-_REACH = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
 
 
 @dataclass(frozen=True)
@@ -86,24 +82,28 @@ class VoxelMorphUnet(nn.Module):
 
     def forward(self, pair: Tensor) -> Tensor:
         """Return (B, 3, *S) for (B, in_channels, *S)."""
-        with kernels.precision(pair):
-            field = self._field(pair)
-        return field.bfloat16() if kernels.avoids_bfloat16(pair) else field
-
-    def _field(self, pair: Tensor) -> Tensor:
         size = pair.shape[2:]
         padded = pad(pair, [-(-side // self.stride) * self.stride for side in size])
         values = padded.contiguous(memory_format=torch.channels_last_3d)
         skips = []
         for level, conv in enumerate(self.down):
-            values = _activated(_convolve(F.max_pool3d(values, 2) if level else values, conv))
+            values = _activated(self.convolve(F.max_pool3d(values, 2) if level else values, conv))
             skips.append(values)
-        values = _activated(_convolve(F.max_pool3d(values, 2), self.bottom))
+        values = _activated(self.convolve(F.max_pool3d(values, 2), self.bottom))
         for conv, skip in zip(reversed(self.up), reversed(skips), strict=True):
-            values = _activated(_merge(skip, values, conv))
+            values = _activated(self.merge(skip, values, conv))
         for conv in self.final:
-            values = _activated(_convolve(values, conv))
-        return crop(_convolve(values, self.out), size)
+            values = _activated(self.convolve(values, conv))
+        return crop(self.convolve(values, self.out), size)
+
+    def convolve(self, values: Tensor, conv: nn.Module) -> Tensor:
+        """Apply one of the layers."""
+        convolved: Tensor = conv(values)
+        return convolved
+
+    def merge(self, skip: Tensor, coarse: Tensor, conv: nn.Module) -> Tensor:
+        """Apply a layer to a skip, (B, C, *S), and the doubled coarser values, (B, D, *S/2)."""
+        return self.convolve(torch.cat((skip, F.interpolate(coarse, scale_factor=2)), dim=1), conv)
 
 
 class VoxelMorph(nn.Module):
@@ -136,37 +136,3 @@ def _conv(inputs: int, outputs: int) -> nn.Conv3d:
 
 def _activated(values: Tensor) -> Tensor:
     return F.leaky_relu_(values, _SLOPE)
-
-
-def _convolve(values: Tensor, conv: nn.Module) -> Tensor:
-    assert isinstance(conv, nn.Conv3d)
-    return _convolved(values, conv.weight, conv.bias)
-
-
-def _convolved(values: Tensor, weight: Tensor, bias: Tensor | None, *, doubling: bool = False) -> Tensor:
-    """Convolve with padding 1; doubling: transposed, to a grid twice as large."""
-    stride = 2 if doubling else 1
-    if kernels.has_levers(values) and convolutions.gains(values, stride, transposed=doubling):
-        dtype = kernels.compute_type(values)
-        values, weight = values.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-        return convolutions.Convolution.apply(values, weight, bias, stride, doubling)  # type: ignore[no-any-return, no-untyped-call]
-    if doubling:
-        return F.conv_transpose3d(values, weight, bias, stride=2, padding=1)
-    return F.conv3d(values, weight, bias, padding=1)
-
-
-def _merge(skip: Tensor, coarse: Tensor, conv: nn.Module) -> Tensor:
-    """Return conv([skip, doubled(coarse)]) without making the doubled volume.
-
-    A convolution of width 3 after nearest-neighbour doubling is a transposed convolution of width 4 and
-    stride 2 of the coarse volume, with 8 instead of 27 products a voxel.
-    """
-    assert isinstance(conv, nn.Conv3d)
-    channels = skip.shape[1]
-    with torch.autocast(skip.device.type, enabled=False):
-        reach = conv.weight.new_tensor(_REACH)
-        # (out, coarse, 3, 3, 3) to (coarse, out, 4, 4, 4)
-        kernel = torch.einsum("oiabc,xa,yb,zc->ioxyz", conv.weight[:, channels:], reach, reach, reach)
-    fine = _convolved(skip, conv.weight[:, :channels], conv.bias)
-    return fine + _convolved(coarse, kernel, None, doubling=True)

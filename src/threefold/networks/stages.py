@@ -6,8 +6,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from threefold.networks import kernels3d
-from threefold.networks.windows import Tokens
+from threefold.networks.grids import pool
 
 
 @runtime_checkable
@@ -21,12 +20,12 @@ class Staged(Protocol):
     def stage_layers(self) -> dict[str, str]:
         """Return the submodule of each stage by the stage's name, in the order in which they run.
 
-        A submodule's output is a (B, C, *S) tensor, or tokens.
+        A submodule's output is (B, C, *S), or (B, *S, C) where the submodule has `channels_last = True`.
         """
 
 
-def pooled(output: Tensor | Tokens) -> Tensor:
+def pooled(output: Tensor, *, channels_last: bool = False) -> Tensor:
     """Return the mean of a stage's output over the image, (B, C)."""
-    if isinstance(output, Tokens):
-        return output.raster().mean(dim=(1, 2))
-    return kernels3d.pool(output)
+    if channels_last:
+        return output.mean(dim=tuple(range(1, output.ndim - 1)))
+    return pool(output)

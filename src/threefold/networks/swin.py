@@ -9,7 +9,7 @@ Parameters carry the names of the official checkpoints (`patch_embed.proj`, `lay
 | SwinBlock                | W-MSA or SW-MSA block, equation (3)               |
 | WindowAttention          | attention with relative position bias, eq. (4)    |
 | PatchMerging             | patch merging (3.1)                               |
-| Order, Tokens (windows)  | cyclic shift and window partition (3.2, figure 4) |
+| partition (windows)      | cyclic shift and window partition (3.2, figure 4) |
 """
 
 from __future__ import annotations
@@ -25,15 +25,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from threefold.experiment import SwinSpec
-from threefold.networks import kernels
 from threefold.networks.cam import CamLayer
-from threefold.networks.windows import (
-    Order,
-    Tokens,
-    attention_mask,
-    relative_position_index,
-    window_order,
-)
+from threefold.networks.windows import join, partition, shift_of, unrelated
 
 
 @dataclass(frozen=True)
@@ -41,13 +34,12 @@ class EncoderFeatures:
     """What the encoder sees in B images.
 
     Attributes:
-        skips: the tokens that enter each stage, (B, slots, C * 2^stage) in the order of the stage's first
-            block; finest first.
+        skips: the tokens that enter each stage, (B, H, W, C * 2^stage) each; finest first.
         tokens: (B, H, W, F) normalised output of the last stage.
         pooled: (B, F) their mean.
     """
 
-    skips: tuple[Tokens, ...]
+    skips: Sequence[Tensor]
     tokens: Tensor
     pooled: Tensor
 
@@ -60,50 +52,48 @@ class PatchEmbedding(nn.Module):
         self.proj = nn.Conv2d(in_channels, width, patch, stride=patch)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, image: Tensor) -> Tokens:
-        """(B, C, H, W), sides divisible by the patch, to (B, H/patch * W/patch, width) in raster order."""
-        planes = self.proj(image)
-        values = self.norm(planes.flatten(2).transpose(1, 2))  # (B, L, width)
-        return Tokens(values, Order((planes.shape[2], planes.shape[3])))
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, C, H, W), sides divisible by the patch, to (B, H/patch, W/patch, width)."""
+        tokens: Tensor = self.norm(self.proj(image).movedim(1, -1))
+        return tokens
 
 
 class WindowAttention(nn.Module):
     """Multi-head attention inside windows, with a learned bias for each relative position."""
+
+    relative_position_index: Tensor
 
     def __init__(self, width: int, heads: int, window: int) -> None:
         super().__init__()
         self.heads = heads
         self.window = window
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
+        self.register_buffer("relative_position_index", relative_position_index(window), persistent=False)
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
-    def forward(self, values: Tensor, mask: Tensor | None, residual: Tensor, keep: Tensor | None) -> Tensor:
-        """Attend.
+    def forward(self, windows: Tensor, apart: Tensor | None) -> Tensor:
+        """Attend: (B, windows, N, C) to the same, N = window^2.
 
         Args:
-            values: (B, windows * N, C) in the order of the windows, N = window^2.
-            mask: (windows, N, N) added to the scores, or None.
-            residual: (B, windows * N, C) what the result is added to.
-            keep: (B, 1, 1) factor of the result, or None.
-
-        Returns:
-            (B, windows * N, C).
+            windows: (B, windows, N, C).
+            apart: (windows, N, N) which tokens may not attend to each other, or None.
         """
-        batch, slots, width = values.shape
-        windowed = (batch, slots // self.window**2, self.window**2, 3 * width)
-        qkv = kernels.linear(values, self.qkv.weight, self.qkv.bias).view(windowed)
-        attended = kernels.window_attention(qkv, self.bias(mask), self.heads).view(batch, slots, width)
-        return kernels.linear(attended, self.proj.weight, self.proj.bias, residual, keep)
+        batch, count, tokens, width = windows.shape
+        qkv = self.qkv(windows).view(batch, count, tokens, 3, self.heads, width // self.heads)
+        query, key, value = qkv.permute(3, 0, 1, 4, 2, 5)  # each (B, windows, heads, N, d)
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2) + self.bias().to(query.dtype)
+        if apart is not None:
+            scores = scores.masked_fill(apart[:, None], float("-inf"))
+        attended = torch.softmax(scores, dim=-1).to(value.dtype) @ value
+        out: Tensor = self.proj(attended.transpose(2, 3).reshape(batch, count, tokens, width))
+        return out
 
-    def bias(self, mask: Tensor | None) -> Tensor:
-        """Return the relative position bias plus the mask: (1 or windows, heads, N, N)."""
-        per_window = self.window**2
-        table = self.relative_position_bias_table
-        index = relative_position_index(self.window, table.device)
-        bias = table.t().index_select(1, index).view(1, self.heads, per_window, per_window)
-        return bias if mask is None else bias + mask[:, None]
+    def bias(self) -> Tensor:
+        """Return the relative position bias, (1, heads, N, N)."""
+        table = self.relative_position_bias_table.t().index_select(1, self.relative_position_index)
+        return table.view(1, self.heads, self.window**2, self.window**2)
 
 
 class Mlp(nn.Module):
@@ -114,10 +104,10 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
-    def forward(self, values: Tensor, residual: Tensor, keep: Tensor | None) -> Tensor:
-        """Return residual + keep * MLP(values): (B, L, C), the same, and (B, 1, 1) or None."""
-        first, second = (self.fc1.weight, self.fc1.bias), (self.fc2.weight, self.fc2.bias)
-        return kernels.mlp(values, first, second, residual, keep)
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(..., C) to the same."""
+        out: Tensor = self.fc2(F.gelu(self.fc1(tokens)))
+        return out
 
 
 class StochasticDepth(nn.Module):
@@ -127,29 +117,42 @@ class StochasticDepth(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, values: Tensor) -> Tensor | None:
-        """Draw (B, 1, 1) factors of a branch of (B, L, C) values: 0, or what keeps the mean. None: 1."""
+    def forward(self, branch: Tensor) -> Tensor:
+        """(B, ...) to the same, each case multiplied by 0 or by what keeps the mean."""
+        factors = self.factors(branch)
+        if factors is None:
+            return branch
+        return branch * factors.to(branch.dtype).view(-1, *[1] * (branch.ndim - 1))
+
+    def factors(self, branch: Tensor) -> Tensor | None:
+        """Draw (B,) factors of a branch of B cases; None: all are 1."""
         if not self.training or self.rate == 0:
             return None
-        keep = torch.rand(values.shape[0], 1, 1, device=values.device) >= self.rate
+        keep = torch.rand(branch.shape[0], device=branch.device) >= self.rate
         return keep.to(torch.float32) / max(1 - self.rate, 1e-6)
 
 
 class SwinBlock(nn.Module):
-    """Window attention and MLP, each behind a LayerNorm and beside a residual connection."""
+    """Attention in plain or shifted windows, then MLP, each behind a LayerNorm and beside a residual sum."""
 
-    def __init__(self, width: int, heads: int, spec: SwinSpec, drop_path: float) -> None:
+    def __init__(self, width: int, heads: int, spec: SwinSpec, drop_path: float, *, shifted: bool) -> None:
         super().__init__()
+        self.window = spec.window
+        self.shifted = shifted
         self.norm1 = nn.LayerNorm(width)
         self.attn = WindowAttention(width, heads, spec.window)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = Mlp(width, int(width * spec.mlp_ratio))
         self.drop_path = StochasticDepth(drop_path)
 
-    def forward(self, values: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, windows * N, C) in the order of the block's windows, to the same."""
-        values = self.attn(self.norm1(values), mask, values, self.drop_path(values))
-        out: Tensor = self.mlp(self.norm2(values), values, self.drop_path(values))
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, H, W, C) to the same."""
+        grid = (tokens.shape[1], tokens.shape[2])
+        shift = shift_of(grid, self.window, shifted=self.shifted)
+        windows = partition(self.norm1(tokens), self.window, shift)
+        attended = self.attn(windows, unrelated(grid, self.window, shift, tokens.device))
+        tokens = tokens + self.drop_path(join(attended, grid, self.window, shift))
+        out: Tensor = tokens + self.drop_path(self.mlp(self.norm2(tokens)))
         return out
 
 
@@ -158,25 +161,19 @@ class SwinBlocks(nn.Module):
 
     def __init__(self, width: int, heads: int, spec: SwinSpec, drop_paths: Sequence[float]) -> None:
         super().__init__()
-        self.window = spec.window
         self.checkpointing = spec.gradient_checkpointing
-        self.blocks = nn.ModuleList(SwinBlock(width, heads, spec, rate) for rate in drop_paths)
+        self.blocks = nn.ModuleList(
+            SwinBlock(width, heads, spec, rate, shifted=number % 2 == 1)
+            for number, rate in enumerate(drop_paths)
+        )
 
-    def entry_order(self, tokens: Tokens) -> Order:
-        """Return the order that the first block works in."""
-        return window_order(tokens.order.grid, self.window, shifted=False)
-
-    def forward(self, tokens: Tokens) -> Tokens:
-        """Return the tokens in the order of the last block."""
-        grid = tokens.order.grid
-        for number, block in enumerate(self.blocks):
-            tokens = tokens.to(window_order(grid, self.window, shifted=number % 2 == 1))
-            mask = attention_mask(tokens.order.key, tokens.values.device)
+    def run_blocks(self, tokens: Tensor) -> Tensor:
+        """(B, H, W, C) to the same."""
+        for block in self.blocks:
             if self.checkpointing and self.training and torch.is_grad_enabled():
-                values = checkpoint(block, tokens.values, mask, use_reentrant=False)
+                tokens = checkpoint(block, tokens, use_reentrant=False)
             else:
-                values = block(tokens.values, mask)
-            tokens = Tokens(values, tokens.order)
+                tokens = block(tokens)
         return tokens
 
 
@@ -188,17 +185,17 @@ class PatchMerging(nn.Module):
         self.norm = nn.LayerNorm(4 * width)
         self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
 
-    def forward(self, tokens: Tokens) -> Tokens:
-        """Return the tokens of the grid of half the size, in raster order."""
-        height, width = tokens.order.grid
-        merged = tokens.to(Order((height, width), "merged")).values
-        batch, length, channels = merged.shape
-        values = self.reduction(self.norm(merged.view(batch, length // 4, 4 * channels)))  # (B, L/4, 2C)
-        return Tokens(values, Order((height // 2, width // 2)))
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, H/2, W/2, 2C)."""
+        blocks = [tokens[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
+        merged: Tensor = self.reduction(self.norm(torch.cat(blocks, dim=-1)))
+        return merged
 
 
 class SwinStage(SwinBlocks):
     """Blocks, then patch merging (not after the last stage)."""
+
+    channels_last = True
 
     def __init__(
         self, width: int, heads: int, spec: SwinSpec, drop_paths: Sequence[float], *, merge: bool
@@ -206,9 +203,9 @@ class SwinStage(SwinBlocks):
         super().__init__(width, heads, spec, drop_paths)
         self.downsample = PatchMerging(width) if merge else None
 
-    def forward(self, tokens: Tokens) -> Tokens:
-        """Return the tokens that the next stage starts from."""
-        tokens = super().forward(tokens)
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, H, W, C) to what the next stage starts from, (B, H/2, W/2, 2C), or to the same."""
+        tokens = self.run_blocks(tokens)
         return tokens if self.downsample is None else self.downsample(tokens)
 
 
@@ -263,29 +260,20 @@ class SwinEncoder(nn.Module):
         What bypasses the attention is not in the map: the tokens themselves are far from one another in size,
         and maps of them found lesions less often (docs/how-to/explain.md).
         """
-        stage, spec = len(self.spec.depths) - 1, self.spec
-        block = spec.depths[stage] - 1
-        return CamLayer(
-            f"layers.{stage}.blocks.{block}.norm1",
-            "windows",
-            self.stride,
-            spec.window,
-            shifted=block % 2 == 1,
-        )
+        stage = len(self.spec.depths) - 1
+        block = self.spec.depths[stage] - 1
+        return CamLayer(f"layers.{stage}.blocks.{block}.norm1", "channels last", self.stride)
 
     def forward(self, image: Tensor) -> EncoderFeatures:
         """(B, C, H, W) image to its features."""
         height, width = image.shape[-2:]
         below, right = -height % self.stride, -width % self.stride
-        if below or right:
-            image = F.pad(image, (0, right, 0, below))
-        tokens = self.patch_embed(image)
+        tokens = self.patch_embed(F.pad(image, (0, right, 0, below)) if below or right else image)
         skips = []
-        for stage in self.stages():
-            tokens = tokens.to(stage.entry_order(tokens))
+        for stage in self.layers:
             skips.append(tokens)
             tokens = stage(tokens)
-        normalised = self.norm(tokens.raster())
+        normalised = self.norm(tokens)
         return EncoderFeatures(tuple(skips), normalised, normalised.mean((1, 2)))
 
 
@@ -311,3 +299,11 @@ def initialise(network: nn.Module, spec: SwinSpec) -> None:
                 nn.init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def relative_position_index(window: int) -> Tensor:
+    """Return (N*N,) rows of the (2 * window - 1)^2 table of relative position biases, N = window^2."""
+    side = torch.arange(window)
+    places = torch.stack(torch.meshgrid(side, side, indexing="ij")).flatten(1)  # (2, N)
+    offsets = places[:, :, None] - places[:, None, :] + window - 1  # (2, N, N)
+    return (offsets[0] * (2 * window - 1) + offsets[1]).flatten()

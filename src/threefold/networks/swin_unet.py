@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from threefold.core.outputs import Head, Outputs
 from threefold.experiment import SwinSpec, SwinUnetSpec
-from threefold.networks import kernels
 from threefold.networks.cam import CamLayer
 from threefold.networks.heads import apply_pooled, first_of, pooled_head
 from threefold.networks.swin import (
@@ -23,7 +22,6 @@ from threefold.networks.swin import (
     initialise,
     stage_width,
 )
-from threefold.networks.windows import Order, Tokens
 
 _ORDER = ("pooled", "dense", "restored")
 """Of the heads: their first weights are drawn in it."""
@@ -37,13 +35,10 @@ class PatchExpanding(nn.Module):
         self.expand = nn.Linear(width, 2 * width, bias=False)
         self.norm = nn.LayerNorm(width // 2)
 
-    def forward(self, tokens: Tokens) -> Tokens:
-        """Return the tokens of the grid of twice the size."""
-        height, width = tokens.order.grid
-        values = self.expand(tokens.to(Order((height, width))).values)
-        batch, length, channels = values.shape
-        values = self.norm(values.view(batch, 4 * length, channels // 4))  # (B, 4L, C/2)
-        return Tokens(values, Order((2 * height, 2 * width), "expanded"))
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, 2H, 2W, C/2)."""
+        out: Tensor = self.norm(spread(self.expand(tokens), 2))
+        return out
 
 
 class DecoderStage(SwinBlocks):
@@ -55,11 +50,9 @@ class DecoderStage(SwinBlocks):
         self.expanding = PatchExpanding(2 * width)
         self.join = nn.Linear(2 * width, width)
 
-    def decode(self, tokens: Tokens, skip: Tokens) -> Tokens:
-        """Expand the coarser stage's tokens, join the skip's, and attend."""
-        expanded = self.expanding(tokens).to(skip.order)
-        joined = self.join(torch.cat((expanded.values, skip.values), dim=-1))
-        return self.forward(Tokens(joined, skip.order))
+    def forward(self, tokens: Tensor, skip: Tensor) -> Tensor:
+        """(B, H/2, W/2, 2C) of the coarser stage and (B, H, W, C) of the encoder to (B, H, W, C)."""
+        return self.run_blocks(self.join(torch.cat((self.expanding(tokens), skip), dim=-1)))
 
 
 class FinalExpanding(nn.Module):
@@ -72,20 +65,10 @@ class FinalExpanding(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, out_channels, bias=False)
 
-    def forward(self, values: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor) -> Tensor:
         """(B, H, W, C) tokens to (B, out_channels, H * patch, W * patch) pixels."""
-        batch, height, width, channels = values.shape
-        pixels = kernels.expansion_head(
-            values.view(batch, height * width, channels),
-            self.expand.weight,
-            self.norm.weight,
-            self.norm.bias,
-            self.head.weight,
-        )
-        channels = pixels.shape[-1]
-        pixels = pixels.view(batch, height, width, self.patch, self.patch, channels)
-        planes = pixels.permute(0, 5, 1, 3, 2, 4)  # (B, K, H, patch, W, patch)
-        return planes.reshape(batch, channels, height * self.patch, width * self.patch)
+        pixels: Tensor = self.head(self.norm(spread(self.expand(tokens), self.patch)))
+        return pixels.movedim(-1, 1).contiguous()
 
 
 class SwinDecoder(nn.Module):
@@ -101,13 +84,18 @@ class SwinDecoder(nn.Module):
 
     def forward(self, features: EncoderFeatures) -> Tensor:
         """Return (B, out_channels, H, W) on the padded image's grid."""
-        batch, height, width, channels = features.tokens.shape
-        tokens = Tokens(features.tokens.view(batch, height * width, channels), Order((height, width)))
-        for stage in range(len(self.stages) - 1, -1, -1):
-            decoder_stage: DecoderStage = self.stages[stage]  # type: ignore[assignment]
-            tokens = decoder_stage.decode(tokens, features.skips[stage])
-        planes: Tensor = self.final(self.norm(tokens.raster()))
+        tokens = features.tokens
+        for number in reversed(range(len(self.stages))):
+            tokens = self.stages[number](tokens, features.skips[number])
+        planes: Tensor = self.final(self.norm(tokens))
         return planes
+
+
+def spread(tokens: Tensor, side: int) -> Tensor:
+    """Spread the channels of each token over side x side: (B, H, W, side^2 * C) to (B, H*side, W*side, C)."""
+    batch, height, width, channels = tokens.shape
+    parts = tokens.view(batch, height, width, side, side, channels // side**2).transpose(2, 3)
+    return parts.reshape(batch, height * side, width * side, channels // side**2)
 
 
 class SwinUnet(nn.Module):
@@ -162,12 +150,11 @@ class SwinUnet(nn.Module):
     def forward(self, image: Tensor) -> Outputs:
         """(B, C, H, W) image to logits and reconstruction on the image's own grid."""
         height, width = image.shape[-2:]
-        with kernels.precision(image):
-            features = self.encoder(image)
-            decoded = {
-                name: self.heads[name](features)[..., :height, :width]
-                for name, head in self.kinds.items()
-                if head.kind != "pooled"
-            }
-            pooled = apply_pooled(self.heads, self.kinds, features.pooled)
-            return Outputs({**pooled, **decoded}, features.pooled)
+        features = self.encoder(image)
+        decoded = {
+            name: self.heads[name](features)[..., :height, :width]
+            for name, head in self.kinds.items()
+            if head.kind != "pooled"
+        }
+        pooled = apply_pooled(self.heads, self.kinds, features.pooled)
+        return Outputs({**pooled, **decoded}, features.pooled)

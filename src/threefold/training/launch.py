@@ -18,9 +18,9 @@ import torch.utils.deterministic
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from threefold import errors
+from threefold.allocation import tune_allocation
 from threefold.errors import ThreefoldError, TrainingError
 from threefold.interruption import exit_code_of, terminating_as_interrupt
-from threefold.networks.kernels import tune_allocation
 from threefold.threads import computing_with, share_cores
 from threefold.training.devices import Devices, make_devices, quiet_lightning
 from threefold.training.folder import threads_of

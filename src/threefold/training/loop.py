@@ -18,6 +18,7 @@ from threefold.core.batch import Batch
 from threefold.errors import TrainingError
 from threefold.experiment import AugmentationSpec, ClassificationSpec, Experiment
 from threefold.images.augmentation import augment, draw_parameters
+from threefold.networks.cpu import cpu_kernels
 from threefold.run import RunFolder
 from threefold.tasks.balancing import build_balancer
 from threefold.tasks.build import build_network, build_tasks, task_weights
@@ -130,7 +131,8 @@ class Training:
         self._prepare()
         remaining = Remaining()
         while len(self.history) < spec.epochs and not out_of_patience(self.history, spec.selection):
-            self.history.append(self._epoch(len(self.history)))
+            with cpu_kernels(self.learner.network):
+                self.history.append(self._epoch(len(self.history)))
             if leads:
                 self._save()
                 if log is not None:

@@ -1,4 +1,4 @@
-"""The levers of the networks of convolutions against the plain formulas they stand for."""
+"""The fast paths of the networks of convolutions against the plain modules they stand for."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from threefold.experiment import AttentionUnetSpec, CascadeSpec, DenseNetSpec
-from threefold.networks import folding3d, kernels3d
-from threefold.networks.attention_unet import ConvUnit, DecoderLevel
+from threefold.networks.attention_unet import ConvUnit, DecoderLevel, Head2d, Head3d
 from threefold.networks.cascade import Cascade
+from threefold.networks.cpu import cpu_kernels, folding3d
+from threefold.networks.cpu.norms3d import as_image, keep_mask, normalise
+from threefold.networks.cpu.volumes import as_channels_last
 from threefold.networks.densenet import DenseBlock, DenseFeatures
-from threefold.networks.norms3d import as_image, keep_mask, normalise
 
-from .named_heads import named_heads
+from ..named_heads import named_heads
 
 SPEC = CascadeSpec(
     segmenter=AttentionUnetSpec(channels=(8, 16, 32), dropout=0.2),
@@ -38,15 +39,12 @@ def _shake(module: nn.Module) -> nn.Module:
     return module
 
 
-class Transition(nn.Module):
-    """What is a function only, as a module."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(_randn(6, 12, 1, 1, 1))
-
-    def forward(self, values: Tensor) -> Tensor:
-        return kernels3d.dense_transition(values, self.weight)
+def _draw_as_the_fast_paths_do(values: Tensor, dropout: float, training: bool) -> Tensor:
+    """Stand in for PyTorch's dropout, whose draws are others."""
+    if not training or not dropout:
+        return values
+    kept, scale = keep_mask(values.numel(), dropout)
+    return values * kept.view(values.movedim(1, -1).shape).movedim(-1, 1) * scale
 
 
 MODULES: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, ...]]]] = {
@@ -64,28 +62,31 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, ...]]]] = {
     "dense block of many voxels": (lambda: DenseBlock(3, 6, 3, 4, 0.0), [(1, 6, 10, 9, 8)]),
     "dense block of a batch": (lambda: DenseBlock(3, 6, 3, 4, 0.3), [(2, 6, 6, 5, 4)]),
     "dense block, 2D": (lambda: DenseBlock(2, 6, 3, 4, 0.3), [(2, 6, 9, 7)]),
-    "transition": (Transition, [(2, 12, 8, 5, 1)]),
+    "head": (lambda: Head3d(6, 4), [(2, 6, 5, 4, 3)]),
+    "head, 2D": (lambda: Head2d(6, 4), [(2, 6, 5, 4)]),
+    "transition to a flat grid": (lambda: DenseFeatures(SPEC.classifier, 3, 3), [(2, 3, 32, 20, 3)]),
     "everything": (lambda: DenseFeatures(SPEC.classifier, 3, 3), [(1, 3, 24, 16, 32)]),
 }
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("name", MODULES)
-def test_levers_compute_the_formula(name: str, training: bool) -> None:
-    """In float32 by the levers against float64 by the formula: values, gradients, running statistics.
-
-    Both draw the same dropout: its draws do not depend on the way that is taken.
-    """
+def test_fast_paths_compute_what_the_plain_module_does(
+    name: str, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32 by the fast paths against float64: values, gradients, running statistics."""
+    monkeypatch.setattr(torch.nn.functional, "dropout", _draw_as_the_fast_paths_do)
     make, shapes = MODULES[name]
     torch.manual_seed(0)
     single = _shake(make()).train(training)
     double = copy.deepcopy(single).double()
-    inputs = [kernels3d.as_channels_last(_randn(*shape, seed=n)) for n, shape in enumerate(shapes)]
+    inputs = [as_channels_last(_randn(*shape, seed=n)) for n, shape in enumerate(shapes)]
     results, gradients = [], []
     for module, dtype in ((double, torch.float64), (single, torch.float32)):
         leaves = [value.to(dtype, copy=True).requires_grad_() for value in inputs]
         torch.manual_seed(2)
-        results.append(module(*leaves))
+        with cpu_kernels(module):  # which do not apply to float64
+            results.append(module(*leaves))
         weight = _randn(*results[-1].shape, seed=9).to(dtype)
         gradients.append(torch.autograd.grad((results[-1] * weight).sum(), [*leaves, *module.parameters()]))
     torch.testing.assert_close(results[1].double(), results[0], rtol=1e-4, atol=1e-4)
@@ -96,7 +97,7 @@ def test_levers_compute_the_formula(name: str, training: bool) -> None:
     for (label, reference), found in zip(double.named_buffers(), single.buffers(), strict=True):
         torch.testing.assert_close(found.to(reference), reference, rtol=1e-5, atol=1e-6, msg=label)
     if not training:
-        with torch.inference_mode():
+        with cpu_kernels(single), torch.inference_mode():
             inferred = single(*inputs)
         torch.testing.assert_close(inferred.double(), results[0].detach(), rtol=1e-4, atol=1e-4)
 
@@ -133,13 +134,13 @@ def test_bfloat16_stays_near(batch: int) -> None:
     image = _randn(batch, 1, 32, 24, 40)
     exact = network(image)
     for gradients in (True, False):
-        with torch.set_grad_enabled(gradients), torch.autocast("cpu", torch.bfloat16):
+        with cpu_kernels(network), torch.set_grad_enabled(gradients), torch.autocast("cpu", torch.bfloat16):
             near = network(image)
         found, expected = near.heads["segmentation"], exact.heads["segmentation"]
         assert found.dtype == torch.bfloat16
         assert (found.float() - expected).norm() / expected.norm() < 0.05
         assert (near.heads["classification"].float() - exact.heads["classification"]).abs().max() < 0.2
-    with torch.autocast("cpu", torch.bfloat16):
+    with cpu_kernels(network), torch.autocast("cpu", torch.bfloat16):
         outputs = network.train()(image)
     assert len(outputs.heads) == 2
     sum(head.float().square().mean() for head in outputs.heads.values()).backward()
@@ -178,7 +179,7 @@ def test_kept_weights_follow_the_weights_and_the_size() -> None:
     image, larger = _randn(1, 1, 16, 16, 16), _randn(1, 1, 24, 16, 32)
 
     def infer(values: Tensor) -> Tensor:
-        with torch.inference_mode():
+        with cpu_kernels(network), torch.inference_mode():
             return network(values).heads["segmentation"]
 
     first = infer(image)
@@ -191,7 +192,8 @@ def test_kept_weights_follow_the_weights_and_the_size() -> None:
     assert not torch.allclose(changed, first)
     torch.testing.assert_close(changed, network(image).heads["segmentation"], rtol=1e-4, atol=1e-5)
     optimiser = torch.optim.AdamW(network.parameters(), lr=0.01, fused=True)
-    network.train()(image).heads["segmentation"].square().sum().backward()
+    with cpu_kernels(network):
+        network.train()(image).heads["segmentation"].square().sum().backward()
     optimiser.step()
     network.eval()
     torch.testing.assert_close(infer(image), network(image).heads["segmentation"], rtol=1e-4, atol=1e-5)
@@ -200,7 +202,7 @@ def test_kept_weights_follow_the_weights_and_the_size() -> None:
 def test_kept_weights_go_with_their_network() -> None:
     before = len(folding3d._folded)
     network = Cascade(SPEC, in_channels=1, heads=HEADS).eval()
-    with torch.inference_mode():
+    with cpu_kernels(network), torch.inference_mode():
         network(_randn(1, 1, 16, 16, 16))
     assert len(folding3d._folded) > before
     del network
@@ -210,16 +212,17 @@ def test_kept_weights_go_with_their_network() -> None:
 def test_inference_then_training_on_the_same_network() -> None:
     network = Cascade(SPEC, in_channels=1, heads=HEADS)
     image = _randn(1, 1, 16, 16, 16)
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with cpu_kernels(network), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         network.eval()(image)
-    with torch.autocast("cpu", torch.bfloat16):
+    with cpu_kernels(network), torch.autocast("cpu", torch.bfloat16):
         outputs = network.train()(image)
     outputs.heads["classification"].float().sum().backward()
 
 
 def test_a_bias_without_effect_gets_a_gradient_of_exactly_zero() -> None:
     network = Cascade(SPEC, in_channels=1, heads=HEADS).train()
-    outputs = network(_randn(1, 1, 16, 16, 16))
+    with cpu_kernels(network):
+        outputs = network(_randn(1, 1, 16, 16, 16))
     assert len(outputs.heads) == 2
     sum(head.square().sum() for head in outputs.heads.values()).backward()
     biases = [p for name, p in network.named_parameters() if name.endswith("conv.bias")]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from threefold.networks.gradients import in_own_type
+from threefold.networks.cpu.gradients import in_own_type
 
 _SMALL = 20480  # values of one case's plane of all channels, up to which PyTorch leaves oneDNN
 _FEW_VOXELS = 512  # up to here a weight's gradient is faster as one matrix product

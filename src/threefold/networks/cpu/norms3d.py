@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from threefold.networks.gradients import chunk_rows
+from threefold.networks.cpu.gradients import chunk_rows
 
 EPSILON = 1e-5  # of instance norm
 _INTEGER = {torch.float32: torch.int32, torch.bfloat16: torch.int16}

@@ -1,8 +1,6 @@
-"""Levers for speed and memory on CPUs; the networks themselves know none of them.
+"""Linear layers, MLP, window attention and last expansion of the Swin networks, fast on CPUs.
 
-Every function computes the plain formula of its docstring. Elsewhere than on a CPU, in types that this one
-does not multiply fast (`processor`), under `torch.compile` or with THREEFOLD_PLAIN_KERNELS=1 it runs that
-formula as it stands; else:
+Every function computes the plain formula of its docstring, of values that `processor.applies` to:
 
 - linear layers run in the library that is fast on this processor; in oneDNN with GELU and the residual sum in
   the same pass when no gradient is needed;
@@ -16,72 +14,27 @@ formula as it stands; else:
 
 from __future__ import annotations
 
-import ctypes
-import os
-import sys
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
-from threefold.networks import processor
-from threefold.networks.gradients import (
+from threefold.networks.cpu.gradients import (
     Linear,
     Mlp,
-    MoveTokens,
     PartVariance,
     WindowAttention,
     chunk_rows,
     product,
     product_sum,
 )
+from threefold.networks.cpu.processor import compute_type, differentiating, onednn_multiplies
 
 _EPSILON = 1e-5  # of LayerNorm
-_FAST_TYPES = (torch.float32, torch.bfloat16)
-_PLAIN = os.environ.get("THREEFOLD_PLAIN_KERNELS") == "1"
 _cast_weights: WeakIdKeyDictionary = WeakIdKeyDictionary()
 # Fused optimisers change weights without counting it in the tensors' versions.
 register_optimizer_step_post_hook(lambda *_: _cast_weights.clear())
-
-
-def tune_allocation() -> bool:
-    """Keep freed memory in the process instead of returning it to the system, on Linux with glibc.
-
-    Otherwise each large tensor is mapped anew and every page of it faults: 1.1 to 1.6 times the time of a
-    training step, for 5 to 46 % less memory. To be called once, before the first large tensor.
-    THREEFOLD_DEFAULT_ALLOCATION=1 leaves the system's own settings.
-
-    Returns:
-        Whether the settings were made.
-    """
-    if os.environ.get("THREEFOLD_DEFAULT_ALLOCATION") == "1" or not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:  # another C library
-        return False
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
-    settings = ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 512 * 2**20))
-    accepted = [mallopt(parameter, value) for parameter, value in settings]
-    return accepted == [1, 1, 1]
-
-
-def move_tokens(values: Tensor, take: Tensor, give: Tensor, blank: Tensor | None) -> Tensor:
-    """Return values[:, take].
-
-    Args:
-        values: (B, S, C).
-        take: (T,) the slot that each new slot takes.
-        give: (S,) the new slot that holds each old one: where its gradient is.
-        blank: old slots that no one looks at (padding): their gradient is zero.
-
-    Returns:
-        (B, T, C). The gradient of a new slot that is not in `give` is dropped: such a slot must be unseen.
-    """
-    moved: Tensor = MoveTokens.apply(values, take, give, blank)  # type: ignore[no-untyped-call]
-    return moved
 
 
 def linear(
@@ -102,7 +55,7 @@ def linear(
     Returns:
         (B, L, E).
     """
-    if not _multiplies_in_onednn(values):
+    if not onednn_multiplies(compute_type(values)):
         return _add(F.linear(values, weight, bias), residual, scale)
     dtype = compute_type(values)
     values, weight = values.to(dtype), cast_weight(weight, dtype)
@@ -133,7 +86,7 @@ def mlp(
     Returns:
         (B, L, D).
     """
-    if not _multiplies_in_onednn(values):
+    if not onednn_multiplies(compute_type(values)):
         return _add(F.linear(F.gelu(F.linear(values, *first)), *second), residual, scale)
     dtype = compute_type(values)
     values = values.to(dtype)
@@ -166,21 +119,15 @@ def window_attention(qkv: Tensor, bias: Tensor, heads: int) -> Tensor:
     batch, windows, tokens, width = qkv.shape
     split = qkv.view(batch, windows, tokens, 3, heads, width // 3 // heads)
     bias = bias.to(qkv.dtype)
-    if has_levers(qkv) and differentiating(qkv, bias):
+    if differentiating(qkv, bias):
         mixed: Tensor = WindowAttention.apply(split, bias)  # type: ignore[no-untyped-call]
         return mixed.view(batch, windows, tokens, width // 3)
-    if has_levers(qkv):
-        out = qkv.new_empty(batch, windows, tokens, heads, width // 3 // heads)
-        for case, result in zip(split, out, strict=True):  # case by case, so that the bias is not repeated
-            query, key, value = case.permute(2, 0, 3, 1, 4)  # each (windows, heads, N, d)
-            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-            result.copy_(attended.transpose(1, 2))
-        return out.view(batch, windows, tokens, width // 3)
-    query, key, value = split.permute(3, 0, 1, 4, 2, 5)  # each (B, windows, heads, N, d)
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    weights = torch.softmax(scores + bias, dim=-1)
-    gathered: Tensor = (weights @ value).transpose(2, 3)
-    return gathered.reshape(batch, windows, tokens, width // 3)
+    out = qkv.new_empty(batch, windows, tokens, heads, width // 3 // heads)
+    for case, result in zip(split, out, strict=True):  # case by case, so that the bias is not repeated
+        query, key, value = case.permute(2, 0, 3, 1, 4)  # each (windows, heads, N, d)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        result.copy_(attended.transpose(1, 2))
+    return out.view(batch, windows, tokens, width // 3)
 
 
 def expansion_head(tokens: Tensor, expand: Tensor, gain: Tensor, shift: Tensor, head: Tensor) -> Tensor:
@@ -205,68 +152,12 @@ def expansion_head(tokens: Tensor, expand: Tensor, gain: Tensor, shift: Tensor, 
     batch, length, _ = tokens.shape
     shape = (batch, length, len(parts), head.shape[0])
     numerator = F.linear(tokens, folded).view(shape)
-    if has_levers(tokens):
-        dtype = compute_type(tokens)
-        rows, centred = tokens.to(dtype).flatten(0, 1), centred.to(dtype)
-        variance: Tensor = PartVariance.apply(rows, centred, len(parts))  # type: ignore[no-untyped-call]
-    else:
-        spread = F.linear(tokens, centred).view(batch * length, len(parts), gain.shape[0])
-        variance = spread.square().mean(-1)
+    dtype = compute_type(tokens)
+    rows, centred = tokens.to(dtype).flatten(0, 1), centred.to(dtype)
+    variance: Tensor = PartVariance.apply(rows, centred, len(parts))  # type: ignore[no-untyped-call]
     scale = torch.rsqrt(variance.view(*shape[:3], 1) + _EPSILON)
     logits: Tensor = numerator * scale + head @ shift
     return logits
-
-
-def has_levers(values: Tensor) -> bool:
-    """Whether the levers apply to these values."""
-    return (
-        not _PLAIN
-        and values.device.type == "cpu"
-        and values.dtype in _FAST_TYPES
-        and not torch.compiler.is_compiling()
-        and processor.computes(compute_type(values))
-        and values.numel() > 0
-    )
-
-
-def _multiplies_in_onednn(values: Tensor) -> bool:
-    return has_levers(values) and processor.onednn_multiplies(compute_type(values))
-
-
-def avoids_bfloat16(values: Tensor) -> bool:
-    """Whether a network computes these values in float32, although autocast asks for bfloat16.
-
-    So it does on processors that multiply no bfloat16: PyTorch's own products take 2 to 40 times as long
-    there as those in float32.
-    """
-    return (
-        values.device.type == "cpu"
-        and values.dtype == torch.float32
-        and compute_type(values) == torch.bfloat16
-        and not processor.HAS_BFLOAT16
-    )
-
-
-def precision(image: Tensor) -> AbstractContextManager[None]:
-    """Return the context that a network computes an image in."""
-    return full_precision() if avoids_bfloat16(image) else nullcontext()
-
-
-def full_precision() -> AbstractContextManager[None]:
-    """Return the context without autocast."""
-    off: AbstractContextManager[None] = torch.autocast("cpu", enabled=False)
-    return off
-
-
-def compute_type(values: Tensor) -> torch.dtype:
-    """Return the type that these values are multiplied in: autocast's, or their own."""
-    device = values.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else values.dtype
-
-
-def differentiating(*tensors: Tensor | None) -> bool:
-    """Whether a result of these tensors will be asked for a gradient."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def cast_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:

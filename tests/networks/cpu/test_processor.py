@@ -15,43 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from threefold.experiment import AttentionUnetSpec, CascadeSpec, DenseNetSpec, SwinSpec, SwinUnetSpec
-from threefold.networks import kernels, kernels3d, processor
-from threefold.networks.attention_unet import ConvUnit, DecoderLevel
+from threefold.networks.attention_unet import ConvUnit, DecoderLevel, Head3d
 from threefold.networks.cascade import Cascade
-from threefold.networks.densenet import DenseBlock
+from threefold.networks.cpu import cpu_kernels, processor
+from threefold.networks.densenet import DenseBlock, DenseFeatures
 from threefold.networks.registration import VoxelMorphUnet
-from threefold.networks.swin_unet import SwinUnet
-from threefold.networks.windows import Order, Tokens, window_order
+from threefold.networks.swin import SwinStage
+from threefold.networks.swin_unet import DecoderStage, FinalExpanding, SwinUnet
 
-from .named_heads import named_heads
+from ..named_heads import named_heads
 
-
-class Kernel(nn.Module):
-    """A kernel as a module: a function of values and weights."""
-
-    def __init__(self, function: Callable[..., Tensor], *weights: tuple[int, ...]) -> None:
-        super().__init__()
-        draw = torch.Generator().manual_seed(0)
-        self.weights = nn.ParameterList(torch.randn(shape, generator=draw) * 0.3 for shape in weights)
-        self.function = function
-
-    def forward(self, *values: Tensor) -> Tensor:
-        return self.function(*values, *self.weights)
-
-
-class OfVoxels(nn.Module):
-    """A part of a network of convolutions, in the layout and type that its network gives it."""
-
-    def __init__(self, part: nn.Module) -> None:
-        super().__init__()
-        self.part = part
-
-    def forward(self, *values: Tensor) -> Tensor:
-        with kernels.precision(values[0]):
-            laid = [kernels3d.as_channels_last(one) for one in values]
-            with kernels3d.precision(laid[0]):
-                out: Tensor = self.part(*laid)
-        return out
+SWIN = SwinSpec(size="mini", embed_dim=16, depths=(2, 2), heads=(1, 2), window=4, drop_path=0.0)
 
 
 class Segmentation(nn.Module):
@@ -67,62 +41,33 @@ class Segmentation(nn.Module):
         return out
 
 
-def _shifted(values: Tensor) -> Tensor:
-    order = window_order((6, 8), 4, shifted=True)
-    return Tokens(values, Order((6, 8))).to(order).to(Order((6, 8))).values
-
-
 def _swin() -> nn.Module:
-    spec = SwinUnetSpec(
-        encoder=SwinSpec(size="mini", embed_dim=16, depths=(2, 2), heads=(1, 2), drop_path=0.0)
-    )
+    spec = SwinUnetSpec(encoder=SWIN.model_copy(update={"window": 7}))
     return Segmentation(SwinUnet(spec, in_channels=1, heads=named_heads(classes=2, labels=2)))
 
 
+_DENSE = DenseNetSpec(blocks=(2, 2), growth=4, stem=8, dropout=0.0)
+
+
 def _cascade() -> nn.Module:
-    spec = CascadeSpec(
-        segmenter=AttentionUnetSpec(channels=(4, 8), dropout=0.0),
-        classifier=DenseNetSpec(blocks=(2, 2), growth=4, stem=8, dropout=0.0),
-    )
+    spec = CascadeSpec(segmenter=AttentionUnetSpec(channels=(4, 8), dropout=0.0), classifier=_DENSE)
     return Segmentation(Cascade(spec, in_channels=1, heads=named_heads(labels=3, classes=3)))
 
 
 # What is computed, and the shapes of its values without the batch.
 PARTS: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, ...]]]] = {
-    "linear": (lambda: Kernel(kernels.linear, (24, 8), (24,)), [(20, 8)]),
-    "linear, residual": (
-        lambda: Kernel(lambda x, rest, w, b: kernels.linear(x, w, b, rest), (24, 8), (24,)),
-        [(20, 8), (20, 24)],
-    ),
-    "mlp": (
-        lambda: Kernel(
-            lambda x, rest, w, b, v, c: kernels.mlp(x, (w, b), (v, c), rest, None),
-            (32, 8),
-            (32,),
-            (8, 32),
-            (8,),
-        ),
-        [(20, 8), (20, 8)],
-    ),
-    "attention": (lambda: Kernel(lambda x, b: kernels.window_attention(x, b, 2), (1, 2, 9, 9)), [(4, 9, 24)]),
-    "attention, masked": (
-        lambda: Kernel(lambda x, b: kernels.window_attention(x, b, 2), (4, 2, 9, 9)),
-        [(4, 9, 24)],
-    ),
-    "expansion head": (lambda: Kernel(kernels.expansion_head, (64, 8), (4,), (4,), (3, 4)), [(20, 8)]),
-    "gather": (lambda: Kernel(_shifted), [(48, 8)]),
-    "convolution": (lambda: OfVoxels(ConvUnit(3, 3, 8, dropout=0.0)), [(3, 5, 4, 6)]),
-    "convolution, strided": (lambda: OfVoxels(ConvUnit(3, 3, 8, stride=2, dropout=0.0)), [(3, 5, 4, 6)]),
-    "convolution, transposed": (lambda: OfVoxels(ConvUnit(3, 8, 4, dropout=0.0, up=True)), [(8, 3, 2, 4)]),
-    "convolution, 2D": (lambda: OfVoxels(ConvUnit(2, 3, 8, dropout=0.0)), [(3, 9, 7)]),
-    "gated merge": (lambda: OfVoxels(DecoderLevel(3, 8, 4, 0.0)), [(8, 2, 3, 2), (4, 4, 6, 4)]),
-    "dense block": (lambda: OfVoxels(DenseBlock(3, 6, 2, 4, 0.0)), [(6, 4, 5, 4)]),
-    "dense stem": (lambda: OfVoxels(Kernel(kernels3d.dense_stem, (6, 3, 7, 7, 7))), [(3, 12, 9, 8)]),
-    "dense transition": (
-        lambda: OfVoxels(Kernel(kernels3d.dense_transition, (3, 6, 1, 1, 1))),
-        [(6, 4, 5, 4)],
-    ),
-    "projection": (lambda: OfVoxels(nn.Conv3d(5, 3, 1)), [(5, 4, 3, 2)]),
+    "Swin stage": (lambda: SwinStage(8, 2, SWIN, (0.0, 0.0), merge=True), [(6, 8, 8)]),
+    "Swin stage, one window": (lambda: SwinStage(8, 2, SWIN, (0.0, 0.0), merge=False), [(4, 4, 8)]),
+    "decoder stage": (lambda: DecoderStage(SWIN, 0), [(3, 4, 32), (6, 8, 16)]),
+    "final expansion": (lambda: FinalExpanding(8, 4, 3), [(4, 5, 8)]),
+    "convolution": (lambda: ConvUnit(3, 3, 8, dropout=0.0), [(3, 5, 4, 6)]),
+    "convolution, strided": (lambda: ConvUnit(3, 3, 8, stride=2, dropout=0.0), [(3, 5, 4, 6)]),
+    "convolution, transposed": (lambda: ConvUnit(3, 8, 4, dropout=0.0, up=True), [(8, 3, 2, 4)]),
+    "convolution, 2D": (lambda: ConvUnit(2, 3, 8, dropout=0.0), [(3, 9, 7)]),
+    "gated merge": (lambda: DecoderLevel(3, 8, 4, 0.0), [(8, 2, 3, 2), (4, 4, 6, 4)]),
+    "dense block": (lambda: DenseBlock(3, 6, 2, 4, 0.0), [(6, 4, 5, 4)]),
+    "dense stem and transition": (lambda: DenseFeatures(_DENSE, 3, 3), [(3, 20, 17, 12)]),
+    "projection": (lambda: Head3d(5, 3), [(5, 4, 3, 2)]),
     "Swin-Unet": (_swin, [(1, 32, 40)]),
     "cascade": (_cascade, [(1, 16, 12, 20)]),
     "VoxelMorph": (lambda: VoxelMorphUnet((4, 4, 8, 8), (4,), unet_channels=4), [(2, 8, 6, 10)]),
@@ -159,14 +104,18 @@ WAYS: dict[str, tuple[torch.dtype, Callable[[], AbstractContextManager[None]], f
 }
 
 
-def _result(module: nn.Module, values: list[Tensor], *, training: bool) -> tuple[Tensor, ...]:
+def _result(
+    module: nn.Module, values: list[Tensor], *, training: bool, plain: bool = True
+) -> tuple[Tensor, ...]:
     """Return what a copy of the module computes and, in training, the gradients of its values and weights."""
     module = copy.deepcopy(module).to(values[0].dtype).train(training)
+    way = nullcontext() if plain else cpu_kernels(module)
     if not training:
-        with torch.inference_mode():
+        with way, torch.inference_mode():
             return (module(*values),)
     leaves = [value.clone().requires_grad_() for value in values]
-    out = module(*leaves)
+    with way:
+        out = module(*leaves)
     out.float().square().sum().backward()  # inside of autocast, where the caller is
     return out.detach(), *(leaf.grad for leaf in (*leaves, *module.parameters()) if leaf.grad is not None)
 
@@ -201,10 +150,8 @@ def _exact(name: str, batch: int, training: bool) -> tuple[list[Tensor], tuple[T
 @pytest.mark.filterwarnings("ignore:TF32 acceleration:UserWarning")  # of switching oneDNN off
 @pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
 @pytest.mark.parametrize("way", WAYS)
-def test_whatever_plain_pytorch_computes_is_computed(
-    way: str, training: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As near to the result in float64 as the plain formulas in the same type are, or nearer.
+def test_whatever_plain_pytorch_computes_is_computed(way: str, training: bool) -> None:
+    """As near to the result in float64 as the plain modules in the same type are, or nearer.
 
     In batches of none, one and two.
     """
@@ -214,12 +161,11 @@ def test_whatever_plain_pytorch_computes_is_computed(
         for batch in (0, 1, 2):
             values, exact = _exact(name, batch, training)
             values = [value.to(dtype) for value in values]
-            results = {}
-            for plain in (True, False):
-                monkeypatch.setattr(kernels, "_PLAIN", plain)
-                with context():
-                    results[plain] = _result(_part(name), values, training=training)
-            ours, theirs = (_errors(results[plain], exact) for plain in (False, True))
+            with context():
+                results = [
+                    _result(_part(name), values, training=training, plain=plain) for plain in (False, True)
+                ]
+            ours, theirs = (_errors(result, exact) for result in results)
             worst = max(one - 2 * other for one, other in zip(ours, theirs, strict=True))
             if not worst <= tolerance:
                 far[f"{name}, batch {batch}"] = worst
@@ -231,7 +177,7 @@ def test_bfloat16_works_where_onednn_has_none() -> None:
     code = f"""
 import sys
 import pytest
-from threefold.networks import processor
+from threefold.networks.cpu import processor
 assert not processor.HAS_BFLOAT16
 assert not processor.HAS_AVX512
 options = ["-q", "--noconftest", "-p", "no:xdist", "-p", "no:cacheprovider", "-k", "autocast and bfloat16"]

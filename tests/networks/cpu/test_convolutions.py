@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from threefold.networks import convolutions, processor
-from threefold.networks.convolutions import Convolution
+from threefold.networks.cpu import convolutions, processor
+from threefold.networks.cpu.convolutions import Convolution
 
 pytestmark = pytest.mark.skipif(
     not processor.computes(torch.float32), reason="the fast paths need oneDNN, which this PyTorch lacks"

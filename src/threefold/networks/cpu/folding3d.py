@@ -13,8 +13,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
-from threefold.networks.gradients import chunk_rows, product, product_sum
-from threefold.networks.norms3d import as_image, like, normalise
+from threefold.networks.cpu.gradients import chunk_rows, product, product_sum
+from threefold.networks.cpu.norms3d import as_image, like, normalise
 
 _folded: WeakIdKeyDictionary = WeakIdKeyDictionary()
 # Fused optimisers change weights without counting it in the tensors' versions.
@@ -40,7 +40,14 @@ def conv_norm_relu(values: Tensor, conv: _ConvNd, norm: _BatchNorm) -> Tensor:
 def gated_merge(
     coarse: Tensor, skip: Tensor, gate: Sequence[tuple[Any, Any]], conv: _ConvNd, slope: Tensor
 ) -> Tensor:
-    """prelu(instance_norm(conv([attention gate's skip, coarse]))); arguments as in `kernels3d`."""
+    """prelu(instance_norm(conv([attention_gate(coarse, skip), coarse]))).
+
+    Args:
+        coarse, skip: (B, C, *S).
+        gate: the 1x1 convolutions of coarse, skip and score, each with its batch norm.
+        conv: from 2 C to C channels.
+        slope: of PReLU.
+    """
     (gate_weight, gate_bias), (entry_weight, entry_bias), (score_weight, score_bias) = (
         _kept(one, norm, coarse, lambda one=one, norm=norm: _matrix(*_fold(one, norm, coarse.dtype)))  # type: ignore[misc]
         for one, norm in gate

@@ -1,4 +1,4 @@
-"""Forward and backward passes of the CPU levers, where PyTorch's own cost more time or memory.
+"""Forward and backward passes of the Swin networks' fast paths, where PyTorch's own cost more time or memory.
 
 `kernels` decides when they run and says what they compute; here are the formulas' gradients.
 """
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from threefold.networks import processor
+from threefold.networks.cpu import processor
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,7 +38,13 @@ def in_own_type(backward: Callable[P, T]) -> Callable[P, T]:
 
 
 class MoveTokens(torch.autograd.Function):
-    """A gather whose gradient is a gather too (PyTorch's own is a scatter-add, many times slower)."""
+    """values[:, take], a gather whose gradient is a gather too.
+
+    PyTorch's own is a scatter-add, many times slower. Values are (B, S, C); `take` (T,) is the slot that each
+    new slot takes, `give` (S,) the new slot that holds each old one, where its gradient is, `blank` the old
+    slots that no one looks at (padding), whose gradient is zero. The gradient of a new slot that is not in
+    `give` is dropped: such a slot must be unseen.
+    """
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, take: Tensor, give: Tensor, blank: Tensor | None) -> Tensor:

@@ -1,6 +1,6 @@
-"""Forward and backward passes of the levers of the networks of convolutions.
+"""Forward and backward passes of the fast paths of the networks of convolutions.
 
-`kernels3d` decides when they run and says what they compute. All values lie channels-last in memory.
+`attention_unet` and `densenet` decide when they run. All values lie channels-last in memory.
 """
 
 # ruff: noqa: D102 (forward and backward are those of torch.autograd.Function)
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from threefold.networks.convolutions import convolve, convolve_backward
-from threefold.networks.gradients import in_own_type
-from threefold.networks.norms3d import as_image, keep, like, normalise, normalise_backward
+from threefold.networks.cpu.convolutions import convolve, convolve_backward
+from threefold.networks.cpu.gradients import in_own_type
+from threefold.networks.cpu.norms3d import as_image, keep, like, normalise, normalise_backward
 
 
 class BatchNorm(torch.autograd.Function):
@@ -155,7 +155,7 @@ class DenseBlock(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, factors: Tensor | None, *weights: Tensor) -> Tensor:
-        """Take what `kernels3d.dense_block` takes, the layers' weights in turn, in the values' type."""
+        """Take what `densenet.DenseBlock` takes, the layers' weights in turn, in the values' type."""
         squeezes, grows = weights[::2], weights[1::2]
         width = values.shape[1]
         buffer = _empty_channels_last(values, width + sum(len(grow) for grow in grows))

@@ -1,9 +1,7 @@
-"""The levers against the plain formulas they stand for, forward and backward."""
+"""The fast paths of the Swin networks against the formulas they stand for, forward and backward."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -12,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from threefold.experiment import SwinSpec, SwinUnetSpec
-from threefold.networks import kernels
+from threefold.networks.cpu import cpu_kernels, kernels, processor
 from threefold.networks.swin_unet import SwinUnet
 
-from .named_heads import named_heads
+from ..named_heads import named_heads
 
 
 def _randn(*shape: int, seed: int) -> Tensor:
@@ -48,6 +46,12 @@ def _attention(qkv: Tensor, bias: Tensor) -> Tensor:
     return kernels.window_attention(qkv, bias, 3)
 
 
+def _plain_attention(qkv: Tensor, bias: Tensor) -> Tensor:
+    query, key, value = qkv.unflatten(-1, (3, 3, -1)).permute(3, 0, 1, 4, 2, 5)
+    weights = torch.softmax(query @ key.mT / query.shape[-1] ** 0.5 + bias, dim=-1)
+    return (weights @ value).transpose(2, 3).flatten(-2)
+
+
 def _layer_norm_head(tokens: Tensor, expand: Tensor, gain: Tensor, shift: Tensor, head: Tensor) -> Tensor:
     """The published final expansion: linear layer, LayerNorm of each part, 1x1 head."""
     parts = F.linear(tokens, expand).unflatten(-1, (-1, gain.shape[0]))
@@ -67,24 +71,24 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[tuple[
         lambda x, w, b, v, c, r, s: r + s * (F.gelu(x @ w.t() + b) @ v.t() + c),
         [*MLP_SHAPES, (2, 1, 1)],
     ),
-    "attention": (_attention, _attention, [(2, 4, 9, 36), (1, 3, 9, 9)]),
-    "attention, masked": (_attention, _attention, [(2, 4, 9, 36), (4, 3, 9, 9)]),
+    "attention": (_attention, _plain_attention, [(2, 4, 9, 36), (1, 3, 9, 9)]),
+    "attention, masked": (_attention, _plain_attention, [(2, 4, 9, 36), (4, 3, 9, 9)]),
     "expansion head": (kernels.expansion_head, _layer_norm_head, HEAD_SHAPES),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_kernels_compute_their_formula(name: str) -> None:
-    """In float32 by the levers, with and without gradients, against float64 by the formula."""
-    lever, formula, shapes = CASES[name]
+    """In float32, with and without gradients, against float64 by the formula."""
+    kernel, formula, shapes = CASES[name]
     inputs = [_randn(*shape, seed=number) for number, shape in enumerate(shapes)]
     exact = [tensor.double().requires_grad_() for tensor in inputs]
     single = [tensor.clone().requires_grad_() for tensor in inputs]
-    expected, found = formula(*exact), lever(*single)
+    expected, found = formula(*exact), kernel(*single)
     weights = _randn(*expected.shape, seed=99)
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
     with torch.inference_mode():
-        torch.testing.assert_close(lever(*inputs).double(), expected.detach(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(kernel(*inputs).double(), expected.detach(), rtol=1e-4, atol=1e-4)
     expected_gradients = torch.autograd.grad((expected * weights.double()).sum(), exact)
     found_gradients = torch.autograd.grad((found * weights).sum(), single)
     for gradient, reference in zip(found_gradients, expected_gradients, strict=True):
@@ -105,12 +109,13 @@ def _network(reconstruct: bool = True) -> SwinUnet:
 
 @pytest.mark.parametrize("size", [(64, 96), (50, 70)])
 def test_float32_gradients_of_a_training_step(size: tuple[int, int]) -> None:
-    """The levers in float32 against the plain formulas in float64, with stochastic depth."""
+    """The fast paths in float32 against the plain network in float64, with stochastic depth."""
     gradients = []
     for dtype in (torch.float32, torch.float64):
         network = _network().to(dtype).train()
         torch.manual_seed(1)
-        outputs = network(_randn(2, 1, *size, seed=0).to(dtype))
+        with cpu_kernels(network):  # which do not apply to float64
+            outputs = network(_randn(2, 1, *size, seed=0).to(dtype))
         assert len(outputs.heads) == 3
         loss = sum(value.square().mean() for value in outputs.heads.values())
         loss.backward()
@@ -123,12 +128,12 @@ def test_bfloat16_stays_near() -> None:
     image = _randn(2, 1, 64, 64, seed=0)
     exact = network.eval()(image)
     for gradients in (True, False):
-        with torch.set_grad_enabled(gradients), torch.autocast("cpu", torch.bfloat16):
+        with cpu_kernels(network), torch.set_grad_enabled(gradients), torch.autocast("cpu", torch.bfloat16):
             near = network(image)
         found, expected = near.heads["segmentation"], exact.heads["segmentation"]
         assert (found.float() - expected).norm() / expected.norm() < 0.05
     network.train()
-    with torch.autocast("cpu", torch.bfloat16):
+    with cpu_kernels(network), torch.autocast("cpu", torch.bfloat16):
         outputs = network(image)
     assert len(outputs.heads) == 2
     sum(head.float().square().mean() for head in outputs.heads.values()).backward()
@@ -144,7 +149,7 @@ def test_kept_casts_follow_the_weights() -> None:
     image = _randn(1, 1, 64, 64, seed=0)
 
     def infer() -> Tensor:
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        with cpu_kernels(network), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
             logits: Tensor = network(image).heads["segmentation"]
             return logits
 
@@ -168,16 +173,21 @@ def test_kept_casts_follow_every_kind_of_optimiser_step(
     values = _randn(1, 3, 8, seed=1)
     optimiser = make([weight], lr=0.5, **options)
 
+    def layer(values: Tensor, weight: Tensor) -> Tensor:
+        if not processor.applies(values):
+            return F.linear(values, weight)
+        return kernels.linear(values, weight, None)
+
     def infer() -> Tensor:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            return kernels.linear(values, weight, None)
+            return layer(values, weight)
 
     before = infer()
     for _ in range(2):
-        kernels.linear(values, weight, None).square().sum().backward()
+        layer(values, weight).square().sum().backward()
         optimiser.step()
         optimiser.zero_grad()
-        fresh = kernels.linear(values.bfloat16(), weight.detach().bfloat16(), None)
+        fresh = layer(values.bfloat16(), weight.detach().bfloat16())
         assert torch.equal(infer(), fresh)
     assert not torch.equal(infer(), before)
 
@@ -197,21 +207,7 @@ def test_a_bias_alone_can_be_trained() -> None:
 def test_inference_then_training_on_the_same_network() -> None:
     network = _network()
     image = _randn(1, 1, 64, 64, seed=0)
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with cpu_kernels(network), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         network.eval()(image)
-    with torch.autocast("cpu", torch.bfloat16):
+    with cpu_kernels(network), torch.autocast("cpu", torch.bfloat16):
         network.train()(image).heads["segmentation"].float().mean().backward()
-
-
-def test_tune_allocation_in_a_process_of_its_own() -> None:
-    code = "from threefold.networks.kernels import tune_allocation; print(tune_allocation())"
-    environments = {"": str(sys.platform.startswith("linux")), "1": "False"}
-    for variable, expected in environments.items():
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env={"THREEFOLD_DEFAULT_ALLOCATION": variable},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert done.stdout.strip() == expected
