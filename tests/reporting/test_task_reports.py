@@ -20,6 +20,7 @@ from threefold.evaluation.predictions import validate
 from threefold.evaluation.task_tables import of_task
 from threefold.experiment import EvaluationSpec
 from threefold.reporting.figures import agreement_figure
+from threefold.reporting.results import read_results
 from threefold.reporting.run_report import Report, write_report
 from threefold.reporting.table import LEAK_NOTE
 from threefold.reporting.task_reports import KnownTasks
@@ -75,6 +76,17 @@ def test_each_task_has_a_folder_and_a_table(written: Written) -> None:
     for table in written.report.tasks:
         assert table.columns == ("metric", "all", "inner", "outer", "a", "b", "c", "d")
         assert table.rows
+
+
+def test_each_task_has_results_with_its_numbers_and_pictures(written: Written) -> None:
+    age, findings = (read_results(written.out / "tasks" / name)["evaluate"] for name in ("age", "findings"))
+    assert age.facts["unit"] == "weeks"
+    assert age.pictures == ("agreement",)
+    everyone = {one.estimate.metric: one.estimate for one in age.numbers if one.estimate.group == "all"}
+    assert everyone["mae"].value == written.value("all", "mae", "age")
+    for part, table in ((age, written.report.tasks[3]), (findings, written.report.tasks[2])):
+        assert part.tables == (table,)
+    assert "evaluate" in read_results(written.out / "tasks" / "density")
 
 
 @pytest.mark.parametrize("group", ["all", "inner", "outer", "a", "d"])

@@ -216,6 +216,17 @@ def test_another_cohorts_evaluation_has_its_own_section(mine: RunFolder, cohort_
     assert f"on-the-cohort-{cohort_folder.name}" in found.ids
 
 
+def test_each_task_with_columns_of_its_own_has_a_section(mine: RunFolder) -> None:
+    for name, title in (("age", "age"), ("findings", "findings"), ("findings/any", "Of any")):
+        folder = mine.path / "tasks" / name
+        (folder / "figures").mkdir(parents=True)
+        leave(folder, "evaluate", {"main": title}, ("agreement",) if name == "age" else ())
+    found = read(report(mine.path))
+    assert {"task-age", "task-findings"} < {*found.ids}
+    shown = found.words[found.words.index("Task findings", found.words.index("Agreement")) :]
+    assert "any Of any" in shown
+
+
 def test_what_is_neither_run_nor_study_is_refused(evaluated: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"neither a run .* nor a study .* Runs below it: .*my-run"):
         report(evaluated.path.parent)

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from threefold.checksums import seal_object, verify_object
 from threefold.errors import RunError
-from threefold.evaluation.estimate import Estimate
+from threefold.evaluation.estimate import COLUMNS, Estimate
 from threefold.evaluation.groups import GroupKind, Level
 from threefold.reporting.table import Number, Table
 from threefold.run import RESULTS_NAME, write_atomically
@@ -153,8 +153,9 @@ def plain_value(value: Any) -> Any:
 
 def frame_of(entries: Iterable[Entry]) -> pd.DataFrame:
     """Return numbers as a long table, a row each: what they are about, then what an estimate says."""
-    frame = pd.DataFrame([{**entry.about, **entry.estimate.record()} for entry in entries])
-    return frame.astype({"positives": "Int64"}) if len(frame) else frame
+    rows = [{**entry.about, **entry.estimate.record()} for entry in entries]
+    frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*COLUMNS])
+    return frame.astype({"positives": "Int64"})
 
 
 def pictures_of(files: Iterable[Path]) -> tuple[str, ...]:

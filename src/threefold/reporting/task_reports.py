@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from threefold.csv_tables import frame_text
 from threefold.errors import PredictionsError
-from threefold.evaluation.estimate import COLUMNS, Estimate
+from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.evaluate import Evaluation
 from threefold.evaluation.findings import MEAN_METRICS, mean_over_findings
 from threefold.evaluation.metrics import METRICS
@@ -20,8 +21,9 @@ from threefold.evaluation.task_tables import FINDING, findings_in, of_finding, o
 from threefold.experiment import EvaluationSpec
 from threefold.file_names import case_stem
 from threefold.reporting.figures import agreement_figure, save
-from threefold.reporting.table import LEAK_NOTE, Table, cell, interval_legend, markdown
-from threefold.run import RunFolder, write_atomically
+from threefold.reporting.results import Entry, Part, frame_of, pictures_of, write_part
+from threefold.reporting.table import LEAK_NOTE, Table, cell, interval_legend, page
+from threefold.run import RunFolder, or_removed, write_atomically
 
 FOLDER = "tasks"
 """Of the reports by task, in a run."""
@@ -123,6 +125,7 @@ def _by_group(
         ("metric", *groups),
         tuple((line, *(cell(found.get((line, group))) for group in groups)) for line in lines),
         notes,
+        name="main",
     )
 
 
@@ -145,7 +148,7 @@ def _finding_reports(
     kept = [row for row in rows if row.group_kind in ("all", "site group", "site")]
     notes = (interval_legend(spec), *((LEAK_NOTE,) if leaks else ()))
     shown = _by_group(task, kept, lambda row: f"{METRICS[row.metric].title}, {row.class_name}", notes)
-    _write(kept, shown, folder)
+    _write(kept, shown, folder, {"task": task, "leaks": leaks})
     return [shown]
 
 
@@ -168,16 +171,23 @@ def _number_report(
         *((LEAK_NOTE,) if leaks else ()),
     )
     shown = _by_group(task, rows, name, notes)
-    _write(rows, shown, folder)
-    figure = agreement_figure(table, rows, unit)
-    if figure is not None:
-        save(figure, RunFolder(folder).figures / "agreement.png")
+    drawn = {"agreement": agreement_figure(table, rows, unit)}
+    figures = [save(figure, path) for path, figure in or_removed(RunFolder(folder).figures, ".png", drawn)]
+    _write(rows, shown, folder, {"task": task, "unit": unit, "leaks": leaks}, pictures_of(figures))
     return shown
 
 
-def _write(rows: Sequence[Estimate], shown: Table, folder: Path) -> None:
+def _write(
+    rows: Sequence[Estimate],
+    shown: Table,
+    folder: Path,
+    facts: Mapping[str, Any],
+    pictures: tuple[str, ...] = (),
+) -> None:
+    """Write a task's numbers and its table, and last its results.json."""
     tables = RunFolder(folder).tables
     tables.mkdir(parents=True, exist_ok=True)
-    frame = pd.DataFrame([row.record() for row in rows], columns=list(COLUMNS)).astype({"positives": "Int64"})
-    write_atomically(tables / "metrics.csv", frame_text(frame))
-    write_atomically(tables / "metrics.md", markdown(shown))
+    entries = tuple(map(Entry, rows))
+    write_atomically(tables / "metrics.csv", frame_text(frame_of(entries)))
+    write_atomically(tables / "metrics.md", page([shown]))
+    write_part(folder, "evaluate", Part(facts, entries, (shown,), pictures))

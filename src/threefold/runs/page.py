@@ -23,7 +23,8 @@ from threefold.reporting.html import Block, Code, Facts, Folded, Heading, Notice
 from threefold.reporting.results import Part, read_results
 from threefold.reporting.table import LEAK_NOTE, Table, cell
 from threefold.reporting.tables import title_of
-from threefold.run import RunFolder
+from threefold.reporting.task_reports import FOLDER as TASKS
+from threefold.run import RESULTS_NAME, RunFolder
 from threefold.runs.evaluate import cohort_if_there, of_run, stopped_early
 from threefold.runs.finished import verify_settings
 from threefold.tasks.resolve import only_diagnosis, targets_of
@@ -90,6 +91,7 @@ def run_page(run: RunFolder, footer: str, *, progress: Progress | None = None) -
             Section("What was trained on what", tuple(_training(read))),
             Section("Split and leaks", tuple(_split(read))),
             *shown,
+            *_tasks(run),
             *_other_cohorts(run),
             Section(AUDIT, audit_blocks(read.cohort, read.home, read.split, targets, progress)),
             *((Section("Not in this report", (Facts(tuple(absent)),)),) if absent else ()),
@@ -289,16 +291,36 @@ def _has(need: Need, read: _Read) -> bool:
 
 def _other_cohorts(run: RunFolder) -> Iterator[Section]:
     """Yield a section for each other cohort that the run was evaluated on."""
-    for folder in sorted(path for path in (run.path / "evaluations").glob("*") if path.is_dir()):
-        other = RunFolder(folder)
-        found = shown_of(read_results(folder), other.figures)
-        blocks: list[Block] = []
-        for chapter, section in sections_of(found):
-            if section.blocks:
-                blocks += (Heading(chapter.title), *section.blocks)
-        blocks += found.rest()
-        if blocks:
-            yield Section(f"On the cohort {folder.name}", tuple(blocks))
+    for folder in _folders(run.path / "evaluations"):
+        of_tasks = (block for each in _tasks(RunFolder(folder)) for block in each.blocks)
+        if blocks := (*_all_of(folder), *of_tasks):
+            yield Section(f"On the cohort {folder.name}", blocks)
+
+
+def _tasks(run: RunFolder) -> Iterator[Section]:
+    """Yield a section for each task that has columns of its own, each finding of one folded."""
+    for folder in _folders(run.path / TASKS):
+        findings = [(each.name, tuple(_all_of(each))) for each in _folders(folder)]
+        folded = (Folded(name, blocks) for name, blocks in findings if blocks)
+        if blocks := (*_all_of(folder), *folded):
+            yield Section(f"Task {folder.name}", blocks)
+
+
+def _folders(parent: Path) -> list[Path]:
+    """Return the folders in one that hold results, by name."""
+    return sorted(path.parent for path in parent.glob(f"*/{RESULTS_NAME}"))
+
+
+def _all_of(folder: Path) -> Iterator[Block]:
+    """Yield everything that the results of a folder show, under the headings of the chapters."""
+    found = shown_of(read_results(folder), RunFolder(folder).figures)
+    main = [found.tables.pop("main")] if "main" in found.tables else []
+    yield from main
+    for chapter, section in sections_of(found):
+        if section.blocks:
+            yield Heading(chapter.title)
+            yield from section.blocks
+    yield from found.rest()
 
 
 AUDIT = "Data audit"
