@@ -54,7 +54,7 @@ SLOW = {
     "demo aortic-arch": "is a phantom and a chain",
 }
 """What the benchmark alone tries, and why."""
-WITHOUT_FILES = {"check", "schema", "recipes"}
+WITHOUT_FILES = {"check", "plan", "plugins", "schema", "recipes"}
 
 
 @pytest.mark.parametrize("name", COUNTS)

@@ -171,7 +171,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch, make_volume_experiment: MakeExperime
         optimiser={"name": "adamw", "learning_rate": 0.02},
         selection={"metric": "dice"},
     )
-    monkeypatch.setattr("threefold.training.before.read_recipe", lambda name: content)
+    monkeypatch.setattr("threefold.training.plan.read_recipe", lambda name: content)
     return "mini/segmenter"
 
 
@@ -279,7 +279,7 @@ def test_what_does_not_fit_a_cascade_is_refused_before_there_is_a_folder(
         with pytest.raises(WeightsError, match=weights.name):
             train(experiment, volumes, run)
     classifier = make_volume_experiment(network={"kind": "densenet", **DENSENET}, tasks=CLASSIFY)
-    monkeypatch.setattr("threefold.training.before.read_recipe", lambda name: classifier)
+    monkeypatch.setattr("threefold.training.plan.read_recipe", lambda name: classifier)
     # A stage of another network, and one before a network that has no parts.
     for changes, said in (
         (cascade, r"trains a densenet network; expected a attention-unet"),

@@ -84,10 +84,10 @@ def train(
 def _interrupted(out: Path) -> str:
     """Say how to go on with a training that was stopped, and from where."""
     from threefold.run import RunFolder
-    from threefold.training.before import before_folder
+    from threefold.training.start import pretraining_folder
 
     run = RunFolder(out)
     again = f"the same command with --resume (run: {out})."
-    if any(each.last_checkpoint.is_file() for each in (run, before_folder(run))):
+    if any(each.last_checkpoint.is_file() for each in (run, pretraining_folder(run))):
         return f"interrupted. Go on from the last whole epoch: {again}"
     return f"interrupted before the first epoch was whole; nothing is trained yet. Start again: {again}"

@@ -22,9 +22,8 @@ from threefold.studies.study_pools import Pool
 from threefold.studies.study_spec import RunPlan, StudySpec, plan_runs
 from threefold.studies.study_worker import experiment_of, lacks_evidence
 from threefold.training.folder import check_resumable, check_same_experiment
+from threefold.training.plan import require_settings, require_split, resolve_paths
 from threefold.training.progress import TrainingProgress
-from threefold.training.requirements import require_settings, require_split
-from threefold.training.run import settled
 
 
 def run_study(
@@ -55,7 +54,7 @@ def run_study(
     """
     plans = plan_runs(study, only)
     require_metrics(study)
-    experiments = {plan.id: settled(experiment_of(folder, plan)) for plan in plans}
+    experiments = {plan.id: resolve_paths(experiment_of(folder, plan)) for plan in plans}
     require_tasks(study, {plan.variant: experiments[plan.id].tasks for plan in plans})
     _require_own_folder(folder)
     for plan in plans:
@@ -274,7 +273,7 @@ def _require_the_others(study: StudySpec, plans: Sequence[RunPlan], folder: Stud
     for plan in plan_runs(study):
         run = folder.run(plan.id)
         if plan.id not in asked and run.status.is_file():
-            experiment = settled(experiment_of(folder, plan))
+            experiment = resolve_paths(experiment_of(folder, plan))
             try:
                 check_same_experiment(run, _before_a_move(run, plan, experiment))
             except RunError as error:

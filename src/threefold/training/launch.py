@@ -25,24 +25,24 @@ from threefold.threads import computing_with, share_cores
 from threefold.training.devices import Devices, make_devices, quiet_lightning
 from threefold.training.folder import threads_of
 from threefold.training.history import Row
-from threefold.training.loop import Job, Training
+from threefold.training.loop import Training, TrainingContext
 from threefold.training.progress import Silence
 
 _MARK = "threefold-error:"
 _SECONDS_TO_END = 10.0
 
 
-def train_network(job: Job) -> list[Row]:
+def train_network(context: TrainingContext) -> list[Row]:
     """Train in as many processes as the experiment asks for; return the history.
 
     Raises:
         ThreefoldError: as raised in any of the processes.
         KeyboardInterrupt: the last whole epoch's checkpoint is there.
     """
-    devices = make_devices(job.experiment.training)
+    devices = make_devices(context.experiment.training)
     try:
         # A partial, since arguments are searched for modules, which does not know frozen dataclasses.
-        history: list[Row] = devices.launch(partial(_work, job, os.getpid()))
+        history: list[Row] = devices.launch(partial(_work, context, os.getpid()))
         return history
     except ProcessRaisedException as problem:
         raise _brought_home(str(problem)) from None
@@ -69,26 +69,26 @@ def _end_processes() -> None:
             process.join()
 
 
-def _work(job: Job, starter: int, devices: Devices) -> list[Row]:
+def _work(context: TrainingContext, starter: int, devices: Devices) -> list[Row]:
     """Run in each process; `starter` is the one that trains alone, or started this one."""
     if os.getpid() == starter:
-        return _train(job, devices)
+        return _train(context, devices)
     share_cores()
     try:
         # Interrupted, it ends its own readers of cases; the number of threads decides the last bits of sums.
-        with terminating_as_interrupt(), computing_with(threads_of(job.run, Silence())):
-            return _train(job, devices)
+        with terminating_as_interrupt(), computing_with(threads_of(context.run, Silence())):
+            return _train(context, devices)
     except KeyboardInterrupt as stop:
         sys.exit(exit_code_of(stop))
 
 
-def _train(job: Job, devices: Devices) -> list[Row]:
+def _train(context: TrainingContext, devices: Devices) -> list[Row]:
     quiet_lightning()
     if devices.device.type == "cpu":
         tune_allocation()
     try:
         with deterministic(devices.device), _memory_explained():
-            training = Training(job, devices)
+            training = Training(context, devices)
             training.run()
         return training.history
     except ThreefoldError as error:
@@ -99,7 +99,7 @@ def _train(job: Job, devices: Devices) -> list[Row]:
         raise RuntimeError(_MARK + json.dumps([type(error).__name__, message])) from None
     finally:
         if devices.is_global_zero:
-            job.progress.stop()
+            context.progress.stop()
 
 
 @contextmanager

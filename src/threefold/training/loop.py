@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -22,7 +22,6 @@ from threefold.networks.cpu import cpu_kernels
 from threefold.run import RunFolder
 from threefold.tasks.balancing import build_balancer
 from threefold.tasks.build import build_network, build_tasks, task_weights
-from threefold.tasks.resolve import target_of
 from threefold.tasks.task import Task
 from threefold.training.checkpoints import load_checkpoint, load_network, save_checkpoint
 from threefold.training.clock import Clock
@@ -35,6 +34,7 @@ from threefold.training.data import (
 from threefold.training.devices import Devices
 from threefold.training.history import Row, best_row, monitored, out_of_patience, standing, write_history
 from threefold.training.module import Learner, StepLosses, non_finite_cases, step_total
+from threefold.training.plan import Stage
 from threefold.training.progress import Remaining, TrainingProgress
 from threefold.training.schedule import build_optimiser, learning_rate, set_learning_rate
 from threefold.training.start import starting_network
@@ -48,11 +48,11 @@ from threefold.training.validation import (
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingContext:
     """What a training needs; it is sent to every process.
 
     Attributes:
-        experiment: as run.
+        stage: the experiment and its tasks.
         cohort: meaning of the cohort.
         train, validation: the cases of the two parts.
         store: where preprocessed cases come from.
@@ -60,7 +60,7 @@ class Job:
         progress: only the first process uses it.
     """
 
-    experiment: Experiment
+    stage: Stage
     cohort: CohortSpec
     train: tuple[Case, ...]
     validation: tuple[Case, ...]
@@ -68,20 +68,36 @@ class Job:
     run: RunFolder
     progress: TrainingProgress
 
+    @property
+    def experiment(self) -> Experiment:
+        """The experiment, as run."""
+        return self.stage.experiment
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the tasks out: in another process a user's own classes are found anew, by name."""
+        return {**vars(self), "stage": replace(self.stage, tasks=())}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Build the tasks again."""
+        stage: Stage = state["stage"]
+        tasks = build_tasks(stage.experiment, state["cohort"], state["train"])
+        for name, value in {**state, "stage": replace(stage, tasks=tasks)}.items():
+            object.__setattr__(self, name, value)
+
 
 class Training:
     """One process's share of a training: its learner, its loaders, the history so far."""
 
-    def __init__(self, job: Job, devices: Devices) -> None:
+    def __init__(self, context: TrainingContext, devices: Devices) -> None:
         """Build everything, and go on from last.ckpt where there is one."""
-        spec = job.experiment.training
-        self.job, self.devices = job, devices
+        spec = context.experiment.training
+        self.context, self.devices = context, devices
         self.history: list[Row] = []
         checkpoint = self._last_checkpoint()
         self.learner = self._build_learner(resumed=checkpoint is not None)
         self.optimiser = build_optimiser(self.learner, spec.optimiser)
         if checkpoint is not None:
-            load_network(self.learner.network, checkpoint["network"], job.run.last_checkpoint)
+            load_network(self.learner.network, checkpoint["network"], context.run.last_checkpoint)
             self.learner.balancer.load_state_dict(checkpoint["balancer"])
             self.history = list(checkpoint["history"])
         if spec.compile:
@@ -92,10 +108,10 @@ class Training:
         if checkpoint is not None:
             # After the setup, which moves the weights to the device: the optimiser's state follows them.
             self.optimiser.load_state_dict(checkpoint["optimiser"])
-        workers, pin = job.experiment.data.workers, devices.device.type == "cuda"
+        workers, pin = context.experiment.data.workers, devices.device.type == "cuda"
         self.order = TrainingOrder(
             self._classes(),
-            sampling=job.experiment.data.sampling,
+            sampling=context.experiment.data.sampling,
             batch_size=spec.batch_size,
             accumulate=spec.accumulate,
             seed=spec.seed,
@@ -104,30 +120,34 @@ class Training:
         )
         self.batches_per_step = self.order.batches_per_step()
         self.train_loader = make_loader(
-            Cases(job.train, job.store), self.order, job.cohort.all_targets, workers=workers, pin_memory=pin
+            Cases(context.train, context.store),
+            self.order,
+            context.cohort.all_targets,
+            workers=workers,
+            pin_memory=pin,
         )
         self.validation_loader = make_loader(
-            Cases(job.validation, job.store),
+            Cases(context.validation, context.store),
             validation_batches(
-                len(job.validation),
+                len(context.validation),
                 batch_size=spec.batch_size,
                 rank=devices.global_rank,
                 world=devices.world_size,
             ),
-            job.cohort.all_targets,
+            context.cohort.all_targets,
             workers=workers,
             pin_memory=pin,
         )
 
     def run(self) -> None:
         """Train until the last epoch or until patience ends; every epoch leaves its checkpoint."""
-        spec, progress = self.job.experiment.training, self.job.progress
+        spec, progress = self.context.experiment.training, self.context.progress
         leads = self.devices.is_global_zero
         if leads:
             progress.start(spec.epochs, len(self.history))
         log = None
         if leads and spec.tensorboard:
-            log = TensorboardLog(self.job.run.path / "tensorboard", len(self.history) + 1)
+            log = TensorboardLog(self.context.run.path / "tensorboard", len(self.history) + 1)
         self._prepare()
         remaining = Remaining()
         while len(self.history) < spec.epochs and not out_of_patience(self.history, spec.selection):
@@ -144,21 +164,23 @@ class Training:
 
     def _prepare(self) -> None:
         """Fill a cache in memory before the first step, so that reader processes inherit it."""
-        if self.job.store.kind != "memory":
+        if self.context.store.kind != "memory":
             return
-        cases = (*self.job.train, *self.job.validation)
+        cases = (*self.context.train, *self.context.validation)
         for number, case in enumerate(cases, start=1):
-            self.job.store.get(case)
+            self.context.store.get(case)
             if self.devices.is_global_zero:
-                self.job.progress.step("preparing", number, len(cases))
+                self.context.progress.step("preparing", number, len(cases))
 
     def _build_learner(self, *, resumed: bool) -> Learner:
         """Build the learner; what a resumed run started from is not looked at again, nor need it be there."""
-        experiment = self.job.experiment
-        tasks = build_tasks(experiment, self.job.cohort, self.job.train)
+        experiment = self.context.experiment
+        tasks = self.context.stage.tasks
         torch.manual_seed(experiment.training.seed)
         return Learner(
-            build_network(experiment, self.job.cohort, tasks) if resumed else self._starting_network(tasks),
+            build_network(experiment, self.context.cohort, tasks)
+            if resumed
+            else self._starting_network(tasks),
             tasks,
             build_balancer(experiment.balancing, tuple(experiment.tasks)),
             bf16=experiment.training.precision == "bf16",
@@ -166,37 +188,39 @@ class Training:
 
     def _classes(self) -> list[int | None]:
         """Return each training case's class of the first classification task, for a balanced order."""
-        for name, spec in self.job.experiment.tasks_of(ClassificationSpec).items():
-            target = str(target_of(name, spec, self.job.experiment, self.job.cohort))
-            return [case.targets.get(target) for case in self.job.train]
-        return [case.label for case in self.job.train]
+        for name in self.context.experiment.tasks_of(ClassificationSpec):
+            target = self.context.stage.targets[name]
+            return [case.targets.get(target) for case in self.context.train]
+        return [case.label for case in self.context.train]
 
     def _starting_network(self, tasks: Sequence[Task]) -> nn.Module:
-        network, report = starting_network(self.job.experiment, self.job.cohort, self.job.run, tasks)
+        network, report = starting_network(
+            self.context.experiment, self.context.cohort, self.context.run, tasks
+        )
         if report is not None and self.devices.is_global_zero:
-            self.job.progress.say(report.as_text())
+            self.context.progress.say(report.as_text())
         return network
 
     def _epoch(self, epoch: int) -> Row:
         """Train and validate one epoch (0-based); return its row."""
         self.order.epoch = epoch
         clock = Clock(self.devices.device)
-        weights = task_weights(self.job.experiment, epoch)
+        weights = task_weights(self.context.experiment, epoch)
         row: Row = {"epoch": epoch + 1, **self._train(epoch, weights, clock)}
         with clock("validation"):
             row.update(self._validate(weights))
         row.update({f"weight_{name}": weight for name, weight in self._effective_weights(weights).items()})
         row.update(clock.row())
-        selection = self.job.experiment.training.selection
+        selection = self.context.experiment.training.selection
         if math.isnan(monitored(row, selection)):
             raise TrainingError(
                 f"training.selection.metric is {selection.metric}, which can't be estimated on the "
-                f"{len(self.job.validation)} validation cases. Choose another metric or another split."
+                f"{len(self.context.validation)} validation cases. Choose another metric or another split."
             )
         return row
 
     def _train(self, epoch: int, weights: Mapping[str, float], clock: Clock) -> Row:
-        spec, names = self.job.experiment.training, self.learner.names
+        spec, names = self.context.experiment.training, self.learner.names
         self.learner.train()
         batches, repeats, counted = iter(self.train_loader), self.order.repeats(), self.order.counted()
         sums = torch.zeros(2, len(names), dtype=torch.float64)
@@ -212,7 +236,7 @@ class Training:
             with clock("step"):
                 norms.append(self._step([case for batch in taken for case in batch.case_ids]))
             if self.devices.is_global_zero:
-                self.job.progress.step(f"epoch {epoch + 1}/{spec.epochs}", step + 1, steps)
+                self.context.progress.step(f"epoch {epoch + 1}/{spec.epochs}", step + 1, steps)
         total, present = self._sum_over_ranks(sums)
         means = {
             name: value / number if number else math.nan
@@ -279,7 +303,7 @@ class Training:
                 f"the gradient is not finite although every loss is (cases {', '.join(case_ids)}). No step "
                 "was taken with it. Lower training.optimiser.learning_rate or set clip_norm, then --resume."
             )
-        limit = self.job.experiment.training.optimiser.clip_norm
+        limit = self.context.experiment.training.optimiser.clip_norm
         if limit is not None:
             torch.nn.utils.clip_grads_with_norm_(self.learner.parameters(), limit, norm)
         self.stepper.step()
@@ -290,7 +314,7 @@ class Training:
         records = validate_cases(self.learner, self.validation_loader, self.devices.device)
         joined = gather_records(records, self.devices.world_size)
         refuse_non_finite(joined, weights)
-        metrics = validation_metrics(joined, self.learner, self.job.experiment, weights)
+        metrics = validation_metrics(joined, self.learner, self.context.experiment, weights)
         return {f"validation_{name}": value for name, value in metrics.items()}
 
     def _effective_weights(self, weights: Mapping[str, float]) -> dict[str, float]:
@@ -314,17 +338,17 @@ class Training:
 
         A resumed run draws it then as an unbroken one does.
         """
-        key = (self.job.experiment.training.seed, *place, self.devices.global_rank)
+        key = (self.context.experiment.training.seed, *place, self.devices.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
     def _augment(self, batch: Batch, epoch: int, repeats: Sequence[int]) -> Batch:
-        data = self.job.experiment.data
+        data = self.context.experiment.data
         if data.augmentation == AugmentationSpec():
             return batch
         parameters = draw_parameters(
             data.augmentation,
             batch.case_ids,
-            seed=self.job.experiment.training.seed,
+            seed=self.context.experiment.training.seed,
             epoch=epoch,
             dimensions=len(data.preprocessing.size),
             repeats=repeats,
@@ -345,7 +369,7 @@ class Training:
         that epoch again, a kill after it by writing the two others from it. So best.ckpt may be an epoch
         ahead, and holds the history, too.
         """
-        run, selection = self.job.run, self.job.experiment.training.selection
+        run, selection = self.context.run, self.context.experiment.training.selection
         network = self.learner.network.state_dict()
         epoch = len(self.history)
         if best_row(self.history, selection) == epoch - 1:
@@ -362,8 +386,8 @@ class Training:
             },
         )
         write_history(run.metrics, self.history)
-        run.write_status(state="running", **standing(self.history, self.job.experiment))
+        run.write_status(state="running", **standing(self.history, self.context.experiment))
 
     def _last_checkpoint(self) -> dict[str, Any] | None:
-        last = self.job.run.last_checkpoint
+        last = self.context.run.last_checkpoint
         return load_checkpoint(last) if last.is_file() else None

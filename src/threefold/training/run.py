@@ -5,48 +5,35 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from threefold.cohorts.audit import audit
 from threefold.cohorts.cohort import Cohort
-from threefold.cohorts.samples import read_sample
-from threefold.cohorts.splits import Split, read_split
+from threefold.cohorts.splits import read_split
 from threefold.cohorts.store import SampleStore
-from threefold.errors import CohortError, ThreefoldError, some
-from threefold.experiment import CascadeSpec, Experiment
+from threefold.errors import ThreefoldError
+from threefold.experiment import Experiment
 from threefold.experiments import read_experiment
 from threefold.interruption import terminating_as_interrupt, undisturbed
 from threefold.run import RunFolder, State
 from threefold.runs.finished import finish_status, verify_inputs, verify_settings
-from threefold.tasks.build import build_network
-from threefold.tasks.resolve import targets_of
 from threefold.threads import computing_with, share_cores
-from threefold.training.before import before_experiment, before_folder, trainings_of
 from threefold.training.checkpoints import load_checkpoint
 from threefold.training.devices import is_leader
 from threefold.training.finish import finish, has_whole_outputs, history_of_best
 from threefold.training.folder import check_resumable, create_folder, locked, refuse_existing, threads_of
 from threefold.training.history import Row, out_of_patience, standing, write_history
 from threefold.training.launch import train_network
-from threefold.training.lineage import require_unseen
-from threefold.training.loop import Job
-from threefold.training.module import shared_parameter
+from threefold.training.loop import TrainingContext
+from threefold.training.plan import Plan, plan, plan_of_run, require_settings, resolve_paths
 from threefold.training.progress import Silence, TrainingProgress
-from threefold.training.requirements import require_settings, require_split
-from threefold.training.schedule import build_optimiser
-from threefold.training.start import starting_network
-
-_SHOWN = 20
-"""Findings of the audit that are printed or told."""
+from threefold.training.start import pretraining_folder
 
 
 def train(
-    experiment: Experiment,
+    experiment: Experiment | Plan,
     cohort: Cohort,
     run: Path,
     *,
@@ -60,9 +47,10 @@ def train(
     to the bit on a CPU.
 
     Args:
-        experiment: what to train. Where it names a recipe in `before`, that one is trained first, into
-            RUN/before, with the data, encoder and training (but not the selection) of this experiment.
-        cohort: what to train on; audited first.
+        experiment: what to train, or the plan of it. Where it names a recipe in `before`, that one is trained
+            first, into RUN/before, with the data, encoder and training (but not the selection) of this
+            experiment.
+        cohort: what to train on; audited first, where there is no plan yet.
         run: where the run folder goes.
         resume: go on with the run that is there; start it where there is none.
         progress: told what happens; None: silence.
@@ -71,52 +59,54 @@ def train(
         The finished run's folder.
 
     Raises:
-        CohortError: the audit refuses, or the split can't serve the tasks.
+        CohortError, ExperimentError, ImageError, UsageError, WeightsError: as `training.plan.plan`.
         RunError: the folder exists, is another experiment's or cohort's, or can't be written; the weights
             to start from were trained on test cases.
-        ImageError: the preprocessing does not fit the cohort's images.
         TrainingError: a loss was not finite.
-        UsageError: the experiment asks for devices or extras that are not there.
         KeyboardInterrupt: stopped by a signal, after the state was written.
     """
     share_cores()
     folder, teller = RunFolder(Path(run)), progress or Silence()
-    experiment = settled(experiment)
-    require_settings(experiment)
     with terminating_as_interrupt():
-        _check_and_train(folder, experiment, cohort, teller, resume=resume)
+        made = _planned(folder, experiment, cohort, teller, resume=resume)
+        _train_into(folder, made, len(made.stages) - 1, teller)
     return folder
 
 
-def _check_and_train(
-    folder: RunFolder, experiment: Experiment, cohort: Cohort, teller: TrainingProgress, *, resume: bool
-) -> None:
+def _planned(
+    folder: RunFolder,
+    experiment: Experiment | Plan,
+    cohort: Cohort,
+    teller: TrainingProgress,
+    *,
+    resume: bool,
+) -> Plan:
+    """Return what is trained into a folder; refuse a folder that is another's."""
     if resume and _holds_something(folder):
-        check_resumable(folder, experiment, cohort)
-        split = read_split(folder.split)
-    else:
-        if is_leader():  # which may have made the folder before another process comes to look
-            refuse_existing(folder)
-        split = _checked_split(experiment, cohort, teller)
-        _check_network(experiment, cohort, folder)
-        _check_preprocessing(experiment, cohort, split)
-    _train_into(folder, experiment, cohort, split, teller)
+        asked = experiment.experiment if isinstance(experiment, Plan) else resolve_paths(experiment)
+        require_settings(asked)
+        check_resumable(folder, asked, cohort)
+        return plan_of_run(folder, asked, cohort)
+    if is_leader():  # which may have made the folder before another process comes to look
+        if not isinstance(experiment, Plan):
+            require_settings(resolve_paths(experiment))
+        refuse_existing(folder)
+    return experiment if isinstance(experiment, Plan) else plan(experiment, cohort, progress=teller)
 
 
-def _train_into(
-    folder: RunFolder, experiment: Experiment, cohort: Cohort, split: Split, progress: TrainingProgress
-) -> None:
-    """Train into a folder: a new one, or one that was found to be this experiment's."""
+def _train_into(folder: RunFolder, made: Plan, number: int, progress: TrainingProgress) -> None:
+    """Train a stage of a plan into a folder: a new one, or one that was found to be this stage's."""
+    experiment = made.stages[number].experiment
     if _holds_something(folder):
         if folder.read_status()["state"] == "finished":
             verify_settings(folder)
             progress.say(f"{folder.path}: this run is finished; nothing to do.")
             return
     elif is_leader():
-        create_folder(folder, experiment, cohort, split)
+        create_folder(folder, experiment, made.cohort, made.split)
     if not is_leader():
         with computing_with(threads_of(folder, Silence())):
-            _train_stages(folder, experiment, cohort, split, progress)
+            _train_stages(folder, made, number, progress)
         return
     with (
         locked(folder),
@@ -125,8 +115,8 @@ def _train_into(
         computing_with(threads_of(folder, progress)),
     ):
         _write_state(folder, experiment, "running")
-        history = _train_stages(folder, experiment, cohort, split, progress)
-        thresholds = finish(experiment, cohort, split, folder, history, progress)
+        history = _train_stages(folder, made, number, progress)
+        thresholds = finish(experiment, made.cohort, made.split, folder, history, progress)
         finish_status(folder, **standing(_write_history(folder), experiment), **thresholds)
 
 
@@ -200,84 +190,29 @@ def _recording(folder: RunFolder, experiment: Experiment) -> Iterator[None]:
         raise
 
 
-def _train_stages(
-    folder: RunFolder, experiment: Experiment, cohort: Cohort, split: Split, progress: TrainingProgress
-) -> list[Row]:
-    """Train the run before, where there is one, and then the network; return the network's history."""
-    if experiment.before is not None:
-        before, first = before_folder(folder), before_experiment(experiment)
+def _train_stages(folder: RunFolder, made: Plan, number: int, progress: TrainingProgress) -> list[Row]:
+    """Train the stage before, where there is one, and then this one; return its history."""
+    stage = made.stages[number]
+    experiment = stage.experiment
+    if number > 0:
+        before, first = pretraining_folder(folder), made.stages[number - 1].experiment
         progress.say(f"first: {first.name}, into {before.path}")
         if _holds_something(before):
-            check_resumable(before, first, cohort)
-        _train_into(before, first, cohort, split, progress)
+            check_resumable(before, first, made.cohort)
+        _train_into(before, made, number - 1, progress)
         progress.say(f"then: {experiment.name}")
-    parts = split.cases(cohort, "train"), split.cases(cohort, "validation")
-    job = Job(
-        experiment=experiment,
-        cohort=cohort.spec,
-        train=parts[0],
-        validation=parts[1],
-        store=make_store(experiment, cohort, sum(map(len, parts)) * experiment.training.devices),
-        run=folder,
-        progress=progress,
-    )
-    return train_network(job)
-
-
-def _checked_split(experiment: Experiment, cohort: Cohort, progress: TrainingProgress) -> Split:
-    """Audit the cohort and divide it; refuse what can't train any of the stages.
-
-    Raises:
-        CohortError: with the first findings that refuse, and how many more there are.
-    """
-    needed = [targets_of(training, cohort.spec).values() for training in trainings_of(experiment)]
-    targets = dict.fromkeys(chain.from_iterable(needed))
-    progress.say(f"checking the {len(cohort.cases)} cases of {cohort.folder}")
-    found = audit(
-        cohort,
-        split=experiment.data.split,
-        targets=tuple(targets),
-        progress=partial(progress.step, "checking"),
-    )
-    if found.refused:
-        refused = [finding.message for finding in found.findings if finding.severity == "refuse"]
-        shown = some(refused, _SHOWN, between="\n  ")
-        raise CohortError(
-            f"{cohort.folder}: not fit to train on:\n  {shown}\n`threefold check {cohort.folder}` shows all."
+    parts = made.cases("train"), made.cases("validation")
+    return train_network(
+        TrainingContext(
+            stage=stage,
+            cohort=made.cohort.spec,
+            train=parts[0],
+            validation=parts[1],
+            store=make_store(experiment, made.cohort, sum(map(len, parts)) * experiment.training.devices),
+            run=folder,
+            progress=progress,
         )
-    warned = [finding.message for finding in found.findings if finding.severity == "warn"]
-    for message in warned[:_SHOWN]:
-        progress.say(f"warning: {message}")
-    if len(warned) > _SHOWN:
-        progress.say(f"warning: and {len(warned) - _SHOWN} more; `threefold check {cohort.folder}` shows all")
-    split = require_split(experiment, cohort)
-    for warning in require_unseen(experiment, cohort, split):
-        progress.say(f"warning: {warning}")
-    return split
-
-
-def _check_preprocessing(experiment: Experiment, cohort: Cohort, split: Split) -> None:
-    """Prepare one case, so that a size or window that does not fit the cohort is refused before the folder.
-
-    Raises:
-        ImageError: saying what does not fit.
-    """
-    read_sample(split.cases(cohort, "train")[0], cohort.spec, experiment.data.preprocessing)
-
-
-def _check_network(experiment: Experiment, cohort: Cohort, folder: RunFolder) -> None:
-    """Build network and optimiser once, so that what can't be built or filled is refused before there is a
-    folder."""
-    with torch.random.fork_rng():
-        if experiment.before is None:
-            network, _ = starting_network(experiment, cohort.spec, folder)
-        else:
-            network = build_network(experiment, cohort.spec)
-            first = before_experiment(experiment)
-            build_optimiser(starting_network(first, cohort.spec, folder)[0], first.training.optimiser)
-        build_optimiser(network, experiment.training.optimiser)
-        if experiment.balancing.method == "gradnorm":
-            shared_parameter(network)
+    )
 
 
 def make_store(experiment: Experiment, cohort: Cohort, n_cases: int) -> SampleStore:
@@ -313,16 +248,3 @@ def _record(folder: RunFolder, experiment: Experiment, state: State, message: st
 
 def _holds_something(folder: RunFolder) -> bool:
     return folder.path.is_dir() and any(folder.path.iterdir())
-
-
-def settled(experiment: Experiment) -> Experiment:
-    """Return the experiment as it is written down: weights by their full path, so that a resume from another
-    folder finds them; and where a cascade has initial weights, no stage before it."""
-    weights = experiment.initial_weights
-    if weights is None:
-        return experiment
-    path = str(Path(weights.path).expanduser().resolve())
-    changes: dict[str, Any] = {"initial_weights": weights.model_copy(update={"path": path})}
-    if isinstance(experiment.network, CascadeSpec):
-        changes["before"] = None
-    return experiment.model_copy(update=changes)

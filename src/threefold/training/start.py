@@ -15,8 +15,12 @@ from threefold.networks.pretrained import LoadReport, load_pretrained
 from threefold.run import RunFolder
 from threefold.tasks.build import build_network
 from threefold.tasks.task import Task
-from threefold.training.before import before_folder
 from threefold.training.checkpoints import load_checkpoint
+
+
+def pretraining_folder(run: RunFolder) -> RunFolder:
+    """Return the folder of the run that is trained first."""
+    return RunFolder(run.path / "before")
 
 
 def starting_network(
@@ -41,7 +45,7 @@ def starting_network(
             decoders_from_encoder=spec.decoders_from_encoder,
         )
     if experiment.before is not None:
-        before = _best_of(before_folder(run))
+        before = _best_of(pretraining_folder(run))
         if isinstance(network, JointSwin):
             network.adopt(_encoder_of(before))
         else:

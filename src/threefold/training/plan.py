@@ -1,0 +1,388 @@
+"""From an experiment and a cohort to what is trained: resolved once, and refused before the first step.
+
+A `Plan` holds the stages (pretraining before the training itself), each with its tasks, and the split.
+Training receives it and asks nothing again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from threefold.cohorts.audit import audit
+from threefold.cohorts.cohort import Case, Cohort
+from threefold.cohorts.samples import read_sample
+from threefold.cohorts.splits import Split, make_split, read_split, require_targets
+from threefold.core.batch import Batch, collate
+from threefold.core.targets import ClassTarget
+from threefold.errors import CohortError, ExperimentError, UsageError, some
+from threefold.experiment import (
+    CascadeSpec,
+    Experiment,
+    JointSwinSpec,
+    NetworkSpec,
+    SegmentationSpec,
+    SwinUnetSpec,
+)
+from threefold.experiments import read_recipe
+from threefold.inference.memory import TensorMemory
+from threefold.run import RunFolder
+from threefold.tasks.balancing import build_balancer
+from threefold.tasks.build import build_network, build_tasks, task_weights
+from threefold.tasks.resolve import targets_of
+from threefold.tasks.task import Task
+from threefold.tasks.topology import require_gudhi
+from threefold.training.devices import check_devices
+from threefold.training.lineage import require_unseen
+from threefold.training.module import Learner, StepLosses, shared_parameter, step_total
+from threefold.training.progress import Silence, TrainingProgress
+from threefold.training.schedule import build_optimiser
+from threefold.training.start import starting_network
+
+_SHOWN = 20
+"""Findings of the audit that are printed or told."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training of a plan.
+
+    Attributes:
+        experiment: as it is trained.
+        tasks: of the experiment, with what the training cases tell of their targets.
+        targets: that the tasks learn, by task.
+    """
+
+    experiment: Experiment
+    tasks: tuple[Task, ...]
+    targets: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained on what, resolved; nothing in it changes.
+
+    Attributes:
+        cohort: the cases.
+        split: the part of every case.
+        stages: in the order in which they are trained; the last is the experiment itself, one before it its
+            pretraining.
+        warnings: of the audit, and of weights that may have seen test cases.
+    """
+
+    cohort: Cohort
+    split: Split
+    stages: tuple[Stage, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def experiment(self) -> Experiment:
+        """The experiment itself, paths resolved."""
+        return self.stages[-1].experiment
+
+    def cases(self, part: Any) -> tuple[Case, ...]:
+        """Return the cases of a part (train, validation or test), in the table's order."""
+        return self.split.cases(self.cohort, part)
+
+
+def plan(experiment: Experiment, cohort: Cohort, *, progress: TrainingProgress | None = None) -> Plan:
+    """Resolve what an experiment trains on a cohort, and refuse whatever can be refused before a step.
+
+    Args:
+        experiment: what to train.
+        cohort: audited first.
+        progress: told what happens; None: silence.
+
+    Raises:
+        CohortError: the audit refuses, or the split can't serve the tasks.
+        ExperimentError: settings contradict each other or the cohort; a network or task can't be made.
+        RunError: the weights to start from were trained on test cases.
+        ImageError: the preprocessing does not fit the cohort's images.
+        UsageError: the experiment asks for devices or extras that are not there.
+        WeightsError: the weights to start from do not fit.
+    """
+    teller = progress or Silence()
+    experiment = resolve_paths(experiment)
+    require_settings(experiment)
+    warnings = _audited(experiment, cohort, teller)
+    split = require_split(experiment, cohort)
+    warnings += require_unseen(experiment, cohort, split)
+    made = _with_stages(experiment, cohort, split, tuple(warnings))
+    for warning in made.warnings:
+        teller.say(f"warning: {warning}")
+    _check_networks(made)
+    read_sample(made.cases("train")[0], cohort.spec, experiment.data.preprocessing)
+    return made
+
+
+def plan_of_run(run: RunFolder, experiment: Experiment, cohort: Cohort) -> Plan:
+    """Return the plan of a run that was begun, with its own split; what it was checked for then holds."""
+    return _with_stages(resolve_paths(experiment), cohort, read_split(run.split), ())
+
+
+def _with_stages(experiment: Experiment, cohort: Cohort, split: Split, warnings: tuple[str, ...]) -> Plan:
+    train = split.cases(cohort, "train")
+    stages = tuple(
+        Stage(one, build_tasks(one, cohort.spec, train), targets_of(one, cohort.spec))
+        for one in trainings_of(experiment)
+    )
+    return Plan(cohort, split, stages, warnings)
+
+
+def resolve_paths(experiment: Experiment) -> Experiment:
+    """Return the experiment as it is written down: weights by their full path, so that a resume from another
+    folder finds them; and where a cascade has initial weights, no stage before it."""
+    weights = experiment.initial_weights
+    if weights is None:
+        return experiment
+    path = str(Path(weights.path).expanduser().resolve())
+    changes: dict[str, Any] = {"initial_weights": weights.model_copy(update={"path": path})}
+    if isinstance(experiment.network, CascadeSpec):
+        changes["before"] = None
+    return experiment.model_copy(update=changes)
+
+
+def require_settings(experiment: Experiment) -> None:
+    """Refuse settings that contradict each other or this machine.
+
+    Raises:
+        UsageError: the experiment asks for devices or extras that are not there.
+        ExperimentError: an augmentation does not fit the grid.
+    """
+    check_devices(experiment.training)
+    _require_augmentation(experiment)
+    _require_extras(experiment)
+
+
+def require_split(experiment: Experiment, cohort: Cohort) -> Split:
+    """Divide a cohort as an experiment asks; refuse parts that can't teach or select one of its trainings.
+
+    Raises:
+        CohortError: saying what is missing.
+    """
+    split = make_split(cohort, experiment.data.split)
+    for training in trainings_of(experiment):
+        require_targets(cohort, split, [*dict.fromkeys(targets_of(training, cohort.spec).values())])
+        _require_estimable(training, cohort, split)
+    return split
+
+
+def _require_estimable(experiment: Experiment, cohort: Cohort, split: Split) -> None:
+    """Refuse a selection metric that the validation part can't give.
+
+    Raises:
+        CohortError: saying what is missing.
+    """
+    metric = experiment.training.selection.metric
+    cases = split.cases(cohort, "validation")
+    missing = _missing_for(metric, experiment, cohort, cases)
+    if missing is not None:
+        raise CohortError(
+            f"{cohort.folder}: training.selection.metric is {metric}, but of the {len(cases)} validation "
+            f"cases {missing}. Choose another metric (training.selection.metric=loss), another split "
+            "(data.split.seed, data.split.validation), or add such cases."
+        )
+
+
+def _missing_for(metric: str, experiment: Experiment, cohort: Cohort, cases: tuple[Case, ...]) -> str | None:
+    targets = targets_of(experiment, cohort.spec)
+    if metric == "loss":
+        if len(targets) < len(experiment.tasks):  # one that every case teaches
+            return None
+        some = any(target in case.targets for case in cases for target in targets.values())
+        return None if some else f"none has a {' or a '.join(dict.fromkeys(targets.values()))}"
+    task = experiment.monitors[metric][0] if metric in experiment.monitors else metric.partition(".")[0]
+    if task not in targets:
+        return None
+    target = targets[task]
+    there = [case.targets[target] for case in cases if target in case.targets]
+    known = cohort.spec.all_targets[target]
+    if isinstance(known, ClassTarget):
+        absent = [name for k, name in enumerate(known.classes) if k not in there]
+        return f"none is labelled '{absent[0]}'" if absent else None
+    return None if there else f"none has a {target}"
+
+
+def _require_augmentation(experiment: Experiment) -> None:
+    size = experiment.data.preprocessing.size
+    if experiment.data.augmentation.quarter_turns and (len(size) != 2 or len(set(size)) != 1):
+        raise ExperimentError(
+            "data.augmentation.quarter_turns needs a square grid, but data.preprocessing.size is "
+            f"{list(size)}. Make it square, or use rotation."
+        )
+
+
+def _require_extras(experiment: Experiment) -> None:
+    """Refuse what needs a library that is not installed.
+
+    Raises:
+        UsageError: naming the extra.
+    """
+    if experiment.training.tensorboard and find_spec("tensorboard") is None:
+        raise UsageError(
+            "training.tensorboard is on, but tensorboard is not installed: "
+            "pip install 'threefold[tensorboard]', or leave it off."
+        )
+    if any(task.homology > 0 for task in experiment.tasks_of(SegmentationSpec).values()):
+        require_gudhi()
+
+
+def trainings_of(experiment: Experiment) -> tuple[Experiment, ...]:
+    """Return what is trained for an experiment, in order: the one before, where there is one, and itself."""
+    if experiment.before is None:
+        return (experiment,)
+    return (before_experiment(experiment), experiment)
+
+
+def before_experiment(experiment: Experiment) -> Experiment:
+    """Return the experiment that `before` names, as it is trained for this one.
+
+    Data (so that no test case is seen) and evaluation are this experiment's; the tasks and what selects the
+    best epoch are the recipe's. Before a joint-swin network the encoder (so that it fits) and the training
+    are this experiment's too. Before a cascade the network is its segmenter; of the training, the optimiser
+    is the recipe's, because segmenter and classifier learn at different rates.
+
+    Raises:
+        ExperimentError: if that recipe has a stage before itself, or its network is no part of this one.
+    """
+    assert experiment.before is not None
+    recipe = read_recipe(experiment.before)
+    if recipe.before is not None:
+        raise ExperimentError(
+            f"before: '{experiment.before}' has a stage before itself; name a recipe that has none."
+        )
+    if isinstance(experiment.network, CascadeSpec):
+        network: NetworkSpec = experiment.network.segmenter
+        kept = {"selection", "optimiser"}
+    elif isinstance(experiment.network, JointSwinSpec) and isinstance(recipe.network, SwinUnetSpec):
+        network = recipe.network.model_copy(update={"encoder": experiment.network.encoder})
+        kept = {"selection"}
+    else:
+        raise ExperimentError(
+            f"before: a {experiment.network.kind} network has no part that is trained first."
+        )
+    if recipe.network.kind != network.kind:
+        raise ExperimentError(
+            f"before: '{experiment.before}' trains a {recipe.network.kind} network; expected a "
+            f"{network.kind}, which is what a {experiment.network.kind} network builds on."
+        )
+    training = {name: getattr(recipe.training, name) for name in kept}
+    patience = {"patience": experiment.training.selection.patience}
+    training["selection"] = recipe.training.selection.model_copy(update=patience)
+    return recipe.model_copy(
+        update={
+            "data": experiment.data,
+            "network": network,
+            "training": experiment.training.model_copy(update=training),
+            "evaluation": experiment.evaluation,
+        }
+    )
+
+
+def _audited(experiment: Experiment, cohort: Cohort, progress: TrainingProgress) -> list[str]:
+    """Audit a cohort; refuse what can't train any of the stages; return the first warnings.
+
+    Raises:
+        CohortError: with the first findings that refuse, and how many more there are.
+    """
+    needed = [targets_of(training, cohort.spec).values() for training in trainings_of(experiment)]
+    targets = dict.fromkeys(chain.from_iterable(needed))
+    progress.say(f"checking the {len(cohort.cases)} cases of {cohort.folder}")
+    found = audit(
+        cohort,
+        split=experiment.data.split,
+        targets=tuple(targets),
+        progress=partial(progress.step, "checking"),
+    )
+    if found.refused:
+        refused = [finding.message for finding in found.findings if finding.severity == "refuse"]
+        shown = some(refused, _SHOWN, between="\n  ")
+        raise CohortError(
+            f"{cohort.folder}: not fit to train on:\n  {shown}\n`threefold check {cohort.folder}` shows all."
+        )
+    warned = [finding.message for finding in found.findings if finding.severity == "warn"]
+    more = f"and {len(warned) - _SHOWN} more; `threefold check {cohort.folder}` shows all"
+    return warned[:_SHOWN] + ([more] if len(warned) > _SHOWN else [])
+
+
+def _check_networks(made: Plan) -> None:
+    """Build each network and its optimiser once, so that what can't be built or filled is refused."""
+    nowhere = RunFolder(Path())
+    with torch.random.fork_rng():
+        for stage in made.stages:
+            if stage.experiment.before is None:
+                network, _ = starting_network(stage.experiment, made.cohort.spec, nowhere, stage.tasks)
+            else:  # what it starts from is trained first
+                network = build_network(stage.experiment, made.cohort.spec, stage.tasks)
+            build_optimiser(network, stage.experiment.training.optimiser)
+            if stage.experiment.balancing.method == "gradnorm":
+                shared_parameter(network)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a stage takes, measured on one step of a few cases.
+
+    Attributes:
+        parameters, trained: of the network: all of them, and those with a gradient.
+        memory_bytes: of the tensors of a step, the network and its gradients with them.
+        steps: an epoch.
+        seconds_per_epoch: of its steps; validation takes more.
+    """
+
+    parameters: int
+    trained: int
+    memory_bytes: int
+    steps: int
+    seconds_per_epoch: float
+
+
+_MEASURED = 4
+"""Cases of a step that is measured."""
+
+
+def measure_cost(made: Plan, stage: Stage) -> Cost:
+    """Take a step of a stage on a few of its training cases, twice; time the second.
+
+    Raises:
+        ImageError: naming the case that can't be read.
+    """
+    experiment, cases = stage.experiment, made.cases("train")
+    spec, batch_size = experiment.training, experiment.training.batch_size
+    taken = cases[: min(_MEASURED, batch_size)]
+    samples = [read_sample(case, made.cohort.spec, experiment.data.preprocessing) for case in taken]
+    batch = collate(samples, made.cohort.spec.all_targets)
+    with torch.random.fork_rng():
+        network = build_network(experiment, made.cohort.spec, stage.tasks)
+    learner = Learner(
+        network, stage.tasks, build_balancer(experiment.balancing, tuple(experiment.tasks)), bf16=False
+    )
+    weights = task_weights(experiment, 0)
+    with TensorMemory() as memory:
+        _step(learner, batch, weights)
+    started = time.perf_counter()
+    _step(learner, batch, weights)
+    seconds = (time.perf_counter() - started) * len(cases) / len(taken)
+    own = sum(parameter.nbytes for parameter in network.parameters())
+    return Cost(
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        trained=sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad),
+        memory_bytes=int(memory.peak * batch_size / len(taken)) + own,
+        steps=-(-len(cases) // (batch_size * spec.accumulate * spec.devices)),
+        seconds_per_epoch=seconds,
+    )
+
+
+def _step(learner: Learner, batch: Batch, weights: Mapping[str, float]) -> None:
+    learner.zero_grad()
+    losses = StepLosses(**learner(**batch.as_plain()))
+    counts = losses.present.sum(dim=1).float()
+    step_total(learner, losses, counts, weights=weights, batches=1, world=1).backward()  # type: ignore[no-untyped-call]
