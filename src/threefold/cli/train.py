@@ -84,7 +84,7 @@ def train(
 def _interrupted(out: Path) -> str:
     """Say how to go on with a training that was stopped, and from where."""
     from threefold.run import RunFolder
-    from threefold.training.start import pretraining_folder
+    from threefold.training.plan import pretraining_folder
 
     run = RunFolder(out)
     again = f"the same command with --resume (run: {out})."

@@ -26,8 +26,7 @@ from threefold.run import PROPAGATION, make_folder, write_atomically
 from threefold.runs.evaluate import evaluate_propagated, evaluate_run
 from threefold.studies.chain_spec import ChainSpec, stage_experiments, stage_overrides
 from threefold.training.devices import require_one_process
-from threefold.training.lineage import seen_of
-from threefold.training.plan import require_settings, require_split
+from threefold.training.plan import require_settings, require_split, seen_of
 from threefold.training.progress import TrainingProgress
 from threefold.training.run import train
 from threefold.validation import read_table

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -24,7 +27,6 @@ from threefold.tasks.balancing import build_balancer
 from threefold.tasks.build import build_network, build_tasks, task_weights
 from threefold.tasks.task import Task
 from threefold.training.checkpoints import load_checkpoint, load_network, save_checkpoint
-from threefold.training.clock import Clock
 from threefold.training.data import (
     Cases,
     TrainingOrder,
@@ -34,10 +36,9 @@ from threefold.training.data import (
 from threefold.training.devices import Devices
 from threefold.training.history import Row, best_row, monitored, out_of_patience, standing, write_history
 from threefold.training.module import Learner, StepLosses, non_finite_cases, step_total
-from threefold.training.plan import Stage
+from threefold.training.plan import Stage, starting_network
 from threefold.training.progress import Remaining, TrainingProgress
 from threefold.training.schedule import build_optimiser, learning_rate, set_learning_rate
-from threefold.training.start import starting_network
 from threefold.training.tensorboard import TensorboardLog
 from threefold.training.validation import (
     gather_records,
@@ -391,3 +392,27 @@ class Training:
     def _last_checkpoint(self) -> dict[str, Any] | None:
         last = self.context.run.last_checkpoint
         return load_checkpoint(last) if last.is_file() else None
+
+
+PHASES = ("data", "augmentation", "forward", "backward", "step", "validation")
+
+
+class Clock:
+    """Adds up wall-clock seconds per phase; on a GPU it waits for the work of a phase to be done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._wait = device.type == "cuda"
+        self._seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Count the time of the block to a phase."""
+        start = time.perf_counter()
+        yield
+        if self._wait:
+            torch.cuda.synchronize()
+        self._seconds[phase] += time.perf_counter() - start
+
+    def row(self) -> dict[str, float]:
+        """Return seconds_<phase> for every phase."""
+        return {f"seconds_{phase}": self._seconds[phase] for phase in PHASES}

@@ -7,7 +7,7 @@ Training receives it and asks nothing again.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from threefold.cohorts.audit import audit
-from threefold.cohorts.cohort import Case, Cohort
+from threefold.cohorts.cohort import Case, Cohort, CohortSpec, fingerprint
 from threefold.cohorts.samples import read_sample
 from threefold.cohorts.splits import Split, make_split, read_split, require_targets
 from threefold.core.batch import Batch, collate
 from threefold.core.targets import ClassTarget
-from threefold.errors import CohortError, ExperimentError, UsageError, some
+from threefold.errors import CohortError, ExperimentError, RunError, UsageError, some
 from threefold.experiment import (
     CascadeSpec,
     Experiment,
@@ -32,20 +33,22 @@ from threefold.experiment import (
     SegmentationSpec,
     SwinUnetSpec,
 )
-from threefold.experiments import read_recipe
+from threefold.experiments import read_experiment, read_recipe
 from threefold.inference.memory import TensorMemory
+from threefold.networks.joint import JointSwin
+from threefold.networks.pretrained import LoadReport, load_pretrained
 from threefold.run import RunFolder
+from threefold.runs.finished import verify_settings
 from threefold.tasks.balancing import build_balancer
 from threefold.tasks.build import build_network, build_tasks, task_weights
 from threefold.tasks.resolve import targets_of
 from threefold.tasks.task import Task
 from threefold.tasks.topology import require_gudhi
+from threefold.training.checkpoints import load_checkpoint
 from threefold.training.devices import check_devices
-from threefold.training.lineage import require_unseen
 from threefold.training.module import Learner, StepLosses, shared_parameter, step_total
 from threefold.training.progress import Silence, TrainingProgress
 from threefold.training.schedule import build_optimiser
-from threefold.training.start import starting_network
 
 _SHOWN = 20
 """Findings of the audit that are printed or told."""
@@ -386,3 +389,99 @@ def _step(learner: Learner, batch: Batch, weights: Mapping[str, float]) -> None:
     losses = StepLosses(**learner(**batch.as_plain()))
     counts = losses.present.sum(dim=1).float()
     step_total(learner, losses, counts, weights=weights, batches=1, world=1).backward()  # type: ignore[no-untyped-call]
+
+
+def pretraining_folder(run: RunFolder) -> RunFolder:
+    """Return the folder of the run that is trained first."""
+    return RunFolder(run.path / "before")
+
+
+def starting_network(
+    experiment: Experiment, cohort: CohortSpec, run: RunFolder, tasks: Sequence[Task] | None = None
+) -> tuple[nn.Module, LoadReport | None]:
+    """Build the network (random weights from torch's global generator) and give it what it starts from.
+
+    Returns:
+        The network, and what became of the weights that it was given.
+
+    Raises:
+        WeightsError: if `initial_weights`, or the encoder trained before, does not fit.
+        RunError: if the run before has no weights.
+    """
+    network = build_network(experiment, cohort, tasks)
+    report = None
+    if experiment.initial_weights is not None:
+        spec = experiment.initial_weights
+        report = load_pretrained(
+            network,
+            Path(spec.path),
+            decoders_from_encoder=spec.decoders_from_encoder,
+        )
+    if experiment.before is not None:
+        before = _best_of(pretraining_folder(run))
+        if isinstance(network, JointSwin):
+            network.adopt(_encoder_of(before))
+        else:
+            report = load_pretrained(network, before, decoders_from_encoder=False)
+    return network, report
+
+
+def _best_of(before: RunFolder) -> Path:
+    if not before.best_checkpoint.is_file():
+        raise RunError(f"{before.path}: the run before has no best checkpoint; train it with --resume.")
+    return before.best_checkpoint
+
+
+def _encoder_of(checkpoint: Path) -> dict[str, Tensor]:
+    state = load_checkpoint(checkpoint)["network"]
+    return {n.removeprefix("encoder."): v for n, v in state.items() if n.startswith("encoder.")}
+
+
+def require_unseen(experiment: Experiment, cohort: Cohort, split: Split) -> tuple[str, ...]:
+    """Refuse to test on cases that the starting weights, or those they started from, were trained on.
+
+    Weights that are no run of this program tell nothing of what they saw.
+
+    Returns:
+        A warning for each run on another cohort that trained on cases of the same names.
+
+    Raises:
+        RunError: naming the run and the cases; or the file of a run that is not what it was finished with.
+    """
+    tested = {case.case_id for case in split.cases(cohort, "test")}
+    warnings = []
+    for run in _ancestors(experiment):
+        seen = seen_of(read_split(run.split), tested)
+        if not seen:
+            continue
+        some = f"{len(seen)} of the {len(tested)} test cases (for example {seen[0]})"
+        if run.read_cohort()["fingerprint"] == fingerprint(cohort):
+            raise RunError(
+                f"{run.path}: trained or selected the weights to start from on {some}. The test would know "
+                "its cases from training: use that run's split (data.split), or other weights."
+            )
+        warnings.append(
+            f"{run.path}: the weights to start from were trained or selected on cases of another cohort with "
+            f"the names of {some}. If they are the same cases, the test knows them from training: use that "
+            "run's split."
+        )
+    return tuple(warnings)
+
+
+def seen_of(split: Split, cases: Collection[str]) -> list[str]:
+    """Return which of the cases (ids) train or validate in a split, sorted."""
+    return sorted(name for name in cases if split.parts.get(name, "test") != "test")
+
+
+def _ancestors(experiment: Experiment) -> Iterator[RunFolder]:
+    """Yield the runs whose weights an experiment starts from, the nearest first."""
+    known: set[Path] = set()
+    while experiment.initial_weights is not None:
+        path = Path(experiment.initial_weights.path).expanduser().resolve()
+        run = RunFolder(path if path.is_dir() else path.parent)
+        if run.path in known or not (run.split.is_file() and run.experiment.is_file()):
+            return
+        known.add(run.path)
+        verify_settings(run)
+        yield run
+        experiment = read_experiment(run.experiment)

@@ -27,9 +27,15 @@ from threefold.training.folder import check_resumable, create_folder, locked, re
 from threefold.training.history import Row, out_of_patience, standing, write_history
 from threefold.training.launch import train_network
 from threefold.training.loop import TrainingContext
-from threefold.training.plan import Plan, plan, plan_of_run, require_settings, resolve_paths
+from threefold.training.plan import (
+    Plan,
+    plan,
+    plan_of_run,
+    pretraining_folder,
+    require_settings,
+    resolve_paths,
+)
 from threefold.training.progress import Silence, TrainingProgress
-from threefold.training.start import pretraining_folder
 
 
 def train(
