@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from threefold.cohorts import store as store_module
+from threefold.cohorts import sample_cache as store_module
 from threefold.cohorts.cohort import Case, CohortSpec
+from threefold.cohorts.sample_cache import SampleCache
 from threefold.cohorts.samples import read_image_only, read_placed, read_sample
-from threefold.cohorts.store import SampleStore
 from threefold.core.batch import Sample
 from threefold.errors import ImageError
 from threefold.experiment import PreprocessingSpec
@@ -226,7 +226,7 @@ def test_each_kind_gives_the_same_sample(
 ) -> None:
     expected = read_sample(case, spec_of(), PREPROCESSING)
     for total in (reads, reads_again):
-        store = SampleStore(spec_of(), PREPROCESSING, kind, tmp_path / "cache")
+        store = SampleCache(spec_of(), PREPROCESSING, kind, tmp_path / "cache")
         assert_same(store.get(case), expected)
         assert_same(store.get(case), expected)
         assert counted.times == total
@@ -240,7 +240,7 @@ def test_an_entry_is_not_used_for_other_content_or_another_meaning(
         preprocessing: PreprocessingSpec = PREPROCESSING,
         changed: Case = case,
     ) -> int:
-        store = SampleStore(spec or spec_of(), preprocessing, "disk", tmp_path / "cache")
+        store = SampleCache(spec or spec_of(), preprocessing, "disk", tmp_path / "cache")
         assert_same(store.get(changed), read_sample(changed, spec or spec_of(), preprocessing))
         return counted.times
 
@@ -258,12 +258,12 @@ def test_an_entry_is_not_used_for_other_content_or_another_meaning(
 
 def test_a_damaged_entry_is_made_again(case: Case, tmp_path: Path, counted: Counted) -> None:
     folder = tmp_path / "cache"
-    expected = SampleStore(spec_of(), PREPROCESSING, "disk", folder).get(case)
+    expected = SampleCache(spec_of(), PREPROCESSING, "disk", folder).get(case)
     (entry,) = (path for path in folder.rglob("*") if path.is_file() and "hashes" not in path.parts)
     entry.write_bytes(entry.read_bytes()[:-3])
-    assert_same(SampleStore(spec_of(), PREPROCESSING, "disk", folder).get(case), expected)
+    assert_same(SampleCache(spec_of(), PREPROCESSING, "disk", folder).get(case), expected)
     assert counted.times == 2
-    SampleStore(spec_of(), PREPROCESSING, "disk", folder).get(case)
+    SampleCache(spec_of(), PREPROCESSING, "disk", folder).get(case)
     assert counted.times == 2
 
 
@@ -278,9 +278,9 @@ def test_memory_that_does_not_suffice_is_said_before_it_is_used(
     monkeypatch.setattr(store_module, "available_memory_bytes", lambda: 10**6)
     folder = tmp_path / "cache" if with_folder else None
     with caplog.at_level(logging.WARNING):
-        assert SampleStore(spec_of(), PREPROCESSING, "memory", folder, n_cases=81).kind == "memory"
+        assert SampleCache(spec_of(), PREPROCESSING, "memory", folder, n_cases=81).kind == "memory"
         assert not caplog.messages
-        store = SampleStore(spec_of(), PREPROCESSING, "memory", folder, n_cases=82)  # 82 x 6144 bytes
+        store = SampleCache(spec_of(), PREPROCESSING, "memory", folder, n_cases=82)  # 82 x 6144 bytes
     assert store.kind == ("disk" if with_folder else "none")
     assert "82 prepared cases need" in caplog.messages[0]
     assert ("kept in" in caplog.messages[0]) == with_folder
@@ -291,7 +291,7 @@ def test_a_cache_that_cannot_be_written_stops_caching_and_not_the_run(
     case: Case, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
-    store = SampleStore(spec_of(), PREPROCESSING, "disk", tmp_path / "file" / "cache")
+    store = SampleCache(spec_of(), PREPROCESSING, "disk", tmp_path / "file" / "cache")
     expected = read_sample(case, spec_of(), PREPROCESSING)
     with caplog.at_level(logging.WARNING):
         assert_same(store.get(case), expected)
@@ -303,8 +303,8 @@ def test_a_cache_that_cannot_be_written_stops_caching_and_not_the_run(
 
 def test_errors_of_every_kind_name_the_case(case: Case, tmp_path: Path) -> None:
     for kind in ("memory", "disk", "none"):
-        store = SampleStore(spec_of(), PREPROCESSING, kind, tmp_path / "cache")
+        store = SampleCache(spec_of(), PREPROCESSING, kind, tmp_path / "cache")
         with pytest.raises(ImageError, match=r"case c1: .*gone\.nii"):
             store.get(replace(case, image=Path("gone.nii")))
     with pytest.raises(ValueError, match="needs a folder"):
-        SampleStore(spec_of(), PREPROCESSING, "disk")
+        SampleCache(spec_of(), PREPROCESSING, "disk")

@@ -29,10 +29,10 @@ from threefold.cohorts.decathlon_export import export_decathlon
 from threefold.cohorts.degradation import DegradationSpec, degrade
 from threefold.cohorts.importers import import_table
 from threefold.cohorts.merging import merge_cohorts
+from threefold.cohorts.sample_cache import SampleCache
 from threefold.cohorts.samples import read_placed, read_sample
 from threefold.cohorts.splits import make_split, require_targets
 from threefold.cohorts.staging import row_of
-from threefold.cohorts.store import SampleStore
 from threefold.core.targets import LabelsTarget, MaskTarget
 from threefold.errors import CohortError, ImageError
 from threefold.experiment import PreprocessingSpec, SplitSpec
@@ -597,7 +597,7 @@ def test_samples_have_every_target_and_the_store_keeps_them(
     assert {int(value) for value in np.unique(read.targets["oedema"])} == {0, 1}
     assert {int(value) for value in np.unique(read.targets["vessels"])} == {0, 1, 2}
     for _ in range(2):
-        store = SampleStore(cohort.spec, PREPROCESSING, "disk", tmp_path / "cache")
+        store = SampleCache(cohort.spec, PREPROCESSING, "disk", tmp_path / "cache")
         kept = store.get(case)
         assert kept.targets.keys() == read.targets.keys()
         for name, value in read.targets.items():
@@ -606,7 +606,7 @@ def test_samples_have_every_target_and_the_store_keeps_them(
     renamed = {**cohort.spec.targets, "vessels": LabelsTarget(kind="labels", names=("vein",))}
     spec = cohort.spec.model_copy(update={"targets": renamed})
     with pytest.raises(ImageError, match=r"0 to 1 \(vessels of cohort.yaml\), found 2"):
-        SampleStore(spec, PREPROCESSING, "disk", tmp_path / "cache").get(case)
+        SampleCache(spec, PREPROCESSING, "disk", tmp_path / "cache").get(case)
 
 
 def test_pictures_may_be_label_maps_of_further_targets(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from threefold.cohorts.cohort import Case
-from threefold.cohorts.store import SampleStore
+from threefold.cohorts.sample_cache import SampleCache
 from threefold.core.batch import Sample, collate
 from threefold.core.targets import TargetSpec
 from threefold.interruption import leave_quietly
@@ -20,7 +20,7 @@ from threefold.interruption import leave_quietly
 class Cases(Dataset[Sample]):
     """The cases of a part, preprocessed on demand."""
 
-    def __init__(self, cases: Sequence[Case], store: SampleStore) -> None:
+    def __init__(self, cases: Sequence[Case], store: SampleCache) -> None:
         """Keep the cases and where to get them from; nothing is read yet."""
         self.cases = tuple(cases)
         self._store = store

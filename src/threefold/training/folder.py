@@ -28,7 +28,7 @@ from threefold.run import (
     write_atomically,
 )
 from threefold.threads import available_cores
-from threefold.training.history import standing
+from threefold.training.history import progress_summary
 from threefold.training.progress import TrainingProgress
 from threefold.validation import read_json
 
@@ -55,7 +55,9 @@ def create_folder(run: RunFolder, experiment: Experiment, cohort: Cohort, split:
         write_split(beside.split, split)
         write_code(beside, experiment)
         write_atomically(beside.environment, _json(environment()))
-        beside.write_status(state="interrupted", **standing([], experiment))  # until the training starts
+        beside.write_status(
+            state="interrupted", **progress_summary([], experiment)
+        )  # until the training starts
 
 
 def refuse_existing(run: RunFolder) -> None:

@@ -40,7 +40,7 @@ def out_of_patience(history: Sequence[Row], selection: SelectionSpec) -> bool:
     return len(history) - 1 - best >= selection.patience
 
 
-def standing(history: Sequence[Row], experiment: Experiment) -> dict[str, Any]:
+def progress_summary(history: Sequence[Row], experiment: Experiment) -> dict[str, Any]:
     """Return what status.json says of how far a training is and which epoch is its best."""
     selection = experiment.training.selection
     best = best_row(history, selection)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from threefold.cohorts.cohort import Case, CohortSpec
-from threefold.cohorts.store import SampleStore
+from threefold.cohorts.sample_cache import SampleCache
 from threefold.core.batch import Batch
 from threefold.errors import TrainingError
 from threefold.experiment import AugmentationSpec, ClassificationSpec, Experiment
@@ -34,7 +34,14 @@ from threefold.training.data import (
     validation_batches,
 )
 from threefold.training.devices import Devices
-from threefold.training.history import Row, best_row, monitored, out_of_patience, standing, write_history
+from threefold.training.history import (
+    Row,
+    best_row,
+    monitored,
+    out_of_patience,
+    progress_summary,
+    write_history,
+)
 from threefold.training.module import Learner, StepLosses, non_finite_cases, step_total
 from threefold.training.plan import Stage, starting_network
 from threefold.training.progress import Remaining, TrainingProgress
@@ -65,7 +72,7 @@ class TrainingContext:
     cohort: CohortSpec
     train: tuple[Case, ...]
     validation: tuple[Case, ...]
-    store: SampleStore
+    store: SampleCache
     run: RunFolder
     progress: TrainingProgress
 
@@ -387,7 +394,7 @@ class Training:
             },
         )
         write_history(run.metrics, self.history)
-        run.write_status(state="running", **standing(self.history, self.context.experiment))
+        run.write_status(state="running", **progress_summary(self.history, self.context.experiment))
 
     def _last_checkpoint(self) -> dict[str, Any] | None:
         last = self.context.run.last_checkpoint

@@ -112,15 +112,15 @@ def plan(experiment: Experiment, cohort: Cohort, *, progress: TrainingProgress |
         UsageError: the experiment asks for devices or extras that are not there.
         WeightsError: the weights to start from do not fit.
     """
-    teller = progress or Silence()
+    progress = progress or Silence()
     experiment = resolve_paths(experiment)
     require_settings(experiment)
-    warnings = _audited(experiment, cohort, teller)
+    warnings = _audited(experiment, cohort, progress)
     split = require_split(experiment, cohort)
     warnings += require_unseen(experiment, cohort, split)
     made = _with_stages(experiment, cohort, split, tuple(warnings))
     for warning in made.warnings:
-        teller.say(f"warning: {warning}")
+        progress.say(f"warning: {warning}")
     _check_networks(made)
     read_sample(made.cases("train")[0], cohort.spec, experiment.data.preprocessing)
     return made

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from threefold.cohorts.cohort import Cohort
+from threefold.cohorts.sample_cache import SampleCache
 from threefold.cohorts.splits import read_split
-from threefold.cohorts.store import SampleStore
 from threefold.errors import ThreefoldError
 from threefold.experiment import Experiment
 from threefold.experiments import read_experiment
@@ -24,7 +24,7 @@ from threefold.training.checkpoints import load_checkpoint
 from threefold.training.devices import is_leader
 from threefold.training.finish import finish, has_whole_outputs, history_of_best
 from threefold.training.folder import check_resumable, create_folder, locked, refuse_existing, threads_of
-from threefold.training.history import Row, out_of_patience, standing, write_history
+from threefold.training.history import Row, out_of_patience, progress_summary, write_history
 from threefold.training.launch import train_network
 from threefold.training.loop import TrainingContext
 from threefold.training.plan import (
@@ -72,10 +72,10 @@ def train(
         KeyboardInterrupt: stopped by a signal, after the state was written.
     """
     share_cores()
-    folder, teller = RunFolder(Path(run)), progress or Silence()
+    folder, progress = RunFolder(Path(run)), progress or Silence()
     with terminating_as_interrupt():
-        made = _planned(folder, experiment, cohort, teller, resume=resume)
-        _train_into(folder, made, len(made.stages) - 1, teller)
+        made = _planned(folder, experiment, cohort, progress, resume=resume)
+        _train_into(folder, made, len(made.stages) - 1, progress)
     return folder
 
 
@@ -83,7 +83,7 @@ def _planned(
     folder: RunFolder,
     experiment: Experiment | Plan,
     cohort: Cohort,
-    teller: TrainingProgress,
+    progress: TrainingProgress,
     *,
     resume: bool,
 ) -> Plan:
@@ -97,7 +97,7 @@ def _planned(
         if not isinstance(experiment, Plan):
             require_settings(resolve_paths(experiment))
         refuse_existing(folder)
-    return experiment if isinstance(experiment, Plan) else plan(experiment, cohort, progress=teller)
+    return experiment if isinstance(experiment, Plan) else plan(experiment, cohort, progress=progress)
 
 
 def _train_into(folder: RunFolder, made: Plan, number: int, progress: TrainingProgress) -> None:
@@ -123,7 +123,7 @@ def _train_into(folder: RunFolder, made: Plan, number: int, progress: TrainingPr
         _write_state(folder, experiment, "running")
         history = _train_stages(folder, made, number, progress)
         thresholds = finish(experiment, made.cohort, made.split, folder, history, progress)
-        finish_status(folder, **standing(_write_history(folder), experiment), **thresholds)
+        finish_status(folder, **progress_summary(_write_history(folder), experiment), **thresholds)
 
 
 def finish_early(run: Path, cohort: Cohort, *, progress: TrainingProgress | None = None) -> RunFolder:
@@ -144,31 +144,31 @@ def finish_early(run: Path, cohort: Cohort, *, progress: TrainingProgress | None
         KeyboardInterrupt: stopped by a signal; the same call goes on.
     """
     share_cores()
-    folder, teller = RunFolder(Path(run)), progress or Silence()
+    folder, progress = RunFolder(Path(run)), progress or Silence()
     status = folder.read_status()
     experiment = read_experiment(folder.experiment)
     check_resumable(folder, experiment, cohort)
     verify_inputs(folder)
     split = read_split(folder.split)
     if status["state"] == "finished" and has_whole_outputs(folder):
-        teller.say(f"{folder.path}: this run is finished; nothing to do.")
+        progress.say(f"{folder.path}: this run is finished; nothing to do.")
         return folder
     with (
         locked(folder),
         terminating_as_interrupt(),
         torch.random.fork_rng(),
-        computing_with(threads_of(folder, teller)),
+        computing_with(threads_of(folder, progress)),
     ):
         history = history_of_best(folder)
-        teller.say(f"{folder.path}: finishing after {len(history)} of {experiment.training.epochs} epochs")
-        thresholds = finish(experiment, cohort, split, folder, history, teller)
+        progress.say(f"{folder.path}: finishing after {len(history)} of {experiment.training.epochs} epochs")
+        thresholds = finish(experiment, cohort, split, folder, history, progress)
         early = status.get("stopped_early")
         if not _is_over(experiment, history):
             state = early["state"] if early else _stopped_as(status)
             early = {"epochs": len(history), "of": experiment.training.epochs, "state": state}
         fields = {**thresholds, **({"stopped_early": early} if early else {})}
         write_history(folder.metrics, history)
-        finish_status(folder, **standing(history, experiment), **fields)
+        finish_status(folder, **progress_summary(history, experiment), **fields)
     return folder
 
 
@@ -221,7 +221,7 @@ def _train_stages(folder: RunFolder, made: Plan, number: int, progress: Training
     )
 
 
-def make_store(experiment: Experiment, cohort: Cohort, n_cases: int) -> SampleStore:
+def make_store(experiment: Experiment, cohort: Cohort, n_cases: int) -> SampleCache:
     """Return where the preprocessed cases come from.
 
     Entries on disk go to THREEFOLD_CACHE, else to the user's cache folder; runs and cohorts share them.
@@ -229,12 +229,12 @@ def make_store(experiment: Experiment, cohort: Cohort, n_cases: int) -> SampleSt
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(os.environ.get("THREEFOLD_CACHE") or Path(home) / "threefold" / "samples")
     data = experiment.data
-    return SampleStore(cohort.spec, data.preprocessing, data.cache, folder, n_cases=n_cases)
+    return SampleCache(cohort.spec, data.preprocessing, data.cache, folder, n_cases=n_cases)
 
 
 def _write_state(folder: RunFolder, experiment: Experiment, state: State, **fields: Any) -> None:
     """Write metrics.csv and status.json from last.ckpt, which a kill may have left ahead of both."""
-    folder.write_status(state=state, **standing(_write_history(folder), experiment), **fields)
+    folder.write_status(state=state, **progress_summary(_write_history(folder), experiment), **fields)
 
 
 def _write_history(folder: RunFolder) -> list[Row]:

@@ -31,7 +31,7 @@ _FORMAT = 3
 _log = logging.getLogger(__name__)
 
 
-class SampleStore:
+class SampleCache:
     """Gives the sample of a case: prepared now, or kept from before.
 
     An entry on disk is found by the content of the case's files (see `ContentHashes`), the preprocessing
