@@ -14,6 +14,7 @@ from sklearn.metrics import mean_absolute_error, recall_score, roc_auc_score
 
 from threefold.csv_tables import read_frame
 from threefold.errors import PredictionsError
+from threefold.evaluation.by_task import KnownTasks
 from threefold.evaluation.evaluate import evaluate
 from threefold.evaluation.numbers import evaluate_numbers
 from threefold.evaluation.predictions import validate
@@ -23,7 +24,6 @@ from threefold.reporting.figures import agreement_figure
 from threefold.reporting.results import read_results
 from threefold.reporting.run_report import Report, write_report
 from threefold.reporting.table import LEAK_NOTE
-from threefold.reporting.task_reports import KnownTasks
 
 from ..conftest import blank_figures
 from ..evaluation.several import CLASSES, FINDINGS, several_tasks

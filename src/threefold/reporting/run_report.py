@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,8 @@ from threefold.cohorts.samples import read_image_only
 from threefold.cohorts.targets import read_mask
 from threefold.csv_tables import as_numbers
 from threefold.errors import ImageError, RunError, bounded
+from threefold.evaluation.by_task import KnownTasks
+from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.evaluate import Evaluation, evaluate
 from threefold.evaluation.overlap import dice
 from threefold.evaluation.predictions import Predictions, probability_column
@@ -49,7 +51,7 @@ from threefold.reporting.tables import (
     shift_table,
     write_tables,
 )
-from threefold.reporting.task_reports import KnownTasks, write_task_reports
+from threefold.reporting.task_reports import write_task_reports
 from threefold.reporting.volume_figures import VolumeExample, volume_figure
 from threefold.run import RunFolder, or_removed, write_atomically
 from threefold.validation import read_table
@@ -69,6 +71,7 @@ class Report:
 
     Attributes:
         tasks: the main numbers of each task that has columns of its own.
+        by_task: every number of each of them, by the task's name.
     """
 
     evaluation: Evaluation
@@ -76,6 +79,7 @@ class Report:
     tables: tuple[Path, ...]
     figures: tuple[Path, ...]
     tasks: tuple[Table, ...] = ()
+    by_task: Mapping[str, tuple[Estimate, ...]] = field(default_factory=dict)
 
 
 def write_report(
@@ -110,7 +114,11 @@ def write_report(
         leaks=predictions.leaks,
         write_one=lambda one, folder, cut: _write_one(one, spec, folder, threshold=cut).evaluation,
     )
-    return replace(report, tasks=tasks)
+    return replace(
+        report,
+        tasks=tuple(one.shown for one in tasks),
+        by_task={one.task: one.rows for one in tasks},
+    )
 
 
 def _write_one(

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from threefold.csv_tables import frame_text
-from threefold.errors import PredictionsError
+from threefold.evaluation.by_task import KnownTasks, TaskNumbers, numbers_by_task
 from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.evaluate import Evaluation
-from threefold.evaluation.findings import MEAN_METRICS, mean_over_findings
 from threefold.evaluation.metrics import METRICS
-from threefold.evaluation.numbers import LIMIT, evaluate_numbers
-from threefold.evaluation.predictions import Predictions, validate
-from threefold.evaluation.task_tables import FINDING, findings_in, of_finding, of_task, tasks_in
+from threefold.evaluation.numbers import LIMIT
+from threefold.evaluation.predictions import Predictions
 from threefold.experiment import EvaluationSpec
 from threefold.file_names import case_stem
 from threefold.reporting.figures import agreement_figure, save
@@ -31,18 +29,18 @@ WriteOne = Callable[[Predictions, Path, float | None], Evaluation]
 
 
 @dataclass(frozen=True)
-class KnownTasks:
-    """What a table of predictions does not say of its tasks; by task.
+class TaskReport:
+    """A task's numbers.
 
     Attributes:
-        thresholds: of diagnoses of two classes; others are chosen on the table's validation part.
-        positives: of diagnoses of two classes, the one that sensitivity is about; else the last.
-        units: of numbers.
+        task: its name.
+        rows: every number.
+        shown: the main ones.
     """
 
-    thresholds: Mapping[str, float] = field(default_factory=dict)
-    positives: Mapping[str, str] = field(default_factory=dict)
-    units: Mapping[str, str] = field(default_factory=dict)
+    task: str
+    rows: tuple[Estimate, ...]
+    shown: Table
 
 
 def write_task_reports(
@@ -53,41 +51,36 @@ def write_task_reports(
     known: KnownTasks,
     leaks: bool,
     write_one: WriteOne,
-) -> tuple[Table, ...]:
+) -> tuple[TaskReport, ...]:
     """Evaluate each task of a table of predictions that has columns of its own, and write what was found.
 
-    A diagnosis or a mask is evaluated as one that stands alone is; each finding as a diagnosis, and the mean
-    over them; a number by its errors. All by site group and site, with intervals.
-
     Args:
-        table: as `evaluation.task_tables` says.
-        spec: replicates, confidence and rules.
-        out: gets tasks/TASK.
-        known: what the table does not say of its tasks.
-        leaks: the split shares patients between training and test.
+        table, spec, known, leaks: as for `numbers_by_task`.
+        out: gets tasks/TASK, of findings tasks/TASK/FINDING, too.
         write_one: evaluates a table of one task into a folder, at a threshold.
-
-    Returns:
-        A table for each task, of its main numbers.
 
     Raises:
         PredictionsError: naming the task, the column and the case.
     """
-    shown: list[Table] = []
-    for task, kind in tasks_in(table.columns).items():
-        one, folder = of_task(table, task), out / FOLDER / task
-        if kind == "number":
-            shown.append(_number_report(one, task, known.units.get(task, ""), spec, folder, leaks))
-        elif kind == "findings":
-            shown += _finding_reports(one, task, spec, folder, leaks, write_one)
-        else:
-            checked = _checked(one, task, known.positives.get(task), leaks)
-            shown.append(_main_numbers(write_one(checked, folder, known.thresholds.get(task)), task))
-    return tuple(shown)
+
+    def write(one: Predictions, names: tuple[str, ...], threshold: float | None) -> Evaluation:
+        task, *finding = names
+        return write_one(one, out.joinpath(FOLDER, task, *map(case_stem, finding)), threshold)
+
+    found = numbers_by_task(table, spec, known=known, leaks=leaks, evaluate_one=write)
+    return tuple(
+        TaskReport(one.task, one.rows, _shown(one, spec, out / FOLDER / one.task, known, leaks))
+        for one in found
+    )
 
 
-def _checked(table: pd.DataFrame, task: str, positive: str | None, leaks: bool) -> Predictions:
-    return validate(table, source=f"predictions of {task}", positive=positive, leaks=leaks)
+def _shown(one: TaskNumbers, spec: EvaluationSpec, folder: Path, known: KnownTasks, leaks: bool) -> Table:
+    """Return a task's main numbers; write them where the task was not evaluated as a table alone."""
+    if one.evaluation is not None:
+        return _main_numbers(one.evaluation, one.task)
+    if one.kind == "number":
+        return _number_report(one, known.units.get(one.task, ""), spec, folder, leaks)
+    return _finding_report(one, spec, folder, leaks)
 
 
 _MAIN = (
@@ -129,38 +122,14 @@ def _by_group(
     )
 
 
-def _finding_reports(
-    table: pd.DataFrame, task: str, spec: EvaluationSpec, folder: Path, leaks: bool, write_one: WriteOne
-) -> list[Table]:
-    """Evaluate each finding by itself into FOLDER/FINDING, and their mean into FOLDER/tables."""
-    rows = [*mean_over_findings(table, spec, leaks=leaks)]
-    for finding in findings_in(table):
-        checked = _checked(of_finding(table, finding), f"{task}, {finding}", FINDING[1], leaks)
-        try:
-            evaluation = write_one(checked, folder / case_stem(finding), None)
-        except PredictionsError:
-            continue  # known of no test case: its rows are not there
-        rows += [
-            _named(row, finding)
-            for row in evaluation.rows
-            if row.level == "case" and row.metric in MEAN_METRICS and not row.class_name
-        ]
-    kept = [row for row in rows if row.group_kind in ("all", "site group", "site")]
+def _finding_report(one: TaskNumbers, spec: EvaluationSpec, folder: Path, leaks: bool) -> Table:
     notes = (interval_legend(spec), *((LEAK_NOTE,) if leaks else ()))
-    shown = _by_group(task, kept, lambda row: f"{METRICS[row.metric].title}, {row.class_name}", notes)
-    _write(kept, shown, folder, {"task": task, "leaks": leaks})
-    return [shown]
+    shown = _by_group(one.task, one.rows, lambda row: f"{METRICS[row.metric].title}, {row.class_name}", notes)
+    _write(one.rows, shown, folder, {"task": one.task, "leaks": leaks})
+    return shown
 
 
-def _named(row: Estimate, finding: str) -> Estimate:
-    return Estimate(**{**vars(row), "class_name": finding})
-
-
-def _number_report(
-    table: pd.DataFrame, task: str, unit: str, spec: EvaluationSpec, folder: Path, leaks: bool
-) -> Table:
-    rows = evaluate_numbers(table, spec, leaks=leaks)
-
+def _number_report(one: TaskNumbers, unit: str, spec: EvaluationSpec, folder: Path, leaks: bool) -> Table:
     def name(row: Estimate) -> str:
         title = METRICS[row.metric].title
         return title if row.metric == "r2" or not unit else f"{title} ({unit})"
@@ -170,10 +139,11 @@ def _number_report(
         f"Bias: mean of predicted minus true. Limits of agreement: bias -+ {LIMIT} standard deviations.",
         *((LEAK_NOTE,) if leaks else ()),
     )
-    shown = _by_group(task, rows, name, notes)
-    drawn = {"agreement": agreement_figure(table, rows, unit)}
+    shown = _by_group(one.task, one.rows, name, notes)
+    drawn = {"agreement": agreement_figure(one.table, one.rows, unit)}
     figures = [save(figure, path) for path, figure in or_removed(RunFolder(folder).figures, ".png", drawn)]
-    _write(rows, shown, folder, {"task": task, "unit": unit, "leaks": leaks}, pictures_of(figures))
+    facts = {"task": one.task, "unit": unit, "leaks": leaks}
+    _write(one.rows, shown, folder, facts, pictures_of(figures))
     return shown
 
 

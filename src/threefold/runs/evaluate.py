@@ -16,13 +16,13 @@ from threefold.cohorts.failures import Failures, left_out_notes, none_left, read
 from threefold.cohorts.splits import Split, read_split
 from threefold.core.targets import ClassTarget, NumberTarget
 from threefold.errors import CohortError, PredictionsError, RunError
+from threefold.evaluation.by_task import KnownTasks
 from threefold.evaluation.predictions import Predictions, read_predictions, write_predictions
 from threefold.evaluation.structures import read_structures_table, with_structures
 from threefold.experiment import EvaluationSpec, Experiment
 from threefold.experiments import read_experiment
 from threefold.locks import alone_in
 from threefold.reporting.run_report import Report, choose_examples, write_report
-from threefold.reporting.task_reports import KnownTasks
 from threefold.run import PROPAGATION, RunFolder, make_folder, put_in_place, write_atomically
 from threefold.runs.finished import verify_made, verify_settings
 from threefold.tasks.resolve import only_diagnosis, targets_of
@@ -60,7 +60,7 @@ def evaluate_run(run: RunFolder) -> Report:
         threshold=None,
         history=run.metrics,
         examples=examples,
-        known=_known_tasks(experiment, trained, {}),
+        known=known_tasks(experiment, trained, {}),
     )
 
 
@@ -172,7 +172,7 @@ def _evaluate_on(
         out.path,
         threshold=predictor.threshold,
         examples=examples,
-        known=_known_tasks(experiment, trained, predictor.thresholds),
+        known=known_tasks(experiment, trained, predictor.thresholds),
     )
     write_failures(out.tables / FAILED_NAME, failed)
     return report
@@ -378,7 +378,7 @@ def of_run(run: RunFolder) -> tuple[Experiment, CohortSpec, Path]:
     )
 
 
-def _known_tasks(experiment: Experiment, trained: CohortSpec, thresholds: Mapping[str, float]) -> KnownTasks:
+def known_tasks(experiment: Experiment, trained: CohortSpec, thresholds: Mapping[str, float]) -> KnownTasks:
     """Return what a run knows of its tasks and its predictions do not say."""
     targets = {name: trained.all_targets[of] for name, of in targets_of(experiment, trained).items()}
     positives = {name: _positive(one) for name, one in targets.items() if isinstance(one, ClassTarget)}
