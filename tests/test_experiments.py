@@ -64,11 +64,21 @@ def test_overrides_reach_into_mappings_and_keep_the_rest() -> None:
     assert tuple(experiment.tasks) == ("classification", "segmentation")
 
 
+def test_overrides_by_key_are_values() -> None:
+    changes = {"training.optimiser.learning_rate": 1e-3, "tasks.reconstruction": None, "name": "on"}
+    experiment = load_experiment("hematoma/mtl-cls-seg-rec", changes)
+    assert experiment.training.optimiser.learning_rate == 1e-3
+    assert tuple(experiment.tasks) == ("classification", "segmentation")
+    assert experiment.name == "on"
+    with pytest.raises(ExperimentError, match="expected the path of a key"):
+        load_experiment("hematoma/swin-cls", {"training..epochs": 3})
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("training.epochs", "expected key.path=value"),
-        ("=3", "expected key.path=value"),
+        ("=3", "expected the path of a key"),
         ("training.epcohs=3", "training.epcohs: unknown key. Did you mean 'epochs'?"),
         ("training.epochs=[", "not valid YAML"),
         ("training=3", "training: "),

@@ -51,7 +51,7 @@ def read_recipe(name: str) -> Experiment:
     return load_experiment(name)
 
 
-def load_experiment(recipe_or_file: str, overrides: Sequence[str] = ()) -> Experiment:
+def load_experiment(recipe_or_file: str, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Experiment:
     """Return the experiment of a recipe's name or of a YAML file, with overrides applied.
 
     A recipe or file may say `extends: NAME` (a recipe, or a file beside or below it): its keys then change
@@ -59,14 +59,19 @@ def load_experiment(recipe_or_file: str, overrides: Sequence[str] = ()) -> Exper
 
     Args:
         recipe_or_file: a name from `recipe_names()`, or the path of a YAML file.
-        overrides: `key.path=value` with a YAML value, for example `training.epochs=3`.
+        overrides: `key.path=value` with a YAML value, for example `training.epochs=3`; or values by the key's
+            path.
 
     Raises:
         ExperimentError: naming the key's path and the nearest valid key.
     """
     data = _read_extended(recipe_or_file, ())
-    for override in overrides:
-        apply_override(data, override)
+    if isinstance(overrides, Mapping):
+        for path, value in overrides.items():
+            _set(data, path, value)
+    else:
+        for override in overrides:
+            apply_override(data, override)
     return parse_spec(Experiment, data, where=recipe_or_file, error=ExperimentError)
 
 
@@ -96,10 +101,20 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         ExperimentError: it has another form, or its value is not YAML.
     """
     path, separator, text = override.partition("=")
-    keys = path.split(".")
-    if not separator or not all(keys):
+    if not separator:
         raise ExperimentError(f"'{override}': expected key.path=value, for example training.epochs=3.")
-    value = yaml_value(text, f"'{bounded(override)}'", ExperimentError)
+    _set(data, path, yaml_value(text, f"'{bounded(override)}'", ExperimentError))
+
+
+def _set(data: dict[str, Any], path: str, value: Any) -> None:
+    """Set the key of a path, making the mappings on the way.
+
+    Raises:
+        ExperimentError: the path has an empty part.
+    """
+    keys = path.split(".")
+    if not all(keys):
+        raise ExperimentError(f"'{bounded(path)}': expected the path of a key, such as training.epochs.")
     inner = data
     for key in keys[:-1]:
         if not isinstance(inner.get(key), dict):

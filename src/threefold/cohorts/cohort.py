@@ -262,7 +262,7 @@ class Cohort:
         return tuple(sorted({case.site for case in self.cases}))
 
 
-def read_cohort(folder: Path, *, allow_outside: bool = False) -> Cohort:
+def read_cohort(folder: str | os.PathLike[str], *, allow_outside: bool = False) -> Cohort:
     """Read cohort.yaml and cases.csv.
 
     Only the texts are read: whether the files that they name exist and hold what they should is for
