@@ -5,7 +5,9 @@ Run: python docs/generate.py
 
 from __future__ import annotations
 
+import inspect
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
@@ -109,6 +111,62 @@ def cli_page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+_SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Yields):$")
+
+
+def _docstring_text(value: Any) -> Iterator[str]:
+    """Yield a docstring's lines as Markdown: its sections as lists, the star of a shape (B, *S) as such."""
+    in_section = False
+    for line in (inspect.getdoc(value) or "").replace("*", r"\*").splitlines():
+        section = _SECTION.match(line)
+        if section:
+            in_section = True
+            yield f"**{section[1]}**"
+            yield ""
+        elif in_section and line.startswith("    ") and not line.startswith("     "):
+            entry = re.match(r"( +)([\w, ]+): (.*)", line)
+            yield f"- `{entry[2]}`: {entry[3]}" if entry else f"- {line.strip()}"
+        else:
+            in_section = in_section and (not line or line.startswith(" "))
+            yield f"  {line.strip()}" if in_section and line else line.strip()
+    yield ""
+
+
+def _signature_text(name: str, value: Any) -> str:
+    """Return how something is called, its annotations as they are written."""
+    try:
+        text = str(inspect.signature(value))
+    except ValueError:
+        return name
+    return name + re.sub(r"(: |-> )'([^']*)'", r"\1\2", text).replace("(self, ", "(").replace("(self)", "()")
+
+
+def _public_text(name: str, value: Any) -> Iterator[str]:
+    """Yield the entry of a public name, of a class with its methods."""
+    yield f"## {name}"
+    yield ""
+    is_data = inspect.isclass(value) and value.__module__ not in ("threefold.api", "threefold.tasks.task")
+    if not inspect.isclass(value):
+        yield from (f"```\n{_signature_text(name, value)}\n```", "")
+    yield from _docstring_text(value)
+    for inner, member in vars(value).items() if inspect.isclass(value) and not is_data else ():
+        shown = member.fget if isinstance(member, property) else member
+        if inner.startswith("_") or not (inspect.isfunction(shown) and shown.__doc__):
+            continue
+        called = () if isinstance(member, property) else (f"```\n{_signature_text(inner, shown)}\n```", "")
+        yield from (f"### {name}.{inner}", "", *called, *_docstring_text(shown))
+
+
+def api_page() -> str:
+    """Return the page of the public names."""
+    import threefold
+
+    lines = [(REFERENCE / "api.md.in").read_text(encoding="utf-8")]
+    for name in threefold.__all__:
+        lines += _public_text(name, getattr(threefold, name))
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
+
+
 def pages() -> dict[Path, str]:
     """Return every generated page."""
     from threefold.atlases.spec import PropagationSpec
@@ -150,6 +208,7 @@ def pages() -> dict[Path, str]:
             StudySpec,
         ),
         REFERENCE / "cli.md": cli_page(),
+        REFERENCE / "api.md": api_page(),
     }
 
 

@@ -19,7 +19,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "threefold"
 # A room may import rooms of its own storey and of those below.
 STOREYS = (
     {"checksums", "csv_tables", "errors", "experiment", "file_names", "interruption", "locks", "partials"}
-    | {"paths", "validation", "experiments", "run", "threads", "topology", "waiting", "__init__"}
+    | {"paths", "validation", "experiments", "run", "threads", "topology", "waiting"}
     | {"allocation", "core"},
     {"images"},
     {"cohorts"},
@@ -30,6 +30,7 @@ STOREYS = (
     {"inference", "reporting", "runs"},
     {"training"},
     {"studies"},
+    {"api", "__init__"},
     {"cli", "__main__"},
 )
 STOREY = {room: number for number, rooms in enumerate(STOREYS) for room in rooms}

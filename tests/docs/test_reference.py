@@ -17,7 +17,7 @@ _spec.loader.exec_module(generate)
 
 
 @pytest.mark.parametrize(
-    "name", ["experiment.md", "cohort.md", "propagation.md", "chain.md", "study.md", "cli.md"]
+    "name", ["experiment.md", "cohort.md", "propagation.md", "chain.md", "study.md", "cli.md", "api.md"]
 )
 def test_page_is_current(name: str) -> None:
     path = DOCS / "reference" / name

@@ -1,0 +1,346 @@
+"""What `import threefold as tf` offers beside types: trainings and runs from Python, as a notebook asks them.
+
+Each function does what the command of its name does, and raises the error that the command would print. The
+names here are found in `threefold` itself, which imports this module when the first of them is used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from threefold.cohorts.cohort import Cohort, read_cohort
+from threefold.errors import PredictionsError, UsageError
+from threefold.evaluation.by_task import KnownTasks, numbers_by_task
+from threefold.evaluation.comparison import difference_of, mean_of
+from threefold.evaluation.estimate import COLUMNS, Difference, Estimate
+from threefold.evaluation.evaluate import Evaluation
+from threefold.evaluation.evaluate import evaluate as evaluate_predictions
+from threefold.evaluation.measures import OF_ALL, Tables, measured_pair
+from threefold.evaluation.metrics import is_share, largest_difference
+from threefold.evaluation.predictions import Predictions, read_predictions, validate
+from threefold.experiment import EvaluationSpec, Experiment
+from threefold.experiments import load_experiment, read_experiment
+from threefold.run import RunFolder
+
+if TYPE_CHECKING:
+    from threefold.inference.listing import Inputs
+    from threefold.inference.output import Prediction
+    from threefold.inference.predictor import Predictor
+    from threefold.training.plan import Plan
+    from threefold.training.progress import TrainingProgress
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Every number of an evaluation, with its n and its interval.
+
+    Attributes:
+        evaluation: of the columns that no task has to itself; with the threshold and notes for a reader.
+        tasks: the numbers of each task that has columns of its own, by the task's name.
+    """
+
+    evaluation: Evaluation
+    tasks: Mapping[str, tuple[Estimate, ...]] = field(default_factory=dict)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The numbers as a long table, a row each: task (empty: the only one of its kind), level, group_kind,
+        group, metric, class_name, value, low, high, n, patients, positives, replicates_missing, note, leaks.
+        """
+        rows = [
+            {"task": task, **row.record()}
+            for task, numbers in (("", self.evaluation.rows), *self.tasks.items())
+            for row in numbers
+        ]
+        return pd.DataFrame(rows, columns=["task", *COLUMNS]).astype({"positives": "Int64"})
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: the folder that a training left, and what can be asked of it.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+    _predictors: dict[str, Predictor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def experiment(self) -> Experiment:
+        """The experiment as run, every default written out.
+
+        Raises:
+            ExperimentError: the file is damaged.
+        """
+        return read_experiment(RunFolder(self.path).experiment)
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """What status.json says: state, epoch, epochs, metric, best_epoch, best_value, threshold.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        return RunFolder(self.path).read_status()
+
+    def predict(
+        self, inputs: Inputs, out: PathLike | None = None, *, device: str = "cpu"
+    ) -> list[Prediction]:
+        """Predict images, folders, DICOM series or cohorts; no labels are needed.
+
+        All predictions are held in memory, each with its image. Of more images than fit, take one after the
+        other from `predictor().predict(inputs)`.
+
+        Args:
+            inputs: a path, several paths or a cohort.
+            out: a folder for predictions.csv and masks; what it holds already is not predicted again, and not
+                returned. None: nothing is written.
+            device: cpu, cuda, cuda:1, ...
+
+        Raises:
+            RunError: the run has no weights yet, or `out` holds something else.
+            ImageError: an input can't be read, or is not what the network was trained on.
+            CohortError: a cohort can't be read, or asks what the network was not trained for.
+            UsageError: there is no such device.
+        """
+        return list(self.predictor(device).predict(inputs, out))
+
+    def predictor(self, device: str = "cpu") -> Predictor:
+        """Return the run's network, loaded once for each device; errors as for `predict`."""
+        if device not in self._predictors:
+            from threefold.inference.predictor import Predictor
+
+            self._predictors[device] = Predictor.from_run(self.path, device=device)
+        return self._predictors[device]
+
+    def evaluate(self, cohort: Cohort | PathLike | None = None, *, device: str = "cpu") -> Results:
+        """Evaluate the run's test part, or another cohort.
+
+        Tables, figures and results.json go into the run folder, or into its evaluations/COHORT.
+
+        Args:
+            cohort: predicted first, all its cases are test cases; None: the test part that the run predicted
+                when it finished.
+            device: where to predict another cohort.
+
+        Raises:
+            RunError: the run has not finished, or was changed since.
+            PredictionsError: its predictions were damaged.
+            CohortError: the cohort can't be read, or asks another question than the run was trained for.
+            ImageError: none of its cases can be read.
+        """
+        from threefold.runs.evaluate import evaluate_run, evaluate_run_on
+
+        if cohort is None:
+            report = evaluate_run(RunFolder(self.path))
+        else:
+            report = evaluate_run_on(RunFolder(self.path), _cohort(cohort), device=device)
+        return Results(report.evaluation, report.by_task)
+
+    def report(self, out: PathLike | None = None) -> Path:
+        """Write one HTML file with everything that the run left and its evaluations made; return its path.
+
+        Args:
+            out: the file; None: report.html in the run folder.
+
+        Raises:
+            RunError: a part of the run is damaged, or the file can't be written.
+        """
+        from threefold.studies.reports import report
+
+        return report(self.path, None if out is None else Path(out))
+
+
+def recipe(recipe_or_file: PathLike, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Experiment:
+    """Return the experiment of a recipe or a YAML file, with some of its keys changed.
+
+    Args:
+        recipe_or_file: a name that `threefold recipes list` shows, or the path of a YAML file.
+        overrides: values by the key's path, `{"training.epochs": 5}`, or as on the command line,
+            `["training.epochs=5"]`.
+
+    Raises:
+        ExperimentError: naming the key's path and the nearest valid key or recipe.
+    """
+    return load_experiment(os.fspath(recipe_or_file), overrides)
+
+
+def train(
+    experiment: Experiment | Plan,
+    cohort: Cohort | PathLike,
+    folder: PathLike,
+    *,
+    resume: bool = False,
+    progress: TrainingProgress | None = None,
+) -> Run:
+    """Train an experiment on a cohort; return the finished run.
+
+    Everything that can be refused is refused before the folder is made. A process that was killed left a
+    folder that `resume` goes on with, to the same weights.
+
+    Args:
+        experiment: what to train, as `recipe` gives it, or the `plan` of it.
+        cohort: what to train on, or its folder.
+        folder: the run folder to make.
+        resume: go on with the run that is there; start it where there is none.
+        progress: told what happens; None: a bar or a line an epoch, on standard error.
+
+    Raises:
+        CohortError, ExperimentError, ImageError, UsageError, WeightsError: as `plan`.
+        RunError: the folder exists, is another experiment's or cohort's, or can't be written; the weights to
+            start from were trained on test cases.
+        TrainingError: a loss was not finite.
+        KeyboardInterrupt: stopped; the same call with `resume` goes on.
+    """
+    from threefold.training.progress import terminal_progress
+    from threefold.training.run import train as train_run
+
+    told = progress or terminal_progress()
+    try:
+        return Run(train_run(experiment, _cohort(cohort), Path(folder), resume=resume, progress=told).path)
+    finally:
+        told.stop()
+
+
+def load_run(folder: PathLike) -> Run:
+    """Return the run in a folder that a training left, finished or not.
+
+    Raises:
+        RunError: the folder is not a run's, or its status is damaged.
+    """
+    RunFolder(Path(folder)).read_status()
+    return Run(Path(folder))
+
+
+def predict(
+    run: Run | PathLike, inputs: Inputs, out: PathLike | None = None, *, device: str = "cpu"
+) -> list[Prediction]:
+    """Predict images, folders, DICOM series or cohorts with a run or the run in a folder: `Run.predict`."""
+    return _run(run).predict(inputs, out, device=device)
+
+
+def evaluate(
+    source: Run | PathLike | pd.DataFrame, *, positive: str | None = None, threshold: float | None = None
+) -> Results:
+    """Evaluate a run, or anyone's table of predictions.
+
+    A run is evaluated as `Run.evaluate` does. Of a table nothing is written.
+
+    Args:
+        source: a run or its folder; a table of predictions (CSV file or DataFrame) with the columns that
+            docs/reference/metrics.md lists: case_id, label and probability_CLASS, or those of masks.
+        positive: of a table of two classes, the positive one; None: that of the last column.
+        threshold: of a table of two classes, the positive class's smallest probability; None: chosen on the
+            table's validation part, or 0.5.
+
+    Raises:
+        UsageError: `positive` or `threshold` is given for a run, which has its own.
+        RunError: the run has not finished, or was changed since.
+        PredictionsError: naming the column and the case, what was expected and what was found.
+    """
+    predictions = _opened(source, positive)
+    if isinstance(predictions, Run):
+        if positive is not None or threshold is not None:
+            raise UsageError(
+                "positive and threshold are for a table of predictions; a run has its own. Leave them out."
+            )
+        return predictions.evaluate()
+    if threshold is not None and predictions.positive is None:
+        raise PredictionsError(
+            f"a threshold is given, but there are {len(predictions.classes)} classes: only of two is one "
+            "decided for by a threshold. Leave it out."
+        )
+    spec = EvaluationSpec()
+    tasks = numbers_by_task(
+        predictions.table,
+        spec,
+        known=KnownTasks(),
+        leaks=predictions.leaks,
+        evaluate_one=lambda one, _, cut: evaluate_predictions(one, spec, threshold=cut),
+    )
+    evaluation = evaluate_predictions(predictions, spec, threshold=threshold)
+    return Results(evaluation, {one.task: one.rows for one in tasks})
+
+
+def compare(
+    first: Run | PathLike | pd.DataFrame,
+    second: Run | PathLike | pd.DataFrame,
+    metric: str = "auc",
+    *,
+    group: str = OF_ALL,
+    replicates: int = 2000,
+    confidence: float = 0.95,
+) -> Difference:
+    """Compare two runs or tables of predictions on the test cases that both have the metric for.
+
+    The difference is paired: patients are resampled, all cases of a patient together and the same ones for
+    both. It speaks of these two runs; how much the seed of a training matters, studies tell.
+
+    Args:
+        first, second: a run or its folder, or a table of predictions (CSV file or DataFrame).
+        metric: of docs/reference/metrics.md, for example auc, dice or dice:SVC.
+        group: all, a site group, a site, a class, or COLUMN=VALUE of a further column.
+        replicates: number of resamples.
+        confidence: of the intervals.
+
+    Returns:
+        The metric of both, and what the second is above the first (`change`), each with n and interval; and
+        the two-sided `p` of no difference.
+
+    Raises:
+        PredictionsError: there is no such metric or group, or a case is of another patient or has another
+            label in the other table.
+        RunError: a run has not finished, or was changed since.
+    """
+    tables = [_tables(source) for source in (first, second)]
+    pair = measured_pair(tables[0], tables[1], metric, group)
+    asked: dict[str, Any] = {
+        "replicates": replicates,
+        "confidence": confidence,
+        "metric": metric,
+        "group": group,
+        "leaks": any(each.predictions.leaks for each in tables),
+    }
+    each = [mean_of([one], is_share=is_share(metric), **asked).estimate for one in pair]
+    effect = difference_of([pair], largest=largest_difference(metric), **asked)
+    return Difference(first=each[0], second=each[1], change=effect.estimate, p=effect.p)
+
+
+def _cohort(cohort: Cohort | PathLike) -> Cohort:
+    return cohort if isinstance(cohort, Cohort) else read_cohort(cohort)
+
+
+def _run(run: Run | PathLike) -> Run:
+    return run if isinstance(run, Run) else load_run(run)
+
+
+def _opened(source: Run | PathLike | pd.DataFrame, positive: str | None = None) -> Run | Predictions:
+    """Return a run, or a table of predictions as such: a file is a table, a folder is a run's."""
+    if isinstance(source, Run):
+        return source
+    if isinstance(source, pd.DataFrame):
+        return validate(source, positive=positive)
+    path = Path(source)
+    is_table = path.is_file() or path.suffix == ".csv"
+    return read_predictions(path, positive=positive) if is_table else load_run(path)
+
+
+def _tables(source: Run | PathLike | pd.DataFrame) -> Tables:
+    """Return what is compared: of a run with its own threshold and with what `explain` found."""
+    opened = _opened(source)
+    if not isinstance(opened, Run):
+        return Tables(opened)
+    from threefold.runs.evaluate import read_run_predictions
+    from threefold.runs.explain import read_evidence
+
+    run = RunFolder(opened.path)
+    return Tables(read_run_predictions(run), run.read_status().get("threshold"), read_evidence(run))
