@@ -28,8 +28,10 @@ def _output(*arguments: str) -> str:
     return result.stdout
 
 
-def test_version() -> None:
-    assert _output("--version") == f"threefold {threefold.__version__}\n"
+def test_the_version_names_the_extras_that_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("threefold.cli.extras.EXTRAS", {"first": "json", "second": "no_such_library"})
+    said = "extras: first (of first, second)"
+    assert _output("--version") == f"threefold {threefold.__version__}\n{said}\n"
 
 
 @pytest.mark.parametrize(

@@ -26,14 +26,22 @@ app = typer.Typer(
 
 def _print_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"threefold {__version__}")
+        from threefold.cli.extras import extras_line
+
+        typer.echo(f"threefold {__version__}\n{extras_line()}")
         raise typer.Exit
 
 
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version",
+            is_eager=True,
+            callback=_print_version,
+            help="Print the version and the extras that are installed.",
+        ),
     ] = False,
 ) -> None:
     """Classify, segment and reconstruct medical images with one shared representation.
