@@ -21,9 +21,11 @@ from threefold.evaluation.measures import (
 from threefold.evaluation.metrics import diagnosis_metrics
 from threefold.evaluation.predictions import validate
 from threefold.evaluation.structures import NUMBERS, validate_structures, with_structures
+from threefold.evaluation.task_tables import of_task
 from threefold.experiment import EvaluationSpec
 
 from .conftest import Make
+from .several import several_tasks
 
 QUICK = EvaluationSpec(replicates=20)
 OF_MASKS = ("dice", "missed_lesions", "false_alarms", "psnr", "ssim")
@@ -229,3 +231,22 @@ def test_groups_that_are_there(table: Make) -> None:
     assert has_group(tables, "site=site 3")
     assert not has_group(tables, "site=site 12")
     assert plain(measured(tables, "accuracy", "site=site 3")) == plain(measured(tables, "accuracy", "site 3"))
+
+
+def test_a_metric_of_a_task_is_that_of_its_own_table() -> None:
+    table = several_tasks()
+    tables = Tables(validate(table), thresholds={"density": 0.3})
+    of_density = Tables(validate(of_task(table, "density")), 0.3)
+    for metric in ("auc", "sensitivity", "brier"):
+        found, expected = measured(tables, f"density.{metric}", "all"), measured(of_density, metric, "all")
+        assert found.cases.tolist() == expected.cases.tolist()
+        assert plain(found) == plain(expected)
+    test = table[(table["part"] == "test") & table["age.truth"].notna()]
+    outer = test[test["site_group"] == "outer"]
+    errors = (outer["age.predicted"] - outer["age.truth"]).abs()
+    assert plain(measured(tables, "age.mae", "outer")) == pytest.approx(errors.mean())
+    known = table[(table["part"] == "test") & (table["findings.truth_rim"] != "")]
+    auc = sk.roc_auc_score(known["findings.truth_rim"].astype(int), known["findings.probability_rim"])
+    assert plain(measured(tables, "findings.rim.auc", "all")) == pytest.approx(auc)
+    with pytest.raises(PredictionsError, match="has no finding 'rm'"):
+        measured(tables, "findings.rm.auc", "all")

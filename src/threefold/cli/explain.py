@@ -17,6 +17,9 @@ def explain(
     cohort: Annotated[
         Path | None, typer.Option(help="Where the cohort that they were trained on lies, if it was moved.")
     ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Which of several classification tasks. [default: the first]")
+    ] = None,
     device: Device = "cpu",
     batch_size: BatchSize = 16,
     allow_outside: AllowOutside = False,
@@ -45,7 +48,7 @@ def explain(
     for run in runs:
         with progress_of("Explaining") as progress:
             found[run] = explain_run(
-                RunFolder(run), moved, device=device, batch_size=batch_size, progress=progress
+                RunFolder(run), moved, task=task, device=device, batch_size=batch_size, progress=progress
             )
     left_out = {case: why for each in found.values() for case, why in each.left_out.items()}
     if as_json:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -16,8 +16,9 @@ from threefold.evaluation.comparison import Measured
 from threefold.evaluation.diagnosis import diagnosis
 from threefold.evaluation.groups import Units, case_units
 from threefold.evaluation.metrics import diagnosis_metrics, metrics
-from threefold.evaluation.predictions import Predictions
+from threefold.evaluation.predictions import Predictions, validate
 from threefold.evaluation.structures import case_values
+from threefold.evaluation.task_tables import findings_in, of_finding, of_task, tasks_in
 from threefold.validation import did_you_mean
 
 Floats = NDArray[np.float64]
@@ -37,11 +38,48 @@ class Tables:
         predictions: with structures, where there are any.
         threshold: of the positive class's probability; None: two classes are decided at 0.5.
         evidence: further values by case id and name (attention, counterfactuals), NaN where a case has none.
+        thresholds: as threshold, of diagnoses that have columns of their own, by task.
     """
 
     predictions: Predictions
     threshold: float | None = None
     evidence: pd.DataFrame = field(default_factory=pd.DataFrame)
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+
+    def of_metric(self, metric: str) -> tuple[Tables, str]:
+        """Return the tables of the task that a metric names, and the metric's own name.
+
+        `density.auc` is of the diagnosis `density`, `findings.subdural.auc` of one finding, `age.mae` of a
+        number; a metric without a dot is of these tables.
+        """
+        task, dot, name = metric.partition(".")
+        kind = tasks_in(self.predictions.table.columns).get(task) if dot else None
+        if kind is None:
+            return self, metric
+        finding = ""
+        if kind == "findings":
+            finding, _, name = name.rpartition(".")
+        key = f"{task}.{finding}"
+        if key not in self._by_task:
+            self._by_task[key] = self._seen_as(task, kind, finding)
+        return self._by_task[key], name
+
+    def _seen_as(self, task: str, kind: str, finding: str) -> Tables:
+        table, predictions = of_task(self.predictions.table, task), self.predictions
+        if kind == "number":
+            numbers = replace(predictions, table=table, classes=(), positive=None, structures=None)
+            return Tables(numbers)
+        if kind == "findings":
+            if finding not in findings_in(table):
+                hint = did_you_mean(finding, findings_in(table))
+                raise PredictionsError(f"task {task} has no finding '{finding}'.{hint}")
+            table = of_finding(table, finding)
+        checked = validate(table, source=f"predictions of {task}", leaks=predictions.leaks)
+        return Tables(checked, self.thresholds.get(task))
+
+    @cached_property
+    def _by_task(self) -> dict[str, Tables]:
+        return {}
 
     @cached_property
     def tested(self) -> dict[str, _Tested]:
@@ -85,6 +123,7 @@ def measured_pair(first: Tables, second: Tables, metric: str, group: str) -> tup
         PredictionsError: there is no such metric or group; a case is of another patient or has another label
             in the other table.
     """
+    (first, metric), (second, _) = first.of_metric(metric), second.of_metric(metric)
     tested = [_tested(tables, group) for tables in (first, second)]
     shared = tested[0].rows.index.intersection(tested[1].rows.index, sort=False)
     tested = [each.of(shared) for each in tested]
@@ -109,6 +148,7 @@ def measured(tables: Tables, metric: str, group: str) -> Measured:
     Raises:
         PredictionsError: there is no such metric or group.
     """
+    tables, metric = tables.of_metric(metric)
     there, make = _measure(tables, metric, _tested(tables, group))
     return make(there)
 
@@ -210,6 +250,9 @@ def _values(tables: Tables, metric: str, tested: _Tested) -> Floats:
     rows, found = tested.rows, dict(tested.units.values)
     for (name, structure), values in case_values(rows, tables.predictions).items():
         found[f"{name}:{structure}" if structure else name] = values
+    for name, of in metrics().items():
+        if of.of == "number" and of.of_cases is not None and {*of.columns} <= {*rows}:
+            found[name] = of.of_cases(rows)
     for name in tables.evidence.columns:
         found.setdefault(str(name), tables.evidence[name].reindex(rows.index).to_numpy(np.float64))
     name, _, structure = metric.partition(":")

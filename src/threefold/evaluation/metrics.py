@@ -31,7 +31,7 @@ from threefold.evaluation.classification import (
     sensitivity,
     specificity,
 )
-from threefold.evaluation.predictions import MASK_COLUMNS
+from threefold.evaluation.predictions import MASK_COLUMNS, NUMBER_COLUMNS
 
 Floats = NDArray[np.float64]
 Needs = Literal["cases", "positives", "negatives", "both"]
@@ -188,6 +188,11 @@ def largest_difference(name: str) -> float:
 
 def _column(name: str) -> Callable[[pd.DataFrame], Floats]:
     return lambda rows: pd.to_numeric(rows[name], errors="coerce").to_numpy(np.float64)
+
+
+def _errors(rows: pd.DataFrame) -> Floats:
+    """Return predicted minus true numbers, (n,)."""
+    return _column("predicted")(rows) - _column("truth")(rows)
 
 
 def _counts(rows: pd.DataFrame) -> list[Floats]:
@@ -401,14 +406,23 @@ _BUILT_IN = (
         without="no true mask without one",
     ),
     *(
-        Metric(name=name, title=words, of="number", higher_is_better=better, bounds=bounds)
-        for name, words, better, bounds in (
-            ("mae", "Mean absolute error", False, _ANY),
-            ("rmse", "Root mean squared error", False, _ANY),
-            ("r2", "R2", True, (float("-inf"), 1.0)),
-            ("bias", "Bias", None, _SIGNED),
-            ("lower_limit", "Lower limit of agreement", None, _SIGNED),
-            ("upper_limit", "Upper limit of agreement", None, _SIGNED),
+        Metric(
+            name=name,
+            title=words,
+            of="number",
+            higher_is_better=better,
+            bounds=bounds,
+            of_cases=of_cases,
+            columns=NUMBER_COLUMNS,
+            without="no case with a known number",
+        )
+        for name, words, better, bounds, of_cases in (
+            ("mae", "Mean absolute error", False, _ANY, lambda rows: np.abs(_errors(rows))),
+            ("rmse", "Root mean squared error", False, _ANY, None),
+            ("r2", "R2", True, (float("-inf"), 1.0), None),
+            ("bias", "Bias", None, _SIGNED, _errors),
+            ("lower_limit", "Lower limit of agreement", None, _SIGNED, None),
+            ("upper_limit", "Upper limit of agreement", None, _SIGNED, None),
         )
     ),
     Metric(

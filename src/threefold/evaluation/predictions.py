@@ -42,6 +42,8 @@ TEXT_COLUMNS = ("case_id", "patient_id", "site", "site_group", "part", "label")
 MASK_COLUMNS = ("mask_truth_voxels", "mask_predicted_voxels", "mask_overlap_voxels")
 RECONSTRUCTION_COLUMNS = ("psnr", "ssim")
 TOPOLOGY_COLUMNS = ("graph_edits", "arch", "topology_class", "agrees")
+NUMBER_COLUMNS = ("truth", "predicted")
+"""Of a table of a task of numbers."""
 PROBABILITY_PREFIX = "probability_"
 NOT_MEASURED = "not_measured"
 
@@ -90,7 +92,7 @@ class Predictions:
             *MASK_COLUMNS,
             *RECONSTRUCTION_COLUMNS,
         )
-        there = [column for column in (*TOPOLOGY_COLUMNS, *further) if column in self.table]
+        there = [column for column in (*TOPOLOGY_COLUMNS, *NUMBER_COLUMNS, *further) if column in self.table]
         return self.table.loc[self.table["part"] == name, list(dict.fromkeys([*always, *there]))]
 
     @property

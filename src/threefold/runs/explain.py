@@ -62,6 +62,7 @@ def explain_run(
     run: RunFolder,
     cohort: Cohort | None = None,
     *,
+    task: str | None = None,
     device: str = "cpu",
     batch_size: int = 16,
     progress: Progress | None = None,
@@ -81,6 +82,7 @@ def explain_run(
 
     Args:
         run: a finished run.
+        task: of several classification tasks the one whose decision is explained; None: the first.
         cohort: that it was trained on; None: where it was then.
         device: for the network.
         batch_size: slices a pass; volumes go one at a time.
@@ -96,7 +98,7 @@ def explain_run(
 
     predictions = read_run_predictions(run)
     cohort = cohort_of_run(run, cohort)
-    explainer = Explainer.of(Predictor.from_run(run.path, device=device), cohort, run.masks)
+    explainer = Explainer.of(Predictor.from_run(run.path, device=device), cohort, run.masks, task)
     cases = read_split(run.split).cases(explainer.cohort, "test")
     explained = explain_cases(explainer, cases, batch_size=batch_size, progress=progress)
     evidence, larger = explained.evidence, explained.larger

@@ -246,7 +246,13 @@ def read_tables(folder: StudyFolder, name: str) -> Tables:
     if is_labels_id(name):
         return Tables(read_label_tables(folder.labels(name.partition("/")[0])))
     run = folder.run(name)
-    return Tables(read_run_predictions(run), run.read_status().get("threshold"), read_evidence(run))
+    status = run.read_status()
+    return Tables(
+        read_run_predictions(run),
+        status.get("threshold"),
+        read_evidence(run),
+        status.get("thresholds") or {},
+    )
 
 
 def _spreads(

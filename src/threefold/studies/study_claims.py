@@ -37,7 +37,7 @@ def require_metrics(study: StudySpec) -> None:
     """
     known = sorted(name for name, metric in metrics().items() if metric.is_compared)
     for claim in study.claims:
-        name, _, structure = claim.metric.partition(":")
+        name, _, structure = _own_name(claim.metric).partition(":")
         if name not in known:
             raise UsageError(
                 f"claim '{claim.claim}': there is no metric '{name}' to compare.{did_you_mean(name, known)}"
@@ -67,7 +67,7 @@ def require_tasks(study: StudySpec, trained: Mapping[str, Tasks]) -> None:
     for claim in study.claims:
         for variant in (claim.variant, claim.baseline):
             tasks = _OF_LABELS if variant == LABELS else trained.get(variant)
-            lacking = "" if tasks is None else _lacks(claim.metric.partition(":")[0], tasks)
+            lacking = "" if tasks is None else _lacks(claim.metric, tasks)
             if lacking and variant == LABELS:
                 raise UsageError(
                     f"claim '{claim.claim}': a cohort's own structures have no {claim.metric}. Take a "
@@ -82,8 +82,16 @@ def require_tasks(study: StudySpec, trained: Mapping[str, Tasks]) -> None:
 
 def _lacks(metric: str, tasks: Tasks) -> str:
     """Return the task that a metric needs and an experiment does not have; empty where it has it."""
-    needed = metrics()[metric].task
+    task, dot, _ = metric.partition(".")
+    if dot:
+        return "" if task in tasks else task
+    needed = metrics()[metric.partition(":")[0]].task
     return "" if any(isinstance(task, _KINDS[needed]) for task in tasks.values()) else needed
+
+
+def _own_name(metric: str) -> str:
+    """Return a metric without the task, and the finding, that it is of."""
+    return metric.rpartition(".")[2]
 
 
 def require_groups(study: StudySpec, name: str, cohort: Cohort) -> None:

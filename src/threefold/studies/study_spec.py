@@ -80,7 +80,9 @@ class ClaimSpec(Spec):
     baseline: str
     """A variant, or `labels`: the structures that the cohort has itself, as if they had been predicted."""
     metric: str = "auc"
-    """A metric of the tables of cases or structures (docs/reference/metrics.md) or of a run's evidence."""
+    """A metric of the tables of cases or structures (docs/reference/metrics.md) or of a run's evidence; of a
+    task that has columns of its own with the task's name before it (density.auc, age.mae), of a finding with
+    both (findings.subdural.auc)."""
     group: str = "all"
     """all test cases, a site group (internal, external), a site, a class, or COLUMN=VALUE of a further column
     of the cohort's table."""
