@@ -1,7 +1,7 @@
-"""What is found by name: networks, tasks, metrics, phantoms and readers.
+"""What is found by name: networks and tasks; phantoms, of the program alone, are listed too.
 
 A name is one of the program's own; or one that an installed package gives in the entry-point group
-`threefold.networks` (`.tasks`, `.metrics`, `.phantoms`, `.readers`); or MODULE:NAME, which is imported from
+`threefold.networks` or `threefold.tasks`; or MODULE:NAME, which is imported from
 the working folder or the environment. Nothing is registered by being imported, and nothing is imported before
 it is asked for. This module imports no torch.
 """
@@ -27,6 +27,8 @@ from threefold.validation import did_you_mean
 Group = Literal["networks", "tasks", "metrics", "phantoms", "readers"]
 GROUPS: tuple[Group, ...] = get_args(Group)
 
+_OPEN: tuple[Group, ...] = ("networks", "tasks")
+"""Groups of which other packages' are used."""
 _BUILT_IN: Mapping[Group, Mapping[str, str]] = {
     "networks": {
         "swin-unet": "threefold.networks.swin_unet:SwinUnet",
@@ -102,7 +104,7 @@ def find(group: Group, name: str) -> tuple[Any, Code | None]:
         point = points[name]
         value, module = _load(point.value, group, name)
         return value, _code(name, module, point.dist)
-    if ":" in name:
+    if name.partition(":")[0] and ":" in name:
         value, module = _load(name, group, name)
         return value, _code(name, module, None)
     known = (*_BUILT_IN[group], *points)
@@ -123,8 +125,16 @@ def listed(group: Group, *, load: bool = False) -> Iterator[Plugin]:
         yield Plugin(group, name, place, "built in", _problem(place, group, name) if load else "")
     for name, point in _entry_points(group).items():
         source = f"{point.dist.name} {point.dist.version}" if point.dist is not None else "?"
-        problem = _problem(point.value, group, name) if load else ""
+        problem = f"no {group} of other packages are used" if group not in _OPEN else ""
+        if load and not problem:
+            problem = _problem(point.value, group, name)
         yield Plugin(group, name, point.value, source, problem)
+
+
+def forget() -> None:
+    """Look anew for installed packages and for files that were written since modules were last imported."""
+    _entry_points.cache_clear()
+    importlib.invalidate_caches()
 
 
 def _problem(place: str, group: Group, name: str) -> str:
@@ -145,15 +155,18 @@ def _entry_points(group: Group) -> dict[str, importlib.metadata.EntryPoint]:
 def _load(place: str, group: Group, name: str) -> tuple[Any, ModuleType]:
     module_name, _, attribute = place.partition(":")
     where = f"{_one(group)} '{bounded(name)}'"
+    if module_name.startswith("."):
+        raise ExperimentError(
+            f"{where}: '{bounded(place)}' names no module. Name it from its outermost package, as in "
+            "package.module:Name."
+        )
     try:
         with _working_folder_first():
             module = importlib.import_module(module_name)
-    except Exception as error:  # whatever a user's module raises while it is imported
-        advice = "Install it, or run the command in the folder that holds it."
-        if not isinstance(error, ModuleNotFoundError) or error.name != module_name.split(".")[0]:
-            advice = "Correct the module."
+    except (Exception, SystemExit) as error:  # whatever a user's module raises while it is imported
         raise ExperimentError(
-            f"{where}: can't import {module_name} ({type(error).__name__}: {bounded(str(error))}). {advice}"
+            f"{where}: can't import {module_name} ({type(error).__name__}: {bounded(str(error))}). "
+            f"{_advice(error, module_name)}"
         ) from error
     value: Any = module
     for part in attribute.split("."):
@@ -164,6 +177,15 @@ def _load(place: str, group: Group, name: str) -> tuple[Any, ModuleType]:
             )
         value = getattr(value, part)
     return value, module
+
+
+def _advice(error: BaseException, module: str) -> str:
+    """Return what to do about an import that failed."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return "Correct the module."
+    if f"{module}.".startswith(f"{error.name}."):
+        return "Install it, or run the command in the folder that holds it."
+    return f"{module} imports {error.name}: install that."
 
 
 @contextmanager

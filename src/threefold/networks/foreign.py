@@ -113,6 +113,11 @@ class ForeignNetwork(nn.Module):
         try:
             with torch.no_grad(), torch.random.fork_rng(), self._listening() as kept:
                 returned = self.net(image)
+        except ImportError as error:
+            raise ExperimentError(
+                f"network {self._spec.kind}: needs a package that is not there "
+                f"({bounded(str(error).strip().partition(chr(10))[0])}). Install it."
+            ) from error
         except Exception as error:  # whatever a user's module raises
             raise ExperimentError(
                 f"network {self._spec.kind}: fails on an image of shape {tuple(image.shape)} "

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from threefold.checksums import note_unchecked, refuse_compressed, verify_archive, verify_tensors
 from threefold.errors import WeightsError, some
 from threefold.networks.cascade import Cascade
+from threefold.networks.foreign import ForeignNetwork
 from threefold.networks.joint import JointSwin
 from threefold.networks.swin_unet import SwinUnet
-from threefold.networks.weight_names import PATCHES, mirror_encoder, translate
+from threefold.networks.weight_names import FOREIGN, PATCHES, mirror_encoder, translate
 from threefold.run import RunFolder
 
 _CONTAINERS = ("model", "state_dict", "network")  # where a checkpoint keeps its weights, if not at the top
@@ -70,7 +71,8 @@ def load_pretrained(network: nn.Module, path: Path, *, decoders_from_encoder: bo
     classes or labels keeps its initial values. The decoder of a Swin-Unet file goes to the segmentation
     decoder. A run of an attention U-Net fills a cascade's segmenter, one of a DenseNet its classifier, one
     of a cascade both; and a part of a cascade fills a network of its kind. So do checkpoints of MONAI's
-    AttentionUnet and DenseNet (instance norm), which the published aortic-arch system is made of.
+    AttentionUnet and DenseNet (instance norm), which the published aortic-arch system is made of. A network
+    of others takes its class's own checkpoints as well as runs; whatever has another shape there is left.
 
     Args:
         network: any of the program's; is changed in place.
@@ -160,6 +162,8 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _expected(network: nn.Module) -> str:
+    if isinstance(network, ForeignNetwork):
+        return "the names of a checkpoint of its class or of a run of this program with it"
     if isinstance(network, SwinUnet | JointSwin):
         return "the names of an official Swin or Swin-Unet checkpoint or of this program's runs"
     return "the names of a run of this program, of this kind of network or of a part of it"
@@ -192,14 +196,16 @@ def _fit(name: str, value: Tensor, target: Tensor, source: str) -> tuple[Tensor 
         value = (value.sum(1, keepdim=True) / target.shape[1]).expand_as(target)
     if value.shape != target.shape:
         if _is_of_a_head(name) and value.ndim == target.ndim:
-            return None, (
-                f"{name}: not loaded, the file has {value.shape[0]} outputs and the network {target.shape[0]}"
-            )
+            return None, f"{name}: not loaded, {_difference(value, target)}"
+        sizes = (
+            "its class's arguments"
+            if name.startswith(FOREIGN)
+            else "network.encoder: embed_dim, heads, window, patch; otherwise network's channels, blocks, "
+            "growth, stem, classifier_input"
+        )
         raise WeightsError(
             f"{source} has shape {_shape(value)}, but the network's '{name}' needs {_shape(target)}. Give "
-            "the experiment the file's sizes (network.encoder: embed_dim, heads, window, patch; otherwise "
-            "network's channels, blocks, growth, stem, classifier_input), or choose a file of this "
-            "network's size."
+            f"the experiment the file's sizes ({sizes}), or choose a file of this network's size."
         )
     if not torch.isfinite(value).all():
         raise WeightsError(
@@ -211,10 +217,16 @@ def _fit(name: str, value: Tensor, target: Tensor, source: str) -> tuple[Tensor 
 def _is_of_a_head(name: str) -> bool:
     """Whether a weight has the size of the question: the last layer of a head, or anything of a network of
     others, whose heads are not told from the rest."""
-    if name.startswith("net."):
+    if name.startswith(FOREIGN):
         return True
     _, head, rest = f".{name}".rpartition(".heads.")
     return bool(head) and (rest.count(".") == 1 or ".final.head." in rest)
+
+
+def _difference(value: Tensor, target: Tensor) -> str:
+    if value.shape[1:] == target.shape[1:]:
+        return f"the file has {value.shape[0]} outputs and the network {target.shape[0]}"
+    return f"the file has the shape {_shape(value)} and the network {_shape(target)}"
 
 
 def _same_but_channels(value: Tensor, target: Tensor) -> bool:

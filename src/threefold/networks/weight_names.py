@@ -9,11 +9,14 @@ from torch import Tensor, nn
 
 from threefold.networks.attention_unet import AttentionUnet
 from threefold.networks.cascade import Cascade
+from threefold.networks.foreign import ForeignNetwork
 from threefold.networks.heads import Renamed, today
 from threefold.networks.joint import JointSwin
 from threefold.networks.swin_unet import SwinUnet
 
 PATCHES = "encoder.patch_embed.proj.weight"
+FOREIGN = "net."
+"""What names of weights begin with of a network of others."""
 _SEGMENTER, _CLASSIFIER = "segmenter.", "classifier."  # the parts of a cascade
 
 
@@ -26,6 +29,9 @@ def translate(found: Mapping[str, Tensor], network: nn.Module) -> tuple[dict[str
     """
     if isinstance(network, SwinUnet | JointSwin):
         names = _swin_names(found, network)
+    elif isinstance(network, ForeignNetwork):
+        of_a_run = any(name.startswith(FOREIGN) for name in found)
+        names = {name if of_a_run else FOREIGN + name: name for name in found}
     else:
         own_names = {_monai_name(name) or name: name for name in found}
         given = ((_name_in(network, name, own_names), origin) for name, origin in own_names.items())
