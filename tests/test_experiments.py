@@ -9,7 +9,14 @@ import yaml
 from pydantic import ValidationError
 
 from threefold.errors import ExperimentError
-from threefold.experiment import Experiment, SegmentationSpec, SwinSpec, SwinUnetSpec
+from threefold.experiment import (
+    DenseNetSpec,
+    Experiment,
+    ForeignNetworkSpec,
+    SegmentationSpec,
+    SwinSpec,
+    SwinUnetSpec,
+)
 from threefold.experiments import experiment_yaml, load_experiment, recipe_names
 
 PAPER_ROWS = ("swin-cls", "mtl-cls-seg", "mtl-cls-rec", "mtl-cls-seg-rec", "joint-swin")
@@ -101,6 +108,26 @@ def test_a_file_extends_a_recipe_or_a_file_beside_it(tmp_path: Path) -> None:
     experiment = load_experiment(str(tmp_path / "yours.yaml"))
     assert (experiment.training.epochs, experiment.training.batch_size) == (5, 2)
     assert experiment.tasks == load_experiment("hematoma/mtl-cls-seg").tasks
+
+
+def test_a_network_of_another_kind_takes_over_only_what_it_has_too(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: hematoma/demo\nname: mine\nnetwork: {kind: 'my_nets:Net', width: 8}\n")
+    mine = load_experiment(str(path)).network
+    assert isinstance(mine, ForeignNetworkSpec)
+    assert mine.options == {"width": 8}
+    joint = load_experiment("hematoma/demo", ["network.kind=swin-unet", "network.encoder.window=4"]).network
+    assert isinstance(joint, SwinUnetSpec)
+    assert (joint.encoder.embed_dim, joint.encoder.window) == (32, 4)
+    changes = (
+        "network.growth=3",
+        "network.kind=densenet",
+        "tasks.segmentation=null",
+        "tasks.reconstruction=null",
+    )
+    dense = load_experiment("hematoma/demo", changes).network
+    assert isinstance(dense, DenseNetSpec)
+    assert dense.growth == 3
 
 
 def test_extending_in_a_circle_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import yaml
 
 from threefold.errors import ExperimentError, bounded
 from threefold.experiment import Experiment
+from threefold.experiment.networks import fitted_to_kind
 from threefold.paths import Boundary
 from threefold.run import COPY_AGAIN
 from threefold.validation import did_you_mean, parse_spec, parse_yaml, read_yaml, yaml_value
@@ -55,7 +56,7 @@ def load_experiment(recipe_or_file: str, overrides: Sequence[str] | Mapping[str,
     """Return the experiment of a recipe's name or of a YAML file, with overrides applied.
 
     A recipe or file may say `extends: NAME` (a recipe, or a file beside or below it): its keys then change
-    that one.
+    that one. Where the network is to be of another kind, only keys that both kinds have are taken over.
 
     Args:
         recipe_or_file: a name from `recipe_names()`, or the path of a YAML file.
@@ -67,10 +68,10 @@ def load_experiment(recipe_or_file: str, overrides: Sequence[str] | Mapping[str,
     """
     data = _read_extended(recipe_or_file, ())
     if isinstance(overrides, Mapping):
-        for path, value in overrides.items():
+        for path, value in sorted(overrides.items(), key=_names_no_kind):
             _set(data, path, value)
     else:
-        for override in overrides:
+        for override in sorted(overrides, key=_names_no_kind):
             apply_override(data, override)
     return parse_spec(Experiment, data, where=recipe_or_file, error=ExperimentError)
 
@@ -115,12 +116,20 @@ def _set(data: dict[str, Any], path: str, value: Any) -> None:
     keys = path.split(".")
     if not all(keys):
         raise ExperimentError(f"'{bounded(path)}': expected the path of a key, such as training.epochs.")
+    if keys == ["network", "kind"] and isinstance(data.get("network"), dict):
+        data["network"] = fitted_to_kind(data["network"], value)
     inner = data
     for key in keys[:-1]:
         if not isinstance(inner.get(key), dict):
             inner[key] = {}
         inner = inner[key]
     inner[keys[-1]] = value
+
+
+def _names_no_kind(override: str | tuple[str, Any]) -> bool:
+    """Order overrides: the network's kind first, since its other keys depend on it."""
+    path = override.partition("=")[0] if isinstance(override, str) else override[0]
+    return path != "network.kind"
 
 
 def _read_extended(recipe_or_file: str, seen: tuple[str, ...]) -> dict[str, Any]:
@@ -151,7 +160,10 @@ def _read_extended(recipe_or_file: str, seen: tuple[str, ...]) -> dict[str, Any]
                 f"{recipe_or_file}: extends: expected a recipe or a file in {first}: {how}. Copy it there."
             )
         extends = base
-    return _merged(_read_extended(extends, (*seen, recipe_or_file)), data)
+    base_data, network = _read_extended(extends, (*seen, recipe_or_file)), data.get("network")
+    if isinstance(network, Mapping) and "kind" in network and isinstance(base_data.get("network"), Mapping):
+        base_data["network"] = fitted_to_kind(base_data["network"], network["kind"])
+    return _merged(base_data, data)
 
 
 def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:

@@ -170,7 +170,16 @@ class ForeignNetworkSpec(Spec):
         return {**(self.model_extra or {}), **self.arguments}
 
 
-BUILT_IN_NETWORKS = ("swin-unet", "joint-swin", "attention-unet", "densenet", "cascade")
+_BUILT_IN: tuple[type[Spec], ...] = (
+    SwinUnetSpec,
+    JointSwinSpec,
+    AttentionUnetSpec,
+    DenseNetSpec,
+    CascadeSpec,
+)
+BUILT_IN_NETWORKS: Mapping[str, type[Spec]] = {
+    str(one.model_fields["kind"].default): one for one in _BUILT_IN
+}
 _FOREIGN = "a network of one's own"
 
 
@@ -190,6 +199,19 @@ NetworkSpec = Annotated[
     | Annotated[ForeignNetworkSpec, Tag(_FOREIGN)],
     Discriminator(_kind_of),
 ]
+
+
+def fitted_to_kind(network: Mapping[str, Any], kind: Any) -> dict[str, Any]:
+    """Return what a network's settings still say where it is to be of another kind: the keys that both have.
+
+    Args:
+        network: as in YAML, with or without its kind.
+        kind: what it is to be; of one's own, nothing is known of its keys, and none is kept.
+    """
+    if network.get("kind", SwinUnetSpec.model_fields["kind"].default) == kind:
+        return dict(network)
+    spec = BUILT_IN_NETWORKS.get(str(kind))
+    return {key: value for key, value in network.items() if spec is not None and key in spec.model_fields}
 
 
 class InitialWeightsSpec(Spec):
