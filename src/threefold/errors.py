@@ -84,6 +84,10 @@ class RunError(ThreefoldError):
     """A run folder can't be made, resumed or read."""
 
 
+class NoFeaturesError(RunError):
+    """A network of others gives no features, since no layer of it is named that is pooled."""
+
+
 class TrainingError(ThreefoldError):
     """Training stopped: a non-finite loss, no usable target, no space for a checkpoint."""
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from threefold.cohorts.cohort import Cohort
 from threefold.core.outputs import Head
-from threefold.errors import RunError
+from threefold.errors import NoFeaturesError, RunError
 from threefold.experiment import (
     AttentionUnetSpec,
     CascadeSpec,
@@ -137,6 +137,8 @@ def test_a_network_without_stages_and_features_that_are_not_finite_are_refused(
     with pytest.raises(RunError, match="names no stages"):
         stage_features(replace(predictor, network=known), cohort.cases, cohort.spec)
     assert not isinstance(known, Staged)
+    with pytest.raises(NoFeaturesError, match=r"gives no features.*network\.pool"):
+        stage_features(replace(predictor, network=known), cohort.cases, cohort.spec, by_stage=False)
     network = NETWORKS["swin-unet"][0]().eval()
     with torch.no_grad():
         network.encoder.norm.bias[0] = float("nan")

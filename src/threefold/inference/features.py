@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from threefold.cohorts.cohort import Case, CohortSpec
 from threefold.cohorts.failures import Failures, none_left
 from threefold.core.outputs import Outputs
-from threefold.errors import RunError
+from threefold.errors import NoFeaturesError, RunError
 from threefold.inference.cases import Progress, prepare_cases
 from threefold.inference.engine import in_batches
 from threefold.inference.predictor import Predictor
@@ -63,6 +63,7 @@ def stage_features(
     batch_size: int = 16,
     failed: Failures | None = None,
     progress: Progress | None = None,
+    by_stage: bool = True,
 ) -> Features:
     """Return the features of some cases, in their order.
 
@@ -77,11 +78,13 @@ def stage_features(
         batch_size: images a pass; volumes go one at a time.
         failed: gets each case that can't be read, and why; it has no features. None: the first one raises.
         progress: told after each batch.
+        by_stage: those of each stage too, and not the last ones alone.
 
     Raises:
+        NoFeaturesError: the network gives none.
         CohortError: the cohort's axes, unit or classes are not those trained on.
         ImageError: naming the case whose image can't be read, where `failed` is None; else, no case can be.
-        RunError: the network names no stages, or a feature is not finite.
+        RunError: the network names no stages and is asked for them, or a feature is not finite.
     """
     refuse_other_question(predictor.cohort, spec)
     network, device = predictor.network, predictor.device
@@ -89,7 +92,7 @@ def stage_features(
     prepared = prepare_cases(cases, spec, asked, failed)
     found: list[_Call] = []
     done: list[str] = []
-    with _listening(network) as calls, cpu_kernels(network), torch.inference_mode():
+    with _listening(network, by_stage=by_stage) as calls, cpu_kernels(network), torch.inference_mode():
         for batch in in_batches(prepared, batch_size):
             images = torch.from_numpy(np.stack([one.array for one in batch]))  # (B, C, *S)
             calls.clear()
@@ -117,15 +120,16 @@ def stage_features(
 
 
 @contextmanager
-def _listening(network: nn.Module) -> Iterator[list[_Call]]:
+def _listening(network: nn.Module, *, by_stage: bool) -> Iterator[list[_Call]]:
     """Yield a list that each pass of the network adds what its stages gave to."""
-    if not isinstance(network, Staged):
+    if by_stage and not isinstance(network, Staged):
         raise RunError(f"{type(network).__name__}: names no stages, so it has no features stage by stage.")
+    places = network.stage_layers() if by_stage and isinstance(network, Staged) else {}
     calls: list[_Call] = []
     stages: dict[str, Tensor] = {}
 
     def keep_stage(name: str) -> nn.Module:
-        module = network.get_submodule(network.stage_layers()[name])
+        module = network.get_submodule(places[name])
         last = getattr(module, "channels_last", False)
         hooks.append(
             module.register_forward_hook(
@@ -137,12 +141,16 @@ def _listening(network: nn.Module) -> Iterator[list[_Call]]:
         return module
 
     def keep_call(_: nn.Module, __: object, outputs: Outputs) -> None:
-        assert outputs.features is not None  # every network has an encoder
+        if outputs.features is None:
+            raise NoFeaturesError(
+                "The network gives no features, so nothing is said of what they tell. Name a layer of it to "
+                "pool (network.pool)."
+            )
         calls.append(_Call(outputs.features.float().cpu(), dict(stages)))
         stages.clear()
 
     hooks = [network.register_forward_hook(keep_call)]
-    for name in network.stage_layers():
+    for name in places:
         keep_stage(name)
     try:
         yield calls

@@ -12,7 +12,7 @@ import numpy as np
 from threefold.cohorts.cohort import Case, Cohort
 from threefold.cohorts.failures import Failures, left_out_notes
 from threefold.csv_tables import frame_text
-from threefold.errors import RunError
+from threefold.errors import NoFeaturesError, RunError
 from threefold.evaluation.by_value import by_value, require_column
 from threefold.evaluation.calibration import calibration_changes, temperature_of
 from threefold.evaluation.predictions import Predictions
@@ -70,7 +70,8 @@ def probe_run(
       cases (of another column than `shortcut`: shortcut-COLUMN, and probes-COLUMN below);
     - calibration_temperature.md, .csv: calibration by site before and after a temperature fitted on
       validation;
-    - probes.md, .csv: what a linear probe of the features tells of label, column and site.
+    - probes.md, .csv: what a linear probe of the features tells of label, column and site; not of a network
+      that gives none.
 
     The first two come from the run's predictions alone; for the last the network sees the test cases once
     more, and a case that can't be read is left out of it.
@@ -113,14 +114,18 @@ def probe_run(
             temperature_entries(temperature, changes),
         )
     failed: Failures = {}
-    features = _features(run, known, predictions, device, batch_size, failed, progress)
-    notes += left_out_notes(failed, len(failed) + len(features))
-    table_of = predictions.table
-    seen = replace(predictions, table=table_of[~table_of["case_id"].isin(list(failed))])
-    # Once each: the column asked about may be one of the others.
-    columns = dict.fromkeys(name for name in ("label", asked, "site") if name is not None)
-    probes = [each for name in columns for each in probe_column(seen, features, name, spec)]
-    named["probes"] = (probe_table(probes, spec), probe_entries(probes))
+    try:
+        features = _features(run, known, predictions, device, batch_size, failed, progress)
+    except NoFeaturesError as none:
+        notes.append(str(none))
+    else:
+        notes += left_out_notes(failed, len(failed) + len(features))
+        table_of = predictions.table
+        seen = replace(predictions, table=table_of[~table_of["case_id"].isin(list(failed))])
+        # Once each: the column asked about may be one of the others.
+        columns = dict.fromkeys(name for name in ("label", asked, "site") if name is not None)
+        probes = [each for name in columns for each in probe_column(seen, features, name, spec)]
+        named["probes"] = (probe_table(probes, spec), probe_entries(probes))
     part = "probe"
     if asked not in (None, SHORTCUT):  # a phantom's own shortcut keeps its tables
         named = {_OF_COLUMN.get(name, name).format(column=asked): each for name, each in named.items()}
@@ -150,7 +155,13 @@ def _features(
     cases = cases_named(cohort, predictions.part("test")["case_id"].tolist())
     predictor = Predictor.from_run(run.path, device=device)
     return stage_features(
-        predictor, cases, cohort.spec, batch_size=batch_size, failed=failed, progress=progress
+        predictor,
+        cases,
+        cohort.spec,
+        batch_size=batch_size,
+        failed=failed,
+        progress=progress,
+        by_stage=False,
     ).pooled
 
 
