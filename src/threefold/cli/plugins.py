@@ -1,0 +1,41 @@
+"""`threefold plugins`: what can be asked for by name, and what could not be loaded."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from threefold.core.registry import GROUPS, Plugin, listed
+
+
+def plugins(
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print a JSON list of group, name, place, source and problem."),
+    ] = False,
+) -> None:
+    """List the networks, tasks and phantoms that have a short name, the program's own and those of installed
+    packages: where each is, where it comes from, and why it could not be loaded.
+
+    Your own are taken without being listed: `network.kind` and `kind` of a task may be MODULE:NAME.
+
+    Example: `threefold plugins`
+    """
+    found = [plugin for group in GROUPS for plugin in listed(group, load=True)]
+    if as_json:
+        typer.echo(json.dumps([asdict(plugin) for plugin in found], indent=2))
+        return
+    for group in dict.fromkeys(plugin.group for plugin in found):
+        typer.echo(f"{group}:")
+        _print([plugin for plugin in found if plugin.group == group])
+
+
+def _print(plugins: list[Plugin]) -> None:
+    name, place = (max(len(getattr(one, key)) for one in plugins) for key in ("name", "place"))
+    for one in plugins:
+        typer.echo(f"  {one.name:<{name}}  {one.place:<{place}}  {one.source}")
+        if one.problem:
+            typer.echo(f"    can't be loaded: {one.problem}")
