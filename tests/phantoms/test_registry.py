@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from pathlib import Path
 
 import pytest
 
-from threefold.errors import UsageError
-from threefold.phantoms.registry import PHANTOMS
+from threefold.errors import ExperimentError, UsageError
+from threefold.phantoms.registry import PHANTOMS, phantom_of
 from threefold.studies.study_spec import CohortSource
 
 
-def test_a_study_may_ask_for_every_phantom() -> None:
-    (allowed, _) = get_args(CohortSource.model_fields["phantom"].annotation)
-    assert {*get_args(allowed)} == {*PHANTOMS}
+def test_a_phantom_is_found_by_name_ones_own_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, phantom in PHANTOMS.items():
+        assert CohortSource(phantom=name).phantom == name
+        assert phantom_of(name) is phantom
+    (tmp_path / "mine_for_a_test.py").write_text(
+        "from dataclasses import replace\n"
+        "from threefold.phantoms.head_ct import HEAD_CT\n"
+        "MINE = replace(HEAD_CT, name='mine')\n"
+        "OTHER = 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert phantom_of("mine_for_a_test:MINE").name == "mine"
+    with pytest.raises(ExperimentError, match="expected a threefold Phantom, found int"):
+        phantom_of("mine_for_a_test:OTHER")
+    with pytest.raises(ExperimentError, match="Did you mean 'head-ct'"):
+        phantom_of("head-cd")
 
 
 def test_no_two_phantoms_keep_their_truth_under_one_name() -> None:

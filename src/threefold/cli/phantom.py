@@ -135,10 +135,27 @@ def object_background(
         typer.echo(f"Next: threefold train hematoma/mtl-cls-seg --cohort {out} --out RUN")
 
 
+@phantom.command("own")
+def own(
+    name: Annotated[str, typer.Argument(help="MODULE:NAME of a Phantom, or a name that a package gives.")],
+    out: Out,
+    settings: Settings = None,
+    preset: Annotated[str, typer.Option(help="A preset of the phantom.")] = "study",
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Make a cohort of a phantom of your own: a module in the working folder or an installed package.
+
+    Example: `threefold phantom own my_phantoms:KNEE cohort --preset demo size=64`
+    """
+    if _make(name, out, preset, seed, settings, {}, what="cases", as_json=as_json):
+        typer.echo(f"Next: threefold check {out}")
+
+
 def _make(
     name: str,
     out: Path,
-    preset: Preset,
+    preset: str,
     seed: int,
     settings: list[str] | None,
     options: Mapping[str, Any],
@@ -152,11 +169,12 @@ def _make(
     """
     changes = _changes(settings or []) | {key: value for key, value in options.items() if value is not None}
 
-    from threefold.phantoms.registry import PHANTOMS
+    from threefold.phantoms.registry import phantom_of
 
-    spec = PHANTOMS[name].spec(preset.value, changes, where=name)
+    made = phantom_of(name)
+    spec = made.spec(preset, changes, where=name)
     with progress_of(f"Making {what}") as progress:
-        cohort = PHANTOMS[name].make(out, spec, seed, progress)
+        cohort = made.make(out, spec, seed, progress)
     summary = _summary(cohort, seed)
     if as_json:
         typer.echo(json.dumps({**summary, "spec": spec.model_dump(mode="json")}, indent=2))

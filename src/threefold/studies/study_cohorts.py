@@ -21,7 +21,7 @@ from threefold.cohorts.failures import listed
 from threefold.cohorts.splits import make_split
 from threefold.errors import RunError, UsageError
 from threefold.file_names import portable
-from threefold.phantoms.registry import PHANTOMS
+from threefold.phantoms.registry import phantom_of
 from threefold.run import write_atomically
 from threefold.runs.evaluate import write_label_tables
 from threefold.studies.study_claims import has_cases_of
@@ -243,7 +243,7 @@ def _source_cohort(
     if source.folder is not None:
         cohort = read_cohort(Path(source.folder), allow_outside=True)
         return cohort, _identity(cohort)
-    phantom = PHANTOMS[source.phantom or ""]
+    phantom = phantom_of(source.phantom or "")
     spec = phantom.spec(source.preset, source.settings, where=f"cohorts.{name}")
     out = folder.made_cohort(name)
     made_of = {"phantom": phantom.name, "seed": source.seed, "spec": spec.model_dump(mode="json")}

@@ -29,7 +29,8 @@ class CohortSource(Spec):
 
     folder: str | None = None
     """Of a cohort, relative to the study's file."""
-    phantom: Literal["head-ct", "fetal-heart", "object-background"] | None = None
+    phantom: str | None = None
+    """head-ct, fetal-heart, object-background, or one of your own: MODULE:NAME."""
     preset: str = "study"
     seed: Seed = 0
     settings: Mapping[str, Any] = {}
