@@ -9,11 +9,13 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from threefold.cli.app import main
+from threefold.experiments import load_experiment
 from threefold.phantoms.fetal_heart import PRESETS, make_fetal_heart_cohort
 from threefold.studies import study_pools
 from threefold.studies.study_folder import Outcome
@@ -211,3 +213,67 @@ def test_table_and_meaning_read_as_written(tmp_path: Path) -> None:
     cohort = read_cohort(tmp_path)
     assert [case.label for case in cohort.cases] == [1, 0, None]
     assert [case.mask is not None for case in cohort.cases] == [True, False, False]
+
+
+OWN_CODE = {"own-network.md": "my_nets.py", "own-task.md": "my_tasks.py"}
+
+
+def _own_code(page: Path) -> dict[str, dict[str, Any]]:
+    """Save the code of a page and its experiments in the working folder; return these by their files."""
+    if page.name in OWN_CODE:
+        (code,) = blocks(page, "python")
+        Path(OWN_CODE[page.name]).write_text(code)
+        sys.modules.pop(OWN_CODE[page.name].removesuffix(".py"), None)
+    found = [yaml.safe_load(block) for block in blocks(page, "yaml")]
+    experiments = {f"{one['name']}.yaml": one for one in found if "extends" in one}
+    for name, content in experiments.items():
+        Path(name).write_text(yaml.safe_dump(content))
+    return experiments
+
+
+@pytest.mark.parametrize("name", ["own-network.md", "own-task.md", "targets.md"])
+def test_experiments_with_targets_and_code_of_ones_own_build_as_written(name: str, workplace: Path) -> None:
+    from threefold.cohorts.cohort import CohortSpec, read_cohort
+    from threefold.core.targets import NumberTarget
+    from threefold.tasks.build import build_network, build_tasks
+
+    page = ROOT / "docs" / "how-to" / name
+    declared = [yaml.safe_load(block) for block in blocks(page, "yaml")]
+    cohort = next((CohortSpec.model_validate(one) for one in declared if "targets" in one), None)
+    if cohort is None:
+        volume = {"volume": NumberTarget(kind="number", unit="mL")}
+        cohort = read_cohort(workplace / "my-cohort").spec.model_copy(update={"targets": volume})
+    experiments = _own_code(page)
+    assert experiments
+    for file, said in experiments.items():
+        experiment = load_experiment(file)
+        tasks = build_tasks(experiment, cohort)
+        heads = {task.name for task in tasks if task.head is not None}
+        assert {key for key, value in said["tasks"].items() if value is not None} <= heads
+        assert build_network(experiment, cohort, tasks)
+
+
+def test_a_network_of_ones_own_runs_as_written(workplace: Path) -> None:
+    page = ROOT / "docs" / "how-to" / "own-network.md"
+    content = _own_code(page)["convnext.yaml"]
+    content["training"] = {"epochs": 1, "batch_size": 8, "selection": {"metric": "loss"}}
+    content["data"] = {"preprocessing": {"size": [32, 32]}}
+    content["evaluation"] = {"replicates": 20}
+    Path("convnext.yaml").write_text(yaml.safe_dump(content))
+    found = list(commands(page))
+    assert [arguments[0] for arguments in found] == ["train", "evaluate", "explain", "predict"]
+    for arguments in found:
+        assert run(arguments), f"threefold {' '.join(arguments)} printed nothing"
+
+
+def test_targets_read_as_written(tmp_path: Path) -> None:
+    from threefold.cohorts.cohort import read_cohort
+
+    page = ROOT / "docs" / "how-to" / "targets.md"
+    (tmp_path / "cases.csv").write_text(blocks(page, "csv")[0])
+    (tmp_path / "cohort.yaml").write_text(blocks(page, "yaml")[0])
+    cases = read_cohort(tmp_path).cases
+    assert cases[0].targets["findings"] == (False, True, None)
+    assert [case.targets.get("hypodensity") for case in cases] == [1, None, 0]
+    assert [case.targets.get("age") for case in cases] == [71, 71, None]
+    assert ["hematoma" in case.targets for case in cases] == [True, False, True]
