@@ -14,8 +14,10 @@ def _history(metric: str, *values: float) -> list[Row]:
     return [{"epoch": i + 1, f"validation_{metric}": value} for i, value in enumerate(values)]
 
 
-def test_the_loss_is_better_lower_and_the_others_higher() -> None:
-    assert best_row(_history("loss", 3, 1, 2), SelectionSpec(metric="loss")) == 1
+def test_the_loss_and_errors_are_better_lower_and_the_others_higher() -> None:
+    for metric in ("loss", "mae", "rmse", "age.mae", "volume.rmse"):
+        assert best_row(_history(metric, 3, 1, 2), SelectionSpec(metric=metric)) == 1
+    assert best_row(_history("age.r2", 0.3, 0.1, 0.2), SelectionSpec(metric="age.r2")) == 0
     assert best_row(_history("auc", 0.3, 0.1, 0.2), SelectionSpec(metric="auc")) == 0
 
 

@@ -35,7 +35,8 @@ class SelectionSpec(Spec):
     metric: str = "loss"
     """loss: the weighted sum of the tasks; else a metric of the validation part: auc, average_precision,
     balanced_accuracy, mae, rmse, r2, dice or psnr, with the task's name before it (age.mae) where several
-    tasks give it."""
+    tasks give it or the task is one's own. Of loss, mae and rmse the lowest is the best, of all others the
+    highest."""
     patience: PositiveInt | None = None
     """Stop after so many epochs without a better one; None trains every epoch."""
 

@@ -13,6 +13,9 @@ from threefold.run import write_atomically
 
 Row = dict[str, float]
 
+BETTER_LOWER = ("loss", "mae", "rmse")
+"""Metrics, of whatever task, of which a lower one is better; of all others a higher one is."""
+
 
 def monitored(row: Row, selection: SelectionSpec) -> float:
     """Return the value by which an epoch is judged; NaN where it could not be estimated."""
@@ -21,7 +24,7 @@ def monitored(row: Row, selection: SelectionSpec) -> float:
 
 def best_row(history: Sequence[Row], selection: SelectionSpec) -> int | None:
     """Return the index of the best epoch's row; of equals the earliest; None where no epoch has a value."""
-    sign = -1 if selection.metric == "loss" else 1
+    sign = -1 if selection.metric.rpartition(".")[2] in BETTER_LOWER else 1
     best: int | None = None
     for index, row in enumerate(history):
         value = monitored(row, selection)
