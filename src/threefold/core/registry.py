@@ -1,7 +1,7 @@
-"""What is found by name: networks and tasks; phantoms, of the program alone, are listed too.
+"""What is found by name: networks, tasks and phantoms.
 
 A name is one of the program's own; or one that an installed package gives in the entry-point group
-`threefold.networks` or `threefold.tasks`; or MODULE:NAME, which is imported from
+`threefold.networks`, `.tasks` or `.phantoms`; or MODULE:NAME, which is imported from
 the working folder or the environment. Nothing is registered by being imported, and nothing is imported before
 it is asked for. This module imports no torch.
 """
@@ -27,7 +27,7 @@ from threefold.validation import did_you_mean
 Group = Literal["networks", "tasks", "metrics", "phantoms", "readers"]
 GROUPS: tuple[Group, ...] = get_args(Group)
 
-_OPEN: tuple[Group, ...] = ("networks", "tasks")
+_OPEN: tuple[Group, ...] = ("networks", "tasks", "phantoms")
 """Groups of which other packages' are used."""
 _BUILT_IN: Mapping[Group, Mapping[str, str]] = {
     "networks": {
