@@ -279,7 +279,7 @@ def test_of_many_findings_the_first_are_told(
 ) -> None:
     findings = [Finding("refuse", "files", f"finding {number}") for number in range(25)]
     found = SimpleNamespace(refused=True, findings=findings)
-    monkeypatch.setattr("threefold.training.run.audit", lambda *_, **__: found)
+    monkeypatch.setattr("threefold.training.plan.audit", lambda *_, **__: found)
     with pytest.raises(CohortError, match=r"finding 0\n(.*\n)+  finding 19\n  and 5 more\n`threefold check"):
         train(make_experiment(), cohort, run.path)
 
