@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from threefold.cli.app import app
 from threefold.cohorts.cohort import Cohort
-from threefold.errors import CohortError, ExperimentError
+from threefold.errors import CohortError, ExperimentError, UsageError
 from threefold.experiments import experiment_yaml
 from threefold.training.loop import TrainingContext
 from threefold.training.plan import Plan, measure_cost, plan
@@ -48,6 +48,16 @@ def test_what_is_planned_is_what_is_trained(
         train(made, cohort, tmp_path / "run")
     assert seen[0].stage is made.stages[0]
     assert seen[0].train == made.cases("train")
+
+
+def test_a_plan_of_another_cohort_is_refused(
+    make_cohort: MakeCohort, make_experiment: MakeExperiment, tmp_path: Path
+) -> None:
+    cohort = make_cohort()
+    made = plan(make_experiment(epochs=1), cohort)
+    with pytest.raises(UsageError, match="the plan is of another cohort"):
+        train(made, Cohort(cohort.folder, cohort.spec, cohort.cases[1:]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 class _Seen(Exception):  # noqa: N818

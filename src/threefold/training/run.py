@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from threefold.cohorts.cohort import Cohort
+from threefold.cohorts.cohort import Cohort, fingerprint
 from threefold.cohorts.sample_cache import SampleCache
 from threefold.cohorts.splits import read_split
-from threefold.errors import ThreefoldError
+from threefold.errors import ThreefoldError, UsageError
 from threefold.experiment import Experiment
 from threefold.experiments import read_experiment
 from threefold.interruption import terminating_as_interrupt, undisturbed
@@ -87,7 +87,12 @@ def _planned(
     *,
     resume: bool,
 ) -> Plan:
-    """Return what is trained into a folder; refuse a folder that is another's."""
+    """Return what is trained into a folder; refuse another's folder and another cohort's plan."""
+    if isinstance(experiment, Plan) and fingerprint(experiment.cohort) != fingerprint(cohort):
+        raise UsageError(
+            f"{cohort.folder}: the plan is of another cohort, {experiment.cohort.folder}, or its table "
+            "changed. Give the cohort that was planned, or make the plan again."
+        )
     if resume and _holds_something(folder):
         asked = experiment.experiment if isinstance(experiment, Plan) else resolve_paths(experiment)
         require_settings(asked)
