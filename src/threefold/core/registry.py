@@ -114,6 +114,11 @@ def find(group: Group, name: str) -> tuple[Any, Code | None]:
     )
 
 
+def built_in(group: Group) -> tuple[str, ...]:
+    """Return the names of a group that are the program's own."""
+    return tuple(_BUILT_IN[group])
+
+
 def is_built_in(group: Group, name: str) -> bool:
     """Whether a name is one of the program's own."""
     return name in _BUILT_IN[group]

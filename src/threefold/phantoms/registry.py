@@ -5,17 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from threefold.core.registry import find
+from threefold.core.registry import built_in, find
 from threefold.errors import ExperimentError
-from threefold.phantoms.fetal_heart import FETAL_HEART
-from threefold.phantoms.head_ct import HEAD_CT
-from threefold.phantoms.object_background import OBJECT_BACKGROUND
 from threefold.phantoms.phantom import Phantom
-
-PHANTOMS: Mapping[str, Phantom[Any, Any]] = {
-    phantom.name: phantom for phantom in (HEAD_CT, FETAL_HEART, OBJECT_BACKGROUND)
-}
-"""By name."""
 
 
 def phantom_of(name: str) -> Phantom[Any, Any]:
@@ -30,3 +22,7 @@ def phantom_of(name: str) -> Phantom[Any, Any]:
             f"phantom '{name}': expected a threefold Phantom, found {type(found).__name__}."
         )
     return found
+
+
+PHANTOMS: Mapping[str, Phantom[Any, Any]] = {name: phantom_of(name) for name in built_in("phantoms")}
+"""The program's own, by name."""
