@@ -17,7 +17,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import threefold.training.loop as loop
 from threefold.cohorts.cohort import Cohort, write_cohort
 from threefold.core.foreign_code import verify_code
 from threefold.core.outputs import Outputs
@@ -35,7 +34,7 @@ from threefold.training.progress import Silence
 from threefold.training.run import train
 
 from ..conftest import blank_figures
-from ..training.conftest import build_experiment, write_cases
+from ..training.conftest import build_experiment, stopped_in_second_epoch, write_cases
 
 PAGES = Path(__file__).parents[2] / "docs" / "how-to"
 
@@ -117,22 +116,9 @@ def test_a_run_of_the_programs_own_has_no_such_file(place: Place, tmp_path: Path
     assert not (plain.path / "code.json").exists()
 
 
-class StoppedError(Exception):
-    """Ends a training amid its second epoch."""
-
-
-def test_it_goes_on_where_it_stopped(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        epoch = loop.Training._epoch
-
-        def stops(self: loop.Training, number: int) -> Any:
-            if number == 1:
-                raise StoppedError
-            return epoch(self, number)
-
-        patch.setattr(loop.Training, "_epoch", stops)
-        with pytest.raises(StoppedError):
-            train(place.experiment, place.cohort, tmp_path / "cut")
+def test_it_goes_on_where_it_stopped(place: Place, tmp_path: Path) -> None:
+    with stopped_in_second_epoch():
+        train(place.experiment, place.cohort, tmp_path / "cut")
     resumed = train(place.experiment, place.cohort, tmp_path / "cut", resume=True)
     assert resumed.weights.read_bytes() == place.run.weights.read_bytes()
     assert resumed.predictions.read_bytes() == place.run.predictions.read_bytes()

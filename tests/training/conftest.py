@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from threefold.core.targets import ClassTarget, MaskSpec, MaskTarget, Multilabel
 from threefold.experiment import Experiment
 from threefold.images.writing import write_nifti
 from threefold.run import RunFolder
+from threefold.training import loop
 from threefold.training.run import train
 
 SIDE = 32
@@ -89,6 +91,26 @@ def write_cases(
         spacing=(1.0, 1.0),
     )
     return write_cohort(folder, spec, rows)
+
+
+class StoppedError(Exception):
+    """Ends a training amid an epoch."""
+
+
+@contextmanager
+def stopped_in_second_epoch() -> Iterator[None]:
+    """Let a training in this context end amid its second epoch, as a fault would end it."""
+    epoch = loop.Training._epoch
+
+    def stops(self: loop.Training, number: int) -> Any:
+        if number == 1:
+            raise StoppedError
+        return epoch(self, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Training, "_epoch", stops)
+        with pytest.raises(StoppedError):
+            yield
 
 
 def build_experiment(**changes: Any) -> Experiment:
