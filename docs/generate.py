@@ -105,8 +105,8 @@ def cli_page() -> str:
     lines += [
         "## Exit status",
         "",
-        "0: done. 1: the data or the run failed, as the message says. 2: the command or the experiment asks "
-        "for something that does not exist.",
+        "0: success. 1: a problem with data or the run; see the message. 2: the command or the experiment refers "
+        "to something that does not exist.",
     ]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -178,33 +178,32 @@ def pages() -> dict[Path, str]:
     return {
         REFERENCE / "experiment.md": model_page(
             "Experiments",
-            "What a recipe or your own YAML file may say. `threefold recipes show NAME` prints one whole, "
-            "`threefold schema experiment` prints the JSON schema. A file may say `extends: NAME` first.",
+            "The keys of a recipe or of your own YAML file. `threefold recipes show NAME` prints a full recipe, "
+            "`threefold schema experiment` the JSON schema. A file can start from another with `extends: NAME`.",
             Experiment,
         ),
         REFERENCE / "cohort.md": (REFERENCE / "cohort_table.md.in").read_text()
         + model_page("cohort.yaml", "What the columns of `cases.csv` mean.", CohortSpec),
         REFERENCE / "propagation.md": model_page(
             "Propagation",
-            "What `threefold propagate COHORT --out OUT key=value` may be told, and what a chain says under "
+            "The settings of `threefold propagate COHORT --out OUT key=value`, and of a chain under "
             "`propagation`.",
             PropagationSpec,
         ),
         REFERENCE / "chain.md": model_page(
             "Chains",
-            "What a file for `threefold chain FILE.yaml` may say; the shipped ones are aortic-arch and "
-            "aortic-arch-demo. The keys of `propagation` are those of [a propagation](propagation.md); a "
-            "stage is a [recipe or experiment](experiment.md), changed by `STAGE.key.path=value` on the "
-            "command line.",
+            "The keys of a file for `threefold chain FILE.yaml`; aortic-arch and aortic-arch-demo are shipped. "
+            "`propagation` takes the keys of [a propagation](propagation.md); a stage is a [recipe or "
+            "experiment](experiment.md), whose settings `STAGE.key.path=value` overrides on the command line.",
             ChainSpec,
         ),
         REFERENCE / "study.md": model_page(
             "Studies",
-            "What a file for `threefold study run FILE.yaml` may say; `threefold study list` names the "
-            "shipped ones, `threefold schema study` prints the JSON schema. "
-            "[How to write one](../how-to/studies.md), and "
-            "[what its numbers mean](../explanation/study-statistics.md). A training is named "
-            "COHORT/VARIANT/split-K-seed-S, and its run folder lies under `runs` by that name.",
+            "The keys of a file for `threefold study run FILE.yaml`. `threefold study list` lists the "
+            "shipped studies, `threefold schema study` prints the JSON schema. See "
+            "[how to write a study](../how-to/studies.md) and "
+            "[its statistics](../explanation/study-statistics.md). A run is named "
+            "COHORT/VARIANT/split-K-seed-S; its folder is `runs/COHORT/VARIANT/split-K-seed-S`.",
             StudySpec,
         ),
         REFERENCE / "cli.md": cli_page(),
