@@ -192,7 +192,7 @@ def _wrong(command: Command, places: Places, left: Mapping[str, bytes], fault: F
     differing = _differing(left, contents(out))
     if not differing:
         return ""  # all was written before it failed; what is there is not made twice
-    if "To try again what failed, remove" in broken.said:
+    if "To retry the failed cases, remove" in broken.said:
         shutil.rmtree(out)
     if broken.code == 0 and fault.kind != "memory":
         return f"ended well, with other files than unbroken: {differing}"

@@ -224,7 +224,7 @@ def test_a_stop_keeps_what_was_done_and_the_same_command_goes_on(
         patch.setattr(PredictionFolder, "add", stopped)
         result = CliRunner().invoke(app, arguments)
     assert result.exit_code == (130 if how == "interrupt" else 143)
-    assert f"interrupted. What was done is in {out}; the same command goes on" in result.stderr
+    assert f"interrupted. Finished predictions are in {out}; repeat the command" in result.stderr
     table = pd.read_csv(out / "predictions.csv", dtype={"case_id": str})
     assert table["case_id"].tolist() == ["0", "1"]
     assert all((out / mask).is_file() for mask in table["mask"])

@@ -61,7 +61,7 @@ def test_a_case_that_cannot_be_used_is_named_and_the_exit_status_is_1(cohort: Co
     assert result.exit_code == 1
     assert f"{out}: structures propagated to 1 case" in result.output
     assert "failed: a: " in result.output
-    assert "1 case could not be used, and left out. Correct the files or the table" in result.output
+    assert "Skipped 1 case that could not be used. Correct the files or the table" in result.output
     as_json = CliRunner().invoke(app, [str(cohort.folder), "--out", str(out), *QUICK, "--json"])
     assert as_json.exit_code == 1
     assert list(json.loads(as_json.stdout)["left_out"]) == ["a"]

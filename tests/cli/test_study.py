@@ -181,7 +181,7 @@ def test_an_interrupted_study_says_how_to_go_on(
     monkeypatch.setattr(study_pools, "run_in_process", lambda *a, **k: Outcome(a[1], "interrupted", "", 0, 0))
     code, _, err = call(capsys, "run", "tiny.yaml", "--out", "out", "--cohort", str(cohort.folder))
     assert code == 130
-    assert err.endswith("interrupted. The same command goes on where it was.\n")
+    assert err.endswith("interrupted. Repeat the command to resume.\n")
     assert stopped == ["stopped"]
 
 

@@ -75,5 +75,5 @@ def test_an_interrupted_demo_says_that_it_goes_on(
     monkeypatch.setattr(demos, "PHANTOMS", {"head-ct": interrupted})
     monkeypatch.setattr(progress, "terminal_progress", lambda: told)
     _call("demo", "hematoma", "--out", str(tmp_path / "demo"), code=130)
-    assert "The same command goes on" in capsys.readouterr().err
+    assert "Repeat the command to resume" in capsys.readouterr().err
     assert told.stopped

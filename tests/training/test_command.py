@@ -104,12 +104,12 @@ def test_an_interrupt_says_how_to_go_on(
         patched.setattr(loop, "save_checkpoint", interrupt)
         result = command()
     assert result.exit_code == 130
-    assert "before the first epoch was whole; nothing is trained yet" in result.stderr
-    assert "last whole epoch" not in result.stderr
+    assert "before the first epoch was complete" in result.stderr
+    assert "last complete epoch" not in result.stderr
     with monkeypatch.context() as patched:
         patched.setattr(loop, "write_history", interrupt)
         result = command("--resume")
     assert result.exit_code == 130
-    assert "Go on from the last whole epoch: the same command with --resume" in result.stderr
+    assert "To resume from the last complete epoch: the same command with --resume" in result.stderr
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "interrupted"
     assert command("--resume").exit_code == 0

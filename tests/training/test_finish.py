@@ -162,7 +162,7 @@ def test_a_case_that_went_bad_while_training_costs_itself_alone(
     result = CliRunner().invoke(finishing, [str(run.path), "--cohort", str(moved.folder)])
     assert result.exit_code == 1, result.output
     assert f"failed: {gone.case_id}: " in result.stderr
-    assert "2 cases could not be used, and left out; failed.csv says which" in result.stderr
+    assert "Skipped 2 cases that could not be used; failed.csv lists them" in result.stderr
     failed = read_failures(run.failed)
     assert {*failed} == {gone.case_id, cut.case_id}
     assert "no such file" in failed[gone.case_id]

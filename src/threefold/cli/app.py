@@ -40,7 +40,7 @@ def _root(
             "--version",
             is_eager=True,
             callback=_print_version,
-            help="Print the version and the extras that are installed.",
+            help="Print the version and the installed extras.",
         ),
     ] = False,
 ) -> None:

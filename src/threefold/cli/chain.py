@@ -24,7 +24,7 @@ def chain(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Changes: STAGE.key.path=value, propagation.key=value, or key.path=value of every training."
+            help="Overrides: STAGE.key.path=value, propagation.key=value, or key.path=value of all trainings."
         ),
     ] = None,
     allow_outside: AllowOutside = False,
@@ -34,15 +34,15 @@ def chain(
 ) -> None:
     """Propagate atlas labels, then train segmenter, classifier and both jointly, each from the one before.
 
-    The same command goes on where it was stopped: a stage that is finished is not done again. A case that
-    can't be read any more is left out of a stage's numbers and named; the exit status is then 1.
+    The same command resumes an interrupted chain and skips finished stages. A case that has become unreadable
+    is excluded from the results of a stage and reported; the exit status is then 1.
 
     Example: `threefold chain aortic-arch --cohort my-cohort --out my-chain joint.training.epochs=50`
     """
     from threefold.studies.chain_spec import load_chain, stage_experiments
 
     spec, changes = load_chain(name), overrides or []
-    # Mistakes in the texts come back before anything heavy is imported.
+    # Report errors in the arguments before importing anything slow.
     stage_experiments(spec, changes, out / "runs")
     cases = read_cohort(cohort, allow_outside=allow_outside)
 

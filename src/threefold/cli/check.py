@@ -1,4 +1,4 @@
-"""`threefold check`: would training on this cohort be refused, and what would mislead."""
+"""`threefold check`: problems of a cohort that would stop training or make its results misleading."""
 
 from __future__ import annotations
 
@@ -40,38 +40,38 @@ class SplitKind(StrEnum):
 def check(
     cohort: Annotated[Path, typer.Argument(help="The cohort's folder, with cohort.yaml and cases.csv.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Changes of the recipe in --recipe: key.path=value ...")
+        list[str] | None, typer.Argument(help="Overrides of the recipe in --recipe: key.path=value ...")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the audit as JSON.")] = False,
     allow_outside: AllowOutside = False,
     split: Annotated[
         SplitKind | None,
-        typer.Option(help="The split to check. [default: column where the table fills it, else patient]"),
+        typer.Option(help="The split to check. [default: column if the table has one, else patient]"),
     ] = None,
     hold_out: Annotated[
         list[str] | None,
         typer.Option(
-            help="A site or site group to test on; may be repeated. [default: the group external, if any]"
+            help="A site or site group for testing; repeatable. [default: the group external, if any]"
         ),
     ] = None,
     target: Annotated[
         list[str] | None,
-        typer.Option(help="What training will ask for; may be repeated. [default: all of cohort.yaml]"),
+        typer.Option(help="A target that training needs; repeatable. [default: all targets of the cohort]"),
     ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="A recipe or YAML file: its split and its tasks are what is checked. `key.path=value` after "
-            "the cohort change it."
+            help="A recipe or YAML file whose split and tasks to check. `key.path=value` after the cohort "
+            "overrides its settings."
         ),
     ] = None,
     headers_only: Annotated[
-        bool, typer.Option("--headers-only", help="Fast: don't read voxels, only tables and headers.")
+        bool, typer.Option("--headers-only", help="Fast: read only tables and headers, no voxels.")
     ] = False,
 ) -> None:
-    """Check a cohort before training: files, geometry, labels, leaks, duplicates, what the site gives away.
+    """Check a cohort before training: files, geometry, labels, leaks, duplicates, labels determined by site.
 
-    The exit status is 1 where training would be refused.
+    The exit status is 1 if training would be refused.
 
     Example: `threefold check my-cohort --split site --hold-out north`
     """
@@ -79,10 +79,10 @@ def check(
     from threefold.cohorts.cohort import read_cohort
 
     if recipe is None and overrides:
-        raise UsageError(f"'{overrides[0]}' changes a recipe: name it with --recipe.")
+        raise UsageError(f"'{overrides[0]}' overrides a recipe: add --recipe.")
     if recipe is not None and (split or hold_out or target):
         raise UsageError(
-            "--recipe says the split and the targets; change them there: "
+            "--recipe defines the split and the targets; override them there: "
             "data.split.kind=site 'data.split.hold_out=[north]'."
         )
     experiment = None if recipe is None else load_experiment(recipe, overrides or [])

@@ -1,4 +1,4 @@
-"""`threefold degrade`: structures that are wrong by a known amount."""
+"""`threefold degrade`: structures with a known error."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from threefold.cli.progress import end_with_failures, progress_of
 
 def degrade(
     cohort: Annotated[Path, typer.Argument(help="Folder with cohort.yaml and cases.csv, with references.")],
-    out: Annotated[Path, typer.Option(help="The new cohort's folder; its table refers to the old files.")],
-    displacement: Annotated[
-        float, typer.Option(min=0, help="Root mean square distance that labels are moved, mm.")
+    out: Annotated[
+        Path, typer.Option(help="Folder for the new cohort; its table refers to the original files.")
     ],
-    scale: Annotated[float, typer.Option(help="Over how many mm the movement changes.")] = 8.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the movements.")] = 0,
+    displacement: Annotated[
+        float, typer.Option(min=0, help="Root mean square displacement of the labels, in mm.")
+    ],
+    scale: Annotated[float, typer.Option(help="Smoothness of the displacement field, in mm.")] = 8.0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the fields.")] = 0,
     allow_outside: AllowOutside = False,
 ) -> None:
-    """Make a cohort whose structures are its references moved by smooth random fields.
+    """Create a cohort whose structures are its references, displaced by smooth random fields.
 
-    To see how errors of propagated labels carry into what learns from them.
+    Use it to study how errors of propagated labels affect training.
 
     Example: `threefold degrade my-phantom --out my-phantom-2mm --displacement 2`
     """
@@ -39,9 +41,11 @@ def degrade(
         where="degrade",
         error=UsageError,
     )
-    with progress_of("Moving labels") as progress:
+    with progress_of("Displacing labels") as progress:
         made = run(read_cohort(cohort, allow_outside=allow_outside), out, spec, progress=progress)
     number = sum(case.structures is not None for case in made.cases)
-    typer.echo(f"{out}: {number} of {len(made.cases)} cases have structures, moved by {displacement:g} mm")
+    typer.echo(
+        f"{out}: {number} of {len(made.cases)} cases have structures, displaced by {displacement:g} mm"
+    )
     typer.echo(f"Next: threefold train aortic-arch/seg-lp --cohort {out} --allow-outside --out RUN")
     end_with_failures(made.folder)

@@ -1,4 +1,4 @@
-"""`threefold demo`: a published system's whole way on an embedded phantom."""
+"""`threefold demo`: a published system from data to results, on a synthetic cohort."""
 
 from __future__ import annotations
 
@@ -24,18 +24,16 @@ demo = typer.Typer(
 
 @demo.callback()
 def _group() -> None:
-    """Run a published system's whole way on an embedded phantom."""
+    """Run a published system from data to results, on a synthetic cohort."""
 
 
 @demo.command()
 def hematoma(
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Changes of the recipe hematoma/demo: key.path=value ...")
+        list[str] | None, typer.Argument(help="Overrides of the recipe hematoma/demo: key.path=value ...")
     ] = None,
-    out: Annotated[
-        Path, typer.Option(help="Folder for cohort and run; a demo that was stopped goes on.")
-    ] = _OUT,
-    seed: Annotated[int, typer.Option(help="Of phantom, split and training.", min=0)] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for cohort and run; an interrupted demo resumes.")] = _OUT,
+    seed: Annotated[int, typer.Option(help="Random seed of phantom, split and training.", min=0)] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON at the end.")] = False,
 ) -> None:
     """Train MTL-Swin-Unet (cls + seg + rec) on a small head-CT phantom and evaluate it by hospital.
@@ -60,7 +58,7 @@ def hematoma(
     show(evaluation_tables(report.evaluation)[0])
     typer.echo(f"Tables: {report.tables[0].parent}\nFigures: {report.figures[0].parent}")
     typer.echo(f"Pictures of the cohort: {out / 'cohort' / 'previews'}")
-    typer.echo(f"All of it as one file: threefold report {report.tables[0].parents[1]}")
+    typer.echo(f"Report: threefold report {report.tables[0].parents[1]}")
 
 
 @demo.command("aortic-arch")
@@ -68,17 +66,17 @@ def aortic_arch(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            help=f"Changes of the chain {_CHAIN}: STAGE.key.path=value, propagation.key=value, or "
-            "key.path=value of every training."
+            help=f"Overrides of the chain {_CHAIN}: STAGE.key.path=value, propagation.key=value, or "
+            "key.path=value for every training."
         ),
     ] = None,
     out: Annotated[
-        Path, typer.Option(help="Folder for cohorts and runs; a demo that was stopped goes on.")
+        Path, typer.Option(help="Folder for cohorts and runs; an interrupted demo resumes.")
     ] = _OUT_ARCH,
-    seed: Annotated[int, typer.Option(help="Of phantom, split, propagation and trainings.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of all steps.", min=0)] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON at the end.")] = False,
 ) -> None:
-    """Propagate atlas labels over a small fetal-heart phantom, then train segmenter and classifier jointly.
+    """Propagate atlas labels to a small fetal-heart phantom, then train segmenter and classifier jointly.
 
     Example: `threefold demo aortic-arch --out out/demo-aortic-arch --seed 1`
     """
@@ -91,7 +89,7 @@ def aortic_arch(
         f"propagation.seed={seed}",
         *(overrides or []),
     ]
-    stage_experiments(chain, changes, out / "runs")  # mistakes come back before anything heavy is imported
+    stage_experiments(chain, changes, out / "runs")  # report errors before importing anything slow
 
     from threefold.studies.chain import plan_chain
     from threefold.studies.demos import aortic_arch_demo
@@ -103,4 +101,4 @@ def aortic_arch(
     show_chain(report, as_json=as_json)
     typer.echo(f"Pictures of the cohort: {out / 'cohort' / 'previews'}", err=as_json)
     last = [*report.stages.values()][-1].tables[0].parents[1]
-    typer.echo(f"All of its last run as one file: threefold report {last}", err=as_json)
+    typer.echo(f"Report of the last run: threefold report {last}", err=as_json)

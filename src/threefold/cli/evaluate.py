@@ -1,4 +1,4 @@
-"""`threefold evaluate`: from predictions to numbers by hospital, tables and figures."""
+"""`threefold evaluate`: metrics by hospital, tables and figures from predictions."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ if TYPE_CHECKING:
 
 def evaluate(
     runs: Annotated[
-        list[Path] | None, typer.Argument(help="Run folders; or one table of predictions (CSV), anyone's.")
+        list[Path] | None,
+        typer.Argument(help="Run folders, or one table of predictions (CSV) of any program."),
     ] = None,
     cohort: Annotated[
-        Path | None, typer.Option(help="Another cohort: predict it first; all its cases are test cases.")
+        Path | None,
+        typer.Option(help="Another cohort to predict and evaluate; all its cases are test cases."),
     ] = None,
     propagated: Annotated[
         Path | None,
         typer.Option(
-            help="A cohort with propagated structures, to be held against its references as a variant of "
-            "its own, on the first run's test cases (without a run: on all cases); needs --out."
+            help="A cohort with propagated structures, evaluated against its references as an additional "
+            "variant, on the first run's test cases (without a run: on all cases); needs --out."
         ),
     ] = None,
     structures: Annotated[
@@ -40,24 +42,24 @@ def evaluate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="For a table's results (default: the folder NAME-evaluation beside NAME.csv), or for those "
-            "of a comparison."
+            help="Folder for the results of a table (default: NAME-evaluation next to NAME.csv) or of a "
+            "comparison."
         ),
     ] = None,
     positive: Annotated[
         str | None,
-        typer.Option(help="Of a table of two classes: the positive one (default: the last column's)."),
+        typer.Option(help="For a table with two classes: the positive one (default: the last column's)."),
     ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="Of a table: the positive class's smallest probability (default: chosen on the table's "
+            help="For a table: decision threshold of the positive class (default: chosen on the table's "
             "validation part, else 0.5).",
             min=0,
             max=1,
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="Where to predict another cohort: cpu, cuda, ...")] = "cpu",
+    device: Annotated[str, typer.Option(help="Device to predict another cohort on: cpu, cuda, ...")] = "cpu",
     allow_outside: AllowOutside = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print every number as JSON.")] = False,
 ) -> None:
@@ -65,8 +67,8 @@ def evaluate(
 
     Several runs are compared: diagnosis by site group and class, structures by structure and class.
 
-    A case of --cohort or --propagated whose files can't be used is left out. How many are, and which, stands
-    beside the numbers (failed.csv has all of them), and the exit status is then 1.
+    A case of --cohort or --propagated with unusable files is excluded and reported with the results
+    (failed.csv lists all of them); the exit status is then 1.
 
     Example: `threefold evaluate seg-lp seg-man seg-lp-man --propagated my-propagated --out comparison`
     """

@@ -1,4 +1,4 @@
-"""`threefold explain`: where a run's network looks, and what turns its decisions."""
+"""`threefold explain`: where a run's network attends, and what changes its decisions."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from threefold.cli.progress import end_with_left_out, progress_of
 
 
 def explain(
-    runs: Annotated[list[Path], typer.Argument(help="Finished runs that classify.")],
+    runs: Annotated[list[Path], typer.Argument(help="Finished runs with a classifier.")],
     cohort: Annotated[
-        Path | None, typer.Option(help="Where the cohort that they were trained on lies, if it was moved.")
+        Path | None, typer.Option(help="Folder of the training cohort, if it was moved.")
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="Which of several classification tasks. [default: the first]")
+        str | None, typer.Option(help="The classification task, if there are several. [default: the first]")
     ] = None,
     device: Device = "cpu",
     batch_size: BatchSize = 16,
@@ -27,12 +27,12 @@ def explain(
         bool, typer.Option("--json", help="Print attention and counterfactuals as JSON.")
     ] = False,
 ) -> None:
-    """Hold a network's attention against the lesion; of phantoms, switch the shortcut and the marker.
+    """Compare a network's attention with the lesion; on phantoms, switch the shortcut and the marker.
 
-    Also what `threefold probe` asks. It is of the run's test cases; tables, a figure and evidence.csv go into
-    the run.
+    Analyses the run's test cases and writes tables, a figure and evidence.csv into the run. Includes the
+    tables of `threefold probe`.
 
-    A case whose files can't be used is left out and named (evidence_failed.csv has all of them), and the exit
+    A case with unusable files is skipped and reported (evidence_failed.csv lists all of them); the exit
     status is then 1.
 
     Example: `threefold explain my-run`

@@ -1,4 +1,4 @@
-"""`threefold export`: a cohort in another program's terms."""
+"""`threefold export`: write a cohort in another program's format."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ def _root() -> None:
 @exporting.command("decathlon")
 def decathlon(
     cohort: Annotated[Path, typer.Argument(help="The cohort's folder, with cohort.yaml and cases.csv.")],
-    out: Annotated[Path, typer.Option(help="The new JSON file; its paths are relative to its folder.")],
+    out: Annotated[Path, typer.Option(help="The JSON file to write; its paths are relative to its folder.")],
     split: Annotated[
         ListsBy,
         typer.Option(
             help="column: the table's own split; cases without one go to the list inference. patient, site: "
-            "a new one."
+            "a new split."
         ),
     ] = ListsBy.COLUMN,
     hold_out: Annotated[
-        list[str] | None, typer.Option(help="A site or site group to test on; may be repeated.")
+        list[str] | None, typer.Option(help="A site or site group for testing; repeatable.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of a new split.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of a new split.")] = 0,
     allow_outside: AllowOutside = False,
 ) -> None:
-    """Write a dataset file (Decathlon-style lists) that the published aortic-arch implementation reads.
+    """Write a dataset file (Decathlon-style lists) for the published aortic-arch implementation.
 
-    The cohort's files stay where they are. `threefold import decathlon` makes the same cohort of it again.
+    The cohort's files are not copied. `threefold import decathlon` restores the same cohort.
 
     Example: `threefold export decathlon my-cohort --split patient --out my-cohort/data.json`
     """

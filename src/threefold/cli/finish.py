@@ -1,4 +1,4 @@
-"""`threefold finish`: the best epoch so far of a training that was stopped, as a finished run."""
+"""`threefold finish`: turn the best epoch so far of an interrupted training into a finished run."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ from threefold.run import RunFolder
 
 
 def finish(
-    run: Annotated[Path, typer.Argument(help="The folder of a training that was stopped.")],
+    run: Annotated[Path, typer.Argument(help="The run folder of an interrupted training.")],
     cohort: Annotated[
-        Path | None, typer.Option(help="Folder of the cohort that it was started on, where that was moved.")
+        Path | None, typer.Option(help="Folder of the training cohort, if it was moved.")
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the run's status as JSON on standard output at the end.")
     ] = False,
 ) -> None:
-    """Make a finished run of a stopped training: weights of its best epoch so far, predictions, evaluation.
+    """Finish an interrupted training: take the weights of its best epoch so far, predict and evaluate.
 
-    For a training that was interrupted, killed or failed and is not worth going on with. The run says after
-    how many of its epochs it was finished, in status.json and in every report. Of a finished run nothing
-    changes, except that weights or predictions that are missing or damaged are made anew. A case that can't
-    be read any more is left out and named (failed.csv has all of them); the exit status is then 1, and the
-    same command predicts it once it is mended.
+    Use it for a training that was interrupted, killed or failed and will not be resumed. status.json and
+    every report state the number of completed epochs. In a finished run, only missing or damaged weights or
+    predictions are recreated. A case that has become unreadable is skipped and reported (failed.csv lists all
+    of them); the exit status is then 1, and the same command predicts it once it is repaired.
 
     Example: `threefold finish my-run`
     """

@@ -1,4 +1,4 @@
-"""`threefold import`: make cohorts of what people have."""
+"""`threefold import`: create cohorts from existing data."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
     from threefold.cohorts.cohort import Cohort
 
 importing = typer.Typer(
-    help="Make a cohort of a table, a Decathlon-style data.json, a DICOM series or a public data set; merge "
-    "cohorts. "
+    help="Create a cohort from a table, a Decathlon-style data.json, DICOM series or a public data set, or "
+    "merge cohorts. "
     "Example: `threefold import table scans.csv --meaning cohort.yaml --out my-cohort`",
     no_args_is_help=True,
 )
 
-Out = Annotated[Path, typer.Option(help="The new cohort's folder.")]
+Out = Annotated[Path, typer.Option(help="Folder for the new cohort.")]
 Reference = Annotated[
     bool,
     typer.Option(
         "--reference",
-        help="Refer to the files where they are instead of copying (needs --allow-outside later).",
+        help="Refer to the original files instead of copying them (later commands need --allow-outside).",
     ),
 ]
 OutsideSource = Annotated[
     bool,
-    typer.Option("--allow-outside", help="Take files outside the folder of the file that names them."),
+    typer.Option("--allow-outside", help="Accept files outside the folder of the table."),
 ]
 
 
@@ -49,21 +49,21 @@ class Uneven(StrEnum):
 @importing.command("table")
 def table(
     csv: Annotated[Path, typer.Argument(help="CSV with a header; its paths are relative to its folder.")],
-    meaning: Annotated[Path, typer.Option(help="A cohort.yaml that says what the columns mean.")],
+    meaning: Annotated[Path, typer.Option(help="A cohort.yaml that describes the columns.")],
     out: Out,
     column: Annotated[
-        list[str] | None, typer.Option(help="COLUMN=NAME: the table's own name of a column; repeatable.")
+        list[str] | None, typer.Option(help="COLUMN=NAME: the column's name in your table; repeatable.")
     ] = None,
     constant: Annotated[
-        list[str] | None, typer.Option(help="COLUMN=VALUE: the same for every case; repeatable.")
+        list[str] | None, typer.Option(help="COLUMN=VALUE: the same value for every case; repeatable.")
     ] = None,
     label: Annotated[
-        list[str] | None, typer.Option(help="VALUE=CLASS: the class that a value stands for; repeatable.")
+        list[str] | None, typer.Option(help="VALUE=CLASS: the class that a value means; repeatable.")
     ] = None,
     reference: Reference = False,
     allow_outside: OutsideSource = False,
 ) -> None:
-    """Make a cohort of a CSV and the files it names.
+    """Create a cohort from a CSV and the files it lists.
 
     Example: `threefold import table scans.csv --meaning cohort.yaml --out my-cohort --column image=file
     --constant site=north --label 1=haemorrhage --label 0=none`
@@ -95,19 +95,19 @@ def decathlon(
     out: Out,
     name: Annotated[
         list[str] | None,
-        typer.Option("--class", help="Name of diagnosis 0, then of 1, ...; needed where the file has none."),
+        typer.Option("--class", help="Name of diagnosis 0, then of 1, ...; required if the file has none."),
     ] = None,
     site: Annotated[
-        str | None, typer.Option(help="Of entries that name none. [default: the dataset's name]")
+        str | None, typer.Option(help="Site of entries without one. [default: the dataset's name]")
     ] = None,
     patient_per_image: Annotated[
-        bool, typer.Option("--patient-per-image", help="Entries have no patient_id: each image is another.")
+        bool, typer.Option("--patient-per-image", help="Treat each image without patient_id as one patient.")
     ] = False,
     reference: Reference = False,
     allow_outside: OutsideSource = False,
 ) -> None:
-    """Make a cohort of a dataset file with lists of image, mask, LP and label, as the published aortic-arch
-    implementation reads it.
+    """Create a cohort from a dataset file of the published aortic-arch implementation (lists of image, mask,
+    LP and label).
 
     Example: `threefold import decathlon data.json --out my-cohort --class CoA --class RAA --class DAA
     --patient-per-image`
@@ -132,15 +132,17 @@ def decathlon(
 def ct_ich(
     folder: Annotated[
         Path,
-        typer.Argument(help="Folder with ct_scans, masks and the diagnoses; or slices.csv and pictures."),
+        typer.Argument(
+            help="Folder with ct_scans, masks and the diagnoses, or with slices.csv and pictures."
+        ),
     ],
     out: Out,
     site: Annotated[str, typer.Option(help="Name of the hospital.")] = "ct-ich",
     reference: Reference = False,
 ) -> None:
-    """Make a cohort of CT-ICH: its scans as PhysioNet publishes them, or pictures in a brain window.
+    """Create a cohort from CT-ICH: the scans published on PhysioNet, or pictures in a brain window.
 
-    Pictures are taken back to HU and written anew, so that --reference is refused.
+    Pictures are converted back to HU and rewritten, so --reference is refused for them.
 
     Example: `threefold import ct-ich ct-ich-1.3.1 --out ct-ich-cohort`
     """
@@ -155,10 +157,12 @@ def ct_ich(
 def bhsd(
     folder: Annotated[Path, typer.Argument(help="Folder with label_192 (and unlabel_2000).")],
     out: Out,
-    slices: Annotated[bool, typer.Option("--slices", help="A case is a slice, not a volume.")] = False,
+    slices: Annotated[
+        bool, typer.Option("--slices", help="Make each slice a case, not each volume.")
+    ] = False,
     reference: Reference = False,
 ) -> None:
-    """Make a cohort of BHSD: head-CT volumes in which five kinds of haemorrhage are drawn.
+    """Create a cohort from BHSD: head-CT volumes with five kinds of segmented haemorrhage.
 
     Example: `threefold import bhsd BHSD --out bhsd-cohort`
     """
@@ -175,10 +179,10 @@ def bhsd(
 def cq500(
     folder: Annotated[Path, typer.Argument(help="Folder with reads.csv and the scans.")],
     out: Out,
-    thin: Annotated[bool, typer.Option("--thin", help="Take the series of thin slices.")] = False,
+    thin: Annotated[bool, typer.Option("--thin", help="Use the thin-slice series.")] = False,
     reference: Reference = False,
 ) -> None:
-    """Make a cohort of CQ500: head-CT scans read by three radiologists.
+    """Create a cohort from CQ500: head-CT scans read by three radiologists.
 
     Example: `threefold import cq500 cq500 --out cq500-cohort --reference`
     """
@@ -193,12 +197,10 @@ def cq500(
 def rsna(
     folder: Annotated[Path, typer.Argument(help="Folder with stage_2_train.csv and stage_2_train.")],
     out: Out,
-    patients: Annotated[
-        int | None, typer.Option(min=1, help="Take so many patients; all by default.")
-    ] = None,
+    patients: Annotated[int | None, typer.Option(min=1, help="Number of patients. [default: all]")] = None,
     reference: Reference = False,
 ) -> None:
-    """Make a cohort of the RSNA 2019 haemorrhage challenge: slices with labels, grouped by patient.
+    """Create a cohort from the RSNA 2019 haemorrhage challenge: slices with labels, grouped by patient.
 
     Example: `threefold import rsna rsna-2019 --out rsna-cohort --patients 500 --reference`
     """
@@ -214,10 +216,10 @@ def waterbirds(
     folder: Annotated[Path, typer.Argument(help="Folder with metadata.csv and the photographs.")],
     out: Out,
     segmentations: Annotated[
-        Path | None, typer.Option(help="Folder with the segmentations of CUB-200-2011: masks of the birds.")
+        Path | None, typer.Option(help="Folder with the segmentations of CUB-200-2011, used as masks.")
     ] = None,
 ) -> None:
-    """Make a cohort of Waterbirds: birds before land and water, in grey, with the published split.
+    """Create a cohort from Waterbirds: birds on land and water, in grey, with the published split.
 
     Example: `threefold import waterbirds waterbird_complete95_forest2water2 --out waterbirds`
     """
@@ -234,16 +236,16 @@ def dicom(
     out: Out,
     site: Annotated[str, typer.Option(help="Name of the hospital.")],
     patient: Annotated[str, typer.Option(help="Pseudonym of the patient.")],
-    meaning: Annotated[Path, typer.Option(help="A cohort.yaml that says what the columns will mean.")],
+    meaning: Annotated[Path, typer.Option(help="A cohort.yaml that describes the new cohort.")],
     label: Annotated[str | None, typer.Option(help="Class of every case.")] = None,
     uneven: Annotated[
         Uneven,
-        typer.Option(help="Uneven or tilted slices: refuse, resample onto an even grid, keep as scanned."),
+        typer.Option(help="Uneven or tilted slices: refuse, resample to an even grid, or keep as scanned."),
     ] = Uneven.REFUSE,
 ) -> None:
-    """Make a cohort of a patient's DICOM series: slices, or a volume a series (`dimensions` in cohort.yaml).
+    """Create a cohort from a patient's DICOM series: slices, or one volume per series (`dimensions`).
 
-    Series that can't be read as a whole, also for one damaged file, are left out and named: exit status 1.
+    A series with an unreadable file is skipped as a whole and reported; the exit status is then 1.
 
     Example: `threefold import dicom scan/ --meaning cohort.yaml --site north --patient p1 --out my-cohort`
     """
@@ -278,7 +280,7 @@ def merge(
     reference: Reference = False,
     allow_outside: AllowOutside = False,
 ) -> None:
-    """Join cohorts, for example one per hospital; sites keep their names.
+    """Merge cohorts, for example one per hospital; sites keep their names.
 
     Example: `threefold import merge north south --out both`
     """
@@ -302,12 +304,12 @@ def _pairs(values: Sequence[str] | None, option: str) -> dict[str, str]:
 
 
 def _say(cohort: Cohort) -> None:
-    """Say what was made, and what could not be: then the exit status is 1."""
+    """Report the new cohort and its failed cases; with failures, the exit status is 1."""
     patients = len({case.patient_id for case in cohort.cases})
     typer.echo(f"{cohort.folder}: {len(cohort.cases)} cases of {patients} patients")
     provenance = read_json(cohort.folder / "provenance.json", CohortError, "Import the cohort again.")
     left_out = provenance.get("left out", ())
     if left_out:
-        typer.echo(f"Left out: {len(left_out)}; provenance.json says which and why.")
+        typer.echo(f"Skipped: {len(left_out)}; provenance.json lists them with reasons.")
     typer.echo(f"Next: threefold check {cohort.folder}")
     end_with_failures(cohort.folder)

@@ -1,4 +1,4 @@
-"""`threefold phantom`: synthetic cohorts with known truth."""
+"""`threefold phantom`: synthetic cohorts with known ground truth."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from threefold.cohorts.cohort import Cohort
 
 phantom = typer.Typer(
-    help="Make a synthetic cohort with known truth. Example: `threefold phantom head-ct my-phantom`",
+    help="Create a synthetic cohort with known ground truth. Example: `threefold phantom head-ct my-phantom`",
     no_args_is_help=True,
 )
 
@@ -39,19 +39,19 @@ class ExternalShortcut(StrEnum):
 
 @phantom.callback()
 def _group() -> None:
-    """Make a synthetic cohort with known truth.
+    """Create a synthetic cohort with known ground truth.
 
     Example: `threefold phantom head-ct my-phantom`
     """
 
 
-Out = Annotated[Path, typer.Argument(help="The cohort's folder: new, or empty.")]
+Out = Annotated[Path, typer.Argument(help="The cohort's folder, new or empty.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Any key of the specification, for example noise=0.5."),
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the phantom, for example noise=0.5."),
 ]
 PresetName = Annotated[
-    Preset, typer.Option(help="study: the studies' protocol. demo: small and easy, learned in minutes.")
+    Preset, typer.Option(help="study: as in the studies. demo: small and easy, learned in minutes.")
 ]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")]
@@ -64,22 +64,25 @@ def head_ct(
     preset: PresetName = Preset.STUDY,
     seed: Seed = 0,
     patients_per_site: Annotated[
-        int | None, typer.Option("--patients-per-site", "--patients", help="At each of sites 1 to 4.")
+        int | None,
+        typer.Option("--patients-per-site", "--patients", help="Patients at each of sites 1 to 4."),
     ] = None,
-    external_patients_per_site: Annotated[int | None, typer.Option(help="At each of sites 5 to 11.")] = None,
+    external_patients_per_site: Annotated[
+        int | None, typer.Option(help="Patients at each of sites 5 to 11.")
+    ] = None,
     slices: Annotated[
-        tuple[int, int] | None, typer.Option(help="Fewest and most slices of a patient.", metavar="MIN MAX")
+        tuple[int, int] | None, typer.Option(help="Range of slices per patient.", metavar="MIN MAX")
     ] = None,
     shortcut: Annotated[
         float | None,
         typer.Option(help="Strength 0..1 of the planted shortcut at sites 1 to 4."),
     ] = None,
     external_shortcut: Annotated[
-        ExternalShortcut | None, typer.Option(help="The shortcut's feature at sites 5 to 11.")
+        ExternalShortcut | None, typer.Option(help="The shortcut at sites 5 to 11.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make head-CT slices of hematomas with and without hypodensities, from eleven scanners.
+    """Create head-CT slices of hematomas with and without hypodensities, from eleven scanners.
 
     Example: `threefold phantom head-ct cohort --shortcut 0.9 --external-shortcut reversed --seed 1`
     """
@@ -106,7 +109,7 @@ def fetal_heart(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make fetal heart volumes with coarctation, right or double aortic arch, with atlases and known truth.
+    """Create fetal heart volumes with coarctation, right or double aortic arch, with atlases and labels.
 
     Example: `threefold phantom fetal-heart cohort --preset demo --seed 1`
     """
@@ -122,11 +125,11 @@ def object_background(
     preset: PresetName = Preset.STUDY,
     seed: Seed = 0,
     shortcut: Annotated[
-        float | None, typer.Option(help="Strength 0..1 with which the background goes with the object.")
+        float | None, typer.Option(help="Strength 0..1 of the association of background and object.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make pictures of objects before backgrounds that go with them in training and not elsewhere.
+    """Create pictures of objects on backgrounds that are associated with them only in training.
 
     Example: `threefold phantom object-background cohort --shortcut 0.9 external_shortcut=random`
     """
@@ -137,14 +140,14 @@ def object_background(
 
 @phantom.command("own")
 def own(
-    name: Annotated[str, typer.Argument(help="MODULE:NAME of a Phantom, or a name that a package gives.")],
+    name: Annotated[str, typer.Argument(help="MODULE:NAME of a Phantom, or a name registered by a package.")],
     out: Out,
     settings: Settings = None,
     preset: Annotated[str, typer.Option(help="A preset of the phantom.")] = "study",
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Make a cohort of a phantom of your own: a module in the working folder or an installed package.
+    """Create a cohort from your own phantom, in a module of the working directory or an installed package.
 
     Example: `threefold phantom own my_phantoms:KNEE cohort --preset demo size=64`
     """
@@ -163,9 +166,9 @@ def _make(
     what: str,
     as_json: bool,
 ) -> bool:
-    """Make a phantom's cohort and say what was made; return whether in words.
+    """Create a phantom's cohort and report it; return False if the report is JSON.
 
-    An option that was not given is None.
+    Options that were not given are None.
     """
     changes = _changes(settings or []) | {key: value for key, value in options.items() if value is not None}
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def plan(
     recipe: Annotated[str, typer.Argument(help="A recipe's name (`threefold recipes`), or a YAML file.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Changes: key.path=value, for example training.epochs=3.")
+        list[str] | None, typer.Argument(help="Overrides: key.path=value, for example training.epochs=3.")
     ] = None,
     *,
     cohort: Annotated[Path, typer.Option(help="The cohort's folder.")],
@@ -28,7 +28,7 @@ def plan(
 ) -> None:
     """Show what a training would do: parts by site and target, stages, network, memory, time per epoch.
 
-    Nothing is written. What training would refuse is refused here.
+    Writes nothing. Reports the errors with which training would stop.
 
     Example: `threefold plan hematoma/demo --cohort my-cohort`
     """
@@ -69,7 +69,7 @@ def plan(
         )
         typer.echo(
             f"  {stage['epochs']} epochs of {stage['steps']} steps, about {stage['seconds_per_epoch']:.2g} s "
-            "each on this machine as it is now"
+            "each on this machine at its current load"
         )
     typer.echo(f"Next: threefold train {recipe} --cohort {cohort} --out RUN")
 
@@ -105,7 +105,7 @@ def _described(made: Plan) -> dict[str, Any]:
 
 
 def _counts(made: Plan, part: str) -> dict[str, int]:
-    """Return the cases and patients of a part, by site, and those for which each target is known."""
+    """Return the numbers of cases and patients of a part, of cases by site, and of cases with each target."""
     cases = made.cases(part)
     sites = Counter(case.site for case in cases)
     targets = {name: sum(name in case.targets for case in cases) for name in made.cohort.spec.all_targets}

@@ -1,4 +1,4 @@
-"""`threefold plugins`: what can be asked for by name, and what could not be loaded."""
+"""`threefold plugins`: the components available by name, and those that failed to load."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def plugins(
         typer.Option("--json", help="Print a JSON list of group, name, place, source and problem."),
     ] = False,
 ) -> None:
-    """List the networks, tasks and phantoms that have a short name, the program's own and those of installed
-    packages: where each is, where it comes from, and why it could not be loaded.
+    """List the networks, tasks and phantoms that have a short name, built in or from installed packages, with
+    their location and source, and the error if they failed to load.
 
-    Your own are taken without being listed: `network.kind` and `kind` of a task may be MODULE:NAME.
+    Your own need no short name: `network.kind` and `kind` of a task accept MODULE:NAME.
 
     Example: `threefold plugins`
     """

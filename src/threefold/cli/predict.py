@@ -1,4 +1,4 @@
-"""`threefold predict`: probabilities and masks of images, from a run."""
+"""`threefold predict`: probabilities and masks of new images, from a run."""
 
 from __future__ import annotations
 
@@ -28,46 +28,44 @@ class UnevenSeries(StrEnum):
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="The run's folder, as `threefold train` left it.")],
+    run: Annotated[Path, typer.Argument(help="The run folder of `threefold train`.")],
     images: Annotated[
         list[Path],
-        typer.Argument(help="Images, folders of images, DICOM series (a folder each) or cohorts."),
+        typer.Argument(help="Images, folders of images, DICOM series (one folder each) or cohorts."),
     ],
     out: Annotated[
-        Path, typer.Option(help="Folder for predictions.csv and masks: a new one, or one to go on with.")
+        Path, typer.Option(help="Folder for predictions.csv and masks: a new one, or one to resume.")
     ],
     device: Device = "cpu",
     batch_size: BatchSize = 16,
     uneven: Annotated[
         UnevenSeries,
-        typer.Option(
-            help="DICOM series that are unevenly spaced or tilted: refuse, or resample and note it."
-        ),
+        typer.Option(help="Unevenly spaced or tilted DICOM series: refuse, or resample with a note."),
     ] = UnevenSeries.REFUSE,
     allow_outside: AllowOutside = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print predictions and failures as JSON on standard output.")
     ] = False,
 ) -> None:
-    """Predict images in one pass; no labels are needed.
+    """Predict new images; no labels are needed.
 
-    predictions.csv gets a row a case: the probability of each class, the decision by the run's threshold, the
-    run's version and the mask's file. Masks lie on each image's own grid (NIfTI, or PNG for a picture). A 2D
-    network predicts each slice of a volume (NAME#k), and the volume's mask is one file.
+    predictions.csv has one row per case: the probability of each class, the decision at the run's threshold,
+    the run's version and the file of the mask. Masks are on each image's own grid (NIfTI, or PNG for a
+    picture). A 2D network predicts each slice of a volume (NAME#k), and writes one mask file per volume.
 
-    Each image is held against what the run was trained on (modality, unit, intensities, spacing, size). What
-    is proven to be something else is refused; what can't be proven, and a mask that contradicts the decision,
-    is in the column `notes`.
+    Each image is compared with the training data (modality, unit, intensities, spacing, size). An image that
+    provably differs is refused; unverified properties, and a mask that contradicts the decision, are recorded
+    in the column `notes`.
 
-    With data.preprocessing.spacing an image larger than the network's grid is predicted whole: in one pass
-    where its memory, estimated before, is free, else in overlapping windows; the column `notes` says which.
+    With data.preprocessing.spacing, an image larger than the network's grid is predicted in one pass if the
+    estimated memory is free, else in overlapping windows; the column `notes` says which.
 
-    An image that can't be predicted is reported, is listed in failed.csv, and the others are done. An
-    interrupted prediction keeps the rows and masks of what was done, and the same command goes on with the
-    rest; inputs that were changed, and those that failed, are done anew.
+    An image that cannot be predicted is reported and listed in failed.csv, and the others continue. An
+    interrupted prediction keeps its finished rows and masks; the same command resumes it and repeats changed
+    and failed inputs.
 
-    Exit status: 0 all inputs are predicted; 1 some failed, or nothing could be done; 2 the command is wrong;
-    130, 143 or 129 interrupted by Ctrl-C, SIGTERM or SIGHUP.
+    Exit status: 0 all inputs predicted; 1 some failed, or none could be predicted; 2 usage error; 130, 143 or
+    129 interrupted by Ctrl-C, SIGTERM or SIGHUP.
 
     Example: `threefold predict my-run scans/ patient7.nii.gz --out my-predictions`
     """
@@ -82,7 +80,7 @@ def predict(
     folder = predictor.folder(out, listing, batch_size=batch_size, uneven=uneven.value)
     for note in (*predictor.notes, *(f"passed over: {line}" for line in listing.passed.lines())):
         print(f"note: {note}", file=sys.stderr, flush=True)
-    said = f"interrupted. What was done is in {out}; the same command goes on where it was."
+    said = f"interrupted. Finished predictions are in {out}; repeat the command to resume."
     with interruptible(said), progress_of("Predicting") as progress:
         notes = _Notes(predictor.notes)
         for prediction in predictor.predict(

@@ -1,4 +1,4 @@
-"""`threefold probe`: what a run relies on, what its features tell, and how honest its probabilities are."""
+"""`threefold probe`: shortcut use, linear probes of the features, and calibration of a run."""
 
 from __future__ import annotations
 
@@ -12,28 +12,27 @@ from threefold.cli.progress import end_with_left_out, progress_of
 
 
 def probe(
-    run: Annotated[Path, typer.Argument(help="The run's folder, as `threefold train` left it.")],
+    run: Annotated[Path, typer.Argument(help="The run folder of `threefold train`.")],
     shortcut: Annotated[
         str | None,
         typer.Option(
-            help="A column of the cohort's table that the network might decide by (default: shortcut, where "
-            "there is one)."
+            help="A column of the table that the network might use. [default: shortcut, if it exists]"
         ),
     ] = None,
     cohort: Annotated[
-        Path | None, typer.Option(help="The cohort that the run was trained on, where it was moved.")
+        Path | None, typer.Option(help="Folder of the training cohort, if it was moved.")
     ] = None,
     device: Device = "cpu",
     batch_size: BatchSize = 16,
     allow_outside: AllowOutside = False,
 ) -> None:
-    """Ask whether a run uses a shortcut, what its features tell, and what a temperature would change.
+    """Test a run for shortcut use, probe its features, and measure its calibration.
 
-    RUN/tables gets shortcut (the diagnosis by the column's values, the worst group, cases in which the column
-    agrees with the label and cases in which it does not), probes (what a linear classifier on the frozen
-    features tells of label, column and site), and calibration_temperature (calibration by site before and
-    after a temperature fitted on the validation part), each as Markdown and CSV. Those about another column
-    than `shortcut` are shortcut-COLUMN and probes-COLUMN.
+    Writes to RUN/tables, as Markdown and CSV: shortcut (performance by value of the column, the worst group,
+    cases in which the column agrees with the label and cases in which it does not), probes (linear
+    classification of label, column and site from the frozen features), and calibration_temperature
+    (calibration by site before and after temperature scaling on the validation part). For a column other than
+    `shortcut`, the tables are named shortcut-COLUMN and probes-COLUMN.
 
     Example: `threefold probe my-run --shortcut scanner`
     """

@@ -1,4 +1,4 @@
-"""What a verb that goes through many cases says."""
+"""Progress, interruption and failure messages of commands that process many cases."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from threefold.training.progress import TrainingProgress
 
 Progress = Callable[[int, int], None]
-"""Called with the number of cases that are done and the number of all."""
+"""Called with the number of finished cases and the total."""
 
 _FEW = 20
 
@@ -41,9 +41,9 @@ def progress_of(what: str) -> Iterator[Progress]:
 @contextmanager
 def resumable(
     progress: TrainingProgress,
-    said: str | Callable[[], str] = "interrupted. The same command goes on where it was.",
+    said: str | Callable[[], str] = "interrupted. Repeat the command to resume.",
 ) -> Iterator[None]:
-    """Give the terminal back at the end; an interruption is answered in words and by the exit status."""
+    """Restore the terminal at the end; report an interruption in words and by the exit status."""
     with interruptible(said):
         try:
             yield
@@ -53,12 +53,12 @@ def resumable(
 
 @contextmanager
 def interruptible(
-    said: str | Callable[[], str] = "interrupted. The same command goes on where it was.",
+    said: str | Callable[[], str] = "interrupted. Repeat the command to resume.",
 ) -> Iterator[None]:
-    """Answer a signal in words and by the exit status: 130 of Ctrl-C, 143 of SIGTERM, 129 of SIGHUP.
+    """Report a signal in words and by the exit status: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
 
     Args:
-        said: the words; or what finds them once it is known how far the work came.
+        said: the message, or a function that returns it after the interruption.
     """
     import typer
 
@@ -71,7 +71,7 @@ def interruptible(
 
 
 def end_with_failures(folder: Path) -> None:
-    """Name the cases that could not be brought into a new cohort, and end with exit status 1; else nothing.
+    """Report the cases that could not be added to a new cohort and exit with status 1; without any, return.
 
     Args:
         folder: of the cohort, with its provenance.json.
@@ -82,16 +82,16 @@ def end_with_failures(folder: Path) -> None:
 
     failed = json.loads((folder / "provenance.json").read_text("utf-8")).get("failed", {})
     if failed:
-        typer.echo(f"To try again what failed, remove {folder} and repeat the command.", err=True)
+        typer.echo(f"To retry the failed cases, remove {folder} and repeat the command.", err=True)
     end_with_left_out(failed, "provenance.json")
 
 
 def end_with_left_out(failed: Mapping[str, str], where: str | None = None) -> None:
-    """Name the cases that could not be used, and end with exit status 1; nothing where there are none.
+    """Report the cases that could not be used and exit with status 1; without any, return.
 
     Args:
-        failed: why, by case id.
-        where: the file that names them all, if there is one.
+        failed: the reason by case id.
+        where: the file that lists all of them, if there is one.
     """
     import typer
 
@@ -100,8 +100,8 @@ def end_with_left_out(failed: Mapping[str, str], where: str | None = None) -> No
     for line in listed(failed):
         typer.echo(line, err=True)
     if failed:
-        named = "" if where is None else f"; {where} says which"
-        typer.echo(f"{count(len(failed), 'case')} could not be used, and left out{named}.", err=True)
+        named = "" if where is None else f"; {where} lists them"
+        typer.echo(f"Skipped {count(len(failed), 'case')} that could not be used{named}.", err=True)
         raise typer.Exit(1)
 
 

@@ -1,4 +1,4 @@
-"""`threefold propagate`: structures for every case, from atlases."""
+"""`threefold propagate`: transfer of atlas labels to every case."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ def propagate(
     cohort: Annotated[
         Path, typer.Argument(help="Folder with cohort.yaml (which declares atlases) and cases.csv.")
     ],
-    out: Annotated[Path, typer.Option(help="The new cohort's folder.")],
+    out: Annotated[Path, typer.Option(help="Folder for the new cohort.")],
     settings: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]...",
-            help="Any key of the propagation, for example epochs=30 or mask_weight=0.1.",
+            help="Settings of the propagation, for example epochs=30 or mask_weight=0.1.",
         ),
     ] = None,
     atlases: Annotated[
         str | None,
-        typer.Option(help="NAME,...: the atlases to use; all that cohort.yaml declares by default."),
+        typer.Option(help="NAME,...: the atlases to use. [default: all in cohort.yaml]"),
     ] = None,
     reference: Annotated[
         bool,
         typer.Option(
             "--reference",
-            help="Refer to the files where they are instead of copying (needs --allow-outside later).",
+            help="Refer to the original files instead of copying them (later commands need --allow-outside).",
         ),
     ] = False,
     allow_outside: AllowOutside = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> None:
-    """Register atlases to every case and make a new cohort with their labels as structures.
+    """Register atlases to every case and create a new cohort with their labels as structures.
 
-    The same command goes on where it was stopped, and after a change of the cohort does again only what the
-    change bears on. A case that can't be used is left out and named, and the exit status is then 1.
+    The same command resumes an interrupted propagation, and after a change of the cohort repeats only the
+    affected steps. A case that cannot be used is skipped and reported; the exit status is then 1.
 
     Example: `threefold propagate my-cohort --out my-propagated-cohort --atlases CoA,RAA,DAA epochs=30`
     """
@@ -53,7 +53,7 @@ def propagate(
     from threefold.atlases.spec import load_propagation
     from threefold.cohorts.cohort import read_cohort
 
-    # Mistakes in the texts come back before anything heavy is imported.
+    # Report errors in the arguments before importing anything slow.
     spec = load_propagation({}, settings or [])
     names = None if atlases is None else [name.strip() for name in atlases.split(",")]
     cases = read_cohort(cohort, allow_outside=allow_outside)
@@ -84,15 +84,15 @@ def propagate(
             typer.echo(line)
     if left_out:
         typer.echo(
-            f"{count(len(left_out), 'case')} could not be used, and left out. Correct the files or the table "
-            "and repeat the command: what is the same is not done again.",
+            f"Skipped {count(len(left_out), 'case')} that could not be used. Correct the files or the table "
+            "and repeat the command: only the changed cases are done.",
             err=True,
         )
         raise typer.Exit(1)
 
 
 def _summary(cohort: Cohort, left_out: Mapping[str, str]) -> dict[str, Any]:
-    """Count states, and take the means of quality.csv over the registrations that did not fail."""
+    """Count the outcomes, and average quality.csv over the registrations that did not fail."""
     from threefold.atlases.outcome import QUALITY_NAME
     from threefold.errors import CohortError
     from threefold.validation import read_table
@@ -143,7 +143,7 @@ def _lines(summary: dict[str, Any]) -> list[str]:
         )
     if "dice" in means:
         lines.append(
-            f"Dice with the reference structures: {means['dice_unregistered']['mean']:.3f} as the files lie, "
+            f"Dice with the reference structures: {means['dice_unregistered']['mean']:.3f} unregistered, "
             f"{means['dice_affine']['mean']:.3f} affine, {means['dice']['mean']:.3f} registered "
             f"(mean of {count(means['dice']['n'], 'case')})"
         )

@@ -1,4 +1,4 @@
-"""`threefold recipes`: the experiments that the package ships."""
+"""`threefold recipes`: the shipped experiments."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def list_recipes(
         bool, typer.Option("--json", help="Print a JSON list of names and descriptions.")
     ] = False,
 ) -> None:
-    """List the recipes, a line each.
+    """List the recipes, one per line.
 
     Example: `threefold recipes list`
     """
@@ -40,7 +40,7 @@ def show_recipe(
     overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value ...")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of YAML.")] = False,
 ) -> None:
-    """Print an experiment with every default written out, ready to be saved and changed.
+    """Print an experiment with all defaults, as a starting point for your own.
 
     Example: `threefold recipes show hematoma/mtl-cls-seg-rec training.epochs=50`
     """

@@ -1,4 +1,4 @@
-"""`threefold report`: one file that shows a run or a study."""
+"""`threefold report`: a run or a study as one HTML file."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def report(
         Path | None, typer.Option(help="The file to write. [default: report.html in the folder]")
     ] = None,
 ) -> None:
-    """Write one HTML file with everything that a run or a study left.
+    """Write everything in a run or a study to one HTML file.
 
-    It opens without a network, on a phone too, and prints. Numbers and pictures are those that evaluate,
-    explain and study compare made; what is missing is said with the command that makes it.
+    The file opens offline on any device and can be printed. It shows the numbers and pictures of evaluate,
+    explain and study compare, and for missing ones the command that creates them.
 
     Example: `threefold report my-run --out my-run.html`
     """

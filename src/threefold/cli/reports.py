@@ -1,4 +1,4 @@
-"""Printing what a chain gave."""
+"""Printing the results of a chain."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def show_chain(report: ChainReport, *, as_json: bool) -> None:
-    """Print the stages side by side and where their files are; with `as_json` every number as JSON alone."""
+    """Print a comparison of the stages and the paths of their files; with `as_json` the numbers as JSON."""
     from threefold.reporting.results import plain_value
     from threefold.reporting.table import show
     from threefold.reporting.tables import comparison_tables, evaluation_json, gain_table
@@ -30,7 +30,7 @@ def show_chain(report: ChainReport, *, as_json: bool) -> None:
         show(table)
     if report.gains:
         show(gain_table(report.gains, report.spec))
-    typer.echo(f"side by side: tables in {report.tables}")
+    typer.echo(f"comparison: tables in {report.tables}")
     for stage, each in report.stages.items():
         typer.echo(f"{stage}: tables in {each.tables[0].parent}")
         if each.figures:

@@ -22,7 +22,7 @@ def schema(
         Subject, typer.Argument(help="experiment, cohort (cohort.yaml), or study.")
     ] = Subject.EXPERIMENT,
 ) -> None:
-    """Print a JSON schema; editors complete and check YAML files with it.
+    """Print a JSON schema, for completion and validation of YAML files in editors.
 
     Example: `threefold schema experiment > experiment.schema.json`
     """

@@ -1,4 +1,4 @@
-"""`threefold similarity`: how alike runs see the same cases, stage by stage."""
+"""`threefold similarity`: similarity of the features of runs, stage by stage."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ def similarity(
     ] = None,
     cohort: Annotated[
         Path | None,
-        typer.Option(
-            help="Show the networks all cases of this cohort (default: the test cases that the runs share)."
-        ),
+        typer.Option(help="Use all cases of this cohort (default: the test cases that the runs share)."),
     ] = None,
     device: Device = "cpu",
     batch_size: BatchSize = 16,
@@ -28,10 +26,10 @@ def similarity(
 ) -> None:
     """Print the linear CKA of each pair of runs, at each stage of the encoder that both have.
 
-    1: the stage tells the cases apart in the same way, up to rotation and scale. About 0: in unrelated ways.
-        The estimate is unbiased, so that few cases do not look alike by themselves.
+    1: the features are equal up to rotation and scale. About 0: they are unrelated. The estimate is unbiased,
+    so small samples do not appear similar by chance.
 
-    A case whose image can't be read counts for no run; it is named, and the exit status is then 1.
+    A case with an unreadable image is excluded for all runs and reported; the exit status is then 1.
 
     Example: `threefold similarity cls cls-seg cls-seg-rec --out similarity`
     """

@@ -1,4 +1,4 @@
-"""`threefold study`: many trainings compared on the same cases."""
+"""`threefold study`: train several experiments on the same cases and compare them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _group() -> None:
 
 @study.command("list")
 def list_studies() -> None:
-    """List the studies that the package ships.
+    """List the shipped studies.
 
     Example: `threefold study list`
     """
@@ -46,26 +46,26 @@ def run(
     name: Annotated[str, typer.Argument(help="A study's name (`threefold study list`) or a YAML file.")],
     out: Annotated[Path, typer.Option(help="The study's folder: cohorts, runs, tables.")],
     cohort: Annotated[
-        Path | None, typer.Option(help="Your own cohort, in place of the study's: all variants on it.")
+        Path | None, typer.Option(help="Your own cohort, to train all variants on instead of the study's.")
     ] = None,
     allow_outside: AllowOutside = False,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="Runs whose COHORT/VARIANT/split-K-seed-S matches (`*`, `?`); may be repeated."),
+        typer.Option(help="Only runs whose COHORT/VARIANT/split-K-seed-S matches (`*`, `?`); repeatable."),
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Runs at once; else one a GPU, or as many as the cores have threads for."),
+        typer.Option(min=1, help="Parallel runs. [default: one per GPU, or as many as the cores allow]"),
     ] = None,
     ray: Annotated[
         str | None,
-        typer.Option(help="Address of a Ray cluster to run on (auto, ray://HOST:PORT), or `local`."),
+        typer.Option(help="Run on a Ray cluster: its address (auto, ray://HOST:PORT), or `local`."),
     ] = None,
 ) -> None:
-    """Train every run of a study that has not finished yet, several at a time.
+    """Train all unfinished runs of a study, several in parallel.
 
-    The same command goes on where it was stopped. A run that fails is told and does not stop the others;
-    the exit status is then 1.
+    The same command resumes an interrupted study. A failed run is reported and does not stop the others; the
+    exit status is then 1.
 
     Example: `threefold study run hematoma-claims --out study --only 's0.0/*/split-0-seed-0'`
     """
@@ -88,7 +88,7 @@ def run(
         spec = pointed.study
         for claim, group in dict.fromkeys((claim.claim, claim.group) for claim in pointed.left_out):
             typer.echo(
-                f"left out, as {cohort} has no such groups or it is one cohort alone: {claim} ({group})",
+                f"dropped, because {cohort} is a single cohort or has no such group: {claim} ({group})",
                 err=True,
             )
     if not allow_outside:
@@ -106,7 +106,7 @@ def run(
     for outcome in (each for each in ended if each.message):
         typer.echo(f"{outcome.run}: {outcome.state}: {outcome.message}", err=True)
     now = f"{count(len(ended) - len(failed), 'run')} finished now, {len(failed)} did not"
-    typer.echo(f"{out}: {now if ended else 'every run asked for had finished before'}.")
+    typer.echo(f"{out}: {now if ended else 'all requested runs had finished before'}.")
     typer.echo(f"Next: threefold study compare {out}")
     if any(outcome.message for outcome in ended):
         raise typer.Exit(1)
@@ -117,7 +117,7 @@ def status(
     out: Annotated[Path, typer.Argument(help="The study's folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print each run as JSON.")] = False,
 ) -> None:
-    """Say how far each run of a study is.
+    """Show the progress of each run of a study.
 
     Example: `threefold study status study`
     """
@@ -137,9 +137,9 @@ def compare(
     out: Annotated[Path, typer.Argument(help="The study's folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows of the tables as JSON.")] = False,
 ) -> None:
-    """Compare the finished runs of a study: each claim's effect, interval, p and verdict.
+    """Compare the finished runs of a study: effect, interval, p and verdict of each claim.
 
-    Networks are not asked again: all comes from the tables that the runs left.
+    Uses the tables of the runs; no network is run.
 
     Example: `threefold study compare study`
     """
@@ -171,13 +171,13 @@ def compare(
     if comparison.missing:
         typer.echo(
             f"{count(len(comparison.missing), 'run')} not finished, for example {comparison.missing[0]}: "
-            "what is above is of the others."
+            "the results above are from the others."
         )
-    further = f" ({', '.join(table.title for table in tables[2:])} as well)" if tables[2:] else ""
+    further = f" (also: {', '.join(table.title for table in tables[2:])})" if tables[2:] else ""
     typer.echo(f"Tables: {folder.tables}{further}")
     if comparison.claims:
         typer.echo(f"Figure: {folder.figures / 'claims.png'}")
-    typer.echo(f"All of it as one file: threefold report {out}")
+    typer.echo(f"Report: threefold report {out}")
 
 
 @study.command()
@@ -185,11 +185,11 @@ def pack(
     folder: Annotated[Path, typer.Argument(metavar="STUDY", help="The study's folder.")],
     out: Annotated[Path, typer.Option(help="The new file, .tar.xz.")],
 ) -> None:
-    """Write what a study's comparison rests on into one file, to be shared.
+    """Write the data of a study's comparison to one file for sharing.
 
-    It holds the tables of the finished runs, ids of cases and patients among them, and no image, mask or
-    weights. Unpacked (`tar xf`) it is a study folder: `compare` says the same of it, and `run` goes on with
-    what had not finished.
+    The file contains the tables of the finished runs, including case and patient ids, but no images, masks or
+    weights. Unpacked (`tar xf`), it is a study folder: `compare` gives the same results, and `run` trains the
+    unfinished runs.
 
     Example: `threefold study pack study --out study.tar.xz`
     """
@@ -199,4 +199,4 @@ def pack(
     packed = pack_study(StudyFolder(folder), out)
     total = len(packed.runs) + len(packed.missing)
     typer.echo(f"{out}: {len(packed.runs)} of {count(total, 'run')}, {packed.bytes / 2**20:.1f} MiB")
-    typer.echo("Ids of cases and patients are in it; images, masks and weights are not.")
+    typer.echo("It contains case and patient ids, but no images, masks or weights.")

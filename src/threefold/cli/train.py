@@ -1,4 +1,4 @@
-"""`threefold train`: from an experiment and a cohort to a run folder."""
+"""`threefold train`: train an experiment on a cohort."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from threefold.experiments import load_experiment
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe's name (`threefold recipes list`) or a YAML file.")],
     cohort: Annotated[Path, typer.Option(help="Folder with cohort.yaml and cases.csv.")],
-    out: Annotated[Path, typer.Option(help="The run folder to make.")],
+    out: Annotated[Path, typer.Option(help="The run folder to create.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Changes of the experiment: key.path=value ...")
+        list[str] | None, typer.Argument(help="Overrides of the experiment: key.path=value ...")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out; start it where there is none.")
+        bool, typer.Option("--resume", help="Resume the run in --out, or start it if there is none.")
     ] = False,
     init_from: Annotated[
         Path | None,
@@ -35,20 +35,19 @@ def train(
     ] = None,
     devices: Annotated[
         int | None,
-        typer.Option(help="Processes to train with: GPUs, else CPU processes. As training.devices=N.", min=1),
+        typer.Option(help="Number of GPUs, or CPU processes. Same as training.devices=N.", min=1),
     ] = None,
     allow_outside: AllowOutside = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the run's status as JSON on standard output at the end.")
     ] = False,
 ) -> None:
-    """Train a recipe on a cohort; the run folder holds everything that it leaves.
+    """Train a recipe on a cohort and write all outputs to the run folder.
 
-    The exit status is 0 where the run is finished, 1 where data or training failed, 2 where the command or
-    the experiment is wrong, and 130, 143 or 129 where Ctrl-C, SIGTERM or SIGHUP stopped it: what was trained
-    is kept, and `threefold finish RUN` makes a run of it. A test case that can't be read any more at the end
-    is left out and named (failed.csv has all of them), with exit status 1; `threefold finish RUN` predicts it
-    once it is mended.
+    Exit status: 0 finished; 1 data or training failed; 2 the command or the experiment is wrong; 130, 143 or
+    129 stopped by Ctrl-C, SIGTERM or SIGHUP. After a stop, use --resume, or `threefold finish RUN` to use the
+    best epoch so far. A test case that has become unreadable is skipped and reported (failed.csv lists all of
+    them), with exit status 1; `threefold finish RUN` predicts it once it is repaired.
 
     Example: `threefold train hematoma/mtl-cls-seg-rec --cohort my-cohort --out my-run training.epochs=50`
     """
@@ -57,7 +56,7 @@ def train(
         changes.append(f"training.devices={devices}")
     if init_from is not None:
         changes += ["before=null", f"initial_weights.path={init_from.resolve()}"]
-    # Mistakes in the texts come back before anything heavy is imported.
+    # Report errors in the arguments before importing anything slow.
     experiment = load_experiment(recipe, changes)
     cases = read_cohort(cohort, allow_outside=allow_outside)
 
@@ -82,12 +81,12 @@ def train(
 
 
 def _interrupted(out: Path) -> str:
-    """Say how to go on with a training that was stopped, and from where."""
+    """Return how to resume an interrupted training, and from where."""
     from threefold.run import RunFolder
     from threefold.training.plan import pretraining_folder
 
     run = RunFolder(out)
     again = f"the same command with --resume (run: {out})."
     if any(each.last_checkpoint.is_file() for each in (run, pretraining_folder(run))):
-        return f"interrupted. Go on from the last whole epoch: {again}"
-    return f"interrupted before the first epoch was whole; nothing is trained yet. Start again: {again}"
+        return f"interrupted. To resume from the last complete epoch: {again}"
+    return f"interrupted before the first epoch was complete. To start again: {again}"

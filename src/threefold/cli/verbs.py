@@ -1,4 +1,4 @@
-"""The verbs by name, found and described without importing them."""
+"""The commands by name, described without importing them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from threefold.cli.progress import interruptible
 
 @dataclass(frozen=True)
 class Verb:
-    """Where a verb is, and what it does in a line.
+    """Location and one-line description of a command.
 
     Attributes:
-        place: module within `threefold.cli`, and the function or the Typer of several in it.
-        help: for the list of all verbs.
+        place: module within `threefold.cli`, and the function or Typer group in it.
+        help: for the list of commands.
     """
 
     place: str
@@ -39,24 +39,24 @@ class Verb:
 
 GROUPS: Mapping[str, Mapping[str, Verb]] = {
     "Data": {
-        "import": Verb("importing:importing", "Make a cohort of a table, DICOM series or a public data set."),
-        "check": Verb("check:check", "Find what training would refuse, and what would mislead."),
-        "phantom": Verb("phantom:phantom", "Make a synthetic cohort with known truth."),
+        "import": Verb("importing:importing", "Create a cohort from a table, DICOM or a public data set."),
+        "check": Verb("check:check", "Check a cohort for errors, leaks and shortcuts."),
+        "phantom": Verb("phantom:phantom", "Create a synthetic cohort with known ground truth."),
         "export": Verb("exporting:exporting", "Write a cohort for another program."),
     },
     "Train": {
         "demo": Verb("demo:demo", "Phantom, training, evaluation and figures in one command."),
         "recipes": Verb("recipes:recipes", "List the recipes, or show one."),
-        "plugins": Verb("plugins:plugins", "List networks and tasks by name, and where they come from."),
+        "plugins": Verb("plugins:plugins", "List the available networks, tasks and phantoms."),
         "plan": Verb("plan:plan", "Show what a training would do, or why it would be refused."),
         "train": Verb("train:train", "Train a recipe on a cohort."),
-        "finish": Verb("finish:finish", "Use the best epoch so far of a stopped training."),
+        "finish": Verb("finish:finish", "Finish an interrupted training with its best epoch so far."),
     },
-    "Ask a run": {
-        "evaluate": Verb("evaluate:evaluate", "Metrics by hospital, with intervals."),
+    "Use a run": {
+        "evaluate": Verb("evaluate:evaluate", "Compute metrics by hospital, with intervals."),
         "predict": Verb("predict:predict", "Predict new images; no labels are needed."),
         "explain": Verb("explain:explain", "Compare the network's attention with the lesion."),
-        "probe": Verb("probe:probe", "Test for shortcuts, and what the features tell."),
+        "probe": Verb("probe:probe", "Test for shortcuts, and probe the features."),
         "similarity": Verb("similarity:similarity", "Compare the features of runs (linear CKA)."),
         "report": Verb("report:report", "Write a run or a study as one HTML file."),
     },
@@ -65,9 +65,7 @@ GROUPS: Mapping[str, Mapping[str, Verb]] = {
         "schema": Verb("schema:schema", "Print a JSON schema, for editors of YAML files."),
     },
     "Atlases": {
-        "propagate": Verb(
-            "propagate:propagate", "Register atlases to every case to carry their labels over."
-        ),
+        "propagate": Verb("propagate:propagate", "Register atlases to every case and transfer their labels."),
         "degrade": Verb("degrade:degrade", "Displace the structures of a cohort by smooth random fields."),
         "chain": Verb("chain:chain", "Propagate, then train segmenter, classifier and both."),
     },
@@ -76,7 +74,7 @@ _VERBS = {name: verb for verbs in GROUPS.values() for name, verb in verbs.items(
 
 
 class _Commands(Mapping[str, Any]):
-    """The verbs as commands, each imported when it is asked for."""
+    """The commands, each imported when it is used."""
 
     def __getitem__(self, name: str) -> Any:
         command = _VERBS[name].load()
@@ -91,29 +89,29 @@ class _Commands(Mapping[str, Any]):
 
 
 class Verbs(TyperGroup):
-    """All verbs: each may be stopped by Ctrl-C, SIGTERM or SIGHUP, says so, and exits with its code."""
+    """All commands. Each reports Ctrl-C, SIGTERM and SIGHUP and exits with the corresponding code."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.commands = _Commands()  # type: ignore[assignment]  # nothing is added to them
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Return the names of the verbs."""
+        """Return the names of the commands."""
         return [*_VERBS]
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write usage, options and verbs as text: panels would import twice as much."""
+        """Write usage, options and commands as plain text: panels would import twice as much."""
         self.format_usage(ctx, formatter)
         self.format_help_text(ctx, formatter)
         self.format_options(ctx, formatter)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write the verbs in groups."""
+        """Write the commands in groups."""
         for title, verbs in GROUPS.items():
             with formatter.section(title):
                 formatter.write_dl([(name, verb.help) for name, verb in verbs.items()])
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a verb."""
+        """Run a command."""
         with interruptible("interrupted."):
             return super().invoke(ctx)

@@ -69,7 +69,7 @@ class Journal:
             os.truncate(self.path, self._end)
             raise RunError(
                 f"{self.path}: could not be written ({error.strerror or error}). What was done is kept. "
-                "Free space or fix the permission, then repeat the command: it goes on where it was."
+                "Free space or fix the permission, then repeat the command to resume."
             ) from error
         self.places[name] = self._end
         self._end += len(line)

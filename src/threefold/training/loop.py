@@ -338,7 +338,7 @@ class Training:
             raise TrainingError(
                 f"the loss is not finite in epoch {epoch + 1}, step {step + 1} ({'; '.join(found)}). "
                 "No step was taken with it. Look at these cases (`threefold check`), or lower "
-                "training.optimiser.learning_rate; --resume goes on from the last whole epoch."
+                "training.optimiser.learning_rate; --resume continues from the last complete epoch."
             )
 
     def _seed(self, *place: int) -> None:

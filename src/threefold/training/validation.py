@@ -91,7 +91,8 @@ def refuse_non_finite(records: Mapping[str, CaseRecord], weights: Mapping[str, f
     if found:
         raise TrainingError(
             f"the validation loss is not finite ({'; '.join(found)}). Look at these cases (`threefold "
-            "check`), or lower training.optimiser.learning_rate; --resume goes on from the last whole epoch."
+            "check`), or lower training.optimiser.learning_rate; --resume continues from the last complete "
+            "epoch."
         )
 
 
