@@ -105,8 +105,8 @@ def cli_page() -> str:
     lines += [
         "## Exit status",
         "",
-        "0: success. 1: a problem with data or the run; see the message. 2: the command or the experiment refers "
-        "to something that does not exist.",
+        "0: success. 1: a problem with data or the run; see the message. 2: the command or the experiment "
+        "refers to something that does not exist.",
     ]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -178,8 +178,9 @@ def pages() -> dict[Path, str]:
     return {
         REFERENCE / "experiment.md": model_page(
             "Experiments",
-            "The keys of a recipe or of your own YAML file. `threefold recipes show NAME` prints a full recipe, "
-            "`threefold schema experiment` the JSON schema. A file can start from another with `extends: NAME`.",
+            "The keys of a recipe or of your own YAML file. `threefold recipes show NAME` prints a full "
+            "recipe, `threefold schema experiment` the JSON schema. A file can start from another with "
+            "`extends: NAME`.",
             Experiment,
         ),
         REFERENCE / "cohort.md": (REFERENCE / "cohort_table.md.in").read_text()
@@ -192,9 +193,10 @@ def pages() -> dict[Path, str]:
         ),
         REFERENCE / "chain.md": model_page(
             "Chains",
-            "The keys of a file for `threefold chain FILE.yaml`; aortic-arch and aortic-arch-demo are shipped. "
-            "`propagation` takes the keys of [a propagation](propagation.md); a stage is a [recipe or "
-            "experiment](experiment.md), whose settings `STAGE.key.path=value` overrides on the command line.",
+            "The keys of a file for `threefold chain FILE.yaml`; aortic-arch and aortic-arch-demo are "
+            "shipped. `propagation` takes the keys of [a propagation](propagation.md); a stage is a [recipe "
+            "or experiment](experiment.md), whose settings `STAGE.key.path=value` overrides on the command "
+            "line.",
             ChainSpec,
         ),
         REFERENCE / "study.md": model_page(

@@ -1,7 +1,7 @@
-"""What `import threefold as tf` offers beside types: trainings and runs from Python, as a notebook asks them.
+"""The functions of `import threefold as tf`: training and using runs from Python.
 
-Each function does what the command of its name does, and raises the error that the command would print. The
-names here are found in `threefold` itself, which imports this module when the first of them is used.
+Each function corresponds to the command of the same name and raises the error that the command would print.
+The names are exported by `threefold`, which imports this module on first use.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Results:
-    """Every number of an evaluation, with its n and its interval.
+    """All metrics of an evaluation, with n and intervals.
 
     Attributes:
-        evaluation: of the columns that no task has to itself; with the threshold and notes for a reader.
-        tasks: the numbers of each task that has columns of its own, by the task's name.
+        evaluation: of the columns without a task's prefix; with the threshold and notes.
+        tasks: the estimates of each task with its own columns, by the task's name.
     """
 
     evaluation: Evaluation
@@ -52,7 +52,7 @@ class Results:
 
     @property
     def table(self) -> pd.DataFrame:
-        """The numbers as a long table, a row each: task (empty: the only one of its kind), level, group_kind,
+        """A long table with one row per estimate: task (empty: the only one of its kind), level, group_kind,
         group, metric, class_name, value, low, high, n, patients, positives, replicates_missing, note, leaks.
         """
         rows = [
@@ -65,7 +65,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Run:
-    """A run: the folder that a training left, and what can be asked of it.
+    """A run, the output folder of a training.
 
     Attributes:
         path: the folder.
@@ -76,7 +76,7 @@ class Run:
 
     @property
     def experiment(self) -> Experiment:
-        """The experiment as run, every default written out.
+        """The experiment with all defaults.
 
         Raises:
             ExperimentError: the file is damaged.
@@ -85,7 +85,7 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        """What status.json says: state, epoch, epochs, metric, best_epoch, best_value, threshold.
+        """Content of status.json: state, epoch, epochs, metric, best_epoch, best_value, threshold.
 
         Raises:
             RunError: the file is damaged.
@@ -97,25 +97,25 @@ class Run:
     ) -> list[Prediction]:
         """Predict images, folders, DICOM series or cohorts; no labels are needed.
 
-        All predictions are held in memory, each with its image. Of more images than fit, take one after the
-        other from `predictor().predict(inputs)`.
+        Keeps all predictions in memory, each with its image. For more images than fit, iterate over
+        `predictor().predict(inputs)`.
 
         Args:
             inputs: a path, several paths or a cohort.
-            out: a folder for predictions.csv and masks; what it holds already is not predicted again, and not
-                returned. None: nothing is written.
+            out: a folder for predictions.csv and masks; existing predictions are neither repeated nor
+                returned. None: write nothing.
             device: cpu, cuda, cuda:1, ...
 
         Raises:
-            RunError: the run has no weights yet, or `out` holds something else.
-            ImageError: an input can't be read, or is not what the network was trained on.
-            CohortError: a cohort can't be read, or asks what the network was not trained for.
-            UsageError: there is no such device.
+            RunError: the run has no weights yet, or `out` contains something else.
+            ImageError: an input is unreadable, or does not match the training data.
+            CohortError: a cohort is unreadable, or has targets that the network was not trained for.
+            UsageError: the device does not exist.
         """
         return list(self.predictor(device).predict(inputs, out))
 
     def predictor(self, device: str = "cpu") -> Predictor:
-        """Return the run's network, loaded once for each device; errors as for `predict`."""
+        """Return the run's network, loaded once per device; errors as for `predict`."""
         if device not in self._predictors:
             from threefold.inference.predictor import Predictor
 
@@ -125,18 +125,18 @@ class Run:
     def evaluate(self, cohort: Cohort | PathLike | None = None, *, device: str = "cpu") -> Results:
         """Evaluate the run's test part, or another cohort.
 
-        Tables, figures and results.json go into the run folder, or into its evaluations/COHORT.
+        Writes tables, figures and results.json to the run folder, or to its evaluations/COHORT.
 
         Args:
-            cohort: predicted first, all its cases are test cases; None: the test part that the run predicted
-                when it finished.
-            device: where to predict another cohort.
+            cohort: another cohort to predict and evaluate; all its cases are test cases. None: the run's
+                predictions of its test part.
+            device: device to predict another cohort on.
 
         Raises:
             RunError: the run has not finished, or was changed since.
-            PredictionsError: its predictions were damaged.
-            CohortError: the cohort can't be read, or asks another question than the run was trained for.
-            ImageError: none of its cases can be read.
+            PredictionsError: its predictions are damaged.
+            CohortError: the cohort is unreadable, or has other targets than the run was trained for.
+            ImageError: none of its cases is readable.
         """
         from threefold.runs.evaluate import evaluate_run, evaluate_run_on
 
@@ -147,7 +147,7 @@ class Run:
         return Results(report.evaluation, report.by_task)
 
     def report(self, out: PathLike | None = None) -> Path:
-        """Write one HTML file with everything that the run left and its evaluations made; return its path.
+        """Write everything in the run and its evaluations to one HTML file; return its path.
 
         Args:
             out: the file; None: report.html in the run folder.
@@ -161,15 +161,15 @@ class Run:
 
 
 def recipe(recipe_or_file: PathLike, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Experiment:
-    """Return the experiment of a recipe or a YAML file, with some of its keys changed.
+    """Return the experiment of a recipe or a YAML file, with overrides.
 
     Args:
-        recipe_or_file: a name that `threefold recipes list` shows, or the path of a YAML file.
-        overrides: values by the key's path, `{"training.epochs": 5}`, or as on the command line,
+        recipe_or_file: a name listed by `threefold recipes list`, or the path of a YAML file.
+        overrides: values by key path, `{"training.epochs": 5}`, or as on the command line,
             `["training.epochs=5"]`.
 
     Raises:
-        ExperimentError: naming the key's path and the nearest valid key or recipe.
+        ExperimentError: with the key path and the nearest valid key or recipe.
     """
     return load_experiment(os.fspath(recipe_or_file), overrides)
 
@@ -184,22 +184,22 @@ def train(
 ) -> Run:
     """Train an experiment on a cohort; return the finished run.
 
-    Everything that can be refused is refused before the folder is made. A process that was killed left a
-    folder that `resume` goes on with, to the same weights.
+    All checks are made before the folder is created. After a killed process, `resume` continues the run and
+    ends with the same weights.
 
     Args:
-        experiment: what to train, as `recipe` gives it, or the `plan` of it.
-        cohort: what to train on, or its folder.
-        folder: the run folder to make.
-        resume: go on with the run that is there; start it where there is none.
-        progress: told what happens; None: a bar or a line an epoch, on standard error.
+        experiment: from `recipe`, or its `plan`.
+        cohort: the training cohort, or its folder.
+        folder: the run folder to create.
+        resume: continue an existing run, or start it if there is none.
+        progress: receives the progress; None: a bar or one line per epoch, on standard error.
 
     Raises:
         CohortError, ExperimentError, ImageError, UsageError, WeightsError: as `plan`.
-        RunError: the folder exists, is another experiment's or cohort's, or can't be written; the weights to
-            start from were trained on test cases.
+        RunError: the folder exists, belongs to another experiment or cohort, or is not writable; the initial
+            weights were trained on test cases.
         TrainingError: a loss was not finite.
-        KeyboardInterrupt: stopped; the same call with `resume` goes on.
+        KeyboardInterrupt: interrupted; the same call with `resume` continues.
     """
     from threefold.training.progress import terminal_progress
     from threefold.training.run import train as train_run
@@ -212,10 +212,10 @@ def train(
 
 
 def load_run(folder: PathLike) -> Run:
-    """Return the run in a folder that a training left, finished or not.
+    """Return the run in a folder, finished or not.
 
     Raises:
-        RunError: the folder is not a run's, or its status is damaged.
+        RunError: the folder is not a run folder, or its status is damaged.
     """
     RunFolder(Path(folder)).read_status()
     return Run(Path(folder))
@@ -224,28 +224,28 @@ def load_run(folder: PathLike) -> Run:
 def predict(
     run: Run | PathLike, inputs: Inputs, out: PathLike | None = None, *, device: str = "cpu"
 ) -> list[Prediction]:
-    """Predict images, folders, DICOM series or cohorts with a run or the run in a folder: `Run.predict`."""
+    """Predict images, folders, DICOM series or cohorts with a run or a run folder: `Run.predict`."""
     return _run(run).predict(inputs, out, device=device)
 
 
 def evaluate(
     source: Run | PathLike | pd.DataFrame, *, positive: str | None = None, threshold: float | None = None
 ) -> Results:
-    """Evaluate a run, or anyone's table of predictions.
+    """Evaluate a run, or a table of predictions of any program.
 
-    A run is evaluated as `Run.evaluate` does. Of a table nothing is written.
+    A run is evaluated by `Run.evaluate`. For a table, nothing is written.
 
     Args:
-        source: a run or its folder; a table of predictions (CSV file or DataFrame) with the columns that
-            docs/reference/metrics.md lists: case_id, label and probability_CLASS, or those of masks.
-        positive: of a table of two classes, the positive one; None: that of the last column.
-        threshold: of a table of two classes, the positive class's smallest probability; None: chosen on the
-            table's validation part, or 0.5.
+        source: a run or its folder; a table of predictions (CSV file or DataFrame) with the columns listed in
+            docs/reference/metrics.md: case_id, label and probability_CLASS, or those of masks.
+        positive: the positive class of a table with two classes; None: that of the last column.
+        threshold: the decision threshold of a table with two classes; None: chosen on the table's validation
+            part, or 0.5.
 
     Raises:
         UsageError: `positive` or `threshold` is given for a run, which has its own.
         RunError: the run has not finished, or was changed since.
-        PredictionsError: naming the column and the case, what was expected and what was found.
+        PredictionsError: with the column and the case, what was expected and what was found.
     """
     predictions = _opened(source, positive)
     if isinstance(predictions, Run):
@@ -280,25 +280,25 @@ def compare(
     replicates: int = 2000,
     confidence: float = 0.95,
 ) -> Difference:
-    """Compare two runs or tables of predictions on the test cases that both have the metric for.
+    """Compare two runs or tables of predictions on the test cases for which both have the metric.
 
-    The difference is paired: patients are resampled, all cases of a patient together and the same ones for
-    both. It speaks of these two runs; how much the seed of a training matters, studies tell.
+    The difference is paired: the bootstrap draws the same patients, with all their cases, for both. It
+    applies to these two runs; use a study to include the variance over training seeds.
 
     Args:
         first, second: a run or its folder, or a table of predictions (CSV file or DataFrame).
-        metric: of docs/reference/metrics.md, for example auc, dice or dice:SVC.
-        group: all, a site group, a site, a class, or COLUMN=VALUE of a further column.
-        replicates: number of resamples.
+        metric: from docs/reference/metrics.md, for example auc, dice or dice:SVC.
+        group: all, a site group, a site, a class, or COLUMN=VALUE for another column.
+        replicates: number of bootstrap replicates.
         confidence: of the intervals.
 
     Returns:
-        The metric of both, and what the second is above the first (`change`), each with n and interval; and
-        the two-sided `p` of no difference.
+        The metric of both, and the second minus the first (`change`), each with n and interval; and the
+        two-sided `p` of no difference.
 
     Raises:
-        PredictionsError: there is no such metric or group, or a case is of another patient or has another
-            label in the other table.
+        PredictionsError: the metric or group does not exist, or a case has another patient or label in the
+            other table.
         RunError: a run has not finished, or was changed since.
     """
     tables = [_tables(source) for source in (first, second)]

@@ -1,4 +1,4 @@
-"""What a propagation says: grid, registration network, refinement, and when a registration has failed."""
+"""Settings of a propagation: grid, registration network, refinement, failure criteria."""
 
 from __future__ import annotations
 
@@ -14,62 +14,62 @@ from threefold.validation import parse_spec
 
 
 class FailureSpec(Spec):
-    """When a registration has failed: its case gets no structures, so that training leaves it out."""
+    """Criteria of a failed registration, whose case gets no structures and is not used for training."""
 
     min_mask_dice: Fraction = 0.3
-    """Smallest Dice of the propagated structures' union with the case's mask, where it has one."""
+    """Minimum Dice of the union of the propagated structures with the case's mask, if it has one."""
     max_folding: Fraction = 0.01
-    """Largest share of voxels where the field folds (Jacobian determinant not above 0)."""
+    """Maximum proportion of folding voxels (Jacobian determinant not above 0)."""
     min_gain: float = -0.02
-    """Smallest rise of the images' local correlation (0 to 1) over the affine alignment."""
+    """Minimum gain of the images' local correlation (0 to 1) over the affine alignment."""
 
 
 class PropagationSpec(Spec):
-    """How atlases are registered to cases."""
+    """Registration of atlases to cases."""
 
     size: Annotated[tuple[PositiveInt, ...], Field(min_length=3, max_length=3)] = (96, 96, 96)
-    """Voxels of the grid on which images are registered; the case's image is scaled to fit it."""
+    """Size in voxels of the registration grid; the case's image is scaled to fit it."""
     spacing: Positive | None = None
-    """mm per voxel of that grid, instead of a size; null: as `size` says."""
+    """mm per voxel of the grid, instead of its size; null: given by `size`."""
     affine: bool = True
-    """Start from an affine alignment of atlas and image; false: from where their files say that they lie."""
+    """Start from an affine alignment of atlas and image; false: from the positions in their files."""
     affine_steps: Annotated[int, Field(ge=0)] = 40
-    """Steps of the affine alignment at each of its resolutions; 0: centres only."""
+    """Steps of the affine alignment at each resolution; 0: align only the centres."""
     channels: Annotated[tuple[PositiveInt, ...], Field(min_length=2)] = (16, 32, 32, 32, 32, 32)
-    """VoxelMorph's U-Net: for each resolution, from the finest, channels on the way down and up."""
+    """VoxelMorph's U-Net: encoder and decoder channels of each resolution, from the finest."""
     final_channels: tuple[PositiveInt, ...] = (16, 16)
     """Channels of VoxelMorph's last convolutions at full resolution."""
     diffeomorphic: bool = True
-    """The network predicts a stationary velocity that is integrated, so that the field can't fold; false:
-    the displacement itself."""
+    """Predict a stationary velocity field and integrate it, so that the deformation cannot fold; false:
+    predict the displacement field."""
     integration_steps: PositiveInt = 7
-    """Squarings of the integration."""
+    """Squaring steps of the integration."""
     epochs: Annotated[int, Field(ge=0)] = 30
-    """Passes over all pairs of an atlas and a case; 0: the weights given, or no network at all."""
+    """Passes over all pairs of atlas and case; 0: use the given weights, or no network."""
     learning_rate: Positive = 4e-4
-    """Of Adam, in training the network."""
+    """Learning rate of Adam for the network."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: the network's convolutions in bfloat16; in float32 on CPUs that don't multiply it."""
+    """bf16: the network's convolutions in bfloat16; float32 on CPUs without bfloat16 multiplication."""
     window: Annotated[int, Field(ge=3)] = 5
-    """Side of the window of the local normalised cross-correlation, voxels; odd."""
+    """Window side of the local normalised cross-correlation in voxels; odd."""
     smoothness: Literal["diffusion", "bending"] = "diffusion"
     """Penalty on the field: squared first derivatives, or squared second derivatives."""
     smoothness_weight: NonNegative = 0.3
-    """Of the penalty, against the local correlation."""
+    """Weight of the penalty, relative to the local correlation."""
     mask_weight: NonNegative = 0.0
-    """Of the soft Dice loss between the atlas's warped structures and the case's mask; 0: masks don't steer.
-    Masks of test cases never do: those that the table's split column calls test, and in a chain those that
-    any stage tests."""
+    """Weight of the soft Dice loss between the atlas's warped structures and the case's mask; 0: masks are
+    not used. Masks of test cases are never used: those with `test` in the table's split column, and in a
+    chain those tested by any stage."""
     refinement_steps: Annotated[int, Field(ge=0)] = 20
-    """Steps of the optimisation of each case's own field, from the network's prediction, at each of three
-    resolutions; 0: the prediction as it is."""
+    """Optimisation steps of each case's own field, starting from the network's prediction, at each of three
+    resolutions; 0: no refinement."""
     refinement_learning_rate: Positive = 0.2
-    """Of Adam, in voxels."""
+    """Learning rate of Adam for the refinement, in voxels."""
     weights: str | None = None
-    """File of a network to start from: `registration/weights.safetensors` of an earlier propagation with the
-    same channels."""
+    """File of initial weights: `registration/weights.safetensors` of an earlier propagation with the same
+    channels."""
     seed: Seed = 0
-    """Of the network's first weights and of the order of pairs."""
+    """Random seed of the network's weights and of the order of pairs."""
     failure: FailureSpec = FailureSpec()
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Cohort: a folder with `cohort.yaml` (what the columns mean) and `cases.csv` (a row a case)."""
+"""Cohort: a folder with `cohort.yaml` (what the columns mean) and `cases.csv` (one row per case)."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def columns_of(name: str, target: TargetSpec) -> tuple[str, ...]:
 
 
 class IntensitySpec(Spec):
-    """What a voxel's value means."""
+    """Meaning of voxel values."""
 
     unit: Literal["HU", "grey", "arbitrary"] = "arbitrary"
     """HU: CT numbers. grey: 0..255, already windowed. arbitrary: MRI."""
     window: tuple[float, float] | None = None
-    """[low, high] that becomes 0..1; None: each image's own 1st and 99th percentile."""
+    """[low, high], mapped to 0..1; null: each image's own 1st and 99th percentiles."""
 
     @model_validator(mode="after")
     def _window_rises(self) -> Self:
@@ -71,7 +71,7 @@ class IntensitySpec(Spec):
 
 
 class AtlasSpec(Spec):
-    """A labelled template, whose structures can be propagated to cases."""
+    """A labelled template whose structures can be propagated to cases."""
 
     name: Name
     image: Name
@@ -79,35 +79,35 @@ class AtlasSpec(Spec):
     structures: Name
     """Path of the template's label map, with the labels of the cohort's structures."""
     label: Name | None = None
-    """The class that it is the atlas of; None: of every case."""
+    """Its class; null: the atlas is registered to every case."""
 
 
 class CohortSpec(Spec):
-    """cohort.yaml."""
+    """Description of a cohort, in cohort.yaml."""
 
     name: Name
     modality: Literal["ct", "mri", "photo"]
     dimensions: Literal[2, 3]
     """Axes of a case: 2 for slices, 3 for volumes."""
     classes: tuple[Name, ...] = ()
-    """Names that the label column may hold, in the order of the class indices."""
+    """Names of the classes in the label column, in the order of the class indices."""
     positive: Name | None = None
-    """Two classes: the one that sensitivity is about; None: the last."""
+    """The positive class of two; null: the last."""
     mask: MaskSpec | None = None
     structures: tuple[Name, ...] = ()
-    """Names of the labels 1, 2, ... of a structures map."""
+    """Names of the labels 1, 2, ... of the structures."""
     targets: Mapping[Name, TargetSpec] = {}
-    """Further targets by name; each has a column of that name (findings: one for each). The four keys above
-    are the short form of the targets label, mask and structures."""
+    """Further targets by name, each with a column of that name (findings: one column each). The four keys
+    above are the short form of the targets label, mask and structures."""
     atlases: tuple[AtlasSpec, ...] = ()
     """Labelled templates, for `threefold propagate`."""
     intensity: IntensitySpec = IntensitySpec()
     site_groups: Mapping[Name, tuple[Name, ...]] = {}
-    """For example internal and external; a site is in at most one."""
+    """Groups of sites, for example internal and external; a site belongs to at most one."""
     spacing: tuple[Annotated[float, Field(gt=0)], ...] | None = None
-    """mm per voxel, for files that do not say (PNG, JPG)."""
+    """mm per voxel, for files that do not state it (PNG, JPG)."""
     columns: Mapping[Name, str] = {}
-    """Further columns of cases.csv and what they mean."""
+    """Descriptions of further columns of cases.csv."""
 
     @model_validator(mode="before")
     @classmethod

@@ -20,12 +20,12 @@ from threefold.images.writing import label_map_suffix, write_label_map
 
 
 class DegradationSpec(Spec):
-    """How references become wrong structures."""
+    """Smooth random displacement of the references."""
 
     displacement: NonNegative
-    """Root mean square distance that the labels are moved, mm; 0: the references as they are."""
+    """Root mean square displacement of the labels in mm; 0: none."""
     scale: Positive = 8.0
-    """Over how many mm the movement changes (standard deviation of the Gaussian that smooths it)."""
+    """Smoothness of the displacement field in mm (standard deviation of its Gaussian filter)."""
     seed: Seed = 0
 
 

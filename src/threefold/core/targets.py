@@ -1,4 +1,4 @@
-"""Targets: what may be known of a case, as cohort.yaml declares it. Imports no torch."""
+"""Targets: the labels that a case may have, as declared in cohort.yaml. Imports no torch."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def refuse_repeats(key: str, names: Iterable[str]) -> None:
 
 
 class ClassTarget(Spec):
-    """One of K classes. Its column holds a class's name."""
+    """One of K classes. Its column contains the name of a class."""
 
     kind: Literal["class"] = "class"
     classes: tuple[Name, ...] = Field(min_length=2)
     """In the order of the class indices."""
     positive: Name | None = None
-    """Two classes: the one that sensitivity is about; None: the last."""
+    """The positive class of two; null: the last."""
 
     @model_validator(mode="after")
     def _names_fit(self) -> Self:
@@ -71,7 +71,7 @@ class ClassTarget(Spec):
 
 
 class MultilabelTarget(Spec):
-    """K findings, each there or not. A column for each, NAME_FINDING: 1, 0, or empty where not known."""
+    """K findings, each present or absent. One column per finding, NAME_FINDING: 1, 0, or empty if unknown."""
 
     kind: Literal["multilabel"]
     classes: tuple[Name, ...] = Field(min_length=1)
@@ -87,7 +87,7 @@ class MultilabelTarget(Spec):
 
 
 class NumberTarget(Spec):
-    """A number. Its column holds it in `unit`."""
+    """A number. Its column contains the value in `unit`."""
 
     kind: Literal["number"]
     unit: str = ""
@@ -95,14 +95,14 @@ class NumberTarget(Spec):
 
 
 class MaskSpec(Spec):
-    """The binary region. Its column holds the path of a label map on the image's grid."""
+    """A binary mask. Its column contains the path of a label map on the image's grid."""
 
     name: Name = "lesion"
     """In print."""
     values: tuple[int, ...] = Field(default=(1,), min_length=1)
-    """Voxel values that are inside."""
+    """Voxel values of the foreground."""
     outside: tuple[int, ...] = Field(default=(0,))
-    """Voxel values that are outside; any value that is neither is an error."""
+    """Voxel values of the background; any other value is an error."""
 
     @model_validator(mode="after")
     def _are_apart(self) -> Self:
@@ -116,17 +116,17 @@ class MaskSpec(Spec):
 
 
 class MaskTarget(MaskSpec):
-    """A binary region with a name of its own."""
+    """A binary mask with its own name."""
 
     kind: Literal["mask"]
 
 
 class LabelsTarget(Spec):
-    """Structures that exclude each other. Its column holds the path of a label map on the image's grid."""
+    """Mutually exclusive structures. Its column contains the path of a label map on the image's grid."""
 
     kind: Literal["labels"]
     names: tuple[Name, ...] = Field(min_length=1)
-    """Of the labels 1, 2, ...; 0 is the background."""
+    """Names of the labels 1, 2, ...; 0 is the background."""
 
     @model_validator(mode="after")
     def _names_fit(self) -> Self:

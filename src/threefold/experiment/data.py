@@ -1,4 +1,4 @@
-"""Which cases, on which grid."""
+"""Settings of the data: split, preprocessing, augmentation, sampling."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from threefold.experiment.spec import Fraction, NonNegative, Positive, PositiveI
 
 
 class SplitSpec(Spec):
-    """Who trains, who validates, who tests."""
+    """The split into training, validation and test cases."""
 
     kind: Literal["patient", "site", "leave-one-site-out", "slice", "column"] = "patient"
     """patient: grouped by patient, stratified by label and site. site: the held-out sites are the test
-    part. leave-one-site-out: site number `fold` is the test part. slice: cases at random, which LEAKS
-    patients. column: as the table's `split` column says."""
+    part. leave-one-site-out: site number `fold` is the test part. slice: random cases, which LEAKS
+    patients. column: given by the table's `split` column."""
     hold_out: tuple[str, ...] | None = None
-    """Sites, or site groups of cohort.yaml, whose cases are test cases whatever the kind. null: for the
-    kinds patient, site and slice the site group `external` where cohort.yaml has one, else none."""
+    """Sites, or site groups of cohort.yaml, whose cases are test cases for every kind. null: for the kinds
+    patient, site and slice the site group `external` if it exists, else none."""
     validation: Fraction = 0.15
-    """Share of the patients (slice: cases) that are not held out."""
+    """Proportion of the patients (slice: cases) that are not held out."""
     test: Fraction = 0.2
-    """Share of the patients (slice: cases) that are not held out; unused by the site kinds."""
+    """Proportion of the patients (slice: cases) that are not held out; not used by the site kinds."""
     fold: Annotated[int, Field(ge=0)] = 0
-    """leave-one-site-out: which site, in the order of their names."""
+    """leave-one-site-out: index of the site in alphabetical order."""
     seed: Seed = 0
-    """Of the draw of patients (slice: cases)."""
+    """Random seed of the split."""
 
 
 class PreprocessingSpec(Spec):
-    """From an image in its own units and grid to the network's input."""
+    """Preprocessing of an image to the network's input."""
 
     size: tuple[PositiveInt, ...] = (224, 224)
     """Voxels per axis of the network's grid (2 or 3 axes); the image is scaled to fit, then padded."""
     spacing: Positive | tuple[Positive, ...] | None = None
     """mm per voxel of the network's grid, one number or one per axis. The image is resampled to it and padded
-    where it is smaller than `size`. Where it is larger, training takes the part of that size about the
-    middle of the case's mask or structures (else of the image), and prediction the whole image: in one pass
-    where that fits into memory, else in windows of `size`. None: scaled to fit."""
+    if it is smaller than `size`. If it is larger, training crops it to that size around the centre of the
+    case's mask or structures (else of the image), and prediction uses the whole image: in one pass if that
+    fits into memory, else in windows of `size`. null: scaled to fit."""
     windows: tuple[str | tuple[float, float], ...] | None = None
     """One channel per intensity window: a name (brain, subdural, bone) or [low, high] in the cohort's unit.
-    None: the cohort's own window, one channel."""
+    null: the cohort's own window, one channel."""
 
     @model_validator(mode="after")
     def _axes_match(self) -> Self:
@@ -54,48 +54,48 @@ class PreprocessingSpec(Spec):
 
 
 class AugmentationSpec(Spec):
-    """Random changes of a training batch; each is off at 0."""
+    """Random augmentation of training batches; each transform is off at 0."""
 
     flip: Fraction = 0.0
-    """Probability of a flip, drawn for each spatial axis."""
+    """Probability of a flip along each spatial axis."""
     quarter_turns: bool = False
     """2D: rotate by 0, 90, 180 or 270 degrees at random."""
     probability: Fraction = 1.0
-    """Share of the cases that each of the changes below is made to, drawn for each by itself; rotation,
-    scale, shear and translation are one change."""
+    """Probability of each of the following transforms, drawn independently per case; rotation, scale, shear
+    and translation count as one transform."""
     rotation: NonNegative = 0.0
-    """Largest rotation to either side, degrees; drawn evenly, in 3D about each axis."""
+    """Maximum rotation in degrees, uniform in both directions; in 3D about each axis."""
     rotation_probability: Fraction = 1.0
-    """Share of the cases that are rotated."""
+    """Proportion of the cases that are rotated."""
     scale: Fraction = 0.0
-    """Largest relative change of size, to either side; in 3D drawn for each axis."""
+    """Maximum relative change of size, in both directions; in 3D per axis."""
     shear: NonNegative = 0.0
-    """Largest shear factor, to either side: voxels moved along one axis per voxel of another (2D: 2 factors,
-    3D: 3)."""
+    """Maximum shear factor, in both directions: voxels of shift along one axis per voxel of another (2D: 2
+    factors, 3D: 3)."""
     translation: NonNegative = 0.0
-    """Largest shift along each axis, to either side, voxels."""
+    """Maximum shift along each axis, in both directions, in voxels."""
     intensity_shift: NonNegative = 0.0
-    """Largest offset added to the 0..1 image, to either side."""
+    """Maximum offset added to the 0..1 image, in both directions."""
     intensity_scale: NonNegative = 0.0
-    """Largest relative change of contrast about the image's mean, to either side."""
+    """Maximum relative change of contrast around the image's mean, in both directions."""
     smooth: NonNegative = 0.0
-    """Largest standard deviation of a Gaussian filter, voxels; drawn for each axis between a sixth of it
-    and it."""
+    """Maximum standard deviation of a Gaussian filter, in voxels; drawn per axis between a sixth of this
+    value and the value."""
     noise: NonNegative = 0.0
-    """Largest standard deviation of added Gaussian noise on the 0..1 image."""
+    """Maximum standard deviation of Gaussian noise added to the 0..1 image."""
     sharpen: NonNegative = 0.0
-    """Largest factor of the difference between two Gaussian filters that is added to the image; drawn
-    between a third of it and it. The filters' standard deviations are drawn for each axis: the finer 0.5 to
-    1 voxels, the other 0.5 voxels to that."""
+    """Maximum factor of the difference of two Gaussian filters that is added to the image; drawn between a
+    third of this value and the value. The filters' standard deviations are drawn per axis: the finer 0.5 to 1
+    voxels, the other from 0.5 voxels to that."""
     histogram_shift: Annotated[int, Field(ge=0)] = 0
-    """Control points, at least 3, of a rising, piecewise linear change of intensities: each of the evenly
-    spaced inner ones is moved to between its neighbours. Fewer points move them further."""
+    """Number of control points, at least 3, of an increasing, piecewise linear intensity transform: each of
+    the evenly spaced inner points is shifted between its neighbours. Fewer points allow larger shifts."""
     gamma: NonNegative = 0.0
-    """Largest exponent, above 0.5, of the intensities between the image's smallest and largest; drawn
-    between 0.5 and it."""
+    """Maximum gamma exponent, above 0.5, of the intensities between the image's minimum and maximum; drawn
+    between 0.5 and this value."""
     bias_field: NonNegative = 0.0
-    """Largest coefficient of a smooth field that multiplies the image: exp of a polynomial of degree 3,
-    whose coefficients of Legendre products are drawn between 0 and it."""
+    """Maximum coefficient of a smooth multiplicative field: exp of a polynomial of degree 3, whose
+    coefficients of Legendre products are drawn between 0 and this value."""
 
     @model_validator(mode="after")
     def _ranges_are_not_empty(self) -> Self:
@@ -112,15 +112,15 @@ class AugmentationSpec(Spec):
 
 
 class DataSpec(Spec):
-    """Which cases, on which grid."""
+    """The data: split, preprocessing, augmentation, sampling."""
 
     split: SplitSpec = SplitSpec()
     preprocessing: PreprocessingSpec = PreprocessingSpec()
     augmentation: AugmentationSpec = AugmentationSpec()
     sampling: Literal["all", "balanced"] = "all"
-    """all: each training case once an epoch. balanced: as many draws, with replacement, each diagnosis
-    equally likely; cases without one are drawn as often as the average case."""
+    """all: each training case once per epoch. balanced: the same number of draws with replacement, with equal
+    probability for each diagnosis; cases without a diagnosis are drawn as often as the average case."""
     cache: Literal["memory", "disk", "none"] = "memory"
-    """Preprocessed cases are kept in memory (after an estimate that they fit), on disk, or not."""
+    """Where to cache preprocessed cases: in memory (if they are estimated to fit), on disk, or not at all."""
     workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that read cases; 0 reads in the training process."""
+    """Number of data-loading processes; 0 loads in the training process."""

@@ -1,4 +1,4 @@
-"""How predictions become numbers."""
+"""Settings of the evaluation."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from threefold.experiment.spec import PositiveInt, Seed, Spec
 
 
 class EvaluationSpec(Spec):
-    """How predictions become numbers."""
+    """Settings of the evaluation."""
 
     replicates: PositiveInt = 1000
-    """Resamples of the patients for the bootstrap intervals."""
+    """Bootstrap replicates of the patients for the intervals."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     threshold: Literal["youden", "f1", "0.5"] = "youden"
-    """What the decision threshold maximises on the validation part: sensitivity + specificity, or F1;
-    0.5 fixes it."""
+    """Choice of the decision threshold on the validation part: youden maximises sensitivity + specificity, f1
+    the F1; 0.5 fixes it."""
     patient_rule: Literal["mean", "max"] = "mean"
-    """How the probabilities of a patient's cases become the patient's."""
+    """Aggregation of the probabilities of a patient's cases."""
     seed: Seed = 0
-    """Of the resamples."""
+    """Random seed of the bootstrap."""

@@ -40,7 +40,7 @@ class Experiment(Spec):
     name: str
     description: str = ""
     paper: str = ""
-    """The line of the paper that this is, and how what it leaves open was read."""
+    """The line of the paper that this reproduces, and how ambiguities were resolved."""
     before: str | None = None
     """A recipe that is trained first, into RUN/before: its encoder is what a joint-swin network builds on,
     its network is what a cascade's segmenter starts from. It is trained on this experiment's data and as
@@ -50,7 +50,7 @@ class Experiment(Spec):
     network: NetworkSpec = SwinUnetSpec()
     initial_weights: InitialWeightsSpec | None = None
     tasks: Annotated[Mapping[str, AnyTaskSpec], BeforeValidator(named_kinds)]
-    """What is learned, by a name of one's own; kind may be left out where the name is one (classification,
+    """The tasks by name, which you choose; kind may be omitted if the name is a kind (classification,
     multilabel, regression, segmentation, region, reconstruction)."""
     balancing: BalancingSpec = BalancingSpec()
     training: TrainingSpec = TrainingSpec()

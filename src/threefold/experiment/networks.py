@@ -23,7 +23,7 @@ class SwinSpec(Spec):
     """The Swin encoder (Liu et al. 2021), and by mirror the Swin-Unet decoders (Cao et al. 2021)."""
 
     size: Literal["mini", "tiny", "default", "public"] = "public"
-    """Where embed_dim, depths and heads come from unless they are given."""
+    """Preset of embed_dim, depths and heads."""
     embed_dim: PositiveInt = 96
     """Channels of the first stage; they double at each patch merging."""
     depths: tuple[PositiveInt, ...] = (2, 2, 2, 2)
@@ -36,12 +36,13 @@ class SwinSpec(Spec):
     """Pixels along a side of a patch."""
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
     drop_path: Fraction = 0.1
-    """Stochastic depth of the last block; it grows linearly from 0 at the first."""
+    """Stochastic depth rate of the last block; it increases linearly from 0 at the first."""
     initialisation: Literal["published", "xavier"] = "published"
-    """published: linear layers start from a truncated normal of 0.02, which suits hundreds of channels.
-    xavier: by each layer's size (Glorot and Bengio 2010), for narrow networks trained from nothing."""
+    """published: truncated normal with standard deviation 0.02 for linear layers, suitable for hundreds of
+    channels. xavier: scaled by each layer's size (Glorot and Bengio 2010), for narrow networks trained from
+    scratch."""
     gradient_checkpointing: bool = False
-    """Recompute each block in the backward pass: less memory, more time."""
+    """Recompute each block in the backward pass, to save memory at the cost of time."""
 
     @model_validator(mode="before")
     @classmethod
@@ -64,7 +65,7 @@ class SwinSpec(Spec):
 
 
 class SwinUnetSpec(Spec):
-    """MTL-Swin-Unet (arXiv 2505.06185): one encoder; a decoder or head exists where a task needs it."""
+    """MTL-Swin-Unet (arXiv 2505.06185): one encoder, with a decoder or head for each task."""
 
     serves: ClassVar[tuple[HeadKind, ...]] = ("pooled", "dense", "restored")
     axes: ClassVar[tuple[int, ...]] = (2,)
@@ -92,15 +93,15 @@ class AttentionUnetSpec(Spec):
     axes: ClassVar[tuple[int, ...]] = (2, 3)
     kind: Literal["attention-unet"] = "attention-unet"
     channels: tuple[PositiveInt, ...] = Field(default=(32, 64, 128, 256, 512), min_length=2)
-    """Of each level; each level halves the grid of the one above."""
+    """Channels of each level; each level halves the resolution."""
     dropout: Fraction = 0.2
     initialisation: Literal["default", "published"] = "default"
-    """default: the library's own for each layer. published: Xavier normal with gain 0.1, as the paper's
-    implementation starts."""
+    """default: PyTorch's initialisation of each layer. published: Xavier normal with gain 0.1, as in the
+    paper's implementation."""
     background_prior: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of each voxel that the untrained segmenter gives to the background, by the bias of its last layer
-    (Lin et al. 2017, arXiv 1708.02002, section 3.3), so that structures of few voxels are not pushed to zero
-    before they are told apart; null: as the initialisation leaves it."""
+    """Initial background probability of the segmenter, set by the bias of its last layer (Lin et al. 2017,
+    arXiv 1708.02002, section 3.3), so that structures of few voxels are not pushed to zero before they can be
+    distinguished; null: no prior."""
 
 
 class DenseNetSpec(Spec):
@@ -111,16 +112,16 @@ class DenseNetSpec(Spec):
     axes: ClassVar[tuple[int, ...]] = (2, 3)
     kind: Literal["densenet"] = "densenet"
     blocks: tuple[PositiveInt, ...] = (6, 12, 24, 16)
-    """Dense layers of each block; the grid is halved between blocks."""
+    """Dense layers of each block; the resolution is halved between blocks."""
     growth: PositiveInt = 32
-    """Channels that each dense layer adds."""
+    """Channels added by each dense layer."""
     stem: PositiveInt = 64
     """Channels before the first block."""
     dropout: Fraction = 0.2
 
 
 class CascadeSpec(Spec):
-    """A segmenter, then a classifier that reads what it found (arXiv 2311.07234)."""
+    """A segmenter followed by a classifier of its output (arXiv 2311.07234)."""
 
     serves: ClassVar[tuple[HeadKind, ...]] = ("pooled", "dense")
     axes: ClassVar[tuple[int, ...]] = (2, 3)
@@ -132,13 +133,13 @@ class CascadeSpec(Spec):
     background's probability and that of all structures together ("binary"). With image+ before: the image's
     channels first."""
     freeze_segmenter: bool = False
-    """Train the classifier only, on a segmenter that was trained before."""
+    """Train only the classifier, on a pretrained segmenter."""
 
 
 class ForeignNetworkSpec(Spec):
-    """A network of one's own, or of a library: `kind` is module:Class, or a name that an installed package
-    registers. What else is said goes to the class; `in_channels`, `spatial_dims`, and `out_channels` or
-    `num_classes` are filled in where the class has them and they are left out.
+    """Your own network, or one of a library: `kind` is module:Class, or a name registered by an installed
+    package. All other keys are passed to the class; its arguments `in_channels`, `spatial_dims`, and
+    `out_channels` or `num_classes` are filled in if omitted.
 
     The module may return a tensor, a sequence, a mapping, or `threefold.core.outputs.Outputs`.
     """
@@ -149,24 +150,23 @@ class ForeignNetworkSpec(Spec):
 
     kind: str
     heads: Mapping[str, int | str] | None = None
-    """Where in what the module returns each task's output is: a place in a sequence, or a key of a mapping.
-    None: a tensor is the only task's, a sequence has the tasks' order, a mapping their names."""
+    """The output of each task in the module's return value: an index of a sequence, or a key of a mapping.
+    null: a tensor belongs to the only task, a sequence has the tasks' order, a mapping their names."""
     pool: str | None = None
-    """A submodule, such as encoder.layer4, whose output is averaged over the image; a linear layer on it
-    answers the tasks that are about the image as a whole and are not in `heads`. "output": what the module
-    returns."""
+    """A submodule, such as encoder.layer4, whose output is averaged over the image and passed to a linear
+    layer for the image-level tasks that are not in `heads`. "output": the module's own output."""
     cam: str | None = None
-    """The submodule that Grad-CAM looks at."""
+    """The submodule for Grad-CAM."""
     shared: str | None = None
-    """The last parameter that all tasks pass through, for balancing.method gradnorm."""
+    """The last parameter shared by all tasks, for balancing.method gradnorm."""
     stages: Mapping[str, str] | None = None
-    """Submodules of the encoder's stages by their names, finest first, for `probe` and `similarity`."""
+    """Submodules of the encoder's stages by name, finest first, for `probe` and `similarity`."""
     arguments: Mapping[str, Any] = {}
-    """Further arguments of the class, for names that are keys above."""
+    """Further arguments of the class, whose names are keys above."""
 
     @property
     def options(self) -> dict[str, Any]:
-        """What goes to the class."""
+        """The arguments of the class."""
         return {**(self.model_extra or {}), **self.arguments}
 
 
@@ -215,11 +215,12 @@ def fitted_to_kind(network: Mapping[str, Any], kind: Any) -> dict[str, Any]:
 
 
 class InitialWeightsSpec(Spec):
-    """Weights to start from: a run folder, or a local file of an official Swin or Swin-Unet checkpoint.
+    """Initial weights: a run folder, or a local file of an official Swin or Swin-Unet checkpoint.
 
-    A run of a segmenter fills a cascade's segmenter, a run of a cascade fills both of its networks.
+    A segmenter's run initialises a cascade's segmenter, a cascade's run both of its networks.
     """
 
     path: str
     decoders_from_encoder: bool = True
-    """Official Swin checkpoints: fill each decoder stage from the encoder stage of the same resolution."""
+    """Official Swin checkpoints: initialise each decoder stage from the encoder stage of the same
+    resolution."""

@@ -1,4 +1,4 @@
-"""The tasks that teach the representation, and how they are weighed."""
+"""Settings of the tasks and of their balancing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from threefold.validation import did_you_mean
 
 
 class RampSpec(Spec):
-    """A weight that changes with the epoch: start + step * (epoch // every), at most `limit`."""
+    """A weight that depends on the epoch: start + step * (epoch // every), at most `limit`."""
 
     start: NonNegative
     step: float
@@ -27,93 +27,94 @@ HeadKind = Literal["pooled", "dense", "restored"]
 
 
 class TaskSpec(Spec):
-    """One task: what is learned, from which target, and how much it weighs."""
+    """Common settings of a task."""
 
     head: ClassVar[HeadKind | None] = None
-    """What it needs of the network; None: another task's head."""
+    """The head it needs; None: another task's head."""
     metrics: ClassVar[tuple[str, ...]] = ()
-    """What it gives on the validation part, for `training.selection.metric`."""
+    """Its metrics on the validation part, for `training.selection.metric`."""
 
     kind: str
     weight: Weight = 1.0
 
 
 class ClassificationSpec(TaskSpec):
-    """Softmax cross-entropy of a target of kind class."""
+    """Classification of a target of kind class, with softmax cross-entropy."""
 
     head = "pooled"
     metrics = ("auc", "average_precision", "balanced_accuracy")
 
     kind: Literal["classification"] = "classification"
     target: str | None = None
-    """None: `label`, or else the cohort's only target of kind class."""
+    """null: `label`, or else the cohort's only target of kind class."""
     class_weights: Literal["none", "balanced"] = "none"
-    """balanced: each class weighs the inverse of its frequency among the training cases."""
+    """balanced: weight each class by the inverse of its frequency in the training cases."""
     label_smoothing: Fraction = 0.0
 
 
 class MultilabelSpec(TaskSpec):
-    """Binary cross-entropy of each finding of a target of kind multilabel, mean over those that are known."""
+    """Findings of a target of kind multilabel, with binary cross-entropy averaged over the known findings."""
 
     head = "pooled"
     metrics = ("auc", "average_precision")
 
     kind: Literal["multilabel"] = "multilabel"
     target: str | None = None
-    """None: the cohort's only target of kind multilabel."""
+    """null: the cohort's only target of kind multilabel."""
     class_weights: Literal["none", "balanced"] = "none"
-    """balanced: of each finding, cases that have it weigh as much together as those that don't."""
+    """balanced: for each finding, positive and negative cases have the same total weight."""
 
 
 class RegressionSpec(TaskSpec):
-    """A target of kind number, in standard deviations of the training cases."""
+    """Regression of a target of kind number, standardised by the training cases."""
 
     head = "pooled"
     metrics = ("mae", "rmse", "r2")
 
     kind: Literal["regression"] = "regression"
     target: str | None = None
-    """None: the cohort's only target of kind number."""
+    """null: the cohort's only target of kind number."""
     loss: Literal["l1", "l2", "huber"] = "huber"
-    """huber: squared below one standard deviation of the training cases, absolute above."""
+    """huber: quadratic below one standard deviation of the training cases, linear above."""
 
 
 class SegmentationSpec(TaskSpec):
-    """Softmax segmentation: cross_entropy * CE + dice * soft Dice loss."""
+    """Segmentation with softmax; loss: cross_entropy * CE + dice * soft Dice loss."""
 
     head = "dense"
     metrics = ("dice",)
 
     kind: Literal["segmentation"] = "segmentation"
     target: str = "mask"
-    """A target of kind mask or labels; mask also stands for the cohort's only one."""
+    """A target of kind mask or labels; `mask` also means the cohort's only such target."""
     cross_entropy: NonNegative = 1.0
     dice: NonNegative = 1.0
     cl_dice: NonNegative = 0.0
-    """Weight of the soft centreline Dice loss (Shit et al. 2021), mean over the foreground labels, each in
-    the box where it is or is found: for thin structures that must not break. Half a second a 96^3 case of
-    vessels, more while everything is found everywhere."""
+    """Weight of the soft centreline Dice loss (Shit et al. 2021), averaged over the foreground labels, each
+    in the bounding box of truth and prediction: for thin structures that must stay connected. Takes half a
+    second per 96^3 case of vessels, more early in training when predictions fill the image."""
     homology: NonNegative = 0.0
-    """Weight of the persistent-homology loss (Hu et al. 2019), a sum over the features of each label that
-    are missing or too many: 0.01 is much. Needs the extra `topology`, and seconds a case: 0.1 s for each
-    label's box of 30^3 voxels, 2 s for 60^3. Use it at last, with --init-from RUN."""
+    """Weight of the persistent-homology loss (Hu et al. 2019), a sum over the missing and additional
+    topological features of each label: 0.01 is a high value. Needs the extra `topology`, and seconds per
+    case: 0.1 s for a label's bounding box of 30^3 voxels, 2 s for 60^3. Use it for fine-tuning, with
+    --init-from RUN."""
 
 
 class RegionSpec(TaskSpec):
-    """The binary mask, as the sum of the structures' probabilities: cross_entropy * CE + dice * soft Dice
+    """Training of the union of all structures on a binary mask; loss: cross_entropy * CE + dice * soft Dice
     loss of [p(background), 1 - p(background)]."""
 
     kind: Literal["region"] = "region"
     target: str = "mask"
     """A target of kind mask."""
     of: str | None = None
-    """The segmentation task whose structures are added up; None: the only one that has structures."""
+    """The segmentation task whose structures are united; null: the only one with structures."""
     cross_entropy: NonNegative = 1.0
     dice: NonNegative = 1.0
 
 
 class ReconstructionSpec(TaskSpec):
-    """The network's input image again."""
+    """Reconstruction of the network's input image."""
 
     head = "restored"
     metrics = ("psnr",)
@@ -123,8 +124,8 @@ class ReconstructionSpec(TaskSpec):
 
 
 class ForeignTaskSpec(TaskSpec):
-    """A task of one's own: `kind` is module:Class, or a name that an installed package registers. What else
-    is said goes to the class."""
+    """Your own task: `kind` is module:Class, or a name registered by an installed package. All other keys are
+    passed to the class."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -132,7 +133,7 @@ class ForeignTaskSpec(TaskSpec):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What goes to the class."""
+        """The arguments of the class."""
         return dict(self.model_extra or {})
 
 
@@ -197,10 +198,10 @@ def named_kinds(tasks: Any) -> Any:
 
 
 class BalancingSpec(Spec):
-    """How the tasks' losses are weighed against each other."""
+    """Weighting of the tasks' losses."""
 
     method: Literal["fixed", "uncertainty", "gradnorm"] = "fixed"
     """fixed: the tasks' weights. uncertainty: learned log-variances (Kendall et al. 2018), times the fixed
     weights. gradnorm: equal gradient norms at the shared layer (Chen et al. 2018)."""
     gradnorm_alpha: NonNegative = 1.5
-    """gradnorm: strength of the pull towards equal training rates."""
+    """gradnorm: strength of the force towards equal training rates."""

@@ -21,43 +21,42 @@ class OptimiserSpec(Spec):
     schedule: Literal["constant", "linear", "polynomial", "cosine"] = "polynomial"
     """From the learning rate to zero at the end of the last epoch; polynomial has power 0.9."""
     warmup_epochs: NonNegative = 0.0
-    """Linear rise from zero."""
+    """Epochs of linear warm-up from zero."""
     part_factors: Mapping[str, Positive] = {}
-    """Learning rate of parts of the network, relative to the others': {classifier: 0.1}. A part is named by
-    the beginning of its parameters' names."""
+    """Relative learning rates of parts of the network: {classifier: 0.1}. A part is given by the prefix of
+    its parameter names."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
-    """Largest norm of the whole gradient."""
+    """Maximum norm of the gradient of all parameters."""
 
 
 class SelectionSpec(Spec):
-    """Which epoch is the best, judged on the validation part."""
+    """Selection of the best epoch on the validation part."""
 
     metric: str = "loss"
     """loss: the weighted sum of the tasks; else a metric of the validation part: auc, average_precision,
-    balanced_accuracy, mae, rmse, r2, dice or psnr, with the task's name before it (age.mae) where several
-    tasks give it or the task is one's own. Of loss, mae and rmse the lowest is the best, of all others the
-    highest."""
+    balanced_accuracy, mae, rmse, r2, dice or psnr, prefixed by the task's name (age.mae) if several tasks
+    have it or the task is your own. loss, mae and rmse are minimised, all others maximised."""
     patience: PositiveInt | None = None
-    """Stop after so many epochs without a better one; None trains every epoch."""
+    """Stop after this number of epochs without improvement; null: train all epochs."""
 
 
 class TrainingSpec(Spec):
-    """The training itself."""
+    """Settings of the training."""
 
     epochs: PositiveInt = 600
     batch_size: PositiveInt = 24
-    """Cases a device and step."""
+    """Cases per device and step."""
     accumulate: PositiveInt = 1
-    """Batches whose gradients add up to one optimiser step."""
+    """Batches whose gradients are accumulated for one optimiser step."""
     seed: Seed = 0
-    """Covers data order, augmentation, weights and dropout."""
+    """Random seed of data order, augmentation, weights and dropout."""
     precision: Literal["32", "bf16"] = "32"
-    """bf16: the network in bfloat16; in float32 on CPUs that don't multiply it, where that is faster."""
+    """bf16: bfloat16 mixed precision; float32 on CPUs without bfloat16 multiplication, where it is faster."""
     optimiser: OptimiserSpec = OptimiserSpec()
     selection: SelectionSpec = SelectionSpec()
     devices: PositiveInt = 1
-    """Processes: GPUs where there are any, else CPU processes."""
+    """Number of GPUs, or of CPU processes without a GPU."""
     nodes: PositiveInt = 1
     compile: bool = False
-    """Compile the network (torch.compile): minutes to start on a CPU, faster in long runs."""
+    """Compile the network (torch.compile): takes minutes on a CPU, pays off in long runs."""
     tensorboard: bool = False

@@ -1,4 +1,4 @@
-"""What a chain says: propagation, then trainings of which each starts from the one before."""
+"""Settings of a chain: propagation, then a sequence of trainings."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class StageSpec(Spec):
     """One training of a chain."""
 
     name: PathPart
-    """Names its run folder, and its overrides."""
+    """Name of its run folder and prefix of its overrides."""
     recipe: str
     init_from: str | None = None
-    """The earlier stage whose weights it starts from."""
+    """The earlier stage whose weights initialise it."""
 
 
 class ChainSpec(Spec):
-    """Label propagation, and then trainings on the cases that it gave structures to."""
+    """Label propagation, followed by trainings on the propagated structures."""
 
     name: str
     description: str = ""
     propagation: Mapping[str, Any] = {}
-    """Keys of the propagation that differ from its defaults."""
+    """Settings of the propagation that differ from its defaults."""
     stages: tuple[StageSpec, ...]
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""What a study says: cohorts x variants x splits x seeds, and the claims that it tests."""
+"""Settings of a study: cohorts x variants x splits x seeds, and the claims that it tests."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from threefold.validation import did_you_mean, parse_spec, parse_yaml, read_yaml
 
 _STUDIES = files("threefold") / "studies" / "studies"
 LABELS = "labels"
-"""As a claim's baseline: the cohort's own structures instead of a variant's."""
+"""As a claim's baseline: the cohort's own structures instead of a variant's predictions."""
 Scalar = bool | int | float | str
 
 
 class CohortSource(Spec):
-    """Where a cohort of a study comes from: a folder, or a phantom that the study makes."""
+    """A cohort of a study: a folder, or a phantom that the study generates."""
 
     folder: str | None = None
-    """Of a cohort, relative to the study's file."""
+    """Folder of the cohort, relative to the study file."""
     phantom: str | None = None
     """head-ct, fetal-heart, object-background, or one of your own: MODULE:NAME."""
     preset: str = "study"
     seed: Seed = 0
     settings: Mapping[str, Any] = {}
-    """Keys of the phantom that differ from the preset's."""
+    """Settings of the phantom that differ from the preset."""
     propagation: Mapping[str, Any] | None = None
-    """Keys of a propagation that differ from its defaults: the cohort's atlases give its cases structures.
-    The test cases of every split of the study steer nothing."""
+    """Propagate the cohort's atlases to its cases, with these settings instead of the defaults. Masks of the
+    test cases of any split are not used."""
     degradation: DegradationSpec | None = None
-    """The cohort's references, moved by this much, become its cases' structures."""
+    """Use the cohort's references, displaced by this amount, as structures."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -54,16 +54,16 @@ class VariantSpec(Spec):
     """An experiment of a study."""
 
     recipe: str
-    """A recipe's name, or a YAML file relative to the study's."""
+    """A recipe's name, or a YAML file relative to the study file."""
     overrides: tuple[str, ...] = ()
-    """`key.path=value`, after the study's own."""
+    """`key.path=value`, applied after the study's own."""
     init_from: str | None = None
-    """The variant whose weights, of the same cohort, split and seed, it starts from."""
+    """The variant whose weights initialise it, from the same cohort, split and seed."""
     key: str | None = None
-    """One key whose values are each a variant of its own, named VARIANT=VALUE."""
+    """A key to vary: each of `values` becomes a variant named VARIANT=VALUE."""
     values: tuple[Scalar, ...] = ()
     cohorts: tuple[str, ...] | None = None
-    """Of the study's cohorts those that it is trained on; None: all."""
+    """The study's cohorts that it is trained on; null: all."""
 
     @model_validator(mode="after")
     def _key_has_values(self) -> Self:
@@ -73,28 +73,28 @@ class VariantSpec(Spec):
 
 
 class ClaimSpec(Spec):
-    """A claim: what a variant's metric is against a baseline's, and which way it is expected to differ."""
+    """A claim: the expected difference between the metrics of a variant and a baseline."""
 
     claim: str
-    """In words."""
+    """The claim in words."""
     variant: str
     baseline: str
-    """A variant, or `labels`: the structures that the cohort has itself, as if they had been predicted."""
+    """A variant, or `labels`: the cohort's own structures, treated as predictions."""
     metric: str = "auc"
-    """A metric of the tables of cases or structures (docs/reference/metrics.md) or of a run's evidence; of a
-    task that has columns of its own with the task's name before it (density.auc, age.mae), of a finding with
-    both (findings.subdural.auc)."""
+    """A metric of cases or structures (docs/reference/metrics.md) or of a run's evidence; for a task with its
+    own columns prefixed by the task's name (density.auc, age.mae), for a finding by both
+    (findings.subdural.auc)."""
     group: str = "all"
-    """all test cases, a site group (internal, external), a site, a class, or COLUMN=VALUE of a further column
+    """all test cases, a site group (internal, external), a site, a class, or COLUMN=VALUE for another column
     of the cohort's table."""
     baseline_group: str | None = None
-    """The baseline's group; None: the same. Metrics on different cases are compared unpaired."""
+    """The baseline's group; null: the same. Metrics on different cases are compared unpaired."""
     cohorts: tuple[str, ...] | None = None
-    """The cohorts in which it is tested, each a line of its own; None: all that both were trained on."""
+    """The cohorts in which to test it, one line each; null: all that both are trained on."""
     baseline_cohort: str | None = None
-    """The baseline's cohort; None: the variant's."""
+    """The baseline's cohort; null: the variant's."""
     expected: Literal["higher", "lower", "different"] = "higher"
-    """What the claim says of the variant's metric against the baseline's."""
+    """Expected direction of the variant's metric relative to the baseline's."""
 
 
 class StudySpec(Spec):
@@ -105,23 +105,24 @@ class StudySpec(Spec):
     cohorts: Annotated[dict[PathPart, CohortSource], Field(min_length=1)]
     variants: Annotated[dict[PathPart, VariantSpec], Field(min_length=1)]
     overrides: tuple[str, ...] = ()
-    """`key.path=value` of every training."""
+    """`key.path=value` for every training."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
-    """Of the trainings (training.seed)."""
+    """Training seeds (training.seed)."""
     splits: Annotated[tuple[Mapping[str, Any], ...], Field(min_length=1)] = ({},)
-    """Keys of data.split, a set for each split."""
+    """Settings of data.split, one mapping per split."""
     threads: PositiveInt = 1
-    """CPU threads of a training. The same number gives the same weights, however many run at once."""
+    """CPU threads per training. The same number gives the same weights, whatever the number of parallel
+    runs."""
     memory: Positive = 4.0
-    """GiB that a training is taken to need before one of its kind has run."""
+    """Assumed memory of a training in GiB, until a run of the same variant has been measured."""
     evidence: bool = False
-    """Look into each run: attention, probes, counterfactuals (`threefold explain`)."""
+    """Analyse each run: attention, probes, counterfactuals (`threefold explain`)."""
     claims: tuple[ClaimSpec, ...] = ()
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     replicates: PositiveInt = 4000
-    """Resamples of patients and seeds."""
+    """Bootstrap replicates of patients and seeds."""
     margin: NonNegative = 0.0
-    """A difference must exceed it, in the metric's unit, to count."""
+    """Smallest relevant difference, in the metric's unit."""
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
