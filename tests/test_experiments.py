@@ -130,6 +130,15 @@ def test_a_network_of_another_kind_takes_over_only_what_it_has_too(tmp_path: Pat
     assert dense.growth == 3
 
 
+def test_pooling_over_a_region_needs_a_task_that_segments_it() -> None:
+    network = {"kind": "attention-unet", "pooling": "region"}
+    with pytest.raises(ValidationError, match="no task segments the region; add one"):
+        Experiment.model_validate({"name": "x", "network": network, "tasks": {"classification": {}}})
+    Experiment.model_validate(
+        {"name": "x", "network": network, "tasks": {"classification": {}, "segmentation": {}}}
+    )
+
+
 def test_extending_in_a_circle_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
     (tmp_path / "b.yaml").write_text("extends: a.yaml\n")

@@ -147,6 +147,23 @@ def test_p_grows_with_the_margin_and_is_two_sided() -> None:
     assert turned.p == pytest.approx(p[0])
 
 
+def test_p_of_a_difference_that_a_claim_names_is_the_t_tests() -> None:
+    differences = np.random.default_rng(8).normal(0.0, 0.08, 150)
+    differences -= differences.mean()
+    pairs = pairs_of([differences], np.arange(150))
+    found = difference_of(pairs, replicates=8000, confidence=0.95, beyond=-0.02)
+    assert found.p == pytest.approx(stats.ttest_1samp(differences, -0.02).pvalue, abs=0.02)
+    plain = difference_of(pairs, replicates=8000, confidence=0.95)
+    assert found.estimate == plain.estimate  # p alone is of it
+    # Not shown to differ from none, and shown to be no worse by 0.02.
+    assert verdict(plain, plain.p, "higher", 0.95) == "undecided"
+    assert verdict(found, found.p, "higher", 0.95, beyond=-0.02) == "supported"
+    worse = difference_of(
+        pairs_of([differences - 0.06], np.arange(150)), replicates=8000, confidence=0.95, beyond=-0.02
+    )
+    assert verdict(worse, worse.p, "higher", 0.95, beyond=-0.02) == "contradicted"
+
+
 def test_p_of_many_patients_is_near_the_t_tests() -> None:
     differences = np.random.default_rng(6).normal(0.15, 1, 150)
     found = difference_of(pairs_of([differences], np.arange(150)), replicates=8000, confidence=0.95)

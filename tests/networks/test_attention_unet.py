@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from threefold.core.outputs import Outputs
 from threefold.experiment import AttentionUnetSpec
 from threefold.networks.attention_unet import AttentionUnet
 from threefold.networks.cpu import cpu_kernels
@@ -111,6 +112,59 @@ def test_the_pooled_head_shares_the_encoder() -> None:
     outputs.heads["classification"].square().sum().backward()
     with_gradient = [name for name, p in network.named_parameters() if p.grad is not None]
     assert parts_of(with_gradient) == {"encoder", "heads.classification"}
+
+
+def _levels_of(network: AttentionUnet, image: torch.Tensor) -> tuple[list[torch.Tensor], Outputs]:
+    """Return what each level of the encoder and then of the decoder gives, and the outputs."""
+    found: list[torch.Tensor] = []
+    assert network.decoder is not None
+    hooks = [
+        level.register_forward_hook(lambda module, inputs, output: found.append(output))
+        for level in (*network.encoder, *network.decoder)
+    ]
+    outputs = network(image)
+    for hook in hooks:
+        hook.remove()
+    return found, outputs
+
+
+@pytest.mark.parametrize("size", [(16, 16), (13, 10), (8, 12, 9)])
+def test_features_are_averaged_over_what_is_segmented(size: tuple[int, ...]) -> None:
+    spec = SMALL.model_copy(update={"pooling": "image+region"})
+    network = _network(spec, classes=3, dimensions=len(size)).double().eval()
+    image = _randn(2, 1, *size).double()
+    levels, outputs = _levels_of(network, image)
+    structures = 1 - outputs.heads["segmentation"].softmax(1)[:, :1]
+    ends = [end for side in reversed(size) for end in (0, -side % 4)]
+    inside = torch.nn.functional.pad(structures, ends)
+    expected = [levels[2].flatten(2).mean(2)]
+    for level in levels:
+        factor = inside.shape[-1] // level.shape[-1]
+        mean = torch.nn.functional.avg_pool2d if len(size) == 2 else torch.nn.functional.avg_pool3d
+        weights = mean(inside, factor).flatten(2)
+        expected.append((level.flatten(2) * weights).sum(2) / weights.sum(2))
+    torch.testing.assert_close(outputs.features, torch.cat(expected, 1))
+    linear = network.heads["classification"]
+    torch.testing.assert_close(outputs.heads["classification"], linear(outputs.features))
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_a_detached_mask_is_told_by_segmentation_alone(detach: bool) -> None:
+    spec = SMALL.model_copy(update={"pooling": "region", "detach_mask": detach})
+    network = _network(spec, classes=3, dimensions=2).train()
+    network(_randn(2, 1, 16, 16)).heads["classification"].square().sum().backward()
+    assert (network.heads["segmentation"].weight.grad is None) == detach
+    assert network.decoder[0].merge.conv.weight.grad is not None  # whose features the head reads
+
+
+def test_where_nothing_is_segmented_nothing_is_read() -> None:
+    spec = SMALL.model_copy(update={"pooling": "region"})
+    network = _network(spec, labels=2, classes=3, dimensions=2).eval()
+    with torch.no_grad():
+        network.heads["segmentation"].bias.copy_(torch.tensor([500.0, -500.0]))
+        outputs = network(_randn(1, 1, 16, 16))
+    assert not outputs.features.any()
+    assert torch.isfinite(outputs.heads["classification"]).all()
 
 
 def test_without_labels_there_is_no_decoder() -> None:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from threefold.cohorts.cohort import CohortSpec
 from threefold.core.targets import MaskSpec
 from threefold.errors import ExperimentError, WeightsError
-from threefold.experiment import AttentionUnetSpec, CascadeSpec, DenseNetSpec, Experiment
+from threefold.experiment import AttentionUnetSpec, CascadeSpec, DenseNetSpec, Experiment, MaskShapeSpec
 from threefold.networks.attention_unet import AttentionUnet
 from threefold.networks.cascade import Cascade
 from threefold.networks.densenet import DenseNet
+from threefold.networks.mask_shape import shape_features
 from threefold.networks.pretrained import load_pretrained
 from threefold.tasks.build import build_network
 
@@ -24,7 +25,7 @@ from .named_heads import named_heads
 
 SEGMENTER = AttentionUnetSpec(channels=(4, 8), dropout=0.1)
 CLASSIFIER = DenseNetSpec(blocks=(2, 2), growth=4, stem=8)
-INPUTS = ("structures", "region", "image+structures", "image+region")
+INPUTS = ("structures", "region", "image+structures", "image+region", "gated+structures", "gated+region")
 
 
 def _spec(**changes: Any) -> CascadeSpec:
@@ -59,6 +60,8 @@ def test_the_classifier_reads_what_is_named() -> None:
         "region": region,
         "image+structures": torch.cat((image, softmax), 1),
         "image+region": torch.cat((image, region), 1),
+        "gated+structures": torch.cat((image * region[:, 1:], softmax), 1),
+        "gated+region": torch.cat((image * region[:, 1:], region), 1),
     }
     for reads in INPUTS:
         torch.testing.assert_close(
@@ -101,6 +104,41 @@ def test_a_frozen_segmenter_learns_nothing_and_stays_in_evaluation() -> None:
     assert all(p.grad is not None for p in network.classifier.parameters())
     torch.testing.assert_close(dict(network.segmenter.state_dict()), before, rtol=0, atol=0)
     assert not network.eval().classifier.training
+
+
+@pytest.mark.parametrize("reads", ["structures", "gated+region"])
+def test_a_detached_mask_is_read_and_not_taught(reads: str) -> None:
+    image = _image(16, 16, 16)
+    detached, taught = (_cascade(classifier_input=reads, detach_mask=one).eval() for one in (True, False))
+    outputs, others = detached(image), taught(image)
+    torch.testing.assert_close(outputs.heads, others.heads)
+    outputs.heads["classification"].square().sum().backward()
+    assert all(parameter.grad is None for parameter in detached.segmenter.parameters())
+    assert all(parameter.grad is not None for parameter in detached.classifier.parameters())
+    outputs.heads["segmentation"].sum().backward()  # its own task still teaches it
+    assert detached.segmenter.heads["segmentation"].weight.grad is not None
+    assert detached.shared_parameter() is None
+
+
+@pytest.mark.parametrize("size", [(16, 16), (9, 8, 7)])
+def test_a_linear_layer_reads_the_shape_of_the_mask(size: tuple[int, ...]) -> None:
+    spec = CascadeSpec(segmenter=SEGMENTER, classifier=MaskShapeSpec(harmonics=3))
+    heads = named_heads(labels=4, classes=3)
+    network = Cascade(spec, in_channels=1, heads=heads, dimensions=len(size))
+    image = _image(*size)
+    outputs = network(image)
+    masks = outputs.heads["segmentation"].softmax(1)[:, 1:]
+    numbers = shape_features(masks, 3 if len(size) == 2 else 0).flatten(1)
+    torch.testing.assert_close(outputs.features, numbers)
+    linear = network.classifier.heads["classification"]
+    torch.testing.assert_close(outputs.heads["classification"], linear(numbers))
+    assert network.cam_layer() == network.segmenter.cam_layer().within("segmenter")
+    assert set(network.stage_layers()) == set(network.segmenter.stage_layers())
+
+
+def test_a_linear_layer_on_the_shape_reads_no_image() -> None:
+    with pytest.raises(ValueError, match="expected structures or region"):
+        CascadeSpec(classifier=MaskShapeSpec(), classifier_input="gated+region")
 
 
 def _experiment(kind: str, tasks: dict[str, Any], size: tuple[int, ...] = (16, 16, 16)) -> Experiment:

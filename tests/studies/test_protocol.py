@@ -91,6 +91,7 @@ def test_claims_that_were_there_before_their_runs_are_never_late(folder: StudyFo
         ({**FIRST, "baseline_cohort": "there"}, {}, 4),
         (FIRST, {"confidence": 0.9}, 4),
         (FIRST, {"margin": 0.01}, 4),
+        ({**FIRST, "beyond": -0.02}, {}, 4),
         (FIRST, {"seeds": [0, 1, 2]}, 4),
         (FIRST, {"seeds": [0]}, 2),
         (FIRST, {"splits": [{}, {"seed": 1}]}, 4),

@@ -188,6 +188,20 @@ RECIPE = {"recipe": "hematoma/swin-cls"}
             {"claims": [{"claim": "c", "variant": "seg", "baseline": "seg"}]},
             "seg against seg can't be tested in any cohort. Expected two different trainings",
         ),
+        (
+            {
+                "claims": [
+                    {
+                        "claim": "c",
+                        "variant": "seg",
+                        "baseline": "cls",
+                        "expected": "different",
+                        "beyond": 0.1,
+                    }
+                ]
+            },
+            "beyond needs a direction: expected higher or lower",
+        ),
         ({"variants": {"labels": RECIPE}}, "variants.labels: the name means a cohort's own structures"),
         (
             {"cohorts": {"a": {"folder": "f", "propagation": {}, "degradation": {"displacement": 1}}}},

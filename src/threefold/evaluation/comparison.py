@@ -91,7 +91,8 @@ class Effect:
 
     Attributes:
         estimate: mean over the runs; its n and patients are the union over the runs.
-        p: two-sided, of no difference beyond the margin; NaN without one to test.
+        p: two-sided, of no difference beyond the margin, or of the one that a claim names; NaN without one to
+            test.
         runs: the number of pairs, or of runs.
         fewest_cases: of the smallest test, of any run and of either side.
         fewest_patients: with cases of a kind that the metric rests on, in any such test.
@@ -182,6 +183,7 @@ def difference_of(
     splits: Sequence[int] = (),
     spread: Spread | None = None,
     margin: float = 0.0,
+    beyond: float = 0.0,
     largest: float = np.inf,
     seed: int = 0,
 ) -> Effect:
@@ -198,6 +200,7 @@ def difference_of(
         splits: the split of each pair; none: all of one.
         spread: of the effects, as `effects_of` gives them; None: as they show it themselves.
         margin: differences up to it count as none, for p.
+        beyond: the difference that p is of.
         largest: what no difference of the metric exceeds.
         seed: of the resamples.
     """
@@ -206,7 +209,13 @@ def difference_of(
     )
     of = _estimate_of(metric, group, leaks)
     return _effect(
-        [(second, first) for first, second in pairs], draw, confidence, of, needed=2, margin=margin
+        [(second, first) for first, second in pairs],
+        draw,
+        confidence,
+        of,
+        needed=2,
+        margin=margin,
+        beyond=beyond,
     )
 
 
@@ -246,12 +255,19 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def verdict(
-    effect: Effect, adjusted: float, expected: Expected, confidence: float, *, finished: bool = True
+    effect: Effect,
+    adjusted: float,
+    expected: Expected,
+    confidence: float,
+    *,
+    beyond: float = 0.0,
+    finished: bool = True,
 ) -> Verdict:
     """Say what an effect means for a claim.
 
     - unfinished: some of its pairs have not finished; which ones do first is not chance alone.
-    - supported: it differs as the claim says, and the adjusted p is below 1 - confidence.
+    - supported: it differs from none, or from the difference that the claim names (beyond), as the claim
+      says, and the adjusted p is below 1 - confidence.
     - contradicted: it differs the other way, and the adjusted p is below 1 - confidence. A claim that two
       differ, either way, is never contradicted.
     - undecided: anything else; at this number of patients and seeds either may be true.
@@ -262,7 +278,7 @@ def verdict(
         return "not estimable"
     if adjusted >= 1 - confidence:
         return "undecided"
-    as_claimed = expected == "different" or (effect.estimate.value > 0) == (expected == "higher")
+    as_claimed = expected == "different" or (effect.estimate.value > beyond) == (expected == "higher")
     return "supported" if as_claimed else "contradicted"
 
 
@@ -274,6 +290,7 @@ def _effect(
     *,
     needed: int,
     margin: float | None = None,
+    beyond: float = 0.0,
 ) -> Effect:
     """Return the mean over runs of a metric, or of the first of two minus the second."""
     whose = [one.patients for run in runs for one in run]
@@ -311,7 +328,7 @@ def _effect(
     interval = percentile_interval(drawn, confidence)
     if interval.reason not in ("", SAME_VALUE):
         return Effect(of(value=value, why=interval.reason), np.nan, *tested)
-    p = np.nan if margin is None else _p_value(drawn[~np.isnan(drawn)], margin, fewest)
+    p = np.nan if margin is None else _p_value(drawn[~np.isnan(drawn)] - beyond, margin, fewest)
     return Effect(of(value=value, interval=interval.ends, why=interval.reason), p, *tested)
 
 
@@ -379,6 +396,7 @@ class ClaimRow:
         metric, group: what was measured, on which test cases.
         baseline_group: the baseline's test cases; most often the same.
         expected: which way the claim says that the variant differs.
+        beyond: from which difference.
         baseline_mean, variant_mean: mean of the metric over the pairs.
         effect: variant minus baseline, paired.
         adjusted: p after Holm's correction over the study's rows.
@@ -398,6 +416,7 @@ class ClaimRow:
     group: str
     baseline_group: str
     expected: Expected
+    beyond: float
     baseline_mean: Effect
     variant_mean: Effect
     effect: Effect

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, model_validator
 from threefold.experiment.data import DataSpec
 from threefold.experiment.evaluation import EvaluationSpec
 from threefold.experiment.networks import (
+    AttentionUnetSpec,
     CascadeSpec,
     InitialWeightsSpec,
     JointSwinSpec,
@@ -87,6 +88,12 @@ class Experiment(Spec):
             )
         if isinstance(self.network, JointSwinSpec) and self.before is None:
             raise ValueError("a joint-swin network needs `before`, the recipe of its first encoder")
+        pooling = self.network.pooling if isinstance(self.network, AttentionUnetSpec) else "image"
+        if pooling != "image" and not any(task.head == "dense" for task in self.tasks.values()):
+            raise ValueError(
+                f"network.pooling is {pooling}, but no task segments the region; add one (segmentation), or "
+                "set network.pooling to image"
+            )
         if isinstance(self.network, CascadeSpec):
             pooled = [name for name, task in self.tasks.items() if task.head == "pooled"]
             if not pooled and not self.tasks_of(ForeignTaskSpec):

@@ -102,6 +102,13 @@ class AttentionUnetSpec(Spec):
     """Initial background probability of the segmenter, set by the bias of its last layer (Lin et al. 2017,
     arXiv 1708.02002, section 3.3), so that structures of few voxels are not pushed to zero before they can be
     distinguished; null: no prior."""
+    pooling: Literal["image", "region", "image+region"] = "image"
+    """Features of the image-level heads. image: the deepest features, averaged over the image. region: the
+    features of all encoder and decoder levels, averaged over the predicted region, each voxel weighted by the
+    foreground probability of the first segmentation task. image+region: both."""
+    detach_mask: bool = False
+    """With pooling region, stop the gradient of the image-level heads at the weights of the voxels, so that
+    only the segmentation task shapes the region."""
 
 
 class DenseNetSpec(Spec):
@@ -120,6 +127,22 @@ class DenseNetSpec(Spec):
     dropout: Fraction = 0.2
 
 
+class MaskShapeSpec(Spec):
+    """A linear layer on shape features of the predicted mask (after Hooper et al. 2023, segmentation for
+    classification): for each structure its size, its largest probability, its spread along the principal axes
+    and, in 2D, the harmonics of its outline.
+    """
+
+    kind: Literal["mask-shape"] = "mask-shape"
+    harmonics: PositiveInt = 8
+    """Harmonics of the outline, from the first on; 2D only."""
+
+
+def _classifier_kind(value: Any) -> str:
+    kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
+    return str(kind or "densenet")
+
+
 class CascadeSpec(Spec):
     """A segmenter followed by a classifier of its output (arXiv 2311.07234)."""
 
@@ -127,13 +150,31 @@ class CascadeSpec(Spec):
     axes: ClassVar[tuple[int, ...]] = (2, 3)
     kind: Literal["cascade"] = "cascade"
     segmenter: AttentionUnetSpec = AttentionUnetSpec()
-    classifier: DenseNetSpec = DenseNetSpec()
-    classifier_input: Literal["structures", "region", "image+structures", "image+region"] = "structures"
+    classifier: Annotated[
+        Annotated[DenseNetSpec, Tag("densenet")] | Annotated[MaskShapeSpec, Tag("mask-shape")],
+        Discriminator(_classifier_kind),
+    ] = DenseNetSpec()
+    """kind: densenet, or mask-shape, whose input is structures or region."""
+    classifier_input: Literal[
+        "structures", "region", "image+structures", "image+region", "gated+structures", "gated+region"
+    ] = "structures"
     """structures: the softmax of all labels, background included ("multi"). region: two channels, the
     background's probability and that of all structures together ("binary"). With image+ before: the image's
-    channels first."""
+    channels first. With gated+ before: those channels multiplied by the probability of all structures
+    together, so that the image is visible only inside the predicted region."""
+    detach_mask: bool = False
+    """Stop the classifier's gradient at the mask, so that only the segmentation tasks train the segmenter."""
     freeze_segmenter: bool = False
     """Train only the classifier, on a pretrained segmenter."""
+
+    @model_validator(mode="after")
+    def _mask_shape_reads_a_mask(self) -> Self:
+        if isinstance(self.classifier, MaskShapeSpec) and "+" in self.classifier_input:
+            raise ValueError(
+                f"classifier_input is {self.classifier_input}, but a mask-shape classifier does not use the "
+                "image; expected structures or region"
+            )
+        return self
 
 
 class ForeignNetworkSpec(Spec):

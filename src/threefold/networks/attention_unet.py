@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from threefold.core.outputs import Head, Outputs
 from threefold.experiment import AttentionUnetSpec
 from threefold.networks.cam import CamLayer
-from threefold.networks.grids import crop, pad, pool
+from threefold.networks.grids import crop, pad, pool, pool_inside
 from threefold.networks.heads import apply_pooled, first_of, pooled_head
 
 _CONV: dict[int, type[nn.Conv2d | nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -136,10 +136,13 @@ class DecoderLevel(nn.Module):
 
 
 class AttentionUnet(nn.Module):
-    """Segment an image, and answer for the whole of it from the pooled deepest features.
+    """Segment an image, and answer for the whole of it from pooled features.
+
+    Those are the deepest ones averaged over the image, or those of all levels averaged over what the network
+    segments (`spec.pooling`).
 
     Args:
-        spec: channels, dropout and initialisation.
+        spec: channels, dropout, initialisation and pooling.
         in_channels: channels C of the image.
         heads: by task, pooled and dense; dense ones share the decoder.
         dimensions: spatial axes, 2 or 3.
@@ -154,7 +157,7 @@ class AttentionUnet(nn.Module):
         dimensions: int = 3,
     ) -> None:
         super().__init__()
-        widths, deepest = spec.channels, spec.channels[-1]
+        widths = spec.channels
         self.encoder = nn.ModuleList(
             nn.Sequential(
                 ConvUnit(dimensions, before, width, stride=2 if level else 1, dropout=spec.dropout),
@@ -168,9 +171,15 @@ class AttentionUnet(nn.Module):
             self.decoder = nn.ModuleList(
                 DecoderLevel(dimensions, coarser, width, spec.dropout) for width, coarser in pairwise(widths)
             )  # finest first
+        self.pools_image = "image" in spec.pooling
+        self.region = first_of(self.kinds, "dense") if "region" in spec.pooling else None
+        self.detaches_mask = spec.detach_mask
+        pooled = (widths[-1] if self.pools_image else 0) + (
+            sum(widths) + sum(widths[:-1]) if self.region is not None else 0
+        )
         self.heads = nn.ModuleDict(
             {
-                name: pooled_head(deepest, head)
+                name: pooled_head(pooled, head)
                 if head.kind == "pooled"
                 else _HEAD[dimensions](widths[0], head.outputs)
                 for name, head in self.kinds.items()
@@ -203,6 +212,10 @@ class AttentionUnet(nn.Module):
     def forward(self, image: Tensor) -> Outputs:
         """(B, C, *S) image of any size to (B, L, *S) of each dense head and (B, K) of each pooled one.
 
+        The features are (B, F): the deepest level's mean over the image, then the means over the region of
+        the encoder's levels and of the decoder's, in the order in which they run; of these what `pooling`
+        asks for.
+
         The image is padded with zeros at its far ends to a multiple of the deepest level's stride, and to two
         voxels of that level at least, and the segmentation is cropped again.
         """
@@ -212,15 +225,27 @@ class AttentionUnet(nn.Module):
         for block in self.encoder:
             values = block(values)
             skips.append(values)
-        pooled = pool(skips.pop())  # (B, F)
-        outputs = apply_pooled(self.heads, self.kinds, pooled)
+        levels = [*skips] if self.region is not None else []
+        parts = [pool(skips[-1])] if self.pools_image else []
+        dense: dict[str, Tensor] = {}
+        del skips[-1]
         if self.decoder is not None:
             for level in reversed(self.decoder):
                 values = level(values, skips.pop())
+                levels += [values] if self.region is not None else []
             for name, head in self.kinds.items():
                 if head.kind == "dense":
-                    outputs[name] = crop(self.heads[name](values), size).contiguous()
-        return Outputs(outputs, pooled)
+                    dense[name] = crop(self.heads[name](values), size).contiguous()
+        if self.region is not None:
+            inside = self._inside(dense[self.region], values.shape[2:])
+            parts += [pool_inside(one, inside) for one in levels]
+        pooled = torch.cat(parts, dim=1)  # (B, F)
+        return Outputs(apply_pooled(self.heads, self.kinds, pooled) | dense, pooled)
+
+    def _inside(self, segmentation: Tensor, padded: Sequence[int]) -> Tensor:
+        """(B, L, *S) logits to the probability of all structures together, (B, 1, *P), 0 in the padding."""
+        logits = segmentation.detach() if self.detaches_mask else segmentation
+        return pad(1 - logits.softmax(dim=1)[:, :1], padded)
 
     def _padded(self, size: Sequence[int]) -> list[int]:
         """Return the size of the padded image: batch norm needs two voxels of the deepest level."""

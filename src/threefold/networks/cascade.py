@@ -10,17 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from threefold.core.outputs import Head, Outputs
-from threefold.experiment import CascadeSpec
+from threefold.experiment import CascadeSpec, MaskShapeSpec
 from threefold.networks.attention_unet import AttentionUnet
 from threefold.networks.cam import CamLayer
 from threefold.networks.densenet import DenseNet
+from threefold.networks.heads import Renamed
+from threefold.networks.mask_shape import MaskShape
 
 
 class Cascade(nn.Module):
     """Segment an image and classify it by its segmentation, with or without the image itself.
 
-    The classifier's gradient flows into the segmenter, through the softmax, unless the segmenter is frozen:
-    then it has no gradient and stays in evaluation mode.
+    The classifier's gradient flows into the segmenter, through the softmax, unless the mask is detached or
+    the segmenter frozen: then it has no gradient at all and stays in evaluation mode.
 
     Args:
         spec: both networks and what passes between them.
@@ -31,7 +33,7 @@ class Cascade(nn.Module):
 
     Attributes:
         segmenter: the attention U-Net; its weights are named `segmenter.` + their names in a run of its own.
-        classifier: the DenseNet, likewise.
+        classifier: the DenseNet, likewise, or the linear layer on the shape of the mask.
     """
 
     def __init__(
@@ -45,10 +47,14 @@ class Cascade(nn.Module):
         self.segmenter = AttentionUnet(
             spec.segmenter, in_channels=in_channels, heads=dense, dimensions=dimensions
         )
-        self.reads_image = spec.classifier_input.startswith("image+")
-        self.reads_region = spec.classifier_input.endswith("region")
-        channels = (in_channels if self.reads_image else 0) + (2 if self.reads_region else labels)
-        self.classifier = DenseNet(spec.classifier, in_channels=channels, heads=pooled, dimensions=dimensions)
+        self.image_as, _, self.mask_as = spec.classifier_input.rpartition("+")
+        self.detaches_mask = spec.detach_mask
+        channels = (in_channels if self.image_as else 0) + (2 if self.mask_as == "region" else labels)
+        self.classifier: DenseNet | MaskShape = (
+            MaskShape(spec.classifier, in_channels=channels, heads=pooled, dimensions=dimensions)
+            if isinstance(spec.classifier, MaskShapeSpec)
+            else DenseNet(spec.classifier, in_channels=channels, heads=pooled, dimensions=dimensions)
+        )
         self.frozen = spec.freeze_segmenter
         if self.frozen:
             self.segmenter.requires_grad_(False).eval()
@@ -65,22 +71,26 @@ class Cascade(nn.Module):
         return {
             f"{part}.{old}": f"{part}.{new}"
             for part, network in (("segmenter", self.segmenter), ("classifier", self.classifier))
+            if isinstance(network, Renamed)
             for old, new in network.former_names().items()
         }
 
     def shared_parameter(self) -> str | None:
-        """Return the last parameter that every task's gradient passes through; None: it is frozen."""
-        return None if self.frozen else f"segmenter.heads.{self.reads}.weight"
+        """Return the last parameter that every task's gradient passes through; None: there is none."""
+        return None if self.frozen or self.detaches_mask else f"segmenter.heads.{self.reads}.weight"
 
     def cam_layer(self) -> CamLayer:
-        """Return the classifier's."""
+        """Return the classifier's; of a mask's shape, which has no layers, the segmenter's."""
+        if isinstance(self.classifier, MaskShape):
+            return self.segmenter.cam_layer().within("segmenter")
         return self.classifier.cam_layer().within("classifier")
 
     def stage_layers(self) -> dict[str, str]:
-        """Return the submodules of the segmenter's levels, then of the classifier's blocks, by name."""
+        """Return the submodules of the segmenter's levels, then those of the classifier's blocks, by name."""
         return {
             name: f"{part}.{module}"
             for part, network in (("segmenter", self.segmenter), ("classifier", self.classifier))
+            if not isinstance(network, MaskShape)
             for name, module in network.stage_layers().items()
         }
 
@@ -98,10 +108,12 @@ class Cascade(nn.Module):
             image: (B, C, *S).
             segmentation: (B, L, *S) logits.
         """
-        probabilities = segmentation.softmax(dim=1)
-        if self.reads_region:
-            foreground = probabilities[:, 1:].sum(dim=1, keepdim=True)
+        logits = segmentation.detach() if self.detaches_mask else segmentation
+        probabilities = logits.softmax(dim=1)
+        foreground = probabilities[:, 1:].sum(dim=1, keepdim=True)  # (B, 1, *S)
+        if self.mask_as == "region":
             probabilities = torch.cat((probabilities[:, :1], foreground), dim=1)  # (B, 2, *S)
-        if self.reads_image:
-            probabilities = torch.cat((image.to(probabilities), probabilities), dim=1)
+        if self.image_as:
+            image = image.to(probabilities) * (foreground if self.image_as == "gated" else 1)
+            probabilities = torch.cat((image, probabilities), dim=1)
         return probabilities

@@ -59,6 +59,11 @@ def claim_table(
         )
     if margin:
         notes.append(f"Differences up to {margin:g} count as none.")
+    if any(row.beyond for row in rows):
+        notes.append(
+            "above, below: the difference that the claim says is exceeded or not reached, and that p is of, "
+            "where it is not 0."
+        )
     if any(row.is_late for row in rows):
         notes.append(
             f"{LATE}: written down, or changed, when runs that it rests on had finished. What was seen in "
@@ -81,7 +86,7 @@ def claim_table(
             (
                 row.claim,
                 cohorts_of(row),
-                f"{title(row.metric)}, {groups_of(row)}",
+                f"{title(row.metric)}, {groups_of(row)}{_beyond(row)}",
                 f"{row.baseline} {_number(row.baseline_mean.estimate.value, row)}",
                 f"{row.variant} {_number(row.variant_mean.estimate.value, row)}",
                 _difference(row),
@@ -201,6 +206,12 @@ def cohorts_of(row: ClaimRow | PairRow) -> str:
 
 def _difference(row: ClaimRow) -> str:
     return _cell(row.effect, asked=row.pairs, leaks=row.leaks, form="+.3f")
+
+
+def _beyond(row: ClaimRow) -> str:
+    """Return from which difference on a claim says that the variant differs; empty where from none on."""
+    side = "above" if row.expected == "higher" else "below"
+    return f", {side} {row.beyond:+g}" if row.beyond else ""
 
 
 def _mean(row: VariantRow | None) -> str:

@@ -155,7 +155,7 @@ def compare_study(folder: StudyFolder) -> Comparison:
         replace(
             row,
             adjusted=p if there else np.nan,
-            verdict=verdict(row.effect, p, row.expected, study.confidence, finished=there),
+            verdict=verdict(row.effect, p, row.expected, study.confidence, beyond=row.beyond, finished=there),
         )
         for row, p, there in zip(rows, adjusted, whole, strict=True)
     )
@@ -334,6 +334,7 @@ class _Measuring:
             group=claim.group,
             baseline_group=claim.baseline_group or claim.group,
             expected=claim.expected,
+            beyond=claim.beyond,
             baseline_mean=self._mean(
                 [pair.ids[0] for pair in pairs],
                 [first for first, _ in both],
@@ -350,6 +351,7 @@ class _Measuring:
                 leaks=leaks,
                 splits=splits,
                 spread=spread,
+                beyond=claim.beyond,
                 largest=largest_difference(claim.metric),
             ),
             adjusted=np.nan,

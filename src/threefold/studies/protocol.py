@@ -28,6 +28,7 @@ class Line(Spec):
     expected: Literal["higher", "lower", "different"]
     confidence: float
     margin: float
+    beyond: float = 0.0
     pairs: tuple[tuple[str, str], ...]
     """Ids of the runs, baseline and variant: by them cohorts, variants, splits and seeds are fixed."""
 
@@ -67,6 +68,7 @@ def line_of(study: StudySpec, claim: ClaimSpec, cohort: str) -> Line:
         expected=claim.expected,
         confidence=study.confidence,
         margin=study.margin,
+        beyond=claim.beyond,
         pairs=tuple(sorted((first, second) for first, second, _ in asked_pairs(study, claim, cohort))),
     )
 

@@ -95,6 +95,15 @@ class ClaimSpec(Spec):
     """The baseline's cohort; null: the variant's."""
     expected: Literal["higher", "lower", "different"] = "higher"
     """Expected direction of the variant's metric relative to the baseline's."""
+    beyond: float = 0.0
+    """Difference (variant minus baseline, in the metric's unit) that the claim is tested against instead of
+    zero. With expected higher, -0.02 claims that the variant is less than 0.02 worse: non-inferiority."""
+
+    @model_validator(mode="after")
+    def _beyond_has_a_direction(self) -> Self:
+        if self.beyond and self.expected == "different":
+            raise ValueError("beyond needs a direction: expected higher or lower")
+        return self
 
 
 class StudySpec(Spec):
