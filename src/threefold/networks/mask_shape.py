@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from threefold.core.outputs import Head, Outputs
@@ -21,7 +22,7 @@ _LEAST = 1e-6
 
 
 class MaskShape(nn.Module):
-    """Classify an image by the shape of what was segmented in it.
+    """Classify an image by the shape of what was segmented in it: a linear layer on standardised features.
 
     Args:
         spec: number of harmonics.
@@ -36,13 +37,21 @@ class MaskShape(nn.Module):
         super().__init__()
         self.harmonics = spec.harmonics if dimensions == 2 else 0
         width = (in_channels - 1) * (2 + dimensions + self.harmonics)
+        self.norm = nn.BatchNorm1d(width, affine=False)
         self.kinds = dict(heads)
         self.heads = nn.ModuleDict({name: pooled_head(width, head) for name, head in heads.items()})
 
     def forward(self, probabilities: Tensor) -> Outputs:
-        """(B, L, *S) probabilities to (B, K) logits; the features are the shape features, (B, F)."""
+        """(B, L, *S) probabilities to (B, K) logits; the features are the shape features, (B, F).
+
+        They are standardised with the statistics of the batch in training, with running ones in evaluation.
+        """
         exact = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32))
         features = shape_features(exact[:, 1:], self.harmonics).flatten(1)
+        norm = self.norm
+        # A single case has no deviation.
+        is_batch = self.training and len(features) > 1
+        features = F.batch_norm(features, norm.running_mean, norm.running_var, training=is_batch)
         return Outputs(apply_pooled(self.heads, self.kinds, features), features)
 
 
