@@ -88,6 +88,9 @@ def check_files(cohort: Cohort, pairing: Pairing, spec: PropagationSpec) -> Fail
         if case.case_id not in pairing:
             continue
         with sparing_others(failed, case.case_id):
+            channel = next(iter(cohort.spec.channels), None)
+            if channel is not None and channel not in case.channels:
+                raise ImageError(f"the channel {channel}, which atlases are registered to, is missing")
             grid = _case_grid(case)
             for atlas in () if spec.affine else pairing[case.case_id]:
                 apart = _apart(grid, grids[atlas.name])

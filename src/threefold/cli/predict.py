@@ -13,6 +13,7 @@ import typer
 
 from threefold.cli.options import AllowOutside, BatchSize, Device
 from threefold.cli.progress import count, interruptible, progress_of
+from threefold.errors import UsageError
 
 if TYPE_CHECKING:
     from threefold.errors import ThreefoldError
@@ -30,12 +31,17 @@ class UnevenSeries(StrEnum):
 def predict(
     run: Annotated[Path, typer.Argument(help="The run folder of `threefold train`.")],
     images: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(help="Images, folders of images, DICOM series (one folder each) or cohorts."),
-    ],
+    ] = None,
+    *,
     out: Annotated[
         Path, typer.Option(help="Folder for predictions.csv and masks: a new one, or one to resume.")
     ],
+    channel: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=FILE: one channel of a single case, in place of IMAGES; repeat for each."),
+    ] = None,
     device: Device = "cpu",
     batch_size: BatchSize = 16,
     uneven: Annotated[
@@ -64,19 +70,25 @@ def predict(
     interrupted prediction keeps its finished rows and masks; the same command resumes it and repeats changed
     and failed inputs.
 
+    A network with several input channels accepts cohorts that declare them, or a single case whose channels
+    are given with --channel.
+
     Exit status: 0 all inputs predicted; 1 some failed, or none could be predicted; 2 usage error; 130, 143 or
     129 interrupted by Ctrl-C, SIGTERM or SIGHUP.
 
     Example: `threefold predict my-run scans/ patient7.nii.gz --out my-predictions`
     """
-    from threefold.inference.listing import find_sources
+    from threefold.inference.listing import find_sources, one_case
     from threefold.inference.predictor import Predictor
 
     def fail(source: Source, error: ThreefoldError) -> None:
         print(f"error: {error}", file=sys.stderr, flush=True)
 
+    named = _named_channels(channel or [])
+    if bool(images) == bool(named):
+        raise UsageError("name either images, folders and cohorts, or each --channel of one case.")
     predictor = Predictor.from_run(run, device=device)
-    listing = find_sources(images, allow_outside=allow_outside)
+    listing = one_case(named) if not images else find_sources(images, allow_outside=allow_outside)
     folder = predictor.folder(out, listing, batch_size=batch_size, uneven=uneven.value)
     for note in (*predictor.notes, *(f"passed over: {line}" for line in listing.passed.lines())):
         print(f"note: {note}", file=sys.stderr, flush=True)
@@ -108,6 +120,21 @@ def predict(
         beside = f"; {count(passed, 'file')} passed over" if passed else ""
         typer.echo(f"{count(done, 'prediction')}{where}; {count(failed, 'input')} failed{beside}")
     raise typer.Exit(1 if failed else 0)
+
+
+def _named_channels(options: list[str]) -> dict[str, str]:
+    """Return the file of each --channel NAME=FILE.
+
+    Raises:
+        UsageError: an option is not NAME=FILE, or a name comes twice.
+    """
+    found: dict[str, str] = {}
+    for option in options:
+        name, _, path = option.partition("=")
+        if not name or not path or name in found:
+            raise UsageError(f"--channel {option}: expected NAME=FILE, each channel once.")
+        found[name] = path
+    return found
 
 
 class _Notes:

@@ -16,6 +16,7 @@ from threefold.cohorts.table_checks import (
     by_site,
     check_alike_names,
     check_case_ids,
+    check_channels,
     check_duplicates,
     check_patient_ids,
     check_site_groups,
@@ -119,6 +120,7 @@ def audit(
     findings += check_patient_ids(cohort)
     findings += check_case_ids(cohort)
     findings += check_alike_names(cohort)
+    findings += check_channels(cohort)
     findings += check_targets(cohort, asked)
     findings += () if "structures" in asked else note_atlases(cohort)
     if split is not None:

@@ -15,7 +15,12 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, model_validator
 
-from threefold.cohorts.reserved_names import RESERVED_GROUPS, RESERVED_STRUCTURES, RESERVED_TARGETS
+from threefold.cohorts.reserved_names import (
+    RESERVED_GROUPS,
+    RESERVED_STRUCTURES,
+    RESERVED_TARGETS,
+    column_problem,
+)
 from threefold.core.targets import (
     ClassTarget,
     LabelsTarget,
@@ -99,6 +104,11 @@ class CohortSpec(Spec):
     targets: Mapping[Name, TargetSpec] = {}
     """Further targets by name, each with a column of that name (findings: one column each). The four keys
     above are the short form of the targets label, mask and structures."""
+    channels: Mapping[Name, Name] = {}
+    """Several images per case, on one grid, as input channels: the column of each by the channel's name, in
+    the order of the network's input. Without it, the column `image` is the only channel."""
+    missing_channels: Literal["refuse", "zeros"] = "refuse"
+    """Empty cells of a channel: refuse them, or set the channel to zero."""
     atlases: tuple[AtlasSpec, ...] = ()
     """Labelled templates, for `threefold propagate`."""
     intensity: IntensitySpec = IntensitySpec()
@@ -147,6 +157,7 @@ class CohortSpec(Spec):
                     f"{list(self.classes)}"
                 )
         self._refuse_targets()
+        self._refuse_channels()
         refuse_repeats("site_groups", [site for group in self.site_groups.values() for site in group])
         if self.spacing is not None and not self.dimensions <= len(self.spacing) <= 3:
             raise ValueError(
@@ -171,6 +182,21 @@ class CohortSpec(Spec):
         columns = [column for name, one in self.targets.items() for column in columns_of(name, one)]
         refuse_repeats("targets: columns of cases.csv", columns)
 
+    def _refuse_channels(self) -> None:
+        if len(self.channels) == 1:
+            raise ValueError("channels: one alone is the column `image`; name two or more, or none")
+        targets = [column for name, one in self.targets.items() for column in columns_of(name, one)]
+        taken = {*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS, *targets} - {"image"}
+        for name, column in self.channels.items():
+            if not TARGET_NAME.fullmatch(name):
+                raise ValueError(
+                    f"channels: '{name}' can't name a channel: expected letters, digits, - and _"
+                )
+            problem = column_problem(column)
+            if column in taken or problem:
+                raise ValueError(f"channels: {name}: {problem or f'the column {column} has another meaning'}")
+        refuse_repeats("channels: columns of cases.csv", self.channels.values())
+
     @cached_property
     def all_targets(self) -> Mapping[str, TargetSpec]:
         """What may be known of a case, by name: the short form's targets, then the others."""
@@ -189,6 +215,11 @@ class CohortSpec(Spec):
         copied.__dict__.pop("all_targets", None)
         return copied
 
+    @property
+    def image_columns(self) -> tuple[str, ...]:
+        """The columns of cases.csv that hold a case's images, one a channel."""
+        return (*self.channels.values(),) or ("image",)
+
     def site_group(self, site: str) -> str | None:
         """Return the group of a site, or None."""
         return next((name for name, sites in self.site_groups.items() if site in sites), None)
@@ -206,7 +237,7 @@ class Case:
     """One image with whatever is known of it.
 
     Attributes:
-        image: absolute path; a folder is a DICOM series.
+        image: absolute path; a folder is a DICOM series. Of several channels the first that is there.
         slice_index: the case is this slice (0-based, along the third axis) of the volume `image`, and of
             its label maps where those are volumes.
         targets: what is known, by the target's name; what isn't known is not there. Class index (int),
@@ -215,6 +246,8 @@ class Case:
             propagated structures are held against. None: there is none.
         split: the part that the table names; None where it names none.
         extra: further columns, as text.
+        channels: absolute path of each channel's image, by its name, those that are there; empty where the
+            cohort's cases have one image.
     """
 
     case_id: str
@@ -226,6 +259,7 @@ class Case:
     split: Literal["train", "validation", "test"] | None = None
     reference: Path | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
+    channels: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def label(self) -> int | None:
@@ -246,6 +280,11 @@ class Case:
     def label_maps(self) -> Mapping[str, Path]:
         """The targets that are a label for each voxel."""
         return {name: value for name, value in self.targets.items() if isinstance(value, Path)}
+
+    @property
+    def images(self) -> Mapping[str, Path]:
+        """Its images by what a message calls them: `image`, or each channel that is there."""
+        return {f"channel {name}": path for name, path in self.channels.items()} or {"image": self.image}
 
 
 @dataclass(frozen=True)
@@ -328,7 +367,7 @@ def write_cohort(
     folder = Path(folder)
     if not allow_outside:
         _refuse_atlases_outside(folder, spec)
-    table = format_rows(rows, declared_columns(spec))
+    table = format_rows(rows, declared_columns(spec), spec.image_columns)
     cases = parse_table(table, folder / TABLE_NAME, spec, allow_outside=allow_outside)
     meaning = yaml.safe_dump(
         spec.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True
@@ -377,6 +416,10 @@ def _meaning(spec: CohortSpec) -> dict[str, Any]:
         del data["targets"]
     if spec.mask is not None and spec.mask.outside == (0,):
         del data["mask"]["outside"]
+    if spec.channels:
+        data["channels"] = [*spec.channels.items()]  # in their order
+    else:
+        del data["channels"], data["missing_channels"]
     return data
 
 
@@ -390,6 +433,10 @@ def _relative(case: Case, folder: Path) -> dict[str, Any]:
     targets = {name: relative(value) for name, value in case.targets.items()}
     short = {name: targets.pop(name, None) for name in SHORT_KINDS}
     del row["targets"]
+    if case.channels:
+        row["channels"] = {name: relative(path) for name, path in case.channels.items()}
+    else:
+        del row["channels"]
     return {**row, **short, **({"targets": targets} if targets else {}), "extra": dict(case.extra)}
 
 

@@ -52,6 +52,11 @@ def export_decathlon(
             f"{cohort.folder}: the mask's inside is {list(spec.mask.values)}; the published reader takes "
             "masks of 0 and 1. Convert them first."
         )
+    if spec.channels:
+        raise CohortError(
+            f"{cohort.folder}: its cases have several channels, and the published reader takes one image a "
+            "case. Export a cohort of one of them."
+        )
     slices = [case.case_id for case in cohort.cases if case.slice_index is not None]
     if slices:
         raise CohortError(

@@ -66,7 +66,7 @@ def import_table(
             row = _renamed(cells, columns, constants)
             if labels and row.get("label") in labels:
                 row["label"] = labels[row["label"]]
-            row["case_id"] = row.get("case_id") or _name_of(row)
+            row["case_id"] = row.get("case_id") or _name_of(row, spec)
             with stage.sparing(row["case_id"] or f"row {number}"):
                 _place_files(stage, row, file_columns(spec), table, number, copy=copy)
                 rows.append(row)
@@ -86,19 +86,24 @@ def _check_columns(
     spec: CohortSpec,
 ) -> None:
     targets = [column for name, target in spec.targets.items() for column in columns_of(name, target)]
-    known = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS, *targets)
+    required = (*(name for name in REQUIRED_COLUMNS if name != "image"), *spec.image_columns)
+    known = (*required, *OPTIONAL_COLUMNS, *targets)
     for name in (*columns, *constants):
         if name not in known:
             raise CohortError(f"{table}: '{name}' is no column of cases.csv.{did_you_mean(name, known)}")
     for name, own in columns.items():
         if own not in header:
             raise CohortError(f"{table}: no column '{own}' for {name}.{did_you_mean(own, header)}")
-    for name in REQUIRED_COLUMNS:
+    for name in required:
         if name != "case_id" and columns.get(name, name) not in header and name not in constants:
             raise CohortError(
                 f"{table}: no column for {name}; found {', '.join(header)}. Say which one it is "
                 f"(--column {name}=NAME)"
-                + ("." if name == "image" else f", or give one value for all (--constant {name}=VALUE).")
+                + (
+                    "."
+                    if name in spec.image_columns
+                    else f", or give one value for all (--constant {name}=VALUE)."
+                )
             )
 
 
@@ -115,10 +120,11 @@ def _renamed(
     }
 
 
-def _name_of(row: Mapping[str, Any]) -> str | None:
-    if not row.get("image"):
+def _name_of(row: Mapping[str, Any], spec: CohortSpec) -> str | None:
+    named = [row[column] for column in spec.image_columns if row.get(column)]
+    if not named:
         return None
-    path = Path(row["image"])
+    path = Path(named[0])
     name = path.name.removesuffix(ending(path)) or path.name
     return f"{name}-{row['slice']}" if row.get("slice") else name
 

@@ -82,7 +82,7 @@ def _atlases(stage: Staging, cohort: Cohort, before: str, *, copy: bool) -> tupl
 
 def _merged_spec(cohorts: Sequence[Cohort], name: str | None) -> CohortSpec:
     first = cohorts[0]
-    for key in ("modality", "dimensions", "intensity", "spacing"):
+    for key in ("modality", "dimensions", "intensity", "spacing", "channels", "missing_channels"):
         for other in cohorts[1:]:
             _refuse_difference(key, first, other, getattr(first.spec, key), getattr(other.spec, key))
     shared: dict[str, Any] = {}

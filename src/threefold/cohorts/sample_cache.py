@@ -88,7 +88,7 @@ class SampleCache:
 
     def _fit_into_memory(self, n_cases: int) -> None:
         targets = sum(target.kind in DENSE for target in self._spec.all_targets.values())
-        channels = len(self._preprocessing.windows or (None,))
+        channels = len(self._preprocessing.windows or (None,)) * len(self._spec.image_columns)
         needed = estimate_bytes(n_cases, channels, self._preprocessing.size, targets)
         available = available_memory_bytes()
         if needed <= MEMORY_SHARE * available:
@@ -128,6 +128,7 @@ class SampleCache:
     def _meaning(self, case: Case) -> dict[str, Any]:
         """Everything that decides what a case's arrays are; its id and its class, say, do not."""
         spec = self._spec
+        channels = {name: self._hashes.of(path) for name, path in case.channels.items()}
         return {
             "format": _FORMAT,
             "image": self._hashes.of(case.image),
@@ -138,4 +139,5 @@ class SampleCache:
             "intensity": spec.intensity.model_dump(mode="json"),
             "spacing": spec.spacing,
             "preprocessing": self._preprocessing.model_dump(mode="json"),
+            **({"channels": [(name, channels.get(name)) for name in spec.channels]} if channels else {}),
         }

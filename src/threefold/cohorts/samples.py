@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from threefold.cohorts.channels import read_case_image
 from threefold.cohorts.cohort import Case, CohortSpec
 from threefold.cohorts.targets import read_label_map_of
 from threefold.core.batch import Sample
@@ -31,7 +32,7 @@ def read_sample(case: Case, spec: CohortSpec, preprocessing: PreprocessingSpec) 
 def read_placed(case: Case, spec: CohortSpec, preprocessing: PreprocessingSpec) -> tuple[Sample, Placement]:
     """As `read_sample`, with the placement that takes arrays back to the image's own grid."""
     try:
-        image = _read(case.image, case.slice_index, spec, "refuse")
+        image = _checked(read_case_image(case, spec), case.image, spec)
         maps = {
             name: read_label_map_of(name, path, case.slice_index, image, spec)
             for name, path in case.label_maps.items()
@@ -77,15 +78,15 @@ def read_image_only(
     Raises:
         ImageError: if it can't be read, or has another number of axes than the cohort's cases.
     """
-    image = _read(path, slice_index, spec, uneven)
+    image = read_image(path, slice_index=slice_index, spacing=spec.spacing, uneven=uneven)
+    image = _checked(image, path, spec)
     array, placement = prepare_image(
         image, preprocessing, unit=spec.intensity.unit, window=spec.intensity.window
     )
     return array, placement, image
 
 
-def _read(path: Path, slice_index: int | None, spec: CohortSpec, uneven: Uneven) -> Image:
-    image = read_image(path, slice_index=slice_index, spacing=spec.spacing, uneven=uneven)
+def _checked(image: Image, path: Path, spec: CohortSpec) -> Image:
     if image.array.ndim != spec.dimensions:
         advice = (
             "name the slice in the `slice` column"

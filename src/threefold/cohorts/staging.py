@@ -37,7 +37,8 @@ FOLDERS = {"image": "images", "mask": "masks", "structures": "structures", "refe
 def file_columns(spec: CohortSpec) -> tuple[str, ...]:
     """Return the columns of cases.csv that hold paths."""
     further = [name for name, target in spec.targets.items() if target.kind in DENSE]
-    return tuple(dict.fromkeys((*FOLDERS, *further)))
+    known = [name for name in FOLDERS if name != "image"]
+    return tuple(dict.fromkeys((*spec.image_columns, *known, *further)))
 
 
 @dataclass
@@ -127,7 +128,7 @@ class Staging:
         return target
 
     def _target(self, column: str, case_id: str, suffix: str) -> Path:
-        target = Path(FOLDERS.get(column, f"target-{column}")) / f"{case_stem(case_id)}{suffix}"
+        target = Path(FOLDERS.get(column, f"files-{column}")) / f"{case_stem(case_id)}{suffix}"
         owner = self._owners.setdefault(folded(str(target)), case_id)
         if owner != case_id:
             raise ImageError(
@@ -284,7 +285,7 @@ def row_of(case: Case, spec: CohortSpec) -> dict[str, Any]:
         "case_id": case.case_id,
         "patient_id": case.patient_id,
         "site": case.site,
-        "image": case.image,
+        **({spec.channels[name]: path for name, path in case.channels.items()} or {"image": case.image}),
         "split": case.split,
         "slice": case.slice_index,
         **dict.fromkeys(SHORT_KINDS),

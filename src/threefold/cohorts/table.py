@@ -20,6 +20,7 @@ from threefold.paths import Boundary, open_file
 from threefold.validation import did_you_mean, nearest, sentence
 
 _COLUMNS = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
+_IDENTITY = tuple(name for name in REQUIRED_COLUMNS if name != "image")
 _PARTS: tuple[str, ...] = get_args(Part)
 _LONGEST_ID = 200  # bytes; a case's name becomes the name of its files, which end at 255
 _MOST_PROBLEMS = 10
@@ -79,18 +80,21 @@ def parse_table(text: str, path: Path, spec: CohortSpec, *, allow_outside: bool 
     return tuple(cases)
 
 
-def format_rows(rows: Iterable[Mapping[str, Any]], declared: Sequence[str] = ()) -> str:
+def format_rows(
+    rows: Iterable[Mapping[str, Any]], declared: Sequence[str] = (), images: Sequence[str] = ("image",)
+) -> str:
     """Return the text of cases.csv: the known columns that any row fills, then the others as they come.
 
-    `declared` columns are there even where no row fills them.
+    `declared` columns, and those that hold the `images`, are there even where no row fills them.
     """
     rows = list(rows)
     used = dict.fromkeys([*(name for row in rows for name in row), *declared])
     filled = {*declared, *(name for row in rows for name, value in row.items() if value is not None)}
     header = [
-        *REQUIRED_COLUMNS,
+        *_IDENTITY,
+        *images,
         *(name for name in OPTIONAL_COLUMNS if name in filled),
-        *(name for name in used if name not in _COLUMNS),
+        *(name for name in used if name not in _COLUMNS and name not in images),
     ]
     return table_text([header, *([_cell(row.get(name)) for name in header] for row in rows)])
 
@@ -141,15 +145,21 @@ def declared_columns(spec: CohortSpec) -> list[str]:
 
 def _check_header(header: Sequence[str], path: Path, spec: CohortSpec) -> None:
     declared = declared_columns(spec)
-    unknown = [name for name in header if name not in _COLUMNS and name not in declared]
+    required = (*_IDENTITY, *spec.image_columns)
+    if "image" in header and "image" not in required:
+        raise CohortError(
+            f"{path}: column 'image', but cohort.yaml says that the images are in "
+            f"{', '.join(spec.image_columns)} (channels). Drop the column, or name it as one of the channels."
+        )
+    unknown = [name for name in header if name not in (*_COLUMNS, *declared, *spec.image_columns)]
     for problem in filter(None, map(column_problem, unknown)):
         raise CohortError(f"{path}: {problem}.")
-    for name in REQUIRED_COLUMNS:
+    for name in required:
         if name not in header:
             near = nearest(name, unknown)
             hint = f" Rename column '{near}'?" if near else ""
             raise CohortError(
-                f"{path}: no column '{name}'. Expected {', '.join(REQUIRED_COLUMNS)}; "
+                f"{path}: no column '{name}'. Expected {', '.join(required)}; "
                 f"found {', '.join(header)}.{hint}"
             )
     absent = [column for column in (*OPTIONAL_COLUMNS, *declared) if column not in header]
@@ -190,6 +200,7 @@ def _parse_row(
     """Return the problems of a row, and the case where there are none."""
     problems: list[str] = []
     problems += _name_problems(cells)
+    problems += _image_problems(cells, spec)
     targets, found = _read_targets(cells, spec, folder)
     problems += found
     problems += _slice_problems(cells, spec)
@@ -197,32 +208,47 @@ def _parse_row(
     if part and part not in _PARTS:
         problems.append(f"column split: unknown part '{part}'.{did_you_mean(part, _PARTS)}")
     maps = [name for name, target in spec.all_targets.items() if target.kind in DENSE]
-    for column in ("image", *dict.fromkeys(("mask", "structures", *maps)), "reference"):
+    for column in (*spec.image_columns, *dict.fromkeys(("mask", "structures", *maps)), "reference"):
         problems += _path_problems(column, cells.get(column, ""), boundary)
     if problems:
         return problems, None
-    own = {*declared_columns(spec)}
+    own = {*declared_columns(spec), *spec.image_columns}
+    images = [_resolve(folder, cells[column]) if cells[column] else None for column in spec.image_columns]
     return [], Case(
         case_id=cells["case_id"],
         patient_id=cells["patient_id"],
         site=cells["site"],
-        image=_resolve(folder, cells["image"]),
+        image=next(path for path in images if path is not None),
         slice_index=int(cells["slice"].partition(".")[0]) if cells.get("slice") else None,
         targets=targets,
         split=cast(Literal["train", "validation", "test"], part) if part else None,
         reference=_resolve(folder, cells["reference"]) if cells.get("reference") else None,
         extra={name: value for name, value in cells.items() if name not in _COLUMNS and name not in own},
+        channels={name: path for name, path in zip(spec.channels, images, strict=False) if path is not None},
     )
 
 
 def _name_problems(cells: Mapping[str, str]) -> list[str]:
-    problems = [f"column {column}: empty" for column in REQUIRED_COLUMNS if not cells[column]]
+    problems = [f"column {column}: empty" for column in _IDENTITY if not cells[column]]
     problems += [
         f"column {column}: control characters in {value!r}"
         for column, value in cells.items()
         if not value.isprintable() and column in _COLUMNS
     ]
     return problems + case_id_problems(cells["case_id"])
+
+
+def _image_problems(cells: Mapping[str, str], spec: CohortSpec) -> list[str]:
+    empty = [column for column in spec.image_columns if not cells[column]]
+    if not spec.channels or len(empty) == len(spec.image_columns):
+        return [f"column {column}: empty" for column in empty]
+    if spec.missing_channels == "zeros":
+        return []
+    return [
+        f"column {column}: empty. Name the channel's image, or say in cohort.yaml that a channel which is "
+        "missing is 0 everywhere (missing_channels: zeros)"
+        for column in empty
+    ]
 
 
 def case_id_problems(name: str) -> list[str]:

@@ -132,6 +132,27 @@ def check_targets(cohort: Cohort, asked: Collection[str]) -> Iterator[Finding]:
             yield from _check_classes(cohort, target, kind.classes)
 
 
+def check_channels(cohort: Cohort) -> Iterator[Finding]:
+    """Say which channels are missing, and where: a network may learn who lacks one."""
+    for name in cohort.spec.channels:
+        without = [case for case in cohort.cases if name not in case.channels]
+        if len(without) == len(cohort.cases):
+            yield Finding(
+                "refuse", "channels", f"No case has the channel {name}. Leave it out of cohort.yaml."
+            )
+        elif without:
+            counts = {site: sum(case.site == site for case in without) for site in cohort.sites}
+            there = some([f"{site} {count}" for site, count in counts.items() if count])
+            yield Finding(
+                "warn",
+                "channels",
+                f"The channel {name} is missing in {len(without)} of {len(cohort.cases)} cases, which have "
+                f"zeros in its place (missing_channels: zeros): {there}. Where that goes with the site or "
+                "the diagnosis, a network can learn it in place of the disease.",
+                tuple(case.case_id for case in without),
+            )
+
+
 def by_site(cohort: Cohort) -> dict[str, list[Case]]:
     """Return the cases of each site."""
     sites: dict[str, list[Case]] = defaultdict(list)
@@ -194,12 +215,13 @@ def check_duplicates(cohort: Cohort, digests: Mapping[str, str], split: Split | 
     """Find images that are in the table under two ids: same file and slice, or same voxels."""
     alike: dict[tuple[str, str], list[Case]] = defaultdict(list)
     for case in cohort.cases:
-        place = f"{case.image}#{'' if case.slice_index is None else case.slice_index}"
+        files = " ".join(map(str, case.images.values()))
+        place = f"{files}#{'' if case.slice_index is None else case.slice_index}"
         alike["voxels" if case.case_id in digests else "place", digests.get(case.case_id, place)].append(case)
-    files: dict[Path, str] = {}
+    contents: dict[Path, str] = {}
     for cases in alike.values():
         if len(cases) > 1:
-            yield _duplicate(cohort, cases, _sameness(cases, files), split)
+            yield _duplicate(cohort, cases, _sameness(cases, contents), split)
 
 
 def _check_classes(cohort: Cohort, target: str, names: Sequence[str]) -> Iterator[Finding]:

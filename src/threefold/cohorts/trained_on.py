@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from threefold.cohorts.channels import read_case_image
 from threefold.cohorts.cohort import Case, CohortSpec
 from threefold.cohorts.targets import read_mask
 from threefold.cohorts.voxel_values import Values, measure
@@ -18,7 +19,6 @@ from threefold.experiment import Spec
 from threefold.images.facts import Facts
 from threefold.images.geometry import plane_of, tilt_of
 from threefold.images.preprocessing import canonical_axes
-from threefold.images.reading import read_image
 from threefold.run import COPY_AGAIN
 from threefold.validation import parse_spec, read_json
 
@@ -76,8 +76,15 @@ class TrainedOn(Spec):
     """How many images lie in each plane (`plane_of`), of those that state their place; null: not known."""
     tilt_degrees: Range | None = None
     """Of the image's axes against the patient's (`tilt_of`); null: not known."""
+    channels: dict[str, Intensities] | None = None
+    """Of several channels, by name; `intensities` then are the first's, and counts go over all."""
     mask_follows_label: bool | None
     """Every positive case that has a mask has something in it, and no negative case has; null: not known."""
+
+    def of_channel(self, name: str) -> TrainedOn:
+        """Return this with the intensities of a channel."""
+        known = (self.channels or {}).get(name)
+        return self if known is None else self.model_copy(update={"intensities": known})
 
 
 def describe_training(cases: Sequence[Case], spec: CohortSpec) -> TrainedOn:
@@ -90,12 +97,15 @@ def describe_training(cases: Sequence[Case], spec: CohortSpec) -> TrainedOn:
     Raises:
         ImageError: naming the case whose image or mask can't be read.
     """
-    images = [_measure(case, spec) for case in _spread(sorted(cases, key=lambda case: case.case_id))]
+    measured = [_measure(case, spec) for case in _spread(sorted(cases, key=lambda case: case.case_id))]
+    images = [one for parts in measured for one in parts]
+    by_channel = {name: [one for one in images if one.channel == name] for name in spec.channels}
+    intensities = {name: _intensities(found) for name, found in by_channel.items() if found}
     stated = [one for one in images if one.facts.spacing_stated]
     placed = [one for one in images if one.facts.place_stated]
     return TrainedOn(
         cases=len(cases),
-        measured=len(images),
+        measured=len(measured),
         formats=_counts(one.facts.format for one in images),
         modalities=_counts(one.facts.modality for one in images),
         units=_counts(one.facts.unit for one in images),
@@ -105,13 +115,19 @@ def describe_training(cases: Sequence[Case], spec: CohortSpec) -> TrainedOn:
         extent_mm=_along_axes([one.extent for one in stated]) if stated else None,
         thickness_mm=_range([one.facts.slice_thickness for one in images]),
         size=_along_axes([one.size for one in images]),
-        intensities=Intensities.model_validate(
-            {name: _range([getattr(one.values, name) for one in images]) for name in Intensities.model_fields}
-        ),
+        intensities=next(iter(intensities.values()), None) or _intensities(images),
+        channels=intensities or None,
         planes=_counts(plane_of(one.affine) for one in placed) if placed else None,
         tilt_degrees=_range([tilt_of(one.affine, spec.dimensions) for one in placed]),
         mask_follows_label=_mask_follows_label(images, spec),
     )
+
+
+def _intensities(images: Sequence[_Measured]) -> Intensities:
+    ranges = {
+        name: _range([getattr(one.values, name) for one in images]) for name in Intensities.model_fields
+    }
+    return Intensities.model_validate(ranges)
 
 
 def read_trained_on(path: Path) -> TrainedOn | None:
@@ -132,6 +148,7 @@ class _Measured:
 
     Attributes:
         mask: whether its mask has anything in it; None: it has none.
+        channel: the name of the channel that it is; empty: its case has one image.
     """
 
     label: int | None
@@ -141,6 +158,7 @@ class _Measured:
     size: tuple[float, ...]
     affine: NDArray[np.float64]
     mask: bool | None
+    channel: str = ""
 
     @property
     def extent(self) -> tuple[float, ...]:
@@ -148,24 +166,29 @@ class _Measured:
         return tuple(n * mm for n, mm in zip(self.size, self.spacing, strict=True))
 
 
-def _measure(case: Case, spec: CohortSpec) -> _Measured:
+def _measure(case: Case, spec: CohortSpec) -> list[_Measured]:
+    """Measure a case's image, or each of its channels."""
     try:
-        image = read_image(case.image, slice_index=case.slice_index, spacing=spec.spacing)
+        image = read_case_image(case, spec)
         mask = None
         if case.mask is not None:
             mask = bool(np.asarray(read_mask(case.mask, case.slice_index, image, spec).array).any())
     except ImageError as error:
         raise ImageError(f"case {case.case_id}: {error}") from error
     axes, _ = canonical_axes(image.affine, image.array.ndim)
-    return _Measured(
-        case.label,
-        image.facts,
-        measure(np.asarray(image.array), spec.intensity),
-        tuple(image.spacing[axis] for axis in axes),
-        tuple(image.array.shape[axis] for axis in axes),
-        image.affine,
-        mask,
-    )
+    return [
+        _Measured(
+            case.label,
+            part.facts,
+            measure(np.asarray(part.array), spec.intensity),
+            tuple(image.spacing[axis] for axis in axes),
+            tuple(image.array.shape[axis] for axis in axes),
+            image.affine,
+            mask,
+            channel,
+        )
+        for channel, part in image.parts.items()
+    ]
 
 
 def _mask_follows_label(images: Iterable[_Measured], spec: CohortSpec) -> bool | None:

@@ -64,15 +64,19 @@ def _check_voxels(
     case: Case, spec: CohortSpec, volumes: _Volumes, digests: dict[str, str]
 ) -> Iterator[Problem]:
     """Yield what is wrong with a case's voxels; add their hash to `digests`."""
-    try:
-        image = volumes.read(case)
-    except ImageError as error:
-        yield _unusable(case, "image", error)
-    else:
-        array = np.asarray(image.array)
-        yield from _check_meaning(case, image, spec)
-        if array.size and array.min() != array.max():
-            digests[case.case_id] = _digest(array)
+    found = []
+    for name, path in case.images.items():
+        try:
+            image = volumes.read(case, name, path)
+        except ImageError as error:
+            yield _unusable(case, name, error)
+        else:
+            array = np.asarray(image.array)
+            yield from _check_meaning(case, image, spec)
+            if array.size and array.min() != array.max():
+                found.append(_digest(array) if name == "image" else f"{name} {_digest(array)}")
+    if found:
+        digests[case.case_id] = " ".join(found)
     yield from _check_label_maps(case, spec, volumes)
 
 
@@ -85,13 +89,13 @@ class _Volumes:
             path
             for case in cohort.cases
             if case.slice_index is not None
-            for path in {case.image, *case.label_maps.values(), case.reference}
+            for path in {*case.images.values(), *case.label_maps.values(), case.reference}
         )
         self._last: dict[str, tuple[Path, Image]] = {}
 
-    def read(self, case: Case) -> Image:
-        """Return a case's image."""
-        return self._read("image", case.image, case.slice_index, read_image)
+    def read(self, case: Case, name: str, path: Path) -> Image:
+        """Return a case's image, or that of one of its channels."""
+        return self._read(name, path, case.slice_index, read_image)
 
     def labels(self, case: Case, name: str, path: Path) -> NDArray[Any]:
         """Return a case's label map; of a slice whose label map is a slice itself, that."""
@@ -134,7 +138,8 @@ def _check_headers(case: Case, spec: CohortSpec) -> Iterator[Problem]:
             advice,
         )
         return
-    for name, path in _label_maps(case).items():
+    further = {name: path for name, path in case.images.items() if path != case.image}
+    for name, path in {**further, **_label_maps(case)}.items():
         yield from _check_grid(case, name, path, image, spec)
 
 
@@ -150,8 +155,9 @@ def _check_grid(case: Case, name: str, path: Path, image: Header, spec: CohortSp
             "geometry",
             case.case_id,
             f"the {name} lies on another grid than the image",
-            difference,
-            f"Resample the {name} to the image's grid (nearest neighbour), or correct its header.",
+            f"{path.name} beside {case.image.name}: {difference}" if name in case.images else difference,
+            f"Resample the {name} to the image's grid"
+            f"{'' if name in case.images else ' (nearest neighbour)'}, or correct its header.",
         )
 
 

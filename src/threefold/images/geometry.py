@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from itertools import permutations, product
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,8 @@ class Image:
         notes: what reading had to do to it (for example: resampled from uneven slices), for the record.
         facts: what the file states of its voxels; nothing for an image that was not read from a file.
         stored_place: of a NIfTI, how it states where its voxels lie, for masks that have to lie there.
+        channels: of a case of several, the image of each on this grid, by name in the network's order, this
+            image among them; None: it is missing, and 0 everywhere.
     """
 
     array: NDArray[np.generic]
@@ -41,6 +44,12 @@ class Image:
     notes: tuple[str, ...] = ()
     facts: Facts = NOTHING_STATED
     stored_place: NiftiPlace | None = None
+    channels: Mapping[str, Image | None] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> Mapping[str, Image]:
+        """The images that are there: itself, by an empty name, or the channels by theirs."""
+        return {name: one for name, one in self.channels.items() if one is not None} or {"": self}
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -78,7 +87,14 @@ def slice_affine(affine: Affine, index: int) -> Affine:
 
 def slice_of(volume: Image, index: int) -> Image:
     """Return slice `index` (along the third axis) of a volume."""
-    return replace(volume, array=volume.array[..., index], affine=slice_affine(volume.affine, index))
+    return replace(
+        volume,
+        array=volume.array[..., index],
+        affine=slice_affine(volume.affine, index),
+        channels={
+            name: None if one is None else slice_of(one, index) for name, one in volume.channels.items()
+        },
+    )
 
 
 def closest_axes(affine: Affine, dimensions: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -101,26 +101,33 @@ def prepare_image(
     Scaling is linear, and averages where it shrinks.
 
     Args:
-        image: (I, J) or (I, J, K) voxels, finite.
+        image: (I, J) or (I, J, K) voxels, finite; or several channels of that shape.
         spec: size, spacing and windows.
         unit: what a voxel means, as in cohort.yaml: HU, grey or arbitrary.
         window: the cohort's own [low, high]; None: the image's own 1st and 99th percentile.
         whole, focus: as `place` takes them.
 
     Returns:
-        (C, *S) float32 in 0..1, 0 where padded; and the placement.
+        (C, *S) float32 in 0..1, 0 where padded: a channel for each window of each channel of the image; and
+        the placement.
 
     Raises:
         ImageError: if image and spec differ in their number of axes, or a window does not fit the unit.
     """
     placement = place(image, spec.size, spacing=spec.spacing, whole=whole, focus=focus)
-    _refuse_beyond_memory(image, placement, len(spec.windows or (None,)))
-    array = canonical(np.asarray(image.array), placement)
-    channels = np.zeros((len(spec.windows or (None,)), *placement.size), np.float32)
-    for channel, (low, high) in zip(channels, windows_of(image, spec, unit=unit, window=window), strict=True):
-        scaled = np.clip((array.astype(np.float32) - low) / (high - low), 0, 1)
-        channel[placement.inside] = resize(scaled, placement.scaled)[placement.covered]
-    return channels, placement
+    parts = [*image.channels.values()] or [image]
+    count = len(spec.windows or (None,))
+    _refuse_beyond_memory(image, placement, count * len(parts))
+    channels = np.zeros((len(parts), count, *placement.size), np.float32)
+    for part, windowed in zip(parts, channels, strict=True):
+        if part is None:
+            continue
+        array = canonical(np.asarray(part.array), placement)
+        windows = windows_of(part, spec, unit=unit, window=window)
+        for channel, (low, high) in zip(windowed, windows, strict=True):
+            scaled = np.clip((array.astype(np.float32) - low) / (high - low), 0, 1)
+            channel[placement.inside] = resize(scaled, placement.scaled)[placement.covered]
+    return channels.reshape(-1, *placement.size), placement
 
 
 def _refuse_beyond_memory(image: Image, placement: Placement, channels: int) -> None:

@@ -180,7 +180,7 @@ def prepare_cases(
         ImageError: naming such a case, where `failed` is None.
     """
     for case in cases:
-        source = Source(case.case_id, str(case.image), case.slice_index, spec)
+        source = Source.of(case, spec)
         with nullcontext() if failed is None else sparing_others(failed, case.case_id):
             try:
                 yield from prepare(source, asked, uneven="refuse")

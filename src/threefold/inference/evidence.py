@@ -97,7 +97,7 @@ class Explainer:
         Raises:
             ImageError: naming the case.
         """
-        source = Source(case.case_id, str(case.image), case.slice_index, self.cohort.spec)
+        source = Source.of(case, self.cohort.spec)
         try:
             (one,) = prepare(source, replace(self.predictor.asked, judged=False), uneven="refuse")
         except ImageError as error:

@@ -6,11 +6,11 @@ import errno
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from threefold.cohorts.cohort import SPEC_NAME, Cohort, CohortSpec, read_cohort
+from threefold.cohorts.cohort import SPEC_NAME, Case, Cohort, CohortSpec, read_cohort
 from threefold.errors import CohortError, ImageError, some
 from threefold.file_names import printable
 from threefold.images.dicom_groups import group_series, unnumbered
@@ -34,6 +34,7 @@ class Source:
         cohort: what the cohort that names it says of its voxels; None for a bare file.
         files: names of the files of a DICOM series that was found in the folder `where`; empty: whatever is
             there.
+        channels: of a case of several, name and path of each that is there, the first of which is `where`.
     """
 
     name: str
@@ -41,11 +42,18 @@ class Source:
     slice_index: int | None = None
     cohort: CohortSpec | None = None
     files: tuple[str, ...] = ()
+    channels: tuple[tuple[str, str], ...] = ()
 
     @property
     def path(self) -> Path:
         """The file or folder. (Kept as text: a Path takes several times its memory.)"""
         return Path(self.where)
+
+    @classmethod
+    def of(cls, case: Case, spec: CohortSpec) -> Source:
+        """Return the source that a case of a cohort is."""
+        channels = tuple((name, str(path)) for name, path in case.channels.items())
+        return cls(case.case_id, str(case.image), case.slice_index, spec, channels=channels)
 
 
 @dataclass
@@ -135,9 +143,23 @@ def find_sources(inputs: Inputs, *, allow_outside: bool = False) -> Listing:
     return Listing(tuple(sources), passed, tuple(printable(path.absolute()) for path in paths))
 
 
+def one_case(channels: Mapping[str, PathLike]) -> Listing:
+    """List one case of several channels, named by the first channel's file.
+
+    Args:
+        channels: file, or folder with a DICOM series, of each channel that there is, by its name.
+    """
+    paths = [str(path) for path in channels.values()]
+    source = Source(Path(paths[0]).name, paths[0], channels=(*zip(channels, paths, strict=True),))
+    named = replace(source, name=_names(source, within=False)[0])
+    return Listing(
+        (named,), PassedOver(), tuple(f"{name}={Path(path).absolute()}" for name, path in named.channels)
+    )
+
+
 def _of_cohort(cohort: Cohort) -> Iterator[Source]:
     for case in cohort.cases:
-        yield Source(case.case_id, str(case.image), case.slice_index, cohort.spec)
+        yield Source.of(case, cohort.spec)
 
 
 def _of_folder(folder: Path, passed: PassedOver) -> Iterator[Source]:

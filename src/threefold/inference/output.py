@@ -410,12 +410,15 @@ def _stamp(source: Source) -> str:
         if source.files:
             files = [source.path / name for name in source.files]
         else:
-            files = sorted(source.path.iterdir()) if source.path.is_dir() else [source.path]
+            paths = [Path(path) for _, path in source.channels] or [source.path]
+            files = [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
         for path in files:
             state = path.stat()
             digest.update(f"{printable(path)} {state.st_size} {state.st_mtime_ns}\n".encode())
     except OSError as error:
         digest.update(str(error.errno).encode())
+    if source.channels:
+        digest.update(str([name for name, _ in source.channels]).encode())
     if source.cohort is not None:
         digest.update(f"{source.slice_index} {source.cohort.model_dump_json()}".encode())
     return digest.hexdigest()[:32]

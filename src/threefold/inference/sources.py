@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from threefold.cohorts.channels import read_channels
 from threefold.cohorts.cohort import CohortSpec
 from threefold.cohorts.failures import reason_of
 from threefold.cohorts.meaning import objections, shows_nothing
+from threefold.cohorts.objection import Objection
 from threefold.cohorts.trained_on import TrainedOn
 from threefold.errors import CohortError, ImageError, IrregularSeriesError, ThreefoldError
 from threefold.experiment import PreprocessingSpec
@@ -18,6 +21,7 @@ from threefold.images.preprocessing import prepare_image
 from threefold.images.reading import Uneven, read_image
 from threefold.inference.engine import Prepared
 from threefold.inference.listing import Source
+from threefold.validation import did_you_mean
 
 OnError = Callable[[Source, ThreefoldError], None]
 """Called with a source that can't be predicted and why; the others go on."""
@@ -102,6 +106,11 @@ def refuse_other_question(trained: CohortSpec, given: CohortSpec) -> None:
                 f"cohort '{given.name}': {what} is {found}, but the network was trained on {expected} "
                 f"(cohort '{trained.name}'). Convert the images, or use a network trained on such."
             )
+    if {*trained.channels} != {*given.channels}:
+        raise CohortError(
+            f"cohort '{given.name}': its cases have {_named(given)}, but the network was trained on "
+            f"{_named(trained)} (cohort '{trained.name}'). Declare the same in its cohort.yaml (channels)."
+        )
     unknown = [name for name in given.classes if name not in trained.classes]
     if trained.classes and unknown:
         raise CohortError(
@@ -110,11 +119,46 @@ def refuse_other_question(trained: CohortSpec, given: CohortSpec) -> None:
         )
 
 
+def _named(spec: CohortSpec) -> str:
+    return f"the channels {', '.join(spec.channels)}" if spec.channels else "one image each"
+
+
 def _read(source: Source, asked: Asked, uneven: Uneven) -> Image:
+    spacing = (source.cohort or asked.trained).spacing
+    if source.channels or asked.trained.channels:
+        paths = _channels(source, asked.trained)
+        names = tuple(asked.trained.channels)
+        return read_channels(paths, names, slice_index=source.slice_index, spacing=spacing, uneven=uneven)
     if source.files:
         return dicom.read_series(source.path, files=source.files, uneven=uneven)
-    spacing = (source.cohort or asked.trained).spacing
     return read_image(source.path, slice_index=source.slice_index, spacing=spacing, uneven=uneven)
+
+
+def _channels(source: Source, trained: CohortSpec) -> dict[str, Path]:
+    """Return the path of each channel of a source, which are those that the network takes.
+
+    Raises:
+        ImageError: naming the channels that it takes, and what is missing.
+    """
+    where, given = printable(source.where), {name: Path(path) for name, path in source.channels}
+    if not given:
+        raise ImageError(
+            f"{where}: one image, but the network takes {_named(trained)}. Name each (--channel "
+            f"{next(iter(trained.channels))}=FILE and so on), or give a cohort that declares them."
+        )
+    unknown = [name for name in given if name not in trained.channels]
+    if unknown:
+        raise ImageError(
+            f"{where}: there is no channel '{unknown[0]}': the network takes {_named(trained)}."
+            f"{did_you_mean(unknown[0], tuple(trained.channels))}"
+        )
+    missing = [name for name in trained.channels if name not in given]
+    if missing and trained.missing_channels == "refuse":
+        raise ImageError(
+            f"{where}: the channel {missing[0]} is missing, and the network was trained on cases that have "
+            "all (missing_channels: refuse). Give it."
+        )
+    return given
 
 
 def _on_grid(source: Source, image: Image, asked: Asked) -> Iterator[Prepared]:
@@ -135,7 +179,7 @@ def _on_grid(source: Source, image: Image, asked: Asked) -> Iterator[Prepared]:
         image = image if known else replace(image, notes=(*image.notes, *_direction_of_slices(image)))
     for index in range(image.array.shape[2]) if slices else (None,):
         one = image if index is None else slice_of(image, index)
-        nothing = None if index is None or not asked.judged else shows_nothing(one, trained)
+        nothing = None if index is None or not asked.judged else _shows_nothing(one, trained)
         remark: tuple[str, ...] = ()
         if nothing is not None:
             remark = (
@@ -157,19 +201,33 @@ def _on_grid(source: Source, image: Image, asked: Asked) -> Iterator[Prepared]:
         )
 
 
+def _shows_nothing(image: Image, trained: CohortSpec) -> Objection | None:
+    """Return why a slice shows nothing, in none of its channels; None where it shows something."""
+    found = [shows_nothing(part, trained) for part in image.parts.values()]
+    return found[0] if all(found) else None
+
+
 def _remarks(where: str, image: Image, asked: Asked, *, vouched: bool) -> tuple[str, ...]:
     """Return what speaks against an image without proof.
 
     Raises:
         ImageError: something is proven wrong.
     """
+    missing = tuple(
+        f"the channel {name} is missing: 0 everywhere" for name, one in image.channels.items() if one is None
+    )
     if not asked.judged:
-        return ()
-    found = list(objections(image, asked.trained, asked.seen, vouched=vouched))
-    refused = [one.of_network() for one in found if one.refused]
+        return missing
+    refused: list[str] = []
+    found: list[str] = []
+    for name, part in image.parts.items():
+        seen = None if asked.seen is None else asked.seen.of_channel(name)
+        for one in objections(part, asked.trained, seen, vouched=vouched):
+            said = f"{f'channel {name}: ' if name else ''}{one.of_network().removesuffix('.')}"
+            (refused if one.refused else found).append(said)
     if refused:
-        raise ImageError(f"{where}: {'; and '.join(text.removesuffix('.') for text in refused)}.")
-    return tuple(one.of_network().removesuffix(".") for one in found)
+        raise ImageError(f"{where}: {'; and '.join(refused)}.")
+    return (*missing, *found)
 
 
 def _rest_of_series(

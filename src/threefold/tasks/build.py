@@ -48,8 +48,7 @@ def build_tasks(experiment: Experiment, cohort: CohortSpec, cases: Sequence[Case
     Raises:
         ExperimentError: a task's target is not in the cohort, or of another kind.
     """
-    windows = experiment.data.preprocessing.windows
-    channels = 1 if windows is None else len(windows)
+    channels = channels_of(experiment, cohort)
     contexts: dict[str, TaskContext] = {}
     for name, spec in experiment.tasks.items():
         target = target_of(name, spec, experiment, cohort)
@@ -129,13 +128,17 @@ def build_network(
     """
     tasks = build_tasks(experiment, cohort) if tasks is None else tasks
     heads = {task.name: task.head for task in tasks if task.head is not None}
-    windows = experiment.data.preprocessing.windows
     return make_network(
         experiment.network,
-        in_channels=1 if windows is None else len(windows),
+        in_channels=channels_of(experiment, cohort),
         heads=_with_segmenter(heads, experiment, cohort),
         size=_size_of(experiment),
     )
+
+
+def channels_of(experiment: Experiment, cohort: CohortSpec) -> int:
+    """Return the channels of the network's input: each window of each channel of a case."""
+    return len(experiment.data.preprocessing.windows or (None,)) * len(cohort.image_columns)
 
 
 def _with_segmenter(heads: dict[str, Head], experiment: Experiment, cohort: CohortSpec) -> dict[str, Head]:
