@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from threefold.evaluation.estimate import Difference, Estimate
     from threefold.evaluation.metrics import Metric
     from threefold.experiment import Experiment
+    from threefold.images.geometry import Image
+    from threefold.images.readers import Reader
     from threefold.inference.output import Prediction
     from threefold.networks.network import Network
     from threefold.phantoms.phantom import Phantom
@@ -41,12 +43,14 @@ __all__ = [
     "Estimate",
     "Experiment",
     "Head",
+    "Image",
     "Metric",
     "Network",
     "Outputs",
     "Phantom",
     "Plan",
     "Prediction",
+    "Reader",
     "Results",
     "Run",
     "Target",
@@ -74,6 +78,8 @@ _PLACES = {
     "evaluation.estimate": ("Difference", "Estimate"),
     "evaluation.metrics": ("Metric",),
     "experiment": ("Experiment",),
+    "images.geometry": ("Image",),
+    "images.readers": ("Reader",),
     "inference.output": ("Prediction",),
     "networks.network": ("Network",),
     "phantoms.phantom": ("Phantom",),

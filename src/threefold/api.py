@@ -229,7 +229,11 @@ def predict(
 
 
 def evaluate(
-    source: Run | PathLike | pd.DataFrame, *, positive: str | None = None, threshold: float | None = None
+    source: Run | PathLike | pd.DataFrame,
+    *,
+    positive: str | None = None,
+    threshold: float | None = None,
+    metrics: Sequence[str] = (),
 ) -> Results:
     """Evaluate a run, or a table of predictions of any program.
 
@@ -241,17 +245,21 @@ def evaluate(
         positive: the positive class of a table with two classes; None: that of the last column.
         threshold: the decision threshold of a table with two classes; None: chosen on the table's validation
             part, or 0.5.
+        metrics: your own metrics for a table, computed beside the built-in ones: module:NAME of a `Metric`
+            (in a notebook __main__:NAME), or a name from an installed package.
 
     Raises:
-        UsageError: `positive` or `threshold` is given for a run, which has its own.
+        ExperimentError: a metric can't be imported.
+        UsageError: `positive`, `threshold` or `metrics` is given for a run, which has its own.
         RunError: the run has not finished, or was changed since.
         PredictionsError: with the column and the case, what was expected and what was found.
     """
     predictions = _opened(source, positive)
     if isinstance(predictions, Run):
-        if positive is not None or threshold is not None:
+        if positive is not None or threshold is not None or metrics:
             raise UsageError(
-                "positive and threshold are for a table of predictions; a run has its own. Leave them out."
+                "positive, threshold and metrics are for a table of predictions; a run has its own. Leave "
+                "them out."
             )
         return predictions.evaluate()
     if threshold is not None and predictions.positive is None:
@@ -259,7 +267,7 @@ def evaluate(
             f"a threshold is given, but there are {len(predictions.classes)} classes: only of two is one "
             "decided for by a threshold. Leave it out."
         )
-    spec = EvaluationSpec()
+    spec = EvaluationSpec(metrics=tuple(metrics))
     tasks = numbers_by_task(
         predictions.table,
         spec,
@@ -287,7 +295,8 @@ def compare(
 
     Args:
         first, second: a run or its folder, or a table of predictions (CSV file or DataFrame).
-        metric: from docs/reference/metrics.md, for example auc, dice or dice:SVC.
+        metric: from docs/reference/metrics.md, for example auc, dice or dice:SVC; of a task with columns of
+            its own, density.auc, age.mae or findings.subdural.auc; your own metric, module:NAME.
         group: all, a site group, a site, a class, or COLUMN=VALUE for another column.
         replicates: number of bootstrap replicates.
         confidence: of the intervals.
@@ -339,8 +348,16 @@ def _tables(source: Run | PathLike | pd.DataFrame) -> Tables:
     opened = _opened(source)
     if not isinstance(opened, Run):
         return Tables(opened)
-    from threefold.runs.evaluate import read_run_predictions
+    from threefold.runs.evaluate import known_tasks, of_run, read_run_predictions
     from threefold.runs.explain import read_evidence
 
     run = RunFolder(opened.path)
-    return Tables(read_run_predictions(run), run.read_status().get("threshold"), read_evidence(run))
+    status, (experiment, trained, _) = run.read_status(), of_run(run)
+    known = known_tasks(experiment, trained, status.get("thresholds") or {})
+    return Tables(
+        read_run_predictions(run),
+        status.get("threshold"),
+        read_evidence(run),
+        known.thresholds,
+        known.positives,
+    )

@@ -11,6 +11,9 @@ import pytest
 
 from threefold.core.registry import GROUPS, Plugin, find, is_built_in, listed
 from threefold.errors import ExperimentError
+from threefold.evaluation.metrics import metric_of
+from threefold.images.formats import states_place
+from threefold.images.reading import read_image
 
 NET = "class Net:\n    class Inner:\n        pass\n"
 
@@ -131,11 +134,31 @@ def test_what_there_is_is_listed_with_where_it_comes_from(acme: Path) -> None:
     assert "can't import nowhere_to_be" in counting.problem
 
 
-def test_what_another_package_offers_in_vain_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    distribution(folder, "[threefold.readers]\nraw = acme_nets:Net\n[threefold.phantoms]\nknee = acme:K\n")
+def test_metrics_and_readers_of_installed_packages_are_used(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "acme_raw.py").write_text(
+        "import numpy as np\n"
+        "from threefold import Image, Metric, Reader\n"
+        "def read(path):\n"
+        "    return Image(np.fromfile(path, np.uint8).reshape(2, -1), np.eye(4), path)\n"
+        "RAW = Reader(name='raw', read=read, suffixes=('.raw',), states_place=False)\n"
+        "SIZE = Metric(name='size', title='Size', of='mask')\n"
+    )
+    distribution(
+        folder,
+        "[threefold.readers]\nraw = acme_raw:RAW\nlost = acme_raw:LOST\nno-reader = acme_raw:SIZE\n"
+        "[threefold.metrics]\nacme-size = acme_raw:SIZE\n",
+    )
     monkeypatch.syspath_prepend(str(folder))
-    assert [plugin.problem for plugin in listed("readers")] == ["no readers of other packages are used"]
-    assert {plugin.name: plugin.problem for plugin in listed("phantoms")}["knee"] == ""
+    assert [plugin.name for plugin in listed("readers", load=True) if plugin.problem] == ["lost"]
+    (folder / "scan.raw").write_bytes(bytes(range(6)))
+    image = read_image(folder / "scan.raw")
+    assert (image.array.shape, image.facts.format, image.facts.spacing_stated) == ((2, 3), "raw", False)
+    assert not states_place(folder / "scan.raw")
+    assert (metric_of("acme-size").name, metric_of("acme-size").title) == ("acme-size", "Size")
+    with pytest.raises(ExperimentError, match=r"there is no metric 'acme-siez'.*Did you mean 'acme-size'"):
+        metric_of("acme-siez")
 
 
 def test_everything_built_in_is_where_it_is_said_to_be() -> None:

@@ -59,6 +59,10 @@ def evaluate(
             max=1,
         ),
     ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="Your own metric for a table of predictions, module:NAME; can be repeated."),
+    ] = None,
     device: Annotated[str, typer.Option(help="Device to predict another cohort on: cpu, cuda, ...")] = "cpu",
     allow_outside: AllowOutside = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print every number as JSON.")] = False,
@@ -74,7 +78,12 @@ def evaluate(
     """
     named = runs or []
     tables = [path for path in named if path.suffix == ".csv"]
-    of_table = {"--structures": structures, "--positive": positive, "--threshold": threshold}
+    of_table = {
+        "--structures": structures,
+        "--positive": positive,
+        "--threshold": threshold,
+        "--metric": metric,
+    }
     _refuse_contradictions(named, tables, cohort, propagated, of_table, out)
 
     from threefold.cohorts.cohort import read_cohort
@@ -86,7 +95,7 @@ def evaluate(
     other = None if cohort is None else read_cohort(cohort, allow_outside=allow_outside)
     labelled = None if propagated is None else read_cohort(propagated, allow_outside=allow_outside)
     if tables:
-        found = [(tables[0].stem, _table(tables[0], out, structures, positive, threshold))]
+        found = [(tables[0].stem, _table(tables[0], out, structures, positive, threshold, metric))]
     else:
         found = [(run.resolve().name, _run(run, other, device)) for run in named]
         if labelled is not None and out is not None:
@@ -143,15 +152,19 @@ def _refuse_contradictions(
 
 
 def _table(
-    path: Path, out: Path | None, structures: Path | None, positive: str | None, threshold: float | None
+    path: Path,
+    out: Path | None,
+    structures: Path | None,
+    positive: str | None,
+    threshold: float | None,
+    metrics: Sequence[str] | None,
 ) -> Report:
     from threefold.experiment import EvaluationSpec
     from threefold.runs.evaluate import evaluate_table
 
     folder = path.with_name(f"{path.stem}-evaluation") if out is None else out
-    return evaluate_table(
-        path, folder, EvaluationSpec(), structures=structures, positive=positive, threshold=threshold
-    )
+    spec = EvaluationSpec(metrics=tuple(metrics or ()))
+    return evaluate_table(path, folder, spec, structures=structures, positive=positive, threshold=threshold)
 
 
 def _propagation(cohort: Cohort, first: Path | None, out: Path) -> Report:

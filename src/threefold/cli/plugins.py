@@ -17,10 +17,11 @@ def plugins(
         typer.Option("--json", help="Print a JSON list of group, name, place, source and problem."),
     ] = False,
 ) -> None:
-    """List the networks, tasks and phantoms that have a short name, built in or from installed packages, with
-    their location and source, and the error if they failed to load.
+    """List the networks, tasks, metrics, phantoms and readers that have a short name, built in or from
+    installed packages, with their location and source, and the error if they failed to load.
 
-    Your own need no short name: `network.kind` and `kind` of a task accept MODULE:NAME.
+    Your own need no short name: `network.kind`, `kind` of a task, `evaluation.metrics`, the name of a phantom
+    and the environment variable THREEFOLD_READERS accept MODULE:NAME.
 
     Example: `threefold plugins`
     """

@@ -1,7 +1,7 @@
-"""What is found by name: networks, tasks and phantoms.
+"""What is found by name: networks, tasks, metrics, phantoms and readers.
 
 A name is one of the program's own; or one that an installed package gives in the entry-point group
-`threefold.networks`, `.tasks` or `.phantoms`; or MODULE:NAME, which is imported from
+`threefold.networks`, `.tasks`, `.metrics`, `.phantoms` or `.readers`; or MODULE:NAME, which is imported from
 the working folder or the environment. Nothing is registered by being imported, and nothing is imported before
 it is asked for. This module imports no torch.
 """
@@ -27,31 +27,10 @@ from threefold.validation import did_you_mean
 Group = Literal["networks", "tasks", "metrics", "phantoms", "readers"]
 GROUPS: tuple[Group, ...] = get_args(Group)
 
-_OPEN: tuple[Group, ...] = ("networks", "tasks", "phantoms")
-"""Groups of which other packages' are used."""
-_BUILT_IN: Mapping[Group, Mapping[str, str]] = {
-    "networks": {
-        "swin-unet": "threefold.networks.swin_unet:SwinUnet",
-        "joint-swin": "threefold.networks.joint:JointSwin",
-        "attention-unet": "threefold.networks.attention_unet:AttentionUnet",
-        "densenet": "threefold.networks.densenet:DenseNet",
-        "cascade": "threefold.networks.cascade:Cascade",
-    },
-    "tasks": {
-        "classification": "threefold.tasks.classification:ClassificationTask",
-        "multilabel": "threefold.tasks.multilabel:MultilabelTask",
-        "regression": "threefold.tasks.regression:RegressionTask",
-        "segmentation": "threefold.tasks.segmentation:SegmentationTask",
-        "region": "threefold.tasks.region:RegionTask",
-        "reconstruction": "threefold.tasks.reconstruction:ReconstructionTask",
-    },
-    "metrics": {},
-    "phantoms": {
-        "head-ct": "threefold.phantoms.head_ct:HEAD_CT",
-        "fetal-heart": "threefold.phantoms.fetal_heart:FETAL_HEART",
-        "object-background": "threefold.phantoms.object_background:OBJECT_BACKGROUND",
-    },
-    "readers": {},
+_PHANTOMS = {
+    "head-ct": "threefold.phantoms.head_ct:HEAD_CT",
+    "fetal-heart": "threefold.phantoms.fetal_heart:FETAL_HEART",
+    "object-background": "threefold.phantoms.object_background:OBJECT_BACKGROUND",
 }
 
 
@@ -97,8 +76,9 @@ def find(group: Group, name: str) -> tuple[Any, Code | None]:
     Raises:
         ExperimentError: there is no such name (the nearest is told), or it can't be imported (and why).
     """
-    if name in _BUILT_IN[group]:
-        return _load(_BUILT_IN[group][name], group, name)[0], None
+    own = _built_in(group)
+    if name in own:
+        return _load(own[name], group, name)[0], None
     points = _entry_points(group)
     if name in points:
         point = points[name]
@@ -107,7 +87,7 @@ def find(group: Group, name: str) -> tuple[Any, Code | None]:
     if name.partition(":")[0] and ":" in name:
         value, module = _load(name, group, name)
         return value, _code(name, module, None)
-    known = (*_BUILT_IN[group], *points)
+    known = (*own, *points)
     raise ExperimentError(
         f"there is no {_one(group)} '{bounded(name)}'.{did_you_mean(name, known)} One of your own is "
         "MODULE:NAME, for example my_code:Mine, imported from the working folder or the environment."
@@ -116,23 +96,44 @@ def find(group: Group, name: str) -> tuple[Any, Code | None]:
 
 def built_in(group: Group) -> tuple[str, ...]:
     """Return the names of a group that are the program's own."""
-    return tuple(_BUILT_IN[group])
+    return tuple(_built_in(group))
 
 
 def is_built_in(group: Group, name: str) -> bool:
     """Whether a name is one of the program's own."""
-    return name in _BUILT_IN[group]
+    return name in _built_in(group)
+
+
+def load(place: str) -> Any:
+    """Return what the program has at module:name."""
+    module, _, attribute = place.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _built_in(group: Group) -> Mapping[str, str]:
+    """Return where the program's own are, module:name by name.
+
+    Networks and tasks are listed where their settings are. Formats of files are told by their bytes, and all
+    metrics stand in one module, so that neither has names here.
+    """
+    if group == "networks":
+        from threefold.experiment.networks import BUILT_IN_NETWORKS
+
+        return {name: spec.code for name, spec in BUILT_IN_NETWORKS.items()}
+    if group == "tasks":
+        from threefold.experiment.tasks import KINDS
+
+        return {name: spec.code for name, spec in KINDS.items()}
+    return _PHANTOMS if group == "phantoms" else {}
 
 
 def listed(group: Group, *, load: bool = False) -> Iterator[Plugin]:
     """Yield what can be asked for by a short name; with `load`, each is tried."""
-    for name, place in _BUILT_IN[group].items():
+    for name, place in _built_in(group).items():
         yield Plugin(group, name, place, "built in", _problem(place, group, name) if load else "")
     for name, point in _entry_points(group).items():
         source = f"{point.dist.name} {point.dist.version}" if point.dist is not None else "?"
-        problem = f"no {group} of other packages are used" if group not in _OPEN else ""
-        if load and not problem:
-            problem = _problem(point.value, group, name)
+        problem = _problem(point.value, group, name) if load else ""
         yield Plugin(group, name, point.value, source, problem)
 
 
@@ -152,7 +153,7 @@ def _problem(place: str, group: Group, name: str) -> str:
 
 @lru_cache(maxsize=len(GROUPS))
 def _entry_points(group: Group) -> dict[str, importlib.metadata.EntryPoint]:
-    own = _BUILT_IN[group]
+    own = _built_in(group)
     points = importlib.metadata.entry_points(group=f"threefold.{group}")
     return {point.name: point for point in points if point.name not in own}
 

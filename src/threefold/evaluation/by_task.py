@@ -9,7 +9,8 @@ import pandas as pd
 
 from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.evaluate import Evaluation
-from threefold.evaluation.findings import MEAN_METRICS, mean_over_findings
+from threefold.evaluation.findings import mean_over_findings
+from threefold.evaluation.metrics import shown_in
 from threefold.evaluation.numbers import evaluate_numbers
 from threefold.evaluation.predictions import Predictions, validate
 from threefold.evaluation.task_tables import FINDING, Kind, findings_in, of_finding, of_task, tasks_in
@@ -97,7 +98,7 @@ def _of_findings(
         rows += [
             replace(row, class_name=finding)
             for row in evaluation.rows
-            if row.level == "case" and row.metric in MEAN_METRICS and not row.class_name
+            if row.level == "case" and row.metric in shown_in("findings") and not row.class_name
         ]
     return tuple(row for row in rows if row.group_kind in ("all", "site group", "site"))
 

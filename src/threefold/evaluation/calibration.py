@@ -19,7 +19,7 @@ from threefold.evaluation.classification import brier, calibration_error, weight
 from threefold.evaluation.estimate import Difference, Estimate, Place
 from threefold.evaluation.groups import Units, case_units, groups_of
 from threefold.evaluation.intervals import bootstrap
-from threefold.evaluation.metrics import metrics
+from threefold.evaluation.metrics import metric_of
 from threefold.evaluation.predictions import Predictions
 from threefold.experiment import EvaluationSpec
 
@@ -140,7 +140,7 @@ def _changes(place: Place, units: Units, temperature: float, positive: int | Non
     for name in MEASURES:
         before, after, change = (
             place.estimate(
-                metrics()[name],
+                metric_of(name),
                 float(points[name, when][0]),
                 intervals.get((name, when)),
                 units,

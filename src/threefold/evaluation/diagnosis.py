@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from threefold.evaluation.classification import OneClass, SeveralClasses, WeightedClass, WeightedClasses
 from threefold.evaluation.estimate import Estimate, Place
 from threefold.evaluation.groups import Units
-from threefold.evaluation.metrics import Metric, diagnosis_metrics
+from threefold.evaluation.metrics import Metric, diagnosis_metrics, metric_of
 from threefold.evaluation.predictions import Predictions
 
 Floats = NDArray[np.float64]
@@ -41,7 +41,7 @@ def diagnosis(
         positive class with two classes, else the mean over the classes (NaN where it does not exist for one
         of them), or what the metric says of several classes itself.
     """
-    wanted = {name: one for name, one in diagnosis_metrics().items() if names is None or name in names}
+    wanted = diagnosis_metrics() if names is None else {name: metric_of(name) for name in names}
     if positive is not None:
         scores = probabilities[:, positive]
         cases = OneClass(labels == positive, scores, scores >= threshold)
@@ -91,8 +91,8 @@ def diagnosis_estimates(
     if positive is not None and len(units) > _SORTED_FROM:
         units = units.where(np.argsort(units.probabilities[:, positive], kind="stable"))
 
-    known = diagnosis_metrics()
-    of = diagnosis(units.labels, units.probabilities, positive=positive, threshold=threshold)
+    known = diagnosis_metrics(place.spec.metrics)
+    of = diagnosis(units.labels, units.probabilities, positive=positive, threshold=threshold, names=known)
     counts = np.bincount(units.labels, minlength=len(predictions.classes))
     points = of(np.ones((1, len(units))))
     intervals = place.bootstrap(of, units)

@@ -27,7 +27,7 @@ from threefold.evaluation.groups import (
     patient_units,
 )
 from threefold.evaluation.intervals import MOST_DRAWN, replicates_for
-from threefold.evaluation.metrics import Metric, metrics
+from threefold.evaluation.metrics import Metric, metric_of, metrics
 from threefold.evaluation.predictions import Predictions, probability_column
 from threefold.evaluation.structures import structure_numbers
 from threefold.evaluation.task_tables import tasks_in
@@ -108,7 +108,8 @@ def evaluate(
             to 1.
     """
     spec = spec or EvaluationSpec()
-    test = predictions.schema_part("test")
+    wanted = [column for name in spec.metrics for column in metric_of(name).columns]
+    test = predictions.schema_part("test", *wanted)
     if test.empty:
         parts = predictions.table["part"].value_counts().to_dict()
         raise PredictionsError(
@@ -116,7 +117,7 @@ def evaluate(
         )
     cut, source, notes = decision_threshold(predictions, spec, threshold)
     rows: list[Estimate] = []
-    whole, groups = case_units(test, predictions), groups_of(test)
+    whole, groups = case_units(test, predictions, spec.metrics), groups_of(test)
     levels: tuple[Level, ...] = ("case", "patient")
     for level in levels:
         found: list[Estimate] = []
@@ -214,7 +215,7 @@ class _Numbers:
             yield from diagnosis_estimates(self.place, self.units, self.predictions, self.threshold)
             if self.predictions.positive is None:
                 yield from self._confusion()
-        for metric in metrics().values():
+        for metric in metrics(self.place.spec.metrics).values():
             if metric.is_of_a_case and metric.has_cases(table):
                 yield self._mean(metric)
 
@@ -234,7 +235,7 @@ class _Numbers:
         for true, decided in pairs:
             of_class = units.labels == true
             row = self.place.estimate(
-                metrics()["confusion"],
+                metric_of("confusion"),
                 float(points[true, decided][0]),
                 intervals.get((true, decided)),
                 units,
@@ -274,7 +275,7 @@ def confusion_name(true: str, decided: str) -> str:
 def _worst_sites(rows: Sequence[Estimate]) -> Iterator[Estimate]:
     """Yield, for each metric of one level, the worst site that has enough patients."""
     sites = [
-        row for row in rows if row.group_kind == "site" and metrics()[row.metric].higher_is_better is not None
+        row for row in rows if row.group_kind == "site" and metric_of(row.metric).higher_is_better is not None
     ]
     if len({row.group for row in sites}) < 2:
         return
@@ -285,7 +286,7 @@ def _worst_sites(rows: Sequence[Estimate]) -> Iterator[Estimate]:
         ]
         enough = f"with at least {WORST_SITE_PATIENTS} patients"
         if eligible:
-            choose = min if metrics()[metric].higher_is_better else max
+            choose = min if metric_of(metric).higher_is_better else max
             worst = choose(eligible, key=lambda row: row.value)
             remark = "; ".join(filter(None, (f"worst of {len(eligible)} sites {enough}", worst.remark)))
             yield replace(worst, group_kind="worst site", remark=remark)

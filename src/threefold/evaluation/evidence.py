@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from threefold.evaluation.classification import weighted_mean
 from threefold.evaluation.estimate import Estimate, Place
 from threefold.evaluation.groups import Group, groups_of, plain_units
-from threefold.evaluation.metrics import metrics
+from threefold.evaluation.metrics import metric_of
 from threefold.evaluation.predictions import Predictions
 from threefold.experiment import EvaluationSpec
 from threefold.images.preprocessing import resize
@@ -60,7 +60,7 @@ def _mean(place: Place, name: str, values: Floats, patients: NDArray[np.int64]) 
     units = plain_units(patients)
     found = place.bootstrap(lambda weights: {name: weighted_mean(values, weights)}, units)
     return place.estimate(
-        metrics()[name],
+        metric_of(name),
         float(values.mean()) if len(values) else np.nan,
         found.get(name),
         units,

@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 from threefold.evaluation.diagnosis import diagnosis
 from threefold.evaluation.estimate import Estimate, Place
 from threefold.evaluation.groups import Group, Units, groups_of
-from threefold.evaluation.metrics import METRICS
+from threefold.evaluation.metrics import metric_of, shown_in
 from threefold.evaluation.predictions import probability_column
 from threefold.evaluation.task_tables import TRUTH_PREFIX, findings_in
 from threefold.experiment import EvaluationSpec
 
 Floats = NDArray[np.float64]
-MEAN_METRICS = ("auc", "average_precision")
 
 
 def mean_over_findings(
@@ -48,17 +47,18 @@ def _means(place: Place, group: Group, findings: Sequence[str]) -> list[Estimate
     count = len(group.rows)
     units = Units(patients, np.zeros(count, np.int64), np.zeros((count, 0)), {})
     parts = [part for finding in findings if (part := _of(group.rows, finding)) is not None]
+    wanted = shown_in("findings")
     over = f"mean of {len(parts)} of {len(findings)} findings"
 
     def metrics(weights: Floats) -> Mapping[str, Floats]:
         each = [of(weights) for of in parts]
-        return {name: np.mean([one[name] for one in each], axis=0) for name in MEAN_METRICS}
+        return {name: np.mean([one[name] for one in each], axis=0) for name in wanted}
 
     values = metrics(np.ones((1, count))) if parts else {}
     intervals = place.bootstrap(metrics, units) if parts else {}
     return [
         place.estimate(
-            METRICS[name],
+            metric_of(name),
             float(values[name][0]) if parts else np.nan,
             intervals.get(name),
             units,
@@ -67,7 +67,7 @@ def _means(place: Place, group: Group, findings: Sequence[str]) -> list[Estimate
             is_mean=True,
             why="" if parts else "no finding is there in some cases and absent in others",
         )
-        for name in MEAN_METRICS
+        for name in wanted
     ]
 
 
@@ -80,10 +80,11 @@ def _of(rows: pd.DataFrame, finding: str) -> Callable[[Floats], dict[str, Floats
     if not 0 < labels.sum() < len(labels):
         return None
     probabilities = np.stack([1 - scores[known], scores[known]], axis=1)
-    of = diagnosis(labels, probabilities, positive=1, threshold=0.5, names=MEAN_METRICS)
+    wanted = shown_in("findings")
+    of = diagnosis(labels, probabilities, positive=1, threshold=0.5, names=wanted)
 
     def metrics(weights: Floats) -> dict[str, Floats]:
         found = of(weights[:, known])
-        return {name: found[name, None] for name in MEAN_METRICS}
+        return {name: found[name, None] for name in wanted}
 
     return metrics

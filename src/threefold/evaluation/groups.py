@@ -9,7 +9,7 @@ in any case; a patient without lesion is a false alarm if anything was predicted
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from threefold.evaluation.metrics import metrics
+from threefold.evaluation.metrics import metric_of, metrics
 from threefold.evaluation.predictions import Predictions, probability_column
 
 Floats = NDArray[np.float64]
@@ -141,8 +141,8 @@ def natural_order(names: set[str]) -> list[str]:
     return sorted(names, key=key)
 
 
-def case_units(rows: pd.DataFrame, predictions: Predictions) -> Units:
-    """Return each case as a unit."""
+def case_units(rows: pd.DataFrame, predictions: Predictions, further: Sequence[str] = ()) -> Units:
+    """Return each case as a unit, with its values of the program's metrics and of `further` ones."""
     classes = pd.Index(predictions.classes, dtype=object)
     return Units(
         patients=pd.factorize(rows["patient_id"].to_numpy(object), sort=True)[0].astype(np.int64),
@@ -150,7 +150,7 @@ def case_units(rows: pd.DataFrame, predictions: Predictions) -> Units:
         probabilities=rows[[probability_column(name) for name in predictions.classes]].to_numpy(np.float64),
         values={
             name: metric.of_cases(rows)
-            for name, metric in metrics().items()
+            for name, metric in metrics(further).items()
             if metric.is_of_a_case and metric.of_cases is not None and {*metric.columns} <= {*rows}
         },
     )
@@ -174,7 +174,7 @@ def patient_units(cases: Units, *, positive: int | None, rule: Literal["mean", "
     count = int(cases.patients.max()) + 1 if len(cases) else 0
     labelled = cases.labels >= 0
     means = {name: mean_by_patient(cases.patients, values, count) for name, values in cases.values.items()}
-    rules = [metrics()[name].of_patients for name in means]
+    rules = [metric_of(name).of_patients for name in means]
     return Units(
         patients=np.arange(count),
         labels=_patient_labels(cases, labelled, count, positive),

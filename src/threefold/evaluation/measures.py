@@ -15,7 +15,14 @@ from threefold.evaluation.classification import weighted_mean
 from threefold.evaluation.comparison import Measured
 from threefold.evaluation.diagnosis import diagnosis
 from threefold.evaluation.groups import Units, case_units
-from threefold.evaluation.metrics import diagnosis_metrics, metrics
+from threefold.evaluation.metrics import (
+    METRICS,
+    diagnosis_metrics,
+    is_named,
+    metric_of,
+    metrics,
+    split_name,
+)
 from threefold.evaluation.predictions import Predictions, validate
 from threefold.evaluation.structures import case_values
 from threefold.evaluation.task_tables import findings_in, of_finding, of_task, tasks_in
@@ -39,12 +46,14 @@ class Tables:
         threshold: of the positive class's probability; None: two classes are decided at 0.5.
         evidence: further values by case id and name (attention, counterfactuals), NaN where a case has none.
         thresholds: as threshold, of diagnoses that have columns of their own, by task.
+        positives: of diagnoses of two classes that have, the positive one, by task; else the last.
     """
 
     predictions: Predictions
     threshold: float | None = None
     evidence: pd.DataFrame = field(default_factory=pd.DataFrame)
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    positives: Mapping[str, str] = field(default_factory=dict)
 
     def of_metric(self, metric: str) -> tuple[Tables, str]:
         """Return the tables of the task that a metric names, and the metric's own name.
@@ -74,7 +83,8 @@ class Tables:
                 hint = did_you_mean(finding, findings_in(table))
                 raise PredictionsError(f"task {task} has no finding '{finding}'.{hint}")
             table = of_finding(table, finding)
-        checked = validate(table, source=f"predictions of {task}", leaks=predictions.leaks)
+        positive = self.positives.get(task)
+        checked = validate(table, source=f"predictions of {task}", positive=positive, leaks=predictions.leaks)
         return Tables(checked, self.thresholds.get(task))
 
     @cached_property
@@ -205,7 +215,7 @@ def _test_cases(tables: Tables, group: str) -> pd.DataFrame:
 
 def _measure(tables: Tables, metric: str, tested: _Tested) -> tuple[Bools, Callable[[Bools], Measured]]:
     """Return which of the cases have a metric, and what measures it on some of them."""
-    if metric in diagnosis_metrics() and tables.predictions.classes:
+    if tables.predictions.classes and metric in diagnosis_metrics(_foreign(metric)):
         return _diagnosis(tables, metric, tested)
     values = _values(tables, metric, tested)
 
@@ -236,7 +246,7 @@ def _diagnosis(tables: Tables, metric: str, tested: _Tested) -> tuple[Bools, Cal
 
 def _kinds(metric: str, labels: NDArray[np.int64], positive: int | None) -> tuple[Bools, ...]:
     """Return the cases (n,) of each class that a metric of the diagnosis rests on; () where on none."""
-    needs = metrics()[metric].needs
+    needs = metric_of(metric).needs
     if needs == "cases":
         return ()
     if positive is None:
@@ -247,18 +257,21 @@ def _kinds(metric: str, labels: NDArray[np.int64], positive: int | None) -> tupl
 
 def _values(tables: Tables, metric: str, tested: _Tested) -> Floats:
     """Return the value of each case, NaN where it has none."""
-    rows, found = tested.rows, dict(tested.units.values)
-    for (name, structure), values in case_values(rows, tables.predictions).items():
+    rows, found, others = tested.rows, dict(tested.units.values), _foreign(metric)
+    for (name, structure), values in case_values(rows, tables.predictions, others).items():
         found[f"{name}:{structure}" if structure else name] = values
-    for name, of in metrics().items():
-        if of.of == "number" and of.of_cases is not None and {*of.columns} <= {*rows}:
+    if others:  # it may need columns that no metric of the program's does
+        rows = tables.predictions.table.set_index("case_id", drop=False).loc[rows.index]
+    for name, of in metrics(others).items():
+        wanted = of.of == "number" or (name in others and of.is_of_a_case)
+        if wanted and of.of_cases is not None and {*of.columns} <= {*rows}:
             found[name] = of.of_cases(rows)
     for name in tables.evidence.columns:
         found.setdefault(str(name), tables.evidence[name].reindex(rows.index).to_numpy(np.float64))
-    name, _, structure = metric.partition(":")
+    name, structure = split_name(metric)
     if (
         metric not in found
-        and name in metrics()
+        and name in metrics(others)
         and not (structure and tables.predictions.structures is not None)
     ):
         return np.full(len(rows), np.nan)  # what such a run does not do
@@ -266,6 +279,16 @@ def _values(tables: Tables, metric: str, tested: _Tested) -> Floats:
         known = (*found, *(diagnosis_metrics() if tables.predictions.classes else ()))
         raise PredictionsError(f"there is no metric '{metric}'.{did_you_mean(metric, _sorted(known))}")
     return found[metric]
+
+
+def _foreign(metric: str) -> tuple[str, ...]:
+    """Return the metric's own name where it is one of a package or MODULE:NAME; () where it is the program's.
+
+    Raises:
+        ExperimentError: it can't be imported.
+    """
+    name, _ = split_name(metric)
+    return (name,) if name not in METRICS and is_named(name) else ()
 
 
 def _sorted(names: Sequence[str]) -> list[str]:

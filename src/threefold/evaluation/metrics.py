@@ -8,19 +8,23 @@ itself, the counts of a bootstrap replicate for its interval):
 - as the mean over cases of a column that `of_cases` makes of the table of predictions;
 - as the mean over cases of what `of_structures` makes of the table of structures, by structure.
 
-Others are means of a column of a run's evidence, which `explain` writes under the metric's name.
+Others are means of a column of a run's evidence, which `explain` writes under the metric's name. A metric of
+one's own is such an object in any module, computed where `evaluation.metrics` or a claim names it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal, Protocol
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from threefold.core.registry import find, listed
+from threefold.errors import ExperimentError
 from threefold.evaluation import overlap
 from threefold.evaluation.classification import (
     WeightedClass,
@@ -49,6 +53,9 @@ View = Literal[
     "structure variants",
     "attention",
     "counterfactuals",
+    "findings",
+    "task",
+    "paper",
 ]
 Task = Literal["classification", "segmentation", "reconstruction", "regression"]
 _TASKS: Mapping[Of, Task] = {
@@ -147,25 +154,90 @@ class Metric:
         return bool(table[self.columns[0]].notna().any()) if self.applies is None else self.applies(table)
 
 
-def metrics() -> Mapping[str, Metric]:
-    """Return every metric by name, in the order in which tables show them."""
-    return METRICS
+def metrics(further: Iterable[str] = ()) -> Mapping[str, Metric]:
+    """Return the program's metrics by name, in the order in which tables show them, and after them others.
+
+    Args:
+        further: names of those of installed packages, or MODULE:NAME.
+
+    Raises:
+        ExperimentError: as `metric_of`.
+    """
+    others = {name: metric_of(name) for name in further}
+    return {**METRICS, **others} if others else METRICS
 
 
-def shown_in(view: View) -> tuple[str, ...]:
-    """Return the names of the metrics that a table or figure shows, in order."""
-    return tuple(name for name, metric in metrics().items() if view in metric.views)
+def metric_of(name: str) -> Metric:
+    """Return a metric by its name: the program's own, one of an installed package, or MODULE:NAME.
+
+    Raises:
+        ExperimentError: there is none, or it can't be imported.
+    """
+    return METRICS[name] if name in METRICS else _foreign(name)
 
 
-def diagnosis_metrics() -> dict[str, Metric]:
-    """Return the metrics of a diagnosis that are computed from its cases, by name."""
-    return {name: metric for name, metric in metrics().items() if metric.of_class is not None}
+@lru_cache(maxsize=64)
+def _foreign(name: str) -> Metric:
+    """Return someone else's metric by the name that it is asked for by; shown unless it says where."""
+    found, _ = find("metrics", name)
+    if not isinstance(found, Metric):
+        raise ExperimentError(f"metric '{name}': expected a threefold Metric, found {type(found).__name__}.")
+    return replace(found, name=name, views=found.views or _views("headline", "sites", "structures", "task"))
+
+
+def is_named(name: str) -> bool:
+    """Whether a name may be a metric: the program's, a package's, or MODULE:NAME, which is not imported."""
+    return name in METRICS or ":" in name or any(one.name == name for one in listed("metrics"))
+
+
+def known_metric(name: str) -> Metric | None:
+    """Return a metric; None where it is none, or its code is not here, as of someone else's run."""
+    try:
+        return metric_of(name)
+    except ExperimentError:
+        return None
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Return a metric's own name and the structure of METRIC:STRUCTURE, empty where there is none."""
+    own, colon, structure = name.partition(":")
+    if not colon or own in METRICS:
+        return own, structure
+    attribute, _, structure = structure.partition(":")  # MODULE:NAME
+    return f"{own}:{attribute}", structure
+
+
+def own_name(metric: str) -> tuple[str, str]:
+    """Return the name of TASK.METRIC, or TASK.FINDING.METRIC, without what it is of; and its structure."""
+    own = split_name(metric.rpartition(".")[2])
+    if ":" not in metric or own[0] in METRICS:
+        return own
+    whole, (_, dot, rest) = split_name(metric), metric.partition(".")
+    # The module of MODULE:NAME may have dots of its own.
+    return split_name(rest) if dot and known_metric(whole[0]) is None else whole
+
+
+def shown_in(view: View, further: Iterable[str] = ()) -> tuple[str, ...]:
+    """Return the names of the metrics that a table or figure shows, in order.
+
+    Args:
+        view: the table or figure.
+        further: names of metrics, of which those that are not the program's are looked at too.
+    """
+    others = {name: known_metric(name) for name in further if name not in METRICS}
+    shown = {**METRICS, **others}.items()
+    return tuple(name for name, metric in shown if metric is not None and view in metric.views)
+
+
+def diagnosis_metrics(further: Iterable[str] = ()) -> dict[str, Metric]:
+    """Return the metrics of a diagnosis that are computed from its cases, by name; `further` ones too."""
+    return {name: metric for name, metric in metrics(further).items() if metric.of_class is not None}
 
 
 def title(name: str) -> str:
     """Return the title of a metric, or of METRIC:STRUCTURE; what is no metric, in words."""
-    name, _, structure = name.partition(":")
-    metric = metrics().get(name)
+    name, structure = split_name(name)
+    metric = known_metric(name)
     if metric is None:
         return name.replace("_", " ")
     if metric.of == "structure":
@@ -174,15 +246,15 @@ def title(name: str) -> str:
 
 
 def is_share(name: str) -> bool:
-    """Whether a metric, or METRIC:STRUCTURE, is a share of the cases that it needs."""
-    name, _, structure = name.partition(":")
-    metric = metrics().get(name)
+    """Whether a metric, METRIC:STRUCTURE or TASK.METRIC, is a share of the cases that it needs."""
+    name, structure = own_name(name)
+    metric = known_metric(name)
     return metric is not None and metric.is_share and bool(structure or not metric.is_counted)
 
 
 def largest_difference(name: str) -> float:
-    """Return how much two values of a metric, or of METRIC:STRUCTURE, can differ."""
-    metric = metrics().get(name.partition(":")[0])
+    """Return how much two values of a metric, of METRIC:STRUCTURE or of TASK.METRIC, can differ."""
+    metric = known_metric(own_name(name)[0])
     return float("inf") if metric is None else metric.bounds[1] - metric.bounds[0]
 
 
@@ -291,7 +363,7 @@ _BUILT_IN = (
         of="diagnosis",
         needs="positives",
         of_class=lambda one: f1(one.counts),
-        views=_views("headline", "sites", "shift", "variants"),
+        views=_views("headline", "sites", "shift", "variants", "task", "paper"),
     ),
     Metric(
         name="auc",
@@ -299,7 +371,10 @@ _BUILT_IN = (
         of="diagnosis",
         needs="both",
         of_class=WeightedClass.auc,
-        views=_views("headline", "sites", "shift", "values", "means", "drawn", "variants", "of a class"),
+        views=_views(
+            *("headline", "sites", "shift", "values", "means", "drawn", "variants", "of a class", "findings"),
+            *("task", "paper"),
+        ),
     ),
     Metric(
         name="balanced_accuracy",
@@ -317,7 +392,7 @@ _BUILT_IN = (
         needs="positives",
         is_share=True,
         of_class=lambda one: sensitivity(one.counts),
-        views=_views("sites", "shift", "values", "drawn", "of a class"),
+        views=_views("task", "sites", "shift", "values", "drawn", "of a class"),
     ),
     Metric(
         name="specificity",
@@ -326,7 +401,7 @@ _BUILT_IN = (
         needs="negatives",
         is_share=True,
         of_class=lambda one: specificity(one.counts),
-        views=_views("sites", "shift", "values", "drawn"),
+        views=_views("task", "sites", "shift", "values", "drawn"),
     ),
     Metric(
         name="average_precision",
@@ -334,6 +409,7 @@ _BUILT_IN = (
         of="diagnosis",
         needs="positives",
         of_class=WeightedClass.average_precision,
+        views=_views("findings", "task"),
     ),
     Metric(
         name="accuracy",
@@ -352,7 +428,7 @@ _BUILT_IN = (
         bounds=(0.0, 2.0),
         of_class=WeightedClass.brier,
         of_classes=WeightedClasses.brier,
-        views=_views("sites"),
+        views=_views("sites", "task"),
     ),
     Metric(name="log_loss", title="Log loss", of="diagnosis", higher_is_better=False, bounds=_ANY),
     Metric(
@@ -379,7 +455,7 @@ _BUILT_IN = (
         of_cases=_dice,
         columns=MASK_COLUMNS,
         without="no true mask with a lesion",
-        views=_views("headline", "sites", "shift", "means", "drawn"),
+        views=_views("headline", "sites", "shift", "means", "drawn", "task"),
     ),
     Metric(
         name="missed_lesions",
@@ -391,7 +467,7 @@ _BUILT_IN = (
         of_patients=_patients_missed,
         columns=MASK_COLUMNS,
         without="no true mask with a lesion",
-        views=_views("sites", "shift"),
+        views=_views("sites", "shift", "task"),
     ),
     Metric(
         name="false_alarms",
@@ -433,7 +509,7 @@ _BUILT_IN = (
         of_cases=_column("psnr"),
         columns=("psnr",),
         without="no reconstruction",
-        views=_views("headline", "sites", "shift", "means"),
+        views=_views("headline", "sites", "shift", "means", "task"),
     ),
     Metric(
         name="ssim",
@@ -626,4 +702,4 @@ _BUILT_IN = (
 )
 
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _BUILT_IN}
-"""Those of the package; `metrics()` has others beside them."""
+"""The program's own."""

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from threefold.evaluation.classification import weighted_mean
 from threefold.evaluation.estimate import Estimate, Place
-from threefold.evaluation.groups import Group, Units, groups_of
-from threefold.evaluation.metrics import METRICS
+from threefold.evaluation.groups import Group, Units, groups_of, plain_units
+from threefold.evaluation.metrics import METRICS, Metric, metric_of
 from threefold.experiment import EvaluationSpec
 
 Floats = NDArray[np.float64]
@@ -50,18 +51,44 @@ def _numbers(place: Place, group: Group) -> list[Estimate]:
     metrics = _metrics_of(truth, predicted)
     values = metrics(np.ones((1, len(truth)))) if len(truth) else {}
     intervals = place.bootstrap(metrics, units) if len(truth) else {}
+    own = (metric_of(name) for name in place.spec.metrics)
     return [
-        place.estimate(
-            metric,
-            float(values[name][0]) if name in values else np.nan,
-            intervals.get(name),
-            units,
-            needed=np.ones(len(truth), np.bool_),
-            why="no case with a known number" if not len(truth) else _why(name, truth),
-        )
-        for name, metric in METRICS.items()
-        if metric.of == "number"
+        *(
+            place.estimate(
+                metric,
+                float(values[name][0]) if name in values else np.nan,
+                intervals.get(name),
+                units,
+                needed=np.ones(len(truth), np.bool_),
+                why="no case with a known number" if not len(truth) else _why(name, truth),
+            )
+            for name, metric in METRICS.items()
+            if metric.of == "number"
+        ),
+        *(
+            _mean(place, metric, patients, metric.of_cases(group.rows))
+            for metric in own
+            if metric.of == "number" and metric.of_cases is not None
+        ),
     ]
+
+
+def _mean(place: Place, metric: Metric, patients: NDArray[np.int64], values: Floats) -> Estimate:
+    """Return the mean of the cases' values of someone else's metric, (n,); NaN where a case has none."""
+    there = ~np.isnan(values)
+    values, units = values[there], plain_units(patients[there])
+
+    def mean(weights: Floats) -> dict[str, Floats]:
+        return {metric.name: weighted_mean(values, weights)}
+
+    return place.estimate(
+        metric,
+        float(mean(np.ones((1, len(values))))[metric.name][0]),
+        place.bootstrap(mean, units).get(metric.name),
+        units,
+        needed=np.ones(len(values), np.bool_),
+        why=metric.without,
+    )
 
 
 def _why(name: str, truth: Floats) -> str:

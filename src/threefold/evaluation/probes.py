@@ -26,7 +26,7 @@ from scipy.special import log_softmax
 from threefold.evaluation.classification import weighted_auc, weighted_mean
 from threefold.evaluation.estimate import Estimate, Place
 from threefold.evaluation.groups import Group, Units, natural_order, plain_units, wide_groups
-from threefold.evaluation.metrics import metrics
+from threefold.evaluation.metrics import metric_of
 from threefold.evaluation.predictions import Predictions
 from threefold.experiment import EvaluationSpec
 
@@ -249,7 +249,7 @@ def _numbers(
 
     def row(key: str, metric: str, class_name: str = "", positives: int | None = None) -> Estimate:
         return place.estimate(
-            metrics()[metric],
+            metric_of(metric),
             float(points[key][0]),
             intervals.get(key),
             units,
@@ -275,4 +275,4 @@ def _numbers(
 
 def _missing(place: Place, units: Units, metric: str, why: str) -> Estimate:
     none = np.zeros(len(units), np.bool_)
-    return place.estimate(metrics()[metric], np.nan, None, units, needed=none, why=why)
+    return place.estimate(metric_of(metric), np.nan, None, units, needed=none, why=why)

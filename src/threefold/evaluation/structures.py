@@ -38,7 +38,7 @@ from threefold.evaluation.groups import (
     natural_order,
     plain_units,
 )
-from threefold.evaluation.metrics import Metric, metrics
+from threefold.evaluation.metrics import Metric, metric_of, metrics
 from threefold.evaluation.predictions import CHANGED, Predictions
 from threefold.evaluation.structure_measures import UNION
 from threefold.experiment import EvaluationSpec
@@ -226,7 +226,9 @@ def structure_names(table: pd.DataFrame) -> tuple[str, ...]:
     return (*(name for name in names if name != UNION), *(name for name in names if name == UNION))
 
 
-def structure_values(table: pd.DataFrame, case_ids: Sequence[str]) -> dict[tuple[str, str], Floats]:
+def structure_values(
+    table: pd.DataFrame, case_ids: Sequence[str], further: Sequence[str] = ()
+) -> dict[tuple[str, str], Floats]:
     """Return the value of each metric and structure for each case.
 
     Dice, distances and clDice exist where the case truly has the structure, Betti errors (the absolute
@@ -237,6 +239,7 @@ def structure_values(table: pd.DataFrame, case_ids: Sequence[str]) -> dict[tuple
     Args:
         table: as `validate_structures` returns it.
         case_ids: n cases; those that the table lacks have NaN throughout.
+        further: metrics beside the program's.
 
     Returns:
         (n,) float64 by metric and structure.
@@ -246,7 +249,7 @@ def structure_values(table: pd.DataFrame, case_ids: Sequence[str]) -> dict[tuple
     cells, distances = _Cells(table, names, case_ids), _distances(table)
     found = {
         metric: metric.of_structures(cells)
-        for metric in metrics().values()
+        for metric in metrics(further).values()
         if metric.of_structures is not None and _has(table, metric, distances)
     }
     values = {
@@ -321,7 +324,7 @@ def structure_numbers(level: Level, predictions: Predictions, spec: EvaluationSp
     structures differ can be seen apart. A patient's value is the mean of the cases'.
     """
     test = predictions.schema_part("test")
-    of_test = case_values(test, predictions)
+    of_test = case_values(test, predictions, spec.metrics)
     if not of_test:
         return
     for group in (*groups_of(test), *_classes(test, predictions.classes)):
@@ -342,19 +345,22 @@ def _classes(test: pd.DataFrame, classes: Sequence[str]) -> Iterator[Group]:
         yield from (Group("class", name, test[test["label"] == name]) for name in names)
 
 
-def case_values(rows: pd.DataFrame, predictions: Predictions) -> Mapping[Key, Floats]:
-    """Return the values of each case, (n,); NaN where a case has none."""
+def case_values(
+    rows: pd.DataFrame, predictions: Predictions, further: Sequence[str] = ()
+) -> Mapping[Key, Floats]:
+    """Return the values of each case, (n,), of the program's metrics and of `further` ones; NaN where a case
+    has none."""
     values: dict[Key, Floats] = {}
     if predictions.structures is not None:
-        values |= structure_values(predictions.structures, rows["case_id"].tolist())
-    return values | {(name, ""): value for name, value in _topology(rows).items()}
+        values |= structure_values(predictions.structures, rows["case_id"].tolist(), further)
+    return values | {(name, ""): value for name, value in _topology(rows, further).items()}
 
 
-def _topology(rows: pd.DataFrame) -> Mapping[str, Floats]:
+def _topology(rows: pd.DataFrame, further: Sequence[str]) -> Mapping[str, Floats]:
     """Return what the arch and the graph of structures say of each case; NaN where they say nothing."""
     return {
         name: metric.of_cases(rows)
-        for name, metric in metrics().items()
+        for name, metric in metrics(further).items()
         if metric.of == "topology" and metric.of_cases is not None and metric.has_cases(rows)
     }
 
@@ -396,7 +402,7 @@ def _means_together(place: Place, patients: Ints, values: Mapping[Key, Floats]) 
     intervals = place.bootstrap(means, units)
     rows = {}
     for (name, structure), value in zip(values, stacked.T, strict=True):
-        metric = metrics()[name]
+        metric = metric_of(name)
         # The number of a case's misses is no share, that of one structure's is.
         is_number = metric.is_counted and not structure
         rows[name, structure] = place.estimate(

@@ -22,3 +22,6 @@ class EvaluationSpec(Spec):
     """Aggregation of the probabilities of a patient's cases."""
     seed: Seed = 0
     """Random seed of the bootstrap."""
+    metrics: tuple[str, ...] = ()
+    """Your own metrics, computed beside the built-in ones: module:NAME of a Metric, or a name from an
+    installed package."""

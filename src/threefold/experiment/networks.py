@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from threefold.experiment.spec import Fraction, PositiveInt, Spec
+from threefold.experiment.spec import ByKind, Fraction, PositiveInt, Spec, kinds_in
 from threefold.experiment.tasks import HeadKind
 
 _SWIN_SIZES: dict[str, dict[str, Any]] = {
@@ -64,33 +64,52 @@ class SwinSpec(Spec):
         return self
 
 
-class SwinUnetSpec(Spec):
-    """MTL-Swin-Unet (arXiv 2505.06185): one encoder, with a decoder or head for each task."""
+class NetworkBase(Spec):
+    """Common settings of a network.
+
+    Attributes:
+        serves: the kinds of heads it supports.
+        axes: the numbers of image axes it supports.
+        code: module:class of the network, constructed from (spec, in_channels, heads) and, if it takes them,
+            `dimensions` or `size` of the image.
+    """
 
     serves: ClassVar[tuple[HeadKind, ...]] = ("pooled", "dense", "restored")
-    axes: ClassVar[tuple[int, ...]] = (2,)
+    axes: ClassVar[tuple[int, ...]] = (2, 3)
+    code: ClassVar[str]
+
+
+class SwinUnetSpec(NetworkBase):
+    """MTL-Swin-Unet (arXiv 2505.06185): one encoder, with a decoder or head for each task."""
+
+    axes = (2,)
+    code = "threefold.networks.swin_unet:SwinUnet"
+
     kind: Literal["swin-unet"] = "swin-unet"
     encoder: SwinSpec = SwinSpec()
 
 
-class JointSwinSpec(Spec):
+class JointSwinSpec(NetworkBase):
     """Joint-SwinTransformer: a classifier on its own encoder's pooled features, concatenated with those of
     the frozen encoder of the experiment named in `before`."""
 
-    serves: ClassVar[tuple[HeadKind, ...]] = ("pooled",)
-    axes: ClassVar[tuple[int, ...]] = (2,)
+    serves = ("pooled",)
+    axes = (2,)
+    code = "threefold.networks.joint:JointSwin"
+
     kind: Literal["joint-swin"] = "joint-swin"
     encoder: SwinSpec = SwinSpec()
 
 
-class AttentionUnetSpec(Spec):
+class AttentionUnetSpec(NetworkBase):
     """Attention U-Net (Oktay et al. 2018): the segmenter of the aortic-arch system (arXiv 2311.07234).
 
     With a classification task, a head on the pooled deepest features shares the encoder.
     """
 
-    serves: ClassVar[tuple[HeadKind, ...]] = ("pooled", "dense")
-    axes: ClassVar[tuple[int, ...]] = (2, 3)
+    serves = ("pooled", "dense")
+    code = "threefold.networks.attention_unet:AttentionUnet"
+
     kind: Literal["attention-unet"] = "attention-unet"
     channels: tuple[PositiveInt, ...] = Field(default=(32, 64, 128, 256, 512), min_length=2)
     """Channels of each level; each level halves the resolution."""
@@ -111,12 +130,13 @@ class AttentionUnetSpec(Spec):
     only the segmentation task shapes the region."""
 
 
-class DenseNetSpec(Spec):
+class DenseNetSpec(NetworkBase):
     """DenseNet121 (Huang et al. 2017) with instance normalisation: the classifier of the aortic-arch
     system (arXiv 2311.07234)."""
 
-    serves: ClassVar[tuple[HeadKind, ...]] = ("pooled",)
-    axes: ClassVar[tuple[int, ...]] = (2, 3)
+    serves = ("pooled",)
+    code = "threefold.networks.densenet:DenseNet"
+
     kind: Literal["densenet"] = "densenet"
     blocks: tuple[PositiveInt, ...] = (6, 12, 24, 16)
     """Dense layers of each block; the resolution is halved between blocks."""
@@ -138,22 +158,15 @@ class MaskShapeSpec(Spec):
     """Harmonics of the outline, from the first on; 2D only."""
 
 
-def _classifier_kind(value: Any) -> str:
-    kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
-    return str(kind or "densenet")
-
-
-class CascadeSpec(Spec):
+class CascadeSpec(NetworkBase):
     """A segmenter followed by a classifier of its output (arXiv 2311.07234)."""
 
-    serves: ClassVar[tuple[HeadKind, ...]] = ("pooled", "dense")
-    axes: ClassVar[tuple[int, ...]] = (2, 3)
+    serves = ("pooled", "dense")
+    code = "threefold.networks.cascade:Cascade"
+
     kind: Literal["cascade"] = "cascade"
     segmenter: AttentionUnetSpec = AttentionUnetSpec()
-    classifier: Annotated[
-        Annotated[DenseNetSpec, Tag("densenet")] | Annotated[MaskShapeSpec, Tag("mask-shape")],
-        Discriminator(_classifier_kind),
-    ] = DenseNetSpec()
+    classifier: Annotated[DenseNetSpec | MaskShapeSpec, ByKind("densenet")] = DenseNetSpec()
     """kind: densenet, or mask-shape, whose input is structures or region."""
     classifier_input: Literal[
         "structures", "region", "image+structures", "image+region", "gated+structures", "gated+region"
@@ -177,7 +190,7 @@ class CascadeSpec(Spec):
         return self
 
 
-class ForeignNetworkSpec(Spec):
+class ForeignNetworkSpec(NetworkBase):
     """Your own network, or one of a library: `kind` is module:Class, or a name registered by an installed
     package. All other keys are passed to the class; its arguments `in_channels`, `spatial_dims`, and
     `out_channels` or `num_classes` are filled in if omitted.
@@ -186,8 +199,7 @@ class ForeignNetworkSpec(Spec):
     """
 
     model_config = ConfigDict(extra="allow")
-    serves: ClassVar[tuple[HeadKind, ...]] = ("pooled", "dense", "restored")
-    axes: ClassVar[tuple[int, ...]] = (2, 3)
+    code = "threefold.networks.foreign:ForeignNetwork"
 
     kind: str
     heads: Mapping[str, int | str] | None = None
@@ -211,35 +223,10 @@ class ForeignNetworkSpec(Spec):
         return {**(self.model_extra or {}), **self.arguments}
 
 
-_BUILT_IN: tuple[type[Spec], ...] = (
-    SwinUnetSpec,
-    JointSwinSpec,
-    AttentionUnetSpec,
-    DenseNetSpec,
-    CascadeSpec,
-)
-BUILT_IN_NETWORKS: Mapping[str, type[Spec]] = {
-    str(one.model_fields["kind"].default): one for one in _BUILT_IN
-}
-_FOREIGN = "a network of one's own"
-
-
-def _kind_of(value: Any) -> str:
-    kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
-    if kind in BUILT_IN_NETWORKS or kind is None:
-        return str(kind or "swin-unet")
-    return _FOREIGN
-
-
-NetworkSpec = Annotated[
-    Annotated[SwinUnetSpec, Tag("swin-unet")]
-    | Annotated[JointSwinSpec, Tag("joint-swin")]
-    | Annotated[AttentionUnetSpec, Tag("attention-unet")]
-    | Annotated[DenseNetSpec, Tag("densenet")]
-    | Annotated[CascadeSpec, Tag("cascade")]
-    | Annotated[ForeignNetworkSpec, Tag(_FOREIGN)],
-    Discriminator(_kind_of),
-]
+BuiltIn = SwinUnetSpec | JointSwinSpec | AttentionUnetSpec | DenseNetSpec | CascadeSpec
+"""The program's own networks."""
+BUILT_IN_NETWORKS: Mapping[str, type[BuiltIn]] = kinds_in(BuiltIn)
+NetworkSpec = Annotated[BuiltIn | ForeignNetworkSpec, ByKind("swin-unet", own="your own network")]
 
 
 def fitted_to_kind(network: Mapping[str, Any], kind: Any) -> dict[str, Any]:

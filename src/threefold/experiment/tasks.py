@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Discriminator, Tag
+from pydantic import ConfigDict
 
-from threefold.experiment.spec import Fraction, NonNegative, PositiveInt, Spec
+from threefold.experiment.spec import ByKind, Fraction, NonNegative, PositiveInt, Spec, kinds_in
 from threefold.validation import did_you_mean
 
 
@@ -33,6 +33,12 @@ class TaskSpec(Spec):
     """The head it needs; None: another task's head."""
     metrics: ClassVar[tuple[str, ...]] = ()
     """Its metrics on the validation part, for `training.selection.metric`."""
+    code: ClassVar[str] = ""
+    """module:class of a built-in task."""
+    learns: ClassVar[tuple[str, ...]] = ()
+    """Kinds of targets it can learn; (): no target, or one of any kind."""
+    usual: ClassVar[str | None] = None
+    """The default target, from the short form of cohort.yaml; None: the only one of its kinds."""
 
     kind: str
     weight: Weight = 1.0
@@ -43,6 +49,9 @@ class ClassificationSpec(TaskSpec):
 
     head = "pooled"
     metrics = ("auc", "average_precision", "balanced_accuracy")
+    code = "threefold.tasks.classification:ClassificationTask"
+    learns = ("class",)
+    usual = "label"
 
     kind: Literal["classification"] = "classification"
     target: str | None = None
@@ -57,6 +66,8 @@ class MultilabelSpec(TaskSpec):
 
     head = "pooled"
     metrics = ("auc", "average_precision")
+    code = "threefold.tasks.multilabel:MultilabelTask"
+    learns = ("multilabel",)
 
     kind: Literal["multilabel"] = "multilabel"
     target: str | None = None
@@ -70,6 +81,8 @@ class RegressionSpec(TaskSpec):
 
     head = "pooled"
     metrics = ("mae", "rmse", "r2")
+    code = "threefold.tasks.regression:RegressionTask"
+    learns = ("number",)
 
     kind: Literal["regression"] = "regression"
     target: str | None = None
@@ -83,6 +96,9 @@ class SegmentationSpec(TaskSpec):
 
     head = "dense"
     metrics = ("dice",)
+    code = "threefold.tasks.segmentation:SegmentationTask"
+    learns = ("mask", "labels")
+    usual = "mask"
 
     kind: Literal["segmentation"] = "segmentation"
     target: str = "mask"
@@ -104,6 +120,10 @@ class RegionSpec(TaskSpec):
     """Training of the union of all structures on a binary mask; loss: cross_entropy * CE + dice * soft Dice
     loss of [p(background), 1 - p(background)]."""
 
+    code = "threefold.tasks.region:RegionTask"
+    learns = ("mask",)
+    usual = "mask"
+
     kind: Literal["region"] = "region"
     target: str = "mask"
     """A target of kind mask."""
@@ -118,6 +138,7 @@ class ReconstructionSpec(TaskSpec):
 
     head = "restored"
     metrics = ("psnr",)
+    code = "threefold.tasks.reconstruction:ReconstructionTask"
 
     kind: Literal["reconstruction"] = "reconstruction"
     loss: Literal["mse", "l1"] = "mse"
@@ -137,34 +158,13 @@ class ForeignTaskSpec(TaskSpec):
         return dict(self.model_extra or {})
 
 
-_BUILT_IN: tuple[type[TaskSpec], ...] = (
-    ClassificationSpec,
-    MultilabelSpec,
-    RegressionSpec,
-    SegmentationSpec,
-    RegionSpec,
-    ReconstructionSpec,
+BuiltInTask = (
+    ClassificationSpec | MultilabelSpec | RegressionSpec | SegmentationSpec | RegionSpec | ReconstructionSpec
 )
-KINDS: Mapping[str, type[TaskSpec]] = {str(one.model_fields["kind"].default): one for one in _BUILT_IN}
-"""The built-in tasks, in the order in which an experiment's tasks are taken."""
-_FOREIGN = "a task of one's own"
-
-
-def _kind_of(value: Any) -> str:
-    kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
-    return str(kind) if kind in KINDS else _FOREIGN
-
-
-AnyTaskSpec = Annotated[
-    Annotated[ClassificationSpec, Tag("classification")]
-    | Annotated[MultilabelSpec, Tag("multilabel")]
-    | Annotated[RegressionSpec, Tag("regression")]
-    | Annotated[SegmentationSpec, Tag("segmentation")]
-    | Annotated[RegionSpec, Tag("region")]
-    | Annotated[ReconstructionSpec, Tag("reconstruction")]
-    | Annotated[ForeignTaskSpec, Tag(_FOREIGN)],
-    Discriminator(_kind_of),
-]
+"""The program's own tasks, in the order in which an experiment's tasks are taken."""
+KINDS: Mapping[str, type[BuiltInTask]] = kinds_in(BuiltInTask)
+_BY_KIND = ByKind(own="your own task")
+AnyTaskSpec = Annotated[BuiltInTask | ForeignTaskSpec, _BY_KIND]
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _TAKEN = ("loss", "all", *dir(dict), "type", "training", "forward", "register_buffer")
 
@@ -193,8 +193,8 @@ def named_kinds(tasks: Any) -> Any:
                 raise ValueError(f"'{name}' is no kind of task; say which one it is (kind: ...).{hint}")
             value = {"kind": name, **value}
         found[str(name)] = value
-    order = [*KINDS, _FOREIGN]
-    return dict(sorted(found.items(), key=lambda one: order.index(_kind_of(one[1]))))
+    order = [*KINDS, _BY_KIND.own]
+    return dict(sorted(found.items(), key=lambda one: order.index(_BY_KIND.tag(one[1], KINDS))))
 
 
 class BalancingSpec(Spec):

@@ -35,7 +35,8 @@ class SelectionSpec(Spec):
     metric: str = "loss"
     """loss: the weighted sum of the tasks; else a metric of the validation part: auc, average_precision,
     balanced_accuracy, mae, rmse, r2, dice or psnr, prefixed by the task's name (age.mae) if several tasks
-    have it or the task is your own. loss, mae and rmse are minimised, all others maximised."""
+    have it or the task is your own. The loss and errors (mae, rmse) are minimised, all others
+    maximised."""
     patience: PositiveInt | None = None
     """Stop after this number of epochs without improvement; null: train all epochs."""
 

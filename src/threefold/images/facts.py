@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,8 @@ class Facts:
     """What a file states; None (or False) where it does not, nothing here is assumed or guessed.
 
     Attributes:
-        format: of the bytes, whatever the file is called. None: the image was not read from a file.
+        format: nifti, dicom or picture, by the bytes, whatever the file is called; or that of a reader from
+            outside. None: the image was not read from a file.
         modality: DICOM Modality in capitals, for example CT, MR, CR, US.
         unit: HU where the file proves it: a DICOM CT whose stored values are rescaled, to no other unit. Of a
             CT in another unit that, as DICOM spells it (Z_EFF, ED, ...). NIfTI and pictures can't state it.
@@ -27,7 +28,7 @@ class Facts:
         slice_thickness: mm (SliceThickness), which may differ from the distance between slices.
     """
 
-    format: Literal["nifti", "dicom", "picture"] | None = None
+    format: str | None = None
     modality: str | None = None
     unit: str | None = None
     photometric: str | None = None

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from threefold.errors import ImageError
-
-Format = Literal["nifti", "dicom", "dicom series", "picture"]
+from threefold.images.readers import KNOWN, READERS, Reader, reader_of
 
 EXPECTED = "a NIfTI (plain or gzipped), DICOM, PNG or JPEG file, or a folder with one DICOM series"
 
@@ -47,8 +46,9 @@ _OTHERS = (
 """Formats that are not read: where their mark is, the mark, their name, and what converts such files."""
 
 
-def format_of(path: Path) -> Format:
-    """Return the format of a file, or "dicom series" for a folder.
+def format_of(path: Path) -> str:
+    """Return the format of a file: nifti, dicom, picture, or the name of a reader's from outside; of a folder
+    "dicom series".
 
     Raises:
         ImageError: if there is no such file, it is empty, no regular file (a pipe, a socket, a device), or
@@ -59,10 +59,13 @@ def format_of(path: Path) -> Format:
     head, gzipped = first_bytes(path)
     found = _known(head)
     if found is None:
+        reader = reader_of(path, head)
+        if reader is not None:
+            return reader.name
         what, how = _other(path, head, gzipped=gzipped)
         raise ImageError(
             f"{path}: not an image of a known format: {what}. Expected {EXPECTED} (told by the bytes, not by "
-            f"the name). {how}"
+            f"the name). {how} A reader of your own is named by {READERS}=module:NAME."
         )
     if gzipped and found != "nifti":
         raise gzipped_error(path, found)
@@ -76,7 +79,14 @@ def gzipped_error(path: Path, kind: str) -> ImageError:
 
 def states_place(path: Path) -> bool:
     """Whether the file's format says where its voxels lie in the patient (PNG and JPEG do not)."""
-    return format_of(path) != "picture"
+    kind = format_of(path)
+    reader = foreign_reader(path, kind)
+    return kind != "picture" if reader is None else reader.states_place
+
+
+def foreign_reader(path: Path, kind: str) -> Reader | None:
+    """Return the reader from outside that gives a file its format; None: the program reads it."""
+    return None if kind in KNOWN else reader_of(path, first_bytes(path)[0])
 
 
 def is_folder(path: Path) -> bool:

@@ -1,8 +1,8 @@
 """Read an image or a label map from any of the formats that Threefold knows.
 
 NIfTI (plain or gzipped), DICOM (a file, or a folder that is one series), PNG and JPEG, told apart by their
-bytes. Nothing here needs more than numpy at import; the formats' own libraries are imported when a file of
-theirs is read.
+bytes, and what readers from outside know (`images.readers`). Nothing here needs more than numpy at import;
+the formats' own libraries are imported when a file of theirs is read.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threefold.errors import ImageError
-from threefold.images.formats import format_of, unreadable
-from threefold.images.geometry import Header, Image, slice_affine
+from threefold.images.formats import foreign_reader, format_of, unreadable
+from threefold.images.geometry import Header, Image, slice_affine, slice_of
 from threefold.images.memory import out_of_memory, refuse_beyond_memory
+from threefold.images.readers import read_foreign
 
 Uneven = Literal["refuse", "resample"]
 _Result = TypeVar("_Result")
@@ -121,6 +122,10 @@ def _guarded(path: Path, read: Callable[[], _Result]) -> _Result:
 
 def _header(path: Path, spacing: tuple[float, ...] | None) -> Header:
     kind = format_of(path)
+    reader = foreign_reader(path, kind)
+    if reader is not None:
+        image = read_foreign(path, reader)
+        return Header(image.array.shape, image.affine, image.notes, image.facts)
     if kind == "nifti":
         from threefold.images.nifti import read_nifti_header
 
@@ -142,6 +147,13 @@ def _read(
     path: Path, slice_index: int | None, spacing: tuple[float, ...] | None, uneven: Uneven, *, labels: bool
 ) -> Image:
     kind = format_of(path)
+    reader = foreign_reader(path, kind)
+    if reader is not None:
+        image = read_foreign(path, reader)
+        if slice_index is None:
+            return image
+        _check_slice(path, image.array.shape, slice_index)
+        return slice_of(image, slice_index) if image.array.ndim == 3 else image
     if kind == "nifti":
         return _read_nifti(path, slice_index, labels=labels)
     if kind == "picture":

@@ -15,6 +15,7 @@ from threefold.errors import CohortError, ImageError, some
 from threefold.file_names import printable
 from threefold.images.dicom_groups import group_series, unnumbered
 from threefold.images.formats import format_of
+from threefold.images.readers import readers
 
 PathLike = str | os.PathLike[str]
 
@@ -261,7 +262,8 @@ def _names(source: Source, *, within: bool) -> tuple[str, str, str]:
         within: it is a file that was named itself.
     """
     longer = source.name if not within else Path(source.where).name
-    suffixes = _PICTURES if source.files else (*_PICTURES, *_DICOM_SUFFIXES)
+    others = (suffix for reader in readers() for suffix in reader.suffixes)
+    suffixes = _PICTURES if source.files else (*_PICTURES, *_DICOM_SUFFIXES, *others)
     ending = max((s for s in suffixes if longer.lower().endswith(s)), key=len, default="")
     stem = longer[: len(longer) - len(ending)] if ending and not source.files else longer
     full = source.where if not source.files else f"{source.where}/{source.files[0]}"

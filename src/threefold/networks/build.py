@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from threefold.core.outputs import Head
-from threefold.experiment import (
-    AttentionUnetSpec,
-    CascadeSpec,
-    DenseNetSpec,
-    ForeignNetworkSpec,
-    JointSwinSpec,
-    NetworkSpec,
-    SwinUnetSpec,
-)
-from threefold.networks.attention_unet import AttentionUnet
-from threefold.networks.cascade import Cascade
-from threefold.networks.densenet import DenseNet
-from threefold.networks.foreign import ForeignNetwork
-from threefold.networks.joint import JointSwin
-from threefold.networks.swin_unet import SwinUnet
+from threefold.core.registry import load
+from threefold.experiment import NetworkSpec
 
 
 def make_network(
@@ -35,17 +23,8 @@ def make_network(
         heads: by task.
         size: of the image, voxels along each of its 2 or 3 axes.
     """
-    dimensions = len(size)
-    match spec:
-        case SwinUnetSpec():
-            return SwinUnet(spec, in_channels=in_channels, heads=heads)
-        case JointSwinSpec():
-            return JointSwin(spec, in_channels=in_channels, heads=heads)
-        case AttentionUnetSpec():
-            return AttentionUnet(spec, in_channels=in_channels, heads=heads, dimensions=dimensions)
-        case DenseNetSpec():
-            return DenseNet(spec, in_channels=in_channels, heads=heads, dimensions=dimensions)
-        case CascadeSpec():
-            return Cascade(spec, in_channels=in_channels, heads=heads, dimensions=dimensions)
-        case ForeignNetworkSpec():
-            return ForeignNetwork(spec, in_channels=in_channels, heads=heads, size=size)
+    made = load(spec.code)
+    of_images = {"dimensions": len(size), "size": size}
+    taken = {name: value for name, value in of_images.items() if name in inspect.signature(made).parameters}
+    network: nn.Module = made(spec, in_channels=in_channels, heads=heads, **taken)
+    return network

@@ -11,7 +11,7 @@ import pandas as pd
 from threefold.csv_tables import frame_text
 from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.evidence import BLOB, DRAWS, QUANTILE, ZERO_MAP, evidence_rows
-from threefold.evaluation.metrics import BASELINES, metrics, shown_in
+from threefold.evaluation.metrics import BASELINES, metric_of, shown_in
 from threefold.evaluation.predictions import Predictions
 from threefold.experiment import EvaluationSpec
 from threefold.reporting.results import Entry, frame_of
@@ -95,7 +95,7 @@ def _attention(rows: Sequence[Estimate], notes: tuple[str, ...]) -> Table:
         title="Attention and the lesion, test cases",
         columns=("group", "", "network", "random maps", "centred blob"),
         rows=tuple(
-            (group, metrics()[name].title, *(cell(found.get(f"{name}{end}")) for end in BASELINES))
+            (group, metric_of(name).title, *(cell(found.get(f"{name}{end}")) for end in BASELINES))
             for group, found in by_group.items()
             for name in own
         ),
@@ -127,7 +127,7 @@ def _counterfactuals(rows: Sequence[Estimate], things: Mapping[str, str], notes:
     named = " or ".join(f"the {name} ({what})" for name, what in things.items())
     return Table(
         title="The same case with one thing switched, test cases",
-        columns=("group", *(metrics()[name].title for name in shown_in("counterfactuals"))),
+        columns=("group", *(metric_of(name).title for name in shown_in("counterfactuals"))),
         rows=tuple(
             (group, *(cell(found.get(name)) for name in shown_in("counterfactuals")))
             for group, found in _by_group(rows).items()

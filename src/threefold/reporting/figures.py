@@ -22,7 +22,7 @@ from threefold.evaluation.curves import reliability_curve, roc_curve
 from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.evaluate import Evaluation
 from threefold.evaluation.groups import Group, case_units, groups_of, natural_order
-from threefold.evaluation.metrics import metrics, shown_in
+from threefold.evaluation.metrics import metric_of, shown_in
 from threefold.evaluation.predictions import Predictions
 from threefold.experiment import EvaluationSpec
 from threefold.reporting.tables import title_of
@@ -325,7 +325,7 @@ def loss_figure(history: pd.DataFrame) -> Figure | None:
     if (history[losses].fillna(1) > 0).all(axis=None):
         panels[0].set_yscale("log")
     for index, name in enumerate(scores):
-        title = metrics()[name.removeprefix("validation_")].title
+        title = metric_of(name.removeprefix("validation_")).title
         marker = "." if len(history) < 20 else None
         panels[1].plot(*_measured(history, name), label=title, marker=marker, **_style(index))
     if scores:

@@ -8,7 +8,7 @@ from typing import Any
 
 from threefold.evaluation.by_value import ByValue, ValueRow
 from threefold.evaluation.estimate import Difference, Estimate
-from threefold.evaluation.metrics import metrics, shown_in
+from threefold.evaluation.metrics import metric_of, shown_in
 from threefold.evaluation.probes import FEWEST_PATIENTS, FOLDS, PENALTY, Probe
 from threefold.experiment import EvaluationSpec
 from threefold.reporting.results import Entry
@@ -24,7 +24,7 @@ def value_table(found: ByValue, spec: EvaluationSpec, *, binary: bool) -> Table:
         binary: there are two classes, so that sensitivity is of one of them.
     """
     of_one = ("positives", "negatives")  # class of two
-    names = [name for name in shown_in("values") if binary or metrics()[name].needs not in of_one]
+    names = [name for name in shown_in("values") if binary or metric_of(name).needs not in of_one]
     groups = list(dict.fromkeys((each.within, each.value, each.label) for each in found.rows))
     at = {(each.within, each.value, each.label, each.row.metric): each.row for each in found.rows}
     body = [
@@ -40,7 +40,7 @@ def value_table(found: ByValue, spec: EvaluationSpec, *, binary: bool) -> Table:
     ]
     return Table(
         f"Test cases by {found.column}",
-        ("group", *(metrics()[name].title for name in names)),
+        ("group", *(metric_of(name).title for name in names)),
         tuple(body),
         (
             interval_legend(spec),
@@ -98,7 +98,7 @@ def temperature_table(temperature: Estimate, changes: Sequence[Difference], spec
         + ("." if math.isnan(temperature.value) else ": read the change."),
         *_leaks(each.first for each in changes),
     ]
-    names = [f"{each.first.group}, {metrics()[each.first.metric].title}" for each in changes]
+    names = [f"{each.first.group}, {metric_of(each.first.metric).title}" for each in changes]
     if math.isnan(temperature.value):
         rows = tuple((name, cell(each.first)) for name, each in zip(names, changes, strict=True))
         title, columns = "Calibration", ("test cases, measure", "as predicted")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.evaluate import Evaluation
 from threefold.evaluation.groups import Level
-from threefold.evaluation.metrics import metrics
+from threefold.evaluation.metrics import metric_of
 from threefold.experiment import EvaluationSpec
 
 LEAK_MARK = "†"
@@ -82,7 +82,7 @@ def cell(row: Estimate | None) -> str:
     if math.isnan(row.value):
         return f"{row.note} {count}" if row.n else row.note
     # 0.123, but 12.34 mm or dB
-    digits = 3 if metrics()[row.metric].bounds[1] <= 2 or row.metric == "log_loss" else 2
+    digits = 3 if metric_of(row.metric).bounds[1] <= 2 or row.metric == "log_loss" else 2
     mark = LEAK_MARK if row.leaks else ""
     interval = "[no interval]" if math.isnan(row.low) else f"[{row.low:.{digits}f}, {row.high:.{digits}f}]"
     return Number(row, f"{row.value:.{digits}f}{mark}", interval, count)

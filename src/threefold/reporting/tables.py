@@ -13,7 +13,7 @@ from threefold.csv_tables import frame_text
 from threefold.evaluation.estimate import Difference, Estimate
 from threefold.evaluation.evaluate import Evaluation, confusion_name
 from threefold.evaluation.groups import GroupKind, Level
-from threefold.evaluation.metrics import metrics, shown_in
+from threefold.evaluation.metrics import metric_of, metrics, shown_in
 from threefold.evaluation.overlap import POLICY
 from threefold.evaluation.paired import Gain
 from threefold.evaluation.predictions import Predictions, probability_column
@@ -35,7 +35,6 @@ from threefold.reporting.table import (
 )
 from threefold.run import write_atomically
 
-PAPER_METRICS = ("f1", "auc")
 _LEVELS: Mapping[Level, str] = {"case": "per case", "patient": "per patient"}
 
 
@@ -64,9 +63,11 @@ def comparison_table(evaluations: Mapping[str, Evaluation], level: Level = "case
     rows = [row for evaluation in evaluations.values() for row in evaluation.rows]
     groups = list(dict.fromkeys(row.group for row in rows if row.group_kind == "site group"))
     kind, names = ("site group", groups) if groups else ("all", ["all"])
-    diagnosed = any(row.metric in PAPER_METRICS for row in rows)
-    shown = PAPER_METRICS if diagnosed else ("dice", "missed_lesions")
-    if diagnosed and not any(evaluation.positive for evaluation in evaluations.values()):
+    shown = shown_in("paper")
+    diagnosed = any(row.metric in shown for row in rows)
+    if not diagnosed:
+        shown = ("dice", "missed_lesions")
+    elif not any(evaluation.positive for evaluation in evaluations.values()):
         shown = ("balanced_accuracy", "auc")
     body = []
     for variant, evaluation in evaluations.items():
@@ -78,7 +79,7 @@ def comparison_table(evaluations: Mapping[str, Evaluation], level: Level = "case
         body.append((variant, *cells))
     return Table(
         title=f"Variants by {kind}, {_LEVELS[level]}",
-        columns=("variant", *(f"{name} {metrics()[m].title}" for name in names for m in shown)),
+        columns=("variant", *(f"{name} {metric_of(m).title}" for name in names for m in shown)),
         rows=tuple(body),
         notes=variant_legend(evaluations, level),
     )
@@ -92,7 +93,7 @@ def comparison_tables(evaluations: Mapping[str, Evaluation]) -> tuple[Table, ...
         evaluations: by the variant's name, in order.
     """
     rows = [row for evaluation in evaluations.values() for row in evaluation.rows]
-    diagnosis = any(metrics()[row.metric].is_of_a_case for row in rows)
+    diagnosis = any(metric_of(row.metric).is_of_a_case for row in rows)
     by_class = diagnosis_variants(evaluations)
     return (
         *((comparison_table(evaluations),) if diagnosis else ()),
@@ -176,11 +177,11 @@ def _by_group(evaluation: Evaluation, rows: Sequence[Estimate], words: str) -> T
         counts = [_positives(found.get((kind, name, "auc", ""))) for kind, name in groups]
         body.append((f"Positive ({evaluation.positive})", *counts, *(("",) if worst else ())))
     lines = dict.fromkeys((r.metric, r.class_name) for r in rows)
-    mask_alone = {name for metric, name in lines if metrics()[metric].of == "structure"} == {UNION}
+    mask_alone = {name for metric, name in lines if metric_of(metric).of == "structure"} == {UNION}
     for metric, class_name in lines:
-        if metrics()[metric].of == "structure" and class_name not in WHOLE:
+        if metric_of(metric).of == "structure" and class_name not in WHOLE:
             continue  # each structure has its line in `structure_tables`
-        if mask_alone and metrics()[metric].as_of_mask and ("dice", "") in lines:
+        if mask_alone and metric_of(metric).as_of_mask and ("dice", "") in lines:
             continue  # the mask's own lines say it
         if metric == "confusion":
             continue  # has a table of its own
@@ -200,7 +201,8 @@ def _by_group(evaluation: Evaluation, rows: Sequence[Estimate], words: str) -> T
 
 def _by_site(evaluation: Evaluation, rows: Sequence[Estimate], words: str) -> Table:
     at_sites = {(r.group, r.metric): r for r in rows if r.group_kind == "site" and not r.class_name}
-    shown = [name for name in shown_in("sites") if any(metric == name for _, metric in at_sites)]
+    there = [metric for _, metric in at_sites]
+    shown = [name for name in shown_in("sites", there) if name in there]
     sites = dict.fromkeys(site for site, _ in at_sites)
     counted = evaluation.positive is not None and "auc" in shown
     return Table(
@@ -316,25 +318,25 @@ def title_of(metric: str, class_name: str, *, alone: bool = False) -> str:
         class_name: as in `Estimate`.
         alone: a mask is all that was predicted, so that its metrics need no structure's name.
     """
-    title = metrics()[metric].title
+    title = metric_of(metric).title
     if alone and class_name == UNION:
         return title
-    if metrics()[metric].of == "structure":
+    if metric_of(metric).of == "structure":
         return f"{title}, {class_name or _OVER_STRUCTURES}"
     return f"{title}, {class_name}" if class_name else title
 
 
 def structure_tables(evaluation: Evaluation) -> tuple[Table, ...]:
     """Return, per case, the metrics of each structure, and structures and topology by class; none without."""
-    rows = [row for row in evaluation.rows if row.level == "case" and not metrics()[row.metric].is_of_a_case]
-    names = dict.fromkeys(r.class_name for r in rows if metrics()[r.metric].of == "structure")
+    rows = [row for row in evaluation.rows if row.level == "case" and not metric_of(row.metric).is_of_a_case]
+    names = dict.fromkeys(r.class_name for r in rows if metric_of(r.metric).of == "structure")
     if not names:
         return ()
     there = {row.metric for row in rows}
-    columns = [name for name in shown_in("structures") if name in there]
+    columns = [name for name in shown_in("structures", (row.metric for row in rows)) if name in there]
     by_structure = Table(
         title="Structures, per case",
-        columns=("structure", *(metrics()[name].title for name in columns)),
+        columns=("structure", *(metric_of(name).title for name in columns)),
         rows=tuple(
             (
                 name or _OVER_STRUCTURES,
@@ -390,7 +392,7 @@ def variant_tables(evaluations: Mapping[str, Evaluation]) -> tuple[Table, ...]:
         evaluations: by the variant's name, in order.
     """
     rows = [row for evaluation in evaluations.values() for row in evaluation.rows]
-    if not any(metrics()[row.metric].of == "structure" for row in rows):
+    if not any(metric_of(row.metric).of == "structure" for row in rows):
         return ()
     return (_variants_by_structures(evaluations), _variants_by_class(evaluations))
 
@@ -509,7 +511,7 @@ def shift_table(rows: Sequence[Difference], spec: EvaluationSpec) -> Table | Non
 
 
 def _digits(metric: str) -> int:
-    return 3 if metrics()[metric].bounds[1] <= 2 else 2  # 0.123, but 12.34 mm or dB
+    return 3 if metric_of(metric).bounds[1] <= 2 else 2  # 0.123, but 12.34 mm or dB
 
 
 def _value(at: Estimate) -> str:

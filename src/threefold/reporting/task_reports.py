@@ -13,7 +13,7 @@ from threefold.csv_tables import frame_text
 from threefold.evaluation.by_task import KnownTasks, TaskNumbers, numbers_by_task
 from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.evaluate import Evaluation
-from threefold.evaluation.metrics import METRICS
+from threefold.evaluation.metrics import metric_of, shown_in
 from threefold.evaluation.numbers import LIMIT
 from threefold.evaluation.predictions import Predictions
 from threefold.experiment import EvaluationSpec
@@ -83,28 +83,14 @@ def _shown(one: TaskNumbers, spec: EvaluationSpec, folder: Path, known: KnownTas
     return _finding_report(one, spec, folder, leaks)
 
 
-_MAIN = (
-    "auc",
-    "average_precision",
-    "f1",
-    "sensitivity",
-    "specificity",
-    "brier",
-    "dice",
-    "missed_lesions",
-    "psnr",
-)
-
-
 def _main_numbers(evaluation: Evaluation, task: str) -> Table:
     """Return the main numbers of a diagnosis, a mask or an image, per case, a column a group."""
+    shown = shown_in("task", evaluation.spec.metrics)
     rows = [
-        row
-        for row in evaluation.rows
-        if row.level == "case" and not row.class_name and row.metric in (*_MAIN, "psnr")
+        row for row in evaluation.rows if row.level == "case" and not row.class_name and row.metric in shown
     ]
     notes = (interval_legend(evaluation.spec), *((LEAK_NOTE,) if evaluation.leaks else ()))
-    return _by_group(task, rows, lambda row: METRICS[row.metric].title, notes)
+    return _by_group(task, rows, lambda row: metric_of(row.metric).title, notes)
 
 
 def _by_group(
@@ -124,14 +110,16 @@ def _by_group(
 
 def _finding_report(one: TaskNumbers, spec: EvaluationSpec, folder: Path, leaks: bool) -> Table:
     notes = (interval_legend(spec), *((LEAK_NOTE,) if leaks else ()))
-    shown = _by_group(one.task, one.rows, lambda row: f"{METRICS[row.metric].title}, {row.class_name}", notes)
+    shown = _by_group(
+        one.task, one.rows, lambda row: f"{metric_of(row.metric).title}, {row.class_name}", notes
+    )
     _write(one.rows, shown, folder, {"task": one.task, "leaks": leaks})
     return shown
 
 
 def _number_report(one: TaskNumbers, unit: str, spec: EvaluationSpec, folder: Path, leaks: bool) -> Table:
     def name(row: Estimate) -> str:
-        title = METRICS[row.metric].title
+        title = metric_of(row.metric).title
         return title if row.metric == "r2" or not unit else f"{title} ({unit})"
 
     notes = (

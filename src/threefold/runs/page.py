@@ -154,7 +154,7 @@ def _headline(results: Mapping[str, Part]) -> Table | None:
     if "evaluate" not in results:
         return None
     found = [entry.estimate for entry in results["evaluate"].numbers if not entry.about]
-    headlines = shown_in("headline")
+    headlines = shown_in("headline", (estimate.metric for estimate in found))
     rows = [row for row in found if row.level == "case" and not row.class_name and row.metric in headlines]
     groups = list(dict.fromkeys(row.group for row in rows if row.group_kind in ("all", "site group")))
     by_place = {(row.metric, row.group): row for row in rows if row.group_kind in ("all", "site group")}

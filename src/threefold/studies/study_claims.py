@@ -7,25 +7,13 @@ from collections.abc import Iterator, Mapping, Set
 from threefold.cohorts.cohort import Cohort
 from threefold.errors import UsageError
 from threefold.evaluation.measures import OF_ALL
-from threefold.evaluation.metrics import metrics
-from threefold.experiment import (
-    AnyTaskSpec,
-    ClassificationSpec,
-    ReconstructionSpec,
-    RegressionSpec,
-    SegmentationSpec,
-)
+from threefold.evaluation.metrics import is_named, metric_of, metrics, own_name
+from threefold.experiment import KINDS, AnyTaskSpec, SegmentationSpec
 from threefold.studies.study_spec import LABELS, ClaimSpec, StudySpec, claim_cohorts, run_id
 from threefold.validation import did_you_mean
 
 Tasks = Mapping[str, AnyTaskSpec]
 _OF_LABELS: Tasks = {"segmentation": SegmentationSpec(target="structures")}
-_KINDS = {
-    "classification": ClassificationSpec,
-    "segmentation": SegmentationSpec,
-    "reconstruction": ReconstructionSpec,
-    "regression": RegressionSpec,
-}
 """What a cohort's own structures say, as a training's tasks."""
 
 
@@ -37,17 +25,17 @@ def require_metrics(study: StudySpec) -> None:
     """
     known = sorted(name for name, metric in metrics().items() if metric.is_compared)
     for claim in study.claims:
-        name, _, structure = _own_name(claim.metric).partition(":")
-        if name not in known:
+        name, structure = own_name(claim.metric)
+        if name not in known and not (is_named(name) and metric_of(name).is_compared):
             raise UsageError(
                 f"claim '{claim.claim}': there is no metric '{name}' to compare.{did_you_mean(name, known)}"
             )
-        if structure and metrics()[name].of != "structure":
+        if structure and metric_of(name).of != "structure":
             raise UsageError(
                 f"claim '{claim.claim}': {name} is not of one structure. Expected {name} without "
                 f"':{structure}'."
             )
-        if metrics()[name].of == "evidence" and not study.evidence:
+        if metric_of(name).of == "evidence" and not study.evidence:
             raise UsageError(
                 f"claim '{claim.claim}': {name} is measured only where the study says `evidence: true`. Add "
                 "that line."
@@ -82,16 +70,12 @@ def require_tasks(study: StudySpec, trained: Mapping[str, Tasks]) -> None:
 
 def _lacks(metric: str, tasks: Tasks) -> str:
     """Return the task that a metric needs and an experiment does not have; empty where it has it."""
-    task, dot, _ = metric.partition(".")
-    if dot:
+    name, structure = own_name(metric)
+    if metric not in (name, f"{name}:{structure}"):
+        task = metric.partition(".")[0]
         return "" if task in tasks else task
-    needed = metrics()[metric.partition(":")[0]].task
-    return "" if any(isinstance(task, _KINDS[needed]) for task in tasks.values()) else needed
-
-
-def _own_name(metric: str) -> str:
-    """Return a metric without the task, and the finding, that it is of."""
-    return metric.rpartition(".")[2]
+    needed = metric_of(name).task
+    return "" if any(isinstance(task, KINDS[needed]) for task in tasks.values()) else needed
 
 
 def require_groups(study: StudySpec, name: str, cohort: Cohort) -> None:
@@ -108,7 +92,7 @@ def require_groups(study: StudySpec, name: str, cohort: Cohort) -> None:
     for claim in study.claims:
         tested = claim_cohorts(study, claim)
         if name in tested or name == claim.baseline_cohort:
-            _require_structure(claim.metric.partition(":")[2], claim.claim, cohort)
+            _require_structure(own_name(claim.metric)[1], claim.claim, cohort)
         if name in tested:
             _require_group(claim.group, claim.claim, cohort)
         if name == claim.baseline_cohort or (claim.baseline_cohort is None and name in tested):

@@ -8,31 +8,21 @@ from torch import nn
 
 from threefold.cohorts.cohort import Case, CohortSpec
 from threefold.core.outputs import Head
-from threefold.core.registry import find
+from threefold.core.registry import find, load
 from threefold.core.targets import LabelsTarget
 from threefold.errors import ExperimentError, bounded
 from threefold.experiment import (
     CascadeSpec,
-    ClassificationSpec,
     Experiment,
     ForeignTaskSpec,
-    MultilabelSpec,
     RampSpec,
-    ReconstructionSpec,
     RegionSpec,
-    RegressionSpec,
     SegmentationSpec,
     Weight,
 )
 from threefold.networks.build import make_network
-from threefold.tasks.classification import ClassificationTask
 from threefold.tasks.label_sums import SharedSums
-from threefold.tasks.multilabel import MultilabelTask
-from threefold.tasks.reconstruction import ReconstructionTask
-from threefold.tasks.region import RegionTask
-from threefold.tasks.regression import RegressionTask
 from threefold.tasks.resolve import region_head, target_of
-from threefold.tasks.segmentation import SegmentationTask
 from threefold.tasks.task import Task, TaskContext
 
 
@@ -68,27 +58,17 @@ def build_tasks(experiment: Experiment, cohort: CohortSpec, cases: Sequence[Case
     tasks: list[Task] = []
     for name, spec in experiment.tasks.items():
         context = contexts[name]
-        match spec:
-            case ClassificationSpec():
-                tasks.append(ClassificationTask(context, spec))
-            case MultilabelSpec():
-                tasks.append(MultilabelTask(context, spec))
-            case RegressionSpec():
-                tasks.append(RegressionTask(context, spec))
-            case SegmentationSpec():
-                tasks.append(SegmentationTask(context, spec, sums[name]))
-            case RegionSpec():
-                head = heads[name]
-                shared = sums[head]
-                if first[head] != name:
-                    shared = SharedSums(head, str(contexts[head].target), context.target)
-                tasks.append(RegionTask(context, spec, shared))
-            case ReconstructionSpec():
-                tasks.append(ReconstructionTask(context, spec))
-            case ForeignTaskSpec():
-                tasks.append(_foreign_task(context, spec))
-            case _:
-                raise AssertionError(spec)
+        if isinstance(spec, ForeignTaskSpec):
+            tasks.append(_foreign_task(context, spec))
+            continue
+        shared: tuple[SharedSums, ...] = ()
+        if isinstance(spec, SegmentationSpec):
+            shared = (sums[name],)
+        elif isinstance(spec, RegionSpec):
+            head = heads[name]
+            alone = first[head] != name
+            shared = (SharedSums(head, str(contexts[head].target), context.target) if alone else sums[head],)
+        tasks.append(load(spec.code)(context, spec, *shared))
     return tuple(tasks)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from threefold.cohorts.cohort import CohortSpec
 from threefold.core.targets import ClassTarget, LabelsTarget, TargetSpec
@@ -11,27 +11,9 @@ from threefold.experiment import (
     AnyTaskSpec,
     ClassificationSpec,
     Experiment,
-    MultilabelSpec,
     RegionSpec,
-    RegressionSpec,
     SegmentationSpec,
-    TaskSpec,
 )
-
-_KINDS: Mapping[type[TaskSpec], tuple[str, ...]] = {
-    ClassificationSpec: ("class",),
-    MultilabelSpec: ("multilabel",),
-    RegressionSpec: ("number",),
-    SegmentationSpec: ("mask", "labels"),
-    RegionSpec: ("mask",),
-}
-"""Kinds of targets that a kind of task learns."""
-_DEFAULTS: Mapping[type[TaskSpec], str] = {
-    ClassificationSpec: "label",
-    SegmentationSpec: "mask",
-    RegionSpec: "mask",
-}
-"""The target of a task that names none: of the short form of cohort.yaml."""
 
 
 def target_of(name: str, spec: AnyTaskSpec, experiment: Experiment, cohort: CohortSpec) -> str | None:
@@ -41,13 +23,13 @@ def target_of(name: str, spec: AnyTaskSpec, experiment: Experiment, cohort: Coho
         ExperimentError: the cohort has no such target, several that could be meant, or one of another kind.
     """
     asked: str | None = getattr(spec, "target", None)
-    if type(spec) not in _KINDS:
+    kinds = spec.learns
+    if not kinds:
         if asked is not None and asked not in cohort.all_targets:
             raise ExperimentError(_unknown_target(name, asked, experiment, cohort))
         return asked
-    kinds = _KINDS[type(spec)]
     fitting = [one for one, target in cohort.all_targets.items() if target.kind in kinds]
-    default = _DEFAULTS.get(type(spec))
+    default = spec.usual
     if asked is None or asked == default:
         if default in fitting:
             return default

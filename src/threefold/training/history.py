@@ -8,13 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from threefold.csv_tables import table_text
+from threefold.evaluation.metrics import METRICS
 from threefold.experiment import Experiment, SelectionSpec
 from threefold.run import write_atomically
 
 Row = dict[str, float]
 
-BETTER_LOWER = ("loss", "mae", "rmse")
-"""Metrics, of whatever task, of which a lower one is better; of all others a higher one is."""
+
+def is_better_lower(metric: str) -> bool:
+    """Whether a lower value of what selects an epoch is better: of the loss, and of metrics that say so; of
+    one that is no metric of `evaluate`, as a task of one's own may have, a higher one is."""
+    name = metric.rpartition(".")[2]
+    return name == "loss" or (name in METRICS and METRICS[name].higher_is_better is False)
 
 
 def monitored(row: Row, selection: SelectionSpec) -> float:
@@ -24,7 +29,7 @@ def monitored(row: Row, selection: SelectionSpec) -> float:
 
 def best_row(history: Sequence[Row], selection: SelectionSpec) -> int | None:
     """Return the index of the best epoch's row; of equals the earliest; None where no epoch has a value."""
-    sign = -1 if selection.metric.rpartition(".")[2] in BETTER_LOWER else 1
+    sign = -1 if is_better_lower(selection.metric) else 1
     best: int | None = None
     for index, row in enumerate(history):
         value = monitored(row, selection)

@@ -25,6 +25,7 @@ from threefold.cohorts.splits import Split, make_split, read_split, require_targ
 from threefold.core.batch import Batch, collate
 from threefold.core.targets import ClassTarget
 from threefold.errors import CohortError, ExperimentError, RunError, UsageError, some
+from threefold.evaluation.metrics import metrics
 from threefold.experiment import (
     CascadeSpec,
     Experiment,
@@ -49,6 +50,7 @@ from threefold.training.devices import check_devices
 from threefold.training.module import Learner, StepLosses, shared_parameter, step_total
 from threefold.training.progress import Silence, TrainingProgress
 from threefold.training.schedule import build_optimiser
+from threefold.validation import did_you_mean
 
 _SHOWN = 20
 """Findings of the audit that are printed or told."""
@@ -119,6 +121,7 @@ def plan(experiment: Experiment, cohort: Cohort, *, progress: TrainingProgress |
     split = require_split(experiment, cohort)
     warnings += require_unseen(experiment, cohort, split)
     made = _with_stages(experiment, cohort, split, tuple(warnings))
+    _require_measured(made)
     for warning in made.warnings:
         progress.say(f"warning: {warning}")
     _check_networks(made)
@@ -158,9 +161,10 @@ def require_settings(experiment: Experiment) -> None:
 
     Raises:
         UsageError: the experiment asks for devices or extras that are not there.
-        ExperimentError: an augmentation does not fit the grid.
+        ExperimentError: an augmentation does not fit the grid, or a metric can't be imported.
     """
     check_devices(experiment.training)
+    metrics(experiment.evaluation.metrics)
     _require_augmentation(experiment)
     _require_extras(experiment)
 
@@ -192,6 +196,25 @@ def _require_estimable(experiment: Experiment, cohort: Cohort, split: Split) -> 
             f"{cohort.folder}: training.selection.metric is {metric}, but of the {len(cases)} validation "
             f"cases {missing}. Choose another metric (training.selection.metric=loss), another split "
             "(data.split.seed, data.split.validation), or add such cases."
+        )
+
+
+def _require_measured(made: Plan) -> None:
+    """Refuse a selection metric that a task of one's own does not give.
+
+    Raises:
+        ExperimentError: naming those that it gives.
+    """
+    for stage in made.stages:
+        metric = stage.experiment.training.selection.metric
+        task, _, name = metric.partition(".")
+        own = next((one for one in stage.tasks if one.name == task), None)
+        if own is None or metric in stage.experiment.monitors or name in own.metrics:
+            continue
+        given = [f"{task}.{one}" for one in own.metrics]
+        raise ExperimentError(
+            f"{stage.experiment.name}: training.selection.metric is {metric}, but the task {task} gives "
+            f"{', '.join(given) or 'no metric'}.{did_you_mean(metric, given)}"
         )
 
 
