@@ -21,6 +21,7 @@ from threefold.images.writing import write_nifti
 from threefold.inference.cases import predict_cases
 from threefold.inference.evidence import Explainer
 from threefold.inference.predictor import Predictor
+from threefold.partials import _remove_abandoned
 
 from .conftest import AFFINE, make_experiment, make_slice, make_spec, write_run
 
@@ -140,7 +141,11 @@ def test_a_folder_of_predictions_has_them_by_task(
         path = table.loc["c0", f"{task}.mask"]
         assert path == f"masks/{task}/c0.nii.gz"
         assert (read_label_map(tmp_path / "out" / path).array == first.masks[task]).all()
+    left = tmp_path / "out" / "masks" / "oedema" / ".c0.nii.gz.999999999.partial"
+    left.touch()  # by a process that was killed
+    _remove_abandoned.cache_clear()
     assert list(predictor.predict(cohort, tmp_path / "out")) == []  # all of it is there
+    assert not left.exists()
 
 
 def test_each_of_two_classes_needs_its_threshold(predictor: Predictor, tmp_path: Path) -> None:
@@ -155,5 +160,6 @@ def test_each_of_two_classes_needs_its_threshold(predictor: Predictor, tmp_path:
 def test_the_class_question_to_explain_may_be_named(predictor: Predictor, cohort: Cohort) -> None:
     assert Explainer.of(predictor, cohort, None).question.head == "classification"
     assert Explainer.of(predictor, cohort, None, task="stage").question.classes == ("early", "late")
+    assert Explainer.of(predictor, cohort, None, task="label").question.head == "classification", "its target"
     with pytest.raises(RunError, match=r"no classification task 'weeks'.*It has classification, stage"):
         Explainer.of(predictor, cohort, None, task="weeks")

@@ -266,7 +266,7 @@ def test_a_study_runs_on_a_ray_cluster(cluster: Any, cohort_folder: Path, tmp_pa
 def test_what_a_ray_worker_does_wrong_is_its_runs_failure(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def work(folder: Path, run: str, threads: int) -> Outcome:
+    def work(folder: Path, run: str, threads: int, home: Path) -> Outcome:
         import os
         import subprocess
         import sys
@@ -285,16 +285,19 @@ def test_what_a_ray_worker_does_wrong_is_its_runs_failure(
             real = subprocess.Popen
             note = str(folder / "pid")
             code = (
-                f"import os, time; print(os.getpid(), file=open({note!r}, 'w')); time.sleep(60); "
+                f"import os, time; print(os.getpid(), os.getcwd(), file=open({note!r}, 'w')); "
+                "time.sleep(60); "
                 f"print('left alone', file=open({note!r}, 'a'))"
             )
             study_worker.subprocess.Popen = lambda command, **options: real(  # type: ignore[attr-defined]
                 [sys.executable, "-c", code], **options
             )
-            return study_worker.run_in_process(folder, run, threads)
+            return study_worker.run_in_process(folder, run, threads, home=home)
         return Outcome(run, "finished", "", 0.0, 0.0)
 
     monkeypatch.setattr(study_pools, "run_in_process", work)
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
     pool = RayPool(tmp_path, 1, "local")
     pool.submit("dies", 0.1)
     pool.submit("fine", 10**6)  # more than any node has: it is not left waiting for ever
@@ -315,8 +318,10 @@ def test_what_a_ray_worker_does_wrong_is_its_runs_failure(
     written = tmp_path / "pid"
     until(lambda: written.is_file() and written.read_text().endswith("\n"))
     pool.stop()
+    process, home = written.read_text().split()  # and did not come to its own end
+    assert home == str(tmp_path / "home"), "where code of one's own is imported from"
     with pytest.raises(ProcessLookupError):  # the run's own process ended with its task
-        os.kill(int(written.read_text()), 0)  # and did not come to its own end
+        os.kill(int(process), 0)
     with pytest.raises(
         UsageError, match="`threads` is 64, but no node of the Ray cluster has more than 2 cores"
     ):

@@ -12,12 +12,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from threefold.api import compare
 from threefold.cohorts.cohort import Cohort
-from threefold.csv_tables import read_frame
+from threefold.csv_tables import as_numbers, read_frame
+from threefold.errors import RunError
 from threefold.images.reading import read_label_map
 from threefold.inference.predictor import Predictor
 from threefold.run import RunFolder
 from threefold.runs.evaluate import evaluate_run
+from threefold.runs.probe import probe_run
 from threefold.training.run import train
 
 from ..conftest import blank_figures
@@ -61,6 +64,7 @@ def test_six_tasks_train_resume_evaluate_and_predict(
     _predicts_by_task(whole, many_targets)
     _evaluates_by_task(whole)
     _answers_by_task(whole, many_targets, tmp_path / "answers")
+    _is_probed_and_compared_by_task(whole)
 
 
 def _has_a_history_by_task(run: RunFolder) -> None:
@@ -115,6 +119,25 @@ def _evaluates_by_task(run: RunFolder) -> None:
     known = table[(table["part"] == "test") & (table["age.truth"].notna()) & (table["age.truth"] != "")]
     error = known["age.predicted"].astype(float) - known["age.truth"].astype(float)
     assert float(rows.loc[("all", "mae"), "value"]) == pytest.approx(error.abs().mean())
+
+
+def _is_probed_and_compared_by_task(run: RunFolder) -> None:
+    of_all = probe_run(run)
+    assert "The run has several diagnoses (density, side): name one with --task" in " ".join(of_all.notes)
+    asked = probe_run(run, task="side")
+    assert {table.name for table in asked.tables} == {"side-calibration_temperature", "side-probes"}
+    assert "label" in (run.tables / "side-probes.md").read_text()
+    with pytest.raises(RunError, match=r"has no classification task 'sied'.*'side'"):
+        probe_run(run, task="sied")
+    table = read_frame(run.predictions)
+    test = table[table["part"] == "test"]
+    error = (as_numbers(test["age.predicted"]) - as_numbers(test["age.truth"])).abs()
+    of_itself = compare(run.path, run.path, "age.mae")
+    assert of_itself.first.value == pytest.approx(error.mean())
+    assert of_itself.change.value == 0
+    low = test[test["density.label"] == "low"]
+    found = as_numbers(low["density.probability_low"]) >= run.read_status()["thresholds"]["density"]
+    assert compare(run.path, run.path, "density.sensitivity").first.value == pytest.approx(found.mean())
 
 
 def _answers_by_task(run: RunFolder, cohort: Cohort, out: Path) -> None:

@@ -18,7 +18,10 @@ def explain(
         Path | None, typer.Option(help="Folder of the training cohort, if it was moved.")
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="The classification task, if there are several. [default: the first]")
+        str | None,
+        typer.Option(
+            help="The classification task or its target, if there are several. [default: the first]"
+        ),
     ] = None,
     device: Device = "cpu",
     batch_size: BatchSize = 16,

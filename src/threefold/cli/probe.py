@@ -19,6 +19,9 @@ def probe(
             help="A column of the table that the network might use. [default: shortcut, if it exists]"
         ),
     ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="The classification task or its target, if there are several.")
+    ] = None,
     cohort: Annotated[
         Path | None, typer.Option(help="Folder of the training cohort, if it was moved.")
     ] = None,
@@ -32,7 +35,7 @@ def probe(
     cases in which the column agrees with the label and cases in which it does not), probes (linear
     classification of label, column and site from the frozen features), and calibration_temperature
     (calibration by site before and after temperature scaling on the validation part). For a column other than
-    `shortcut`, the tables are named shortcut-COLUMN and probes-COLUMN.
+    `shortcut`, the tables are named shortcut-COLUMN and probes-COLUMN; with --task they start with TASK-.
 
     Example: `threefold probe my-run --shortcut scanner`
     """
@@ -46,6 +49,7 @@ def probe(
         found = probe_run(
             RunFolder(run),
             column=shortcut,
+            task=task,
             cohort=moved,
             device=device,
             batch_size=batch_size,

@@ -84,7 +84,7 @@ def grad_cam(
         RunError: the network classifies nothing or declares no layer, the layer's map has not the image's
             aspect, or an output is not finite.
     """
-    layer = _layer_of(network)
+    layer = cam_layer_of(network)
     network.to(device).eval()
     batch = torch.from_numpy(np.stack(images)).to(device)  # (B, C, *S)
     with _weights_fixed(network), torch.enable_grad(), _captured(network, layer) as outputs_of_layer:
@@ -144,7 +144,12 @@ def class_probabilities(
     return found
 
 
-def _layer_of(network: nn.Module) -> CamLayer:
+def cam_layer_of(network: nn.Module) -> CamLayer:
+    """Return the layer that a network declares.
+
+    Raises:
+        RunError: it declares none.
+    """
     if not isinstance(network, HasCamLayer):
         raise RunError(f"{type(network).__name__}: declares no layer for Grad-CAM (a method `cam_layer`).")
     return network.cam_layer()

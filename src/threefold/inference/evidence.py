@@ -19,7 +19,7 @@ from threefold.evaluation.evidence import attention_columns, changes, flips
 from threefold.evaluation.overlap import dice
 from threefold.file_names import case_stem
 from threefold.images.preprocessing import prepare_image, prepare_labels
-from threefold.inference.attention import Attention, class_probabilities, grad_cam
+from threefold.inference.attention import Attention, cam_layer_of, class_probabilities, grad_cam
 from threefold.inference.engine import Prepared
 from threefold.inference.listing import Source
 from threefold.inference.predictor import Predictor
@@ -103,6 +103,15 @@ class Explainer:
         except ImageError as error:
             raise ImageError(f"case {case.case_id}: {error}") from error
         return one
+
+    @property
+    def blind(self) -> str:
+        """Why the network can't be asked where it looks; empty where it can."""
+        try:
+            cam_layer_of(self.predictor.network)
+        except RunError as error:
+            return str(error)
+        return ""
 
     def look(self, images: Sequence[NDArray[np.float32]]) -> list[Attention]:
         """Return the attention to (C, *S) images, each to the class that the run decides for."""
@@ -192,14 +201,15 @@ class Explainer:
             CohortError: a phantom's image is not what its parameters render.
         """
         cases, batch = [each.case for each in chosen], [each.one for each in chosen]
-        attention = self.look([one.array for one in batch])
+        images = [one.array for one in batch]
+        attention: Sequence[Attention | None] = [None] * len(batch) if self.blind else self.look(images)
         rows = []
         for each, found in zip(chosen, attention, strict=True):
             case, lesion = each.case, each.lesion
             row: Row = {"case_id": case.case_id}
             if each.truth_dice is not None:
                 row["truth_dice"] = each.truth_dice
-            if lesion is not None:
+            if lesion is not None and found is not None:
                 seed = zlib.crc32(case.case_id.encode())  # whatever the order and the number of cases
                 row |= attention_columns(found.map, found.grid, lesion, seed=seed)
             rows.append(row)
@@ -207,7 +217,8 @@ class Explainer:
         if positive is not None and all(case.case_id in self.phantoms for case in cases):
             for case, one in zip(cases, batch, strict=True):
                 self.phantoms[case.case_id].verify(one.image.array)
-            as_it_is = np.array([found.probabilities[positive] for found in attention])
+            told = [found.probabilities for found in attention if found is not None]
+            as_it_is = np.array(told or self._probabilities(images))[:, positive]
             for name in self.phantoms[cases[0].case_id].switches:
                 for row, columns in zip(
                     rows, self._turned(name, cases, batch, as_it_is, positive), strict=True
@@ -224,8 +235,7 @@ class Explainer:
         positive: int,
     ) -> Iterator[Row]:
         images = [self.switched(case, one, name) for case, one in zip(cases, batch, strict=True)]
-        network, device = self.predictor.network, self.predictor.device
-        other = class_probabilities(network, images, self.question.head, device=device)[:, positive]
+        other = self._probabilities(images)[:, positive]
         has_it = np.array([self.phantoms[case.case_id].has(name) for case in cases])
         with_it, without = np.where(has_it, as_it_is, other), np.where(has_it, other, as_it_is)
         known = self.predictor.threshold_of(self.question)
@@ -233,6 +243,10 @@ class Explainer:
         columns = (flips(with_it, without, threshold), changes(with_it, without))
         for flip, change in zip(*columns, strict=True):
             yield {f"{name}_flip": float(flip), f"{name}_change": float(change)}
+
+    def _probabilities(self, images: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+        network, device = self.predictor.network, self.predictor.device
+        return class_probabilities(network, images, self.question.head, device=device)
 
     def _decide(self, probabilities: NDArray[np.float64]) -> int:
         classes = self.question.classes
@@ -247,7 +261,7 @@ def _question(predictor: Predictor, task: str | None) -> Question:
         RunError: there is none.
     """
     asked = [one for one in predictor.questions if one.kind == "class"]
-    named = [one for one in asked if task in (None, one.head)]
+    named = [one for one in asked if task in (None, one.head, one.target)]
     if not named:
         known = f" It has {', '.join(one.head for one in asked)}." if asked else ""
         what = "classification task" if task is None else f"classification task '{task}'"

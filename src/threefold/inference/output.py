@@ -153,7 +153,8 @@ class PredictionFolder:
         make_folder(self.path)
         with alone_in(self.path, f"{self.path}: another `threefold predict` is at work in it."):
             self._refuse_others()
-            for folder in (self.path, self.path / "masks"):
+            masks = self.path / "masks"
+            for folder in (self.path, masks, *(masks / task for task in self._labels)):
                 remove_abandoned(folder)
             self._sources = listing.sources
             self._names = MaskNames(source.name for source in listing.sources)

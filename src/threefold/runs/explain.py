@@ -82,7 +82,8 @@ def explain_run(
 
     Args:
         run: a finished run.
-        task: of several classification tasks the one whose decision is explained; None: the first.
+        task: of several classification tasks the one whose decision is explained, by its name or its
+            target's; None: the first.
         cohort: that it was trained on; None: where it was then.
         device: for the network.
         batch_size: slices a pass; volumes go one at a time.
@@ -107,10 +108,12 @@ def explain_run(
     files = list(write_evidence_tables(tables, run.tables))
     figure = attention_figure(dict(_pictures(explainer, cases, evidence)))
     files += [save(one, path) for path, one in or_removed(run.figures, ".png", {"attention": figure})]
-    probed = probe_run(run, cohort=cohort, device=device, batch_size=batch_size)
+    probed = probe_run(run, task=task, cohort=cohort, device=device, batch_size=batch_size)
     left_out = {**probed.left_out, **explained.failed}
     write_failures(run.tables / FAILED_NAME, left_out)
+    blind = explainer.blind
     notes = (
+        *((f"Nothing is said of attention. {blind}",) if blind else ()),
         *left_out_notes(explained.failed, len(cases)),
         *_notes(explainer, len(evidence), larger, measured=bool(tables)),
     )
@@ -185,13 +188,14 @@ def _pictures_of(explainer: Explainer, case: Case) -> Iterator[AttentionPicture]
             (f", {'with' if has_it else 'without'} shortcut", one.array),
             (f", {'without' if has_it else 'with'} shortcut", explainer.switched(case, one, "shortcut")),
         ]
-    trained = explainer.predictor.cohort
-    label = "no label" if case.label is None else trained.classes[case.label]
+    classes = explainer.question.classes
+    known = case.targets.get(explainer.question.target or "label")
+    label = "no label" if known is None else classes[known]
     for (words, array), found in zip(variants, explainer.look([a for _, a in variants]), strict=True):
         shown = plane_of(lesion, found.map.shape)
         chance = found.probabilities[found.decided]
         yield AttentionPicture(
-            f"{case.case_id}{words}\nis {label}; p({trained.classes[found.decided]}) = {chance:.2f}",
+            f"{case.case_id}{words}\nis {label}; p({classes[found.decided]}) = {chance:.2f}",
             shown(array[0]),
             shown(found.map),
             None if lesion is None else shown(lesion),

@@ -15,8 +15,10 @@ from threefold.csv_tables import frame_text
 from threefold.errors import NoFeaturesError, RunError
 from threefold.evaluation.by_value import by_value, require_column
 from threefold.evaluation.calibration import calibration_changes, temperature_of
-from threefold.evaluation.predictions import Predictions
+from threefold.evaluation.predictions import Predictions, validate
 from threefold.evaluation.probes import probe_column
+from threefold.evaluation.task_tables import of_task
+from threefold.experiment import ClassificationSpec
 from threefold.experiments import read_experiment
 from threefold.reporting.probe_tables import (
     probe_entries,
@@ -29,7 +31,9 @@ from threefold.reporting.probe_tables import (
 from threefold.reporting.results import Entry, Part, frame_of, write_part
 from threefold.reporting.table import Table, page
 from threefold.run import RunFolder, make_folder, write_atomically
-from threefold.runs.evaluate import cohort_of_run, read_run_predictions
+from threefold.runs.evaluate import cohort_of_run, known_tasks, of_run, read_run_predictions
+from threefold.tasks.resolve import targets_of
+from threefold.validation import did_you_mean
 
 Progress = Callable[[int, int], None]
 SHORTCUT = "shortcut"
@@ -59,6 +63,7 @@ def probe_run(
     run: RunFolder,
     *,
     column: str | None = None,
+    task: str | None = None,
     cohort: Cohort | None = None,
     device: str = "cpu",
     batch_size: int = 16,
@@ -79,18 +84,20 @@ def probe_run(
     Args:
         run: with predictions and weights.
         column: of the cohort's table; None: `shortcut`, where there is one.
+        task: of several classification tasks the one that is asked about, by its name or its target's; its
+            tables have its name before theirs.
         cohort: the cohort trained on; None: where it was.
         device: for the network.
         batch_size: images a pass of the network.
         progress: told of the test cases that were seen.
 
     Raises:
-        RunError: not a finished run.
+        RunError: not a finished run, or it has no such task.
         CohortError: its cohort is not where it was, or has changed.
         PredictionsError: no such column, or it holds no categories; or the predictions were damaged.
         ImageError: no test case can be read.
     """
-    predictions = read_run_predictions(run)
+    predictions, task = _of_task(run, task)
     spec = read_experiment(run.experiment).evaluation
     if column is not None:
         require_column(predictions, column)
@@ -101,7 +108,13 @@ def probe_run(
     if asked is None:
         notes.append(f"The cohort has no column {SHORTCUT}: name another with --shortcut COLUMN.")
     if not predictions.classes:
-        notes.append("The run has no diagnosis: only its features are probed.")
+        several = _diagnoses(run)
+        notes.append(
+            f"The run has several diagnoses ({', '.join(several)}): name one with --task; only its features "
+            "are probed."
+            if several
+            else "The run has no diagnosis: only its features are probed."
+        )
     elif asked is not None:
         found = by_value(predictions, asked, spec)
         table = value_table(found, spec, binary=predictions.positive is not None)
@@ -130,6 +143,9 @@ def probe_run(
     if asked not in (None, SHORTCUT):  # a phantom's own shortcut keeps its tables
         named = {_OF_COLUMN.get(name, name).format(column=asked): each for name, each in named.items()}
         part = f"probe {asked}"
+    if task is not None:
+        named = {f"{task}-{name}": each for name, each in named.items()}
+        part = f"{part} of {task}"
     named = {name: (replace(table, name=name), entries) for name, (table, entries) in named.items()}
     files = _write(named, run.tables)
     tables = tuple(table for table, _ in named.values())
@@ -137,6 +153,39 @@ def probe_run(
     facts = {"column": asked, "notes": notes, "left_out": dict(failed)}
     write_part(run.path, part, Part(facts, numbers, tables, ()))
     return Probed(tables, files, tuple(notes), failed)
+
+
+def _of_task(run: RunFolder, task: str | None) -> tuple[Predictions, str | None]:
+    """Return a run's predictions, as those of the diagnosis that is asked about, and its task's name; None:
+    its columns have no name before theirs.
+
+    Raises:
+        RunError: there is no such task.
+        PredictionsError: the predictions were damaged.
+    """
+    predictions = read_run_predictions(run)
+    if task is None:
+        return predictions, None
+    experiment, trained, _ = of_run(run)
+    diagnoses = _diagnoses(run)
+    found = next((name for name, target in diagnoses.items() if task in (name, target)), None)
+    if found is None:
+        raise RunError(
+            f"{run.path}: has no classification task '{task}'.{did_you_mean(task, tuple(diagnoses))}"
+        )
+    if predictions.classes:
+        return predictions, None
+    positive = known_tasks(experiment, trained, {}).positives.get(found)
+    table = of_task(predictions.table, found)
+    where = f"predictions of {found}"
+    return validate(table, source=where, positive=positive, leaks=predictions.leaks), found
+
+
+def _diagnoses(run: RunFolder) -> dict[str, str]:
+    """Return the target of each classification task of a run."""
+    experiment, trained, _ = of_run(run)
+    targets = targets_of(experiment, trained)
+    return {name: targets[name] for name in experiment.tasks_of(ClassificationSpec)}
 
 
 def _features(

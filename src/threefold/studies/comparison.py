@@ -52,7 +52,7 @@ from threefold.reporting.study_tables import (
 )
 from threefold.reporting.table import Table, page
 from threefold.run import write_atomically
-from threefold.runs.evaluate import read_label_tables, read_run_predictions
+from threefold.runs.evaluate import known_tasks, of_run, read_label_tables, read_run_predictions
 from threefold.runs.explain import read_evidence
 from threefold.studies.protocol import lines_of, protocol_of, write_down
 from threefold.studies.reliance import reliance_of
@@ -246,12 +246,14 @@ def read_tables(folder: StudyFolder, name: str) -> Tables:
     if is_labels_id(name):
         return Tables(read_label_tables(folder.labels(name.partition("/")[0])))
     run = folder.run(name)
-    status = run.read_status()
+    status, (experiment, trained, _) = run.read_status(), of_run(run)
+    known = known_tasks(experiment, trained, status.get("thresholds") or {})
     return Tables(
         read_run_predictions(run),
         status.get("threshold"),
         read_evidence(run),
-        status.get("thresholds") or {},
+        known.thresholds,
+        known.positives,
     )
 
 

@@ -118,7 +118,8 @@ class LocalPool:
 
 
 class RayPool:
-    """Workers of a Ray cluster, which see the study's folder under the same path.
+    """Workers of a Ray cluster, which see the study's folder under the same path, and the working folder too
+    where networks, tasks or metrics are imported from it.
 
     Args:
         folder: the study's.
@@ -150,7 +151,7 @@ class RayPool:
             )
         self._largest = int(max(node.get("memory", 0) for node in nodes))
         self._gpus = int(any(node.get("GPU", 0) >= 1 for node in nodes))
-        self._folder, self._threads = folder.resolve(), threads
+        self._folder, self._home, self._threads = folder.resolve(), Path.cwd(), threads
         self._task = self._ray.remote(_interruptible(run_in_process))
         self._running: dict[Any, str] = {}
 
@@ -172,7 +173,7 @@ class RayPool:
             memory=min(int(memory * GIB), self._largest),
             max_retries=0,
         )
-        self._running[task.remote(self._folder, run, self._threads)] = run
+        self._running[task.remote(self._folder, run, self._threads, self._home)] = run
 
     def wait(self) -> list[Outcome]:
         """Wait until a run ends; return those that did."""
@@ -269,9 +270,9 @@ def _interruptible(work: Callable[..., Outcome]) -> Callable[..., Outcome]:
     A node that a script starts in the background ignores interrupts, and its workers inherit that.
     """
 
-    def told(folder: Path, run: str, threads: int) -> Outcome:
+    def told(folder: Path, run: str, threads: int, home: Path) -> Outcome:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        return work(folder, run, threads)
+        return work(folder, run, threads, home=home)
 
     return told
 

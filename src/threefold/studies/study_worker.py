@@ -45,6 +45,7 @@ def run_in_process(
     threads: int,
     *,
     gpu: str | None = None,
+    home: Path | None = None,
     started: Callable[[subprocess.Popen[bytes]], None] | None = None,
 ) -> Outcome:
     """Train and evaluate a run of a study in a new process, and wait for its end.
@@ -57,6 +58,8 @@ def run_in_process(
         run: its id.
         threads: of the CPU.
         gpu: name of the only one that it sees; None: as this process.
+        home: the working folder, from which code of one's own is imported; None, and where it is not there:
+            this process's.
         started: told of the process.
     """
     study = StudyFolder(folder)
@@ -74,6 +77,7 @@ def run_in_process(
             stderr=subprocess.STDOUT,
             stdin=subprocess.PIPE,
             env=environment,
+            cwd=home if home is not None and home.is_dir() else None,
         )
         assert process.stdin is not None
         if started is not None:
