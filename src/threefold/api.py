@@ -26,7 +26,7 @@ from threefold.evaluation.metrics import is_share, largest_difference
 from threefold.evaluation.predictions import Predictions, read_predictions, validate
 from threefold.experiment import EvaluationSpec, Experiment
 from threefold.experiments import load_experiment, read_experiment
-from threefold.run import RunFolder
+from threefold.run import Epoch, RunFolder
 
 if TYPE_CHECKING:
     from threefold.inference.listing import Inputs
@@ -72,7 +72,9 @@ class Run:
     """
 
     path: Path
-    _predictors: dict[str, Predictor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _predictors: dict[tuple[str, Epoch | None], Predictor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def experiment(self) -> Experiment:
@@ -93,7 +95,12 @@ class Run:
         return RunFolder(self.path).read_status()
 
     def predict(
-        self, inputs: Inputs, out: PathLike | None = None, *, device: str = "cpu"
+        self,
+        inputs: Inputs,
+        out: PathLike | None = None,
+        *,
+        device: str = "cpu",
+        weights: Epoch | None = None,
     ) -> list[Prediction]:
         """Predict images, folders, DICOM series or cohorts; no labels are needed.
 
@@ -105,24 +112,32 @@ class Run:
             out: a folder for predictions.csv and masks; existing predictions are neither repeated nor
                 returned. None: write nothing.
             device: cpu, cuda, cuda:1, ...
+            weights: weights of the best or the last epoch; None: the experiment's choice.
 
         Raises:
-            RunError: the run has no weights yet, or `out` contains something else.
+            RunError: the run has no (such) weights, or `out` contains something else.
             ImageError: an input is unreadable, or does not match the training data.
             CohortError: a cohort is unreadable, or has targets that the network was not trained for.
             UsageError: the device does not exist.
         """
-        return list(self.predictor(device).predict(inputs, out))
+        return list(self.predictor(device, weights).predict(inputs, out))
 
-    def predictor(self, device: str = "cpu") -> Predictor:
-        """Return the run's network, loaded once per device; errors as for `predict`."""
-        if device not in self._predictors:
+    def predictor(self, device: str = "cpu", weights: Epoch | None = None) -> Predictor:
+        """Return the run's network, loaded once per device and weights; errors as for `predict`."""
+        if (device, weights) not in self._predictors:
             from threefold.inference.predictor import Predictor
 
-            self._predictors[device] = Predictor.from_run(self.path, device=device)
-        return self._predictors[device]
+            made = Predictor.from_run(self.path, device=device, weights=weights)
+            self._predictors[device, weights] = made
+        return self._predictors[device, weights]
 
-    def evaluate(self, cohort: Cohort | PathLike | None = None, *, device: str = "cpu") -> Results:
+    def evaluate(
+        self,
+        cohort: Cohort | PathLike | None = None,
+        *,
+        device: str = "cpu",
+        weights: Epoch | None = None,
+    ) -> Results:
         """Evaluate the run's test part, or another cohort.
 
         Writes tables, figures and results.json to the run folder, or to its evaluations/COHORT.
@@ -131,19 +146,23 @@ class Run:
             cohort: another cohort to predict and evaluate; all its cases are test cases. None: the run's
                 predictions of its test part.
             device: device to predict another cohort on.
+            weights: weights of the best or the last epoch; None: the experiment's choice.
 
         Raises:
-            RunError: the run has not finished, or was changed since.
+            RunError: the run has not finished, was changed since, or has no such weights.
             PredictionsError: its predictions are damaged.
             CohortError: the cohort is unreadable, or has other targets than the run was trained for.
             ImageError: none of its cases is readable.
         """
-        from threefold.runs.evaluate import evaluate_run, evaluate_run_on
+        from threefold.runs.evaluate import evaluate_run, evaluate_run_on, evaluate_weights
 
-        if cohort is None:
-            report = evaluate_run(RunFolder(self.path))
+        run = RunFolder(self.path)
+        if cohort is not None:
+            report = evaluate_run_on(run, _cohort(cohort), device=device, weights=weights)
+        elif weights is not None:
+            report = evaluate_weights(run, weights, device=device)
         else:
-            report = evaluate_run_on(RunFolder(self.path), _cohort(cohort), device=device)
+            report = evaluate_run(run)
         return Results(report.evaluation, report.by_task)
 
     def report(self, out: PathLike | None = None) -> Path:

@@ -10,7 +10,8 @@ RUN/
   settings.sha256      of a finished run: checksums of all that its predictions rest on (runs.finished)
   metrics.csv          one row an epoch
   checkpoints/         last.ckpt, best.ckpt (torch, loadable with weights_only=True)
-  weights.safetensors  the best epoch's weights, with weights.json beside it
+  weights.safetensors  the weights that it predicts with, with weights.json beside it
+  weights-last.safetensors  (or -best) the other epoch's, with weights-last.json; absent where one is both
   predictions.csv      one row a case (evaluation.predictions)
   structures.csv       one row a case and structure (evaluation.structures)
   failed.csv           validation and test cases that could not be predicted, and why; absent without such
@@ -44,6 +45,8 @@ RESULTS_NAME = "results.json"
 PROPAGATION = "propagation"
 """The folder of what propagated labels alone come to, beside trainings on them."""
 State = Literal["running", "interrupted", "failed", "finished"]
+Epoch = Literal["best", "last"]
+"""Of a training, one whose weights are kept."""
 _NAMED = 5
 COPY_AGAIN = "Expected what `threefold train` wrote: copy the run folder again."
 _Content = TypeVar("_Content")
@@ -150,8 +153,12 @@ class RunFolder:
 
     @property
     def weights(self) -> Path:
-        """The best epoch's weights (safetensors)."""
+        """The weights that it predicts with (safetensors)."""
         return self.path / "weights.safetensors"
+
+    def other_weights(self, epoch: Epoch) -> Path:
+        """The weights of the best or the last epoch (safetensors), where it predicts with the other's."""
+        return self.path / f"weights-{epoch}.safetensors"
 
     @property
     def predictions(self) -> Path:

@@ -175,6 +175,14 @@ def test_a_case_is_changed_the_same_in_any_batch() -> None:
     assert torch.equal(maps(changed, "mask"), maps(whole, "mask")[order])
 
 
+def test_flips_by_axis_draw_the_same_numbers() -> None:
+    ids = [f"c{i}" for i in range(200)]
+    both = draw_parameters(AugmentationSpec(flip=0.5), ids, seed=0, epoch=0, dimensions=2)
+    mirrored = draw_parameters(AugmentationSpec(flip=(0.0, 0.5)), ids, seed=0, epoch=0, dimensions=2)
+    assert not mirrored.flips[:, 0].any()
+    assert torch.equal(mirrored.flips[:, 1], both.flips[:, 1])
+
+
 def test_quarter_turns_and_flips_are_those_of_numpy_to_the_bit() -> None:
     kinds = list(product(range(4), [False, True], [False, True]))
     batch = batch_of((7, 7), n=len(kinds))

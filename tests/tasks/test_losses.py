@@ -123,6 +123,34 @@ def test_segmentation_of_a_batch_is_each_case_alone(shape: tuple[int, ...], targ
     torch.testing.assert_close(gradient, expected_gradient)
 
 
+def reference_dice(logits: Tensor, target: Tensor) -> Tensor:
+    """Dice loss over the foreground labels that (B, *S) targets have, of (B, L, *S) logits."""
+    probabilities, found = logits.softmax(1), []
+    for label in range(1, logits.shape[1]):
+        truth = (target == label).float()
+        if truth.any():
+            p = probabilities[:, label]
+            found.append(1 - (2 * (p * truth).sum() + 1e-5) / (p.sum() + truth.sum() + 1e-5))
+    return torch.stack(found).mean() if found else torch.zeros(())
+
+
+def test_dice_is_of_each_foreground_or_of_the_whole_batch_where_asked() -> None:
+    batch = make_batch(labels=4)
+    truth = batch.targets["structures"].values
+    truth[2] = 0  # of the present cases 0 and 2, one has no foreground
+    truth[0][truth[0] == 3] = 0  # and nobody has label 3
+    outputs = make_outputs(batch, 4)
+    logits = outputs.heads["segmentation"]
+    each = segmentation(4, target="structures", cross_entropy=0, dice_over="foreground")
+    losses = case_losses(each, outputs, batch)
+    torch.testing.assert_close(losses, torch.stack([reference_dice(logits[:1], truth[:1]), *torch.zeros(3)]))
+    whole = segmentation(4, target="structures", cross_entropy=0, dice_over="batch")
+    expected = reference_dice(logits[[0, 2]], truth[[0, 2]])
+    torch.testing.assert_close(case_losses(whole, outputs, batch), expected * PRESENT)
+    (gradient,) = torch.autograd.grad(mean(whole, outputs, batch), logits, retain_graph=True)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, logits)[0])
+
+
 def test_segmentation_weighs_its_two_terms() -> None:
     batch = make_batch()
     outputs = make_outputs(batch)

@@ -24,11 +24,14 @@ from threefold.evaluation.predictions import probability_column, read_prediction
 from threefold.experiment.networks import InitialWeightsSpec
 from threefold.inference.predictor import Predictor
 from threefold.run import RunFolder
-from threefold.runs.evaluate import read_run_predictions
+from threefold.runs.evaluate import evaluate_weights, read_run_predictions
+from threefold.runs.finished import finish_status
 from threefold.studies.reports import report
 from threefold.training import loop
 from threefold.training.checkpoints import load_checkpoint
 from threefold.training.run import finish_early, train
+
+from .conftest import build_experiment, write_cases
 
 EPOCHS = 3
 
@@ -315,3 +318,56 @@ def test_a_run_of_two_classes_without_a_threshold_predicts_nothing(
             Predictor.from_run(run.path)
     run.status.write_bytes(whole)
     run.settings.write_bytes(settings)
+
+
+@pytest.fixture(scope="module")
+def of_first_epoch(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run of two epochs, of which the first is called the best, that predicts with the last."""
+    folder = tmp_path_factory.mktemp("two")
+    cohort = write_cases(folder / "cohort")
+    selection = {"metric": "loss", "weights": "last"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("THREEFOLD_CACHE", str(folder / "cache"))
+        for module in ("loop", "history"):
+            patch.setattr(f"threefold.training.{module}.best_row", lambda *_: 0)
+        return train(build_experiment(epochs=2, selection=selection), cohort, folder / "run")
+
+
+def test_best_and_last_weights_are_kept_and_chosen_by_name(of_first_epoch: RunFolder) -> None:
+    run = of_first_epoch
+    assert not run.other_weights("last").exists()
+    epochs = {"last": load_checkpoint(run.last_checkpoint), "best": load_checkpoint(run.best_checkpoint)}
+    assert [epochs[name]["epoch"] for name in epochs] == [2, 1]
+    described = json.loads(run.other_weights("best").with_suffix(".json").read_text())
+    thresholds = {"last": run.read_status()["threshold"], "best": described["threshold"]}
+    for name, checkpoint in epochs.items():
+        predictor = Predictor.from_run(run.path, weights=name)  # type: ignore[arg-type]
+        assert predictor.threshold == thresholds[name]
+        for key, value in predictor.network.state_dict().items():
+            assert torch.equal(value, checkpoint["network"][key])
+    assert Predictor.from_run(run.path).version == Predictor.from_run(run.path, weights="last").version
+    assert Predictor.from_run(run.path).version != Predictor.from_run(run.path, weights="best").version
+
+
+def test_the_other_weights_are_evaluated_on_the_test_cases(of_first_epoch: RunFolder) -> None:
+    run = of_first_epoch
+    own = evaluate_weights(run, "last")
+    assert own.tables[0].parent == run.tables
+    other = evaluate_weights(run, "best")
+    assert other.tables[0].parent == run.path / "evaluations" / "cohort-best" / "tables"
+    cases = [
+        read_predictions(path.parent / "predictions.csv").table
+        for path in (run.tables, other.tables[0].parent)
+    ]
+    tested = {case for case, part in read_split(run.split).parts.items() if part == "test"}
+    assert {*cases[1]["case_id"]} == tested
+    assert {*cases[0].loc[cases[0]["part"] == "test", "case_id"]} == tested
+
+
+def test_weights_that_are_not_kept_are_refused(finished: tuple[Cohort, RunFolder]) -> None:
+    _, run = finished  # of one epoch, which is best and last
+    assert Predictor.from_run(run.path, weights="last").threshold == run.read_status()["threshold"]
+    status = run.read_status() | {"epoch": 2}
+    finish_status(run, **{name: value for name, value in status.items() if name != "state"})
+    with pytest.raises(RunError, match="keeps no weights of its last epoch"):
+        Predictor.from_run(run.path, weights="last")

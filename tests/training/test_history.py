@@ -28,6 +28,18 @@ def test_of_equals_the_earlier_is_kept_and_nan_is_never_the_best() -> None:
     assert best_row([], SelectionSpec()) is None
 
 
+def test_of_all_tasks_the_latest_of_equals_is_kept() -> None:
+    assert best_row(_history("tasks", 0.1, 0.5, 0.5, 0.2), SelectionSpec(metric="tasks")) == 2
+
+
+def test_a_smoothed_epoch_is_judged_by_its_mean_with_those_before_it() -> None:
+    once = _history("dice", 0.1, 0.9, 0.1, 0.6, 0.7, math.nan)
+    assert best_row(once, SelectionSpec(metric="dice")) == 1
+    assert best_row(once, SelectionSpec(metric="dice", smoothing=2)) == 5  # 0.7 alone, above (0.6 + 0.7) / 2
+    assert best_row(once[:5], SelectionSpec(metric="dice", smoothing=2)) == 4
+    assert best_row(_history("loss", 5, 1, 5, 2, 2), SelectionSpec(metric="loss", smoothing=3)) == 3
+
+
 def test_patience_counts_epochs_without_a_better_one() -> None:
     selection = SelectionSpec(metric="loss", patience=2)
     assert not out_of_patience(_history("loss", 3, 2, 2), selection)

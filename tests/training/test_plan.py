@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +109,31 @@ def test_the_verb_prints_the_plan_and_writes_nothing(
     assert content["parts"]["train"]["label"] > 0
     assert content["stages"][0]["tasks"]["segmentation"] == {"kind": "segmentation", "target": "mask"}
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_all_tasks_select_where_one_of_them_can_be_judged(
+    make_cohort: MakeCohort, make_experiment: MakeExperiment
+) -> None:
+    cohort, asked = make_cohort(), make_experiment(epochs=1, selection={"metric": "tasks"})
+    unlabelled = _without("label", cohort)
+    assert plan(asked, unlabelled).cases("validation")
+    with pytest.raises(CohortError, match=r"is tasks, but .* none is labelled 'no', none has a mask"):
+        plan(asked, _without("mask", unlabelled))
+
+
+def _without(target: str, cohort: Cohort) -> Cohort:
+    """Return the cohort with that target known of no validation case."""
+    cases = tuple(
+        replace(case, targets={name: value for name, value in case.targets.items() if name != target})
+        if case.split == "validation"
+        else case
+        for case in cohort.cases
+    )
+    return Cohort(cohort.folder, cohort.spec, cases)
+
+
+def test_flips_by_axis_have_to_fit_the_grid(make_cohort: MakeCohort, make_experiment: MakeExperiment) -> None:
+    experiment = make_experiment(epochs=1)
+    data = experiment.data.model_dump() | {"augmentation": {"flip": [0.5, 0.5, 0.5]}}
+    with pytest.raises(ExperimentError, match=r"flip has 3 probabilities, but .* has 2 sides"):
+        plan(make_experiment(epochs=1, data=data), make_cohort())

@@ -30,13 +30,20 @@ WEIGHTS = {"classification": 0.3, "segmentation": 1.0, "reconstruction": 0.4}
 
 
 def _metrics(
-    records: dict[str, CaseRecord], *classes: str, positive: str | None = None, weights: Any = None
+    records: dict[str, CaseRecord],
+    *classes: str,
+    positive: str | None = None,
+    weights: Any = None,
+    metric: str = "loss",
 ) -> dict[str, float]:
     spec = CohortSpec(
         name="x", modality="ct", dimensions=2, classes=classes, positive=positive, mask=MaskSpec()
     )
     weights = weights or WEIGHTS
-    experiment = Experiment.model_validate({"name": "x", "tasks": {task: {} for task in weights}})
+    selection = {"selection": {"metric": metric}}
+    experiment = Experiment.model_validate(
+        {"name": "x", "tasks": {task: {} for task in weights}, "training": selection}
+    )
     learner = Learner(nn.Identity(), build_tasks(experiment, spec), FixedBalancer(tuple(weights)), bf16=False)
     return validation_metrics(records, learner, experiment, weights)
 
@@ -79,6 +86,17 @@ def test_two_classes() -> None:
     }
     assert found["loss_segmentation"] == pytest.approx(means["segmentation"])
     assert found["loss"] == pytest.approx(sum(WEIGHTS[task] * mean for task, mean in means.items()))
+
+
+def test_every_task_has_a_say_where_tasks_select() -> None:
+    records = _records(2)
+    found = _metrics(records, "no", "yes", metric="tasks")
+    assert found["tasks"] == pytest.approx((found["auc"] + found["dice"]) / 2)
+    assert "tasks" not in _metrics(records, "no", "yes")
+    masked = {name: one for name, one in records.items() if "classification" not in one.records}
+    assert _metrics(masked, "no", "yes", metric="tasks")["tasks"] == _metrics(masked, "no", "yes")["dice"]
+    with pytest.raises(ValueError, match="tasks, the mean of auc, dice and r2, but no task gives one"):
+        _metrics(records, "no", "yes", metric="tasks", weights={"reconstruction": 1.0})
 
 
 def test_the_positive_class_is_the_cohorts() -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from threefold.cli.options import AllowOutside
+from threefold.cli.options import AllowOutside, Weights
 from threefold.cli.progress import end_with_left_out, progress_of
 from threefold.errors import UsageError
-from threefold.run import PROPAGATION
+from threefold.run import PROPAGATION, Epoch
 
 if TYPE_CHECKING:
     from threefold.cohorts.cohort import Cohort
@@ -63,6 +63,7 @@ def evaluate(
         list[str] | None,
         typer.Option(help="Your own metric for a table of predictions, module:NAME; can be repeated."),
     ] = None,
+    weights: Weights = None,
     device: Annotated[str, typer.Option(help="Device to predict another cohort on: cpu, cuda, ...")] = "cpu",
     allow_outside: AllowOutside = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print every number as JSON.")] = False,
@@ -84,7 +85,7 @@ def evaluate(
         "--threshold": threshold,
         "--metric": metric,
     }
-    _refuse_contradictions(named, tables, cohort, propagated, of_table, out)
+    _refuse_contradictions(named, tables, cohort, propagated, of_table, weights, out)
 
     from threefold.cohorts.cohort import read_cohort
     from threefold.reporting.run_report import comparison
@@ -97,7 +98,7 @@ def evaluate(
     if tables:
         found = [(tables[0].stem, _table(tables[0], out, structures, positive, threshold, metric))]
     else:
-        found = [(run.resolve().name, _run(run, other, device)) for run in named]
+        found = [(run.resolve().name, _run(run, other, weights, device)) for run in named]
         if labelled is not None and out is not None:
             first = named[0] if named and other is None else None
             found = [(PROPAGATION, _propagation(labelled, first, out)), *found]
@@ -134,12 +135,15 @@ def _refuse_contradictions(
     cohort: Path | None,
     propagated: Path | None,
     of_table: Mapping[str, object],
+    weights: Epoch | None,
     out: Path | None,
 ) -> None:
     if not runs and propagated is None:
         raise UsageError("name the run folders to evaluate, or one table of predictions (CSV).")
     if tables and (len(runs) > 1 or cohort is not None or propagated is not None):
         raise UsageError("a table of predictions is evaluated alone and without --cohort or --propagated.")
+    if weights is not None and (tables or not runs):
+        raise UsageError("--weights is for a run.")
     given = [option for option, value in of_table.items() if value is not None]
     if given and not tables:
         raise UsageError(f"{given[0]} is for a table of predictions; a run has its own.")
@@ -185,11 +189,14 @@ def _write_comparison(evaluations: Mapping[str, Evaluation], out: Path) -> tuple
     return write_comparison(evaluations, RunFolder(out).tables)
 
 
-def _run(path: Path, other: Cohort | None, device: str) -> Report:
+def _run(path: Path, other: Cohort | None, weights: Epoch | None, device: str) -> Report:
     from threefold.run import RunFolder
-    from threefold.runs.evaluate import evaluate_run, evaluate_run_on
+    from threefold.runs.evaluate import evaluate_run, evaluate_run_on, evaluate_weights
 
-    if other is None:
+    if other is None and weights is None:
         return evaluate_run(RunFolder(path))
     with progress_of("Predicting") as progress:
-        return evaluate_run_on(RunFolder(path), other, device=device, progress=progress)
+        if other is None and weights is not None:
+            return evaluate_weights(RunFolder(path), weights, device=device, progress=progress)
+        assert other is not None
+        return evaluate_run_on(RunFolder(path), other, device=device, weights=weights, progress=progress)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from threefold.cli.options import AllowOutside, BatchSize, Device
+from threefold.cli.options import AllowOutside, BatchSize, Device, Weights
 from threefold.cli.progress import count, interruptible, progress_of
 from threefold.errors import UsageError
 
@@ -42,6 +42,7 @@ def predict(
         list[str] | None,
         typer.Option(help="NAME=FILE: one channel of a single case, in place of IMAGES; repeat for each."),
     ] = None,
+    weights: Weights = None,
     device: Device = "cpu",
     batch_size: BatchSize = 16,
     uneven: Annotated[
@@ -87,7 +88,7 @@ def predict(
     named = _named_channels(channel or [])
     if bool(images) == bool(named):
         raise UsageError("name either images, folders and cohorts, or each --channel of one case.")
-    predictor = Predictor.from_run(run, device=device)
+    predictor = Predictor.from_run(run, device=device, weights=weights)
     listing = one_case(named) if not images else find_sources(images, allow_outside=allow_outside)
     folder = predictor.folder(out, listing, batch_size=batch_size, uneven=uneven.value)
     for note in (*predictor.notes, *(f"passed over: {line}" for line in listing.passed.lines())):

@@ -56,8 +56,10 @@ class PreprocessingSpec(Spec):
 class AugmentationSpec(Spec):
     """Random augmentation of training batches; each transform is off at 0."""
 
-    flip: Fraction = 0.0
-    """Probability of a flip along each spatial axis."""
+    flip: Fraction | tuple[Fraction, ...] = 0.0
+    """Probability of a flip along each spatial axis: one number for all axes, or one per axis. Axes are rows
+    and columns for slices, right, anterior and superior for volumes: [0, 0.5] mirrors an axial slice left to
+    right."""
     quarter_turns: bool = False
     """2D: rotate by 0, 90, 180 or 270 degrees at random."""
     probability: Fraction = 1.0

@@ -114,13 +114,20 @@ class Experiment(Spec):
         task, dot, _ = metric.partition(".")
         if metric == "loss" or metric in self.monitors or (dot and task in self.tasks_of(ForeignTaskSpec)):
             return self
+        if metric == "tasks":
+            if not self.scores:
+                raise ValueError(
+                    "training.selection.metric is tasks, the mean of auc, dice and r2, but no task gives one "
+                    "of them; choose loss"
+                )
+            return self
         several = [name for name, of in self.monitors.items() if of[1] == metric]
         if several:
             raise ValueError(
                 f"training.selection.metric is {metric}, which several tasks give; say which one: "
                 f"{', '.join(several)}"
             )
-        given = ["loss", *self.monitors]
+        given = ["loss", "tasks", *self.monitors]
         raise ValueError(
             f"training.selection.metric is {metric}, but no task gives it.{did_you_mean(metric, given)}"
         )
@@ -137,6 +144,12 @@ class Experiment(Spec):
         return {
             metric if counts[metric] == 1 else f"{name}.{metric}": (name, metric) for name, metric in given
         }
+
+    @property
+    def scores(self) -> Mapping[str, str]:
+        """What selection.metric tasks is the mean of: by task, the name in `monitors`."""
+        names = {of: name for name, of in self.monitors.items()}
+        return {name: names[name, task.score] for name, task in self.tasks.items() if task.score is not None}
 
     def tasks_of(self, kind: type[T]) -> dict[str, T]:
         """Return the tasks of a kind, by name."""

@@ -39,6 +39,8 @@ class TaskSpec(Spec):
     """Kinds of targets it can learn; (): no target, or one of any kind."""
     usual: ClassVar[str | None] = None
     """The default target, from the short form of cohort.yaml; None: the only one of its kinds."""
+    score: ClassVar[str | None] = None
+    """The metric, at most 1, that represents the task in `training.selection.metric: tasks`."""
 
     kind: str
     weight: Weight = 1.0
@@ -52,6 +54,7 @@ class ClassificationSpec(TaskSpec):
     code = "threefold.tasks.classification:ClassificationTask"
     learns = ("class",)
     usual = "label"
+    score = "auc"
 
     kind: Literal["classification"] = "classification"
     target: str | None = None
@@ -68,6 +71,7 @@ class MultilabelSpec(TaskSpec):
     metrics = ("auc", "average_precision")
     code = "threefold.tasks.multilabel:MultilabelTask"
     learns = ("multilabel",)
+    score = "auc"
 
     kind: Literal["multilabel"] = "multilabel"
     target: str | None = None
@@ -83,6 +87,7 @@ class RegressionSpec(TaskSpec):
     metrics = ("mae", "rmse", "r2")
     code = "threefold.tasks.regression:RegressionTask"
     learns = ("number",)
+    score = "r2"
 
     kind: Literal["regression"] = "regression"
     target: str | None = None
@@ -99,12 +104,17 @@ class SegmentationSpec(TaskSpec):
     code = "threefold.tasks.segmentation:SegmentationTask"
     learns = ("mask", "labels")
     usual = "mask"
+    score = "dice"
 
     kind: Literal["segmentation"] = "segmentation"
     target: str = "mask"
     """A target of kind mask or labels; `mask` also means the cohort's only such target."""
     cross_entropy: NonNegative = 1.0
     dice: NonNegative = 1.0
+    dice_over: Literal["case", "foreground", "batch"] = "case"
+    """What the Dice loss is computed over. case: all labels of each case, so that the smallest false positive
+    in an empty case costs about half. foreground: the foreground labels that a case has, 0 without any.
+    batch: all cases of a batch on a device pooled, over the foreground labels that they have."""
     cl_dice: NonNegative = 0.0
     """Weight of the soft centreline Dice loss (Shit et al. 2021), averaged over the foreground labels, each
     in the bounding box of truth and prediction: for thin structures that must stay connected. Takes half a

@@ -36,7 +36,13 @@ class SelectionSpec(Spec):
     """loss: the weighted sum of the tasks; else a metric of the validation part: auc, average_precision,
     balanced_accuracy, mae, rmse, r2, dice or psnr, prefixed by the task's name (age.mae) if several tasks
     have it or the task is your own. The loss and errors (mae, rmse) are minimised, all others
-    maximised."""
+    maximised; the first of equal epochs is kept. tasks: the mean of the tasks' auc, dice and r2 (at least 0);
+    the last of equal epochs is kept."""
+    smoothing: PositiveInt = 1
+    """Number of epochs to average the metric over: each epoch and those before it."""
+    weights: Literal["best", "last"] = "best"
+    """Weights to predict with: those of the best epoch, or of the last one, since with few validation cases
+    the best is mostly chance. The others are kept as well (`predict --weights`)."""
     patience: PositiveInt | None = None
     """Stop after this number of epochs without improvement; null: train all epochs."""
 

@@ -131,7 +131,7 @@ def _draw(
     again = [repeat] if repeat else []
     rng = np.random.default_rng([*place, *np.frombuffer(digest, np.uint32).tolist(), *again])
     # Runs are repeated by these draws: a new one goes below the last that does not depend on the spec.
-    flips = rng.random(dimensions) < spec.flip
+    flips = rng.random(dimensions) < np.asarray(spec.flip)
     turns = rng.integers(4) * spec.quarter_turns
     angles = rng.uniform(-1, 1, 1 if dimensions == 2 else 3) * np.radians(spec.rotation)
     angles = angles * (rng.random() < spec.rotation_probability)

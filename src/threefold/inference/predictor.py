@@ -37,7 +37,7 @@ from threefold.inference.output import Prediction, PredictionFolder
 from threefold.inference.sources import Asked, OnError, prepare_each, refuse_other_question
 from threefold.inference.structures import topology_columns
 from threefold.networks.pretrained import load_pretrained
-from threefold.run import COPY_AGAIN, RunFolder
+from threefold.run import COPY_AGAIN, Epoch, RunFolder
 from threefold.runs.finished import verify_made, verify_settings
 from threefold.tasks.build import build_network, build_tasks
 from threefold.tasks.questions import Question, questions_of, the_only
@@ -55,7 +55,7 @@ class Predictor:
     """A run's network with what is needed to ask it.
 
     Attributes:
-        network: with the run's best weights, on `device`.
+        network: with the run's weights, on `device`.
         experiment: as run.
         cohort: meaning of the cohort trained on.
         threshold: of the positive class's probability, chosen on the run's validation cases; None where
@@ -91,16 +91,19 @@ class Predictor:
         return () if self.seen is not None else (UNKNOWN,)
 
     @classmethod
-    def from_run(cls, run: str | os.PathLike[str], *, device: str = "cpu") -> Predictor:
+    def from_run(
+        cls, run: str | os.PathLike[str], *, device: str = "cpu", weights: Epoch | None = None
+    ) -> Predictor:
         """Load a run's network once.
 
         Args:
             run: a folder that `threefold train` left, with its weights.
             device: for example cpu, cuda, cuda:1.
+            weights: of the best or the last epoch; None: as its experiment says.
 
         Raises:
-            RunError: not a run folder, one without weights yet, one whose settings are not those that it was
-                finished with, or one of two classes without a threshold.
+            RunError: not a run folder, one without (such) weights, one whose settings are not those that it
+                was finished with, or one of two classes without a threshold.
             WeightsError: the weights are damaged or another network's.
             UsageError: there is no such device.
         """
@@ -116,18 +119,21 @@ class Predictor:
         experiment = read_experiment(folder.experiment)
         verify_code(folder, experiment)
         cohort = _read_cohort_spec(folder)
+        file = weights_of(folder, weights)
+        if file != folder.weights:
+            status = {"state": status["state"], **_description(file)}
         _require_threshold(folder, experiment, cohort, status)
         tasks = build_tasks(experiment, cohort)
         network = build_network(experiment, cohort, tasks)
-        report = load_pretrained(network, folder.weights, decoders_from_encoder=False)
+        report = load_pretrained(network, file, decoders_from_encoder=False)
         differing = [*report.missing, *report.unused]
         if differing:
             raise WeightsError(
-                f"{folder.weights}: not the weights of this run's network: {len(report.missing)} are missing "
+                f"{file}: not the weights of this run's network: {len(report.missing)} are missing "
                 f"and {len(report.unused)} unknown, for example {differing[0]}. The experiment.yaml or "
                 "cohort.json beside them was changed."
             )
-        verify_made(folder, folder.weights, folder.weights.with_suffix(".json"))
+        verify_made(folder, file, file.with_suffix(".json"))
         return cls(
             network=network.to(_device(device)).eval(),
             experiment=experiment,
@@ -135,7 +141,7 @@ class Predictor:
             threshold=status.get("threshold"),
             thresholds=status.get("thresholds", {}),
             questions=questions_of(experiment, cohort, tasks),
-            version=_version(folder),
+            version=_version(file),
             run=folder.path.resolve().name,
             device=_device(device),
             seen=read_trained_on(folder.trained_on),
@@ -409,10 +415,31 @@ def _read_cohort_spec(folder: RunFolder) -> CohortSpec:
     return parse_spec(CohortSpec, spec, where=str(folder.cohort), error=RunError)
 
 
-def _version(folder: RunFolder) -> str:
-    description = folder.weights.with_suffix(".json")
-    trained_with = "?"
-    if description.is_file():
-        trained_with = read_json(description, RunError, COPY_AGAIN).get("version", "?")
-    digest = hashlib.sha256(folder.weights.read_bytes()).hexdigest()
-    return f"{trained_with}+{digest[:12]}"
+def weights_of(run: RunFolder, epoch: Epoch | None) -> Path:
+    """Return the file of the best or the last epoch's weights; None: of those that the run predicts with.
+
+    Raises:
+        RunError: the run keeps no such weights.
+    """
+    if epoch is None or epoch == read_experiment(run.experiment).training.selection.weights:
+        return run.weights
+    other, status = run.other_weights(epoch), run.read_status()
+    if other.is_file():
+        return other
+    if status.get("epoch") is not None and status["epoch"] == status.get("best_epoch"):
+        return run.weights  # one epoch is both
+    raise RunError(
+        f"{run.path}: keeps no weights of its {epoch} epoch ({other.name}): it was made by an earlier "
+        "version, or copied without them. Leave --weights out, or copy the run folder again."
+    )
+
+
+def _description(weights: Path) -> dict[str, Any]:
+    """Return what is said of weights in the file beside them; nothing where there is none."""
+    path = weights.with_suffix(".json")
+    return read_json(path, RunError, COPY_AGAIN) if path.is_file() else {}
+
+
+def _version(weights: Path) -> str:
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    return f"{_description(weights).get('version', '?')}+{digest[:12]}"

@@ -23,7 +23,7 @@ from threefold.experiment import EvaluationSpec, Experiment
 from threefold.experiments import read_experiment
 from threefold.locks import alone_in
 from threefold.reporting.run_report import Report, choose_examples, write_report
-from threefold.run import PROPAGATION, RunFolder, make_folder, put_in_place, write_atomically
+from threefold.run import PROPAGATION, Epoch, RunFolder, make_folder, put_in_place, write_atomically
 from threefold.runs.finished import verify_made, verify_settings
 from threefold.tasks.resolve import only_diagnosis, targets_of
 from threefold.validation import parse_spec
@@ -97,15 +97,43 @@ def read_run_predictions(run: RunFolder) -> Predictions:
     return _with_structures(predictions, run)
 
 
+def evaluate_weights(
+    run: RunFolder, weights: Epoch, *, device: str = "cpu", progress: Progress | None = None
+) -> Report:
+    """Evaluate the test part of a run with the weights of its best or its last epoch.
+
+    With those that the run predicts with this is `evaluate_run`; with the others the cases are predicted, and
+    the report goes to RUN/evaluations, as `evaluate_run_on`.
+
+    Raises:
+        CohortError: the run's cohort is not where it was, or changed since.
+        RunError: as `evaluate_run`; or the run keeps no such weights.
+        ImageError: no case can be read.
+    """
+    from threefold.inference.predictor import weights_of
+
+    if weights_of(run, weights) == run.weights:
+        return evaluate_run(run)
+    cohort = cohort_of_run(run)
+    tested = replace(cohort, cases=read_split(run.split).cases(cohort, "test"))
+    return evaluate_run_on(run, tested, device=device, weights=weights, progress=progress)
+
+
 def evaluate_run_on(
-    run: RunFolder, cohort: Cohort, *, device: str = "cpu", progress: Progress | None = None
+    run: RunFolder,
+    cohort: Cohort,
+    *,
+    device: str = "cpu",
+    weights: Epoch | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """Predict and evaluate a run on another cohort, all of whose cases are test cases.
 
     The run's threshold holds; nothing is chosen on the new cohort.
 
-    The folder RUN/evaluations/<the cohort folder's name> holds the report, the predictions and the masks. It
-    appears, or takes the place of an earlier evaluation of the same cohort, when it is whole.
+    The folder RUN/evaluations/<the cohort folder's name> holds the report, the predictions and the masks
+    (NAME-best or NAME-last where the weights are named). It appears, or takes the place of an earlier
+    evaluation of the same cohort, when it is whole.
     A case that can't be read, or is not what the network was trained on, is left out, which the report says.
 
     Raises:
@@ -115,8 +143,9 @@ def evaluate_run_on(
     """
     from threefold.inference.predictor import Predictor
 
-    predictor = Predictor.from_run(run.path, device=device)
-    with _in_place_of(run.path / "evaluations" / cohort.folder.resolve().name, cohort) as (beside, out):
+    predictor = Predictor.from_run(run.path, device=device, weights=weights)
+    name = cohort.folder.resolve().name + ("" if weights is None else f"-{weights}")
+    with _in_place_of(run.path / "evaluations" / name, cohort) as (beside, out):
         report = _evaluate_on(RunFolder(beside), run, predictor, cohort, device=device, progress=progress)
     return replace(
         report,

@@ -11,11 +11,11 @@ import hashlib
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from threefold.checksums import verify_listed
 from threefold.errors import RunError
-from threefold.run import RunFolder, status_text, write_atomically
+from threefold.run import Epoch, RunFolder, status_text, write_atomically
 
 _REMEDY = (
     "Nothing in a finished run is changed by hand: copy the run folder again, its settings.sha256 too. "
@@ -90,5 +90,6 @@ def _deciding(run: RunFolder) -> Iterable[Path]:
 
 
 def _made(run: RunFolder) -> Iterable[Path]:
+    weights = run.weights, *map(run.other_weights, get_args(Epoch))
     tables = run.predictions, run.structures, run.failed, run.metrics
-    return run.weights, run.weights.with_suffix(".json"), *tables
+    return *weights, *(path.with_suffix(".json") for path in weights), *tables

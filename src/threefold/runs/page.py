@@ -182,6 +182,8 @@ def _training(read: _Read) -> Iterator[Block]:
     best = ""
     if status.get("best_epoch") is not None:
         best = f"; best is epoch {status['best_epoch']} by validation {status['metric']}"
+        if experiment.training.selection.weights == "last":
+            best += "; predicted with the last"
     facts = [
         ("experiment", experiment.name),
         ("description", " ".join(experiment.description.split())),

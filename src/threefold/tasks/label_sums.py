@@ -49,8 +49,27 @@ class LabelSums:
 
     def dice_loss(self) -> Tensor:
         """Return (B,) 1 - the mean over labels of (2 overlap + s) / (size + true_size + s), s = 1e-5."""
-        scores = (2 * self.overlap + SMOOTHING) / (self.size + self.true_size + SMOOTHING)
-        return 1 - scores.mean(dim=1)
+        return 1 - _dice(self.overlap, self.size + self.true_size).mean(dim=1)
+
+    def foreground_dice_loss(self, present: Tensor, *, together: bool) -> Tensor:
+        """Return (B,) 1 - the mean of the same over the foreground labels that are there; 0 where none is.
+
+        Args:
+            present: (B,) bool, cases that have a target.
+            together: take the sums over all present cases, whose losses are then the same; else over each.
+        """
+        counted = present[:, None].to(self.overlap)
+        sums = [(one * counted)[:, 1:] for one in (self.overlap, self.size + self.true_size, self.true_size)]
+        if together:
+            sums = [one.sum(dim=0, keepdim=True) for one in sums]
+        overlap, sizes, true = sums
+        there = true > 0
+        missed = ((1 - _dice(overlap, sizes)) * there).sum(dim=1) / there.sum(dim=1).clamp(min=1)
+        return missed.expand(len(present))
+
+
+def _dice(overlap: Tensor, sizes: Tensor) -> Tensor:
+    return (2 * overlap + SMOOTHING) / (sizes + SMOOTHING)
 
 
 def softmax_sums(

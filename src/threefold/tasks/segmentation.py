@@ -14,7 +14,7 @@ from threefold.core.outputs import Head, Outputs
 from threefold.core.targets import LabelsTarget
 from threefold.evaluation import overlap
 from threefold.experiment import SegmentationSpec
-from threefold.tasks.label_sums import SharedSums
+from threefold.tasks.label_sums import LabelSums, SharedSums
 from threefold.tasks.task import Task, TaskContext
 from threefold.tasks.topology import cl_dice_loss, homology_loss
 
@@ -29,7 +29,8 @@ class SegmentationTask(Task):
 
     The Dice loss averages over all labels, background included, without squares in the denominator: the
     reading that reproduces the numbers of the aortic-arch paper's implementation (arXiv 2311.07234).
-    A label that a case does not have pulls its probability towards 0 everywhere.
+    A label that a case does not have pulls its probability towards 0 everywhere. With dice_over foreground or
+    batch it is over the foreground labels that a case, or the batch, has.
 
     Where the experiment asks for them, cl_dice times the soft centreline Dice loss and homology times the
     persistent-homology loss are added (see `threefold.tasks.topology`).
@@ -59,7 +60,7 @@ class SegmentationTask(Task):
     def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Return the loss of each case (B,), from logits (B, L, *S)."""
         sums, _ = self._sums.of(outputs, batch)
-        terms = {"cross_entropy": sums.cross_entropy, "dice": sums.dice_loss()}
+        terms = {"cross_entropy": sums.cross_entropy, "dice": self._dice(sums, batch)}
         terms.update(self._topology(outputs, batch))
         return torch.stack([getattr(self._spec, name) * term for name, term in terms.items()]).sum(dim=0)
 
@@ -76,6 +77,11 @@ class SegmentationTask(Task):
         """Return the mean Dice of the cases that have a foreground."""
         found = [value for value in records if not math.isnan(value)]
         return {"dice": float(np.mean(found)) if found else math.nan}
+
+    def _dice(self, sums: LabelSums, batch: Batch) -> Tensor:
+        if self._spec.dice_over == "case":
+            return sums.dice_loss()
+        return sums.foreground_dice_loss(self.present(batch), together=self._spec.dice_over == "batch")
 
     def _topology(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Return the losses of topology (B,) that the experiment asks for, by name; 0 for absent targets."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
+from torch import nn
 
 import threefold
 from threefold.checksums import remove_table, seal_tensors, verify_table, verify_tensors
@@ -21,7 +23,7 @@ from threefold.evaluation.classification import choose_threshold
 from threefold.evaluation.predictions import NOT_MEASURED, probability_column, write_predictions
 from threefold.experiment import Experiment, Part
 from threefold.inference.cases import predict_cases
-from threefold.run import RunFolder, write_atomically
+from threefold.run import Epoch, RunFolder, write_atomically
 from threefold.runs.finished import verify_made
 from threefold.tasks.build import build_network
 from threefold.tasks.questions import questions_of
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _PREDICTED: tuple[Part, ...] = ("validation", "test")
+_OTHER: Mapping[Epoch, Epoch] = {"best": "last", "last": "best"}
 
 
 def finish(
@@ -44,9 +47,10 @@ def finish(
     history: Sequence[Row],
     progress: TrainingProgress,
 ) -> dict[str, Any]:
-    """Write weights.safetensors, weights.json, predictions.csv and structures.csv of the best epoch.
+    """Write the weights, and predictions.csv and structures.csv of the epoch that the run predicts with.
 
-    Cases that can't be read any more are left out; failed.csv says which and why.
+    Cases that can't be read any more are left out; failed.csv says which and why. The thresholds of the other
+    epoch's weights are in their description.
 
     Returns:
         What status.json gets to know: threshold, chosen on the validation cases (None without a two-class
@@ -55,18 +59,40 @@ def finish(
     Raises:
         ImageError: not one case of the validation or of the test part can be predicted.
     """
-    write_weights(experiment, cohort, run, history)
+    which = experiment.training.selection.weights
+    chosen, other = (_checkpoint(run, one) for one in (which, _OTHER[which]))
+    _write_weights(chosen, experiment, cohort, run.weights, history)
     progress.say("predicting the validation and test cases")
-    return _predict(experiment, cohort, split, run, progress)
+    thresholds = _predict(chosen, experiment, cohort, split, run, progress)
+    for epoch in _OTHER:
+        for path in (run.other_weights(epoch), run.other_weights(epoch).with_suffix(".json")):
+            path.unlink(missing_ok=True)
+    if other["epoch"] != chosen["epoch"]:
+        own = _thresholds_of(other, experiment, cohort, split, run)
+        _write_weights(other, experiment, cohort, run.other_weights(_OTHER[which]), history, **own)
+    return thresholds
 
 
-def write_weights(experiment: Experiment, cohort: Cohort, run: RunFolder, history: Sequence[Row]) -> None:
-    """Write the best epoch's weights, and beside them what they are."""
+def _checkpoint(run: RunFolder, which: Epoch) -> dict[str, Any]:
+    """Return the checkpoint of the best or the last whole epoch; a kill may leave best.ckpt as the last."""
     best = load_checkpoint(run.best_checkpoint)
-    epoch = int(best["epoch"])
-    state = {name: tensor.contiguous() for name, tensor in best["network"].items()}
+    last = load_checkpoint(run.last_checkpoint) if run.last_checkpoint.is_file() else best
+    return best if which == "best" or best["epoch"] > last["epoch"] else last
+
+
+def _write_weights(
+    checkpoint: Mapping[str, Any],
+    experiment: Experiment,
+    cohort: Cohort,
+    path: Path,
+    history: Sequence[Row],
+    **thresholds: Any,
+) -> None:
+    """Write an epoch's weights, and beside them what they are."""
+    epoch = int(checkpoint["epoch"])
+    state = {name: tensor.contiguous() for name, tensor in checkpoint["network"].items()}
     content = safetensors.torch.save(state, {"threefold": threefold.__version__})
-    write_atomically(run.weights, seal_tensors(content))
+    write_atomically(path, seal_tensors(content))
     selection = experiment.training.selection
     description = {
         "experiment": experiment.name,
@@ -77,11 +103,12 @@ def write_weights(experiment: Experiment, cohort: Cohort, run: RunFolder, histor
         "classes": list(cohort.spec.classes),
         "epoch": epoch,
         "metric": selection.metric,
-        "value": monitored(history[epoch - 1], selection),
+        "value": monitored(history[:epoch], selection),
         "version": threefold.__version__,
+        **thresholds,
     }
     text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(run.weights.with_suffix(".json"), text)
+    write_atomically(path.with_suffix(".json"), text)
 
 
 def history_of_best(run: RunFolder) -> list[Row]:
@@ -120,15 +147,50 @@ def has_whole_outputs(run: RunFolder) -> bool:
         return False
 
 
+def _network_of(
+    checkpoint: Mapping[str, Any], experiment: Experiment, cohort: Cohort, run: RunFolder
+) -> nn.Module:
+    network = build_network(experiment, cohort.spec)
+    source = f"{run.best_checkpoint.parent}, epoch {checkpoint['epoch']}"
+    load_network(network, checkpoint["network"], source)
+    return network
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _thresholds_of(
+    checkpoint: Mapping[str, Any], experiment: Experiment, cohort: Cohort, split: Split, run: RunFolder
+) -> dict[str, Any]:
+    """Return what status.json would say of thresholds, were the run to predict with a checkpoint."""
+    asked = questions_of(experiment, cohort.spec)
+    if all(one.kind != "class" or one.positive_class is None for one in asked):
+        return {"threshold": None}
+    found = predict_cases(
+        _network_of(checkpoint, experiment, cohort, run),
+        experiment,
+        cohort,
+        split,
+        parts=("validation",),
+        device=_device(),
+        failed={},
+    )
+    return _thresholds(experiment, cohort.spec, found.cases)
+
+
 def _predict(
-    experiment: Experiment, cohort: Cohort, split: Split, run: RunFolder, progress: TrainingProgress
+    checkpoint: Mapping[str, Any],
+    experiment: Experiment,
+    cohort: Cohort,
+    split: Split,
+    run: RunFolder,
+    progress: TrainingProgress,
 ) -> dict[str, Any]:
     """Write predictions.csv and the masks of the test cases; return the thresholds."""
     import pandas as pd
 
-    network = build_network(experiment, cohort.spec)
-    load_network(network, load_checkpoint(run.best_checkpoint)["network"], run.best_checkpoint)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = _network_of(checkpoint, experiment, cohort, run)
     failed: Failures = {}
     tables = [
         predict_cases(
@@ -137,7 +199,7 @@ def _predict(
             cohort,
             split,
             parts=(part,),
-            device=device,
+            device=_device(),
             masks=run.masks if part == "test" else None,
             failed=failed,
             progress=partial(progress.step, f"predicting {part}"),

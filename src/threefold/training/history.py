@@ -22,21 +22,24 @@ def is_better_lower(metric: str) -> bool:
     return name == "loss" or (name in METRICS and METRICS[name].higher_is_better is False)
 
 
-def monitored(row: Row, selection: SelectionSpec) -> float:
-    """Return the value by which an epoch is judged; NaN where it could not be estimated."""
-    return row.get(f"validation_{selection.metric}", math.nan)
+def monitored(history: Sequence[Row], selection: SelectionSpec) -> float:
+    """Return the value by which the last epoch of a history is judged, smoothed; NaN where neither it nor
+    those that it is smoothed with could be estimated."""
+    rows = history[-selection.smoothing :]
+    found = [row.get(f"validation_{selection.metric}", math.nan) for row in rows]
+    there = [value for value in found if not math.isnan(value)]
+    return sum(there) / len(there) if there else math.nan
 
 
 def best_row(history: Sequence[Row], selection: SelectionSpec) -> int | None:
-    """Return the index of the best epoch's row; of equals the earliest; None where no epoch has a value."""
+    """Return the index of the best epoch's row; of equals the earliest, for the metric `tasks` the latest;
+    None where no epoch has a value."""
     sign = -1 if is_better_lower(selection.metric) else 1
-    best: int | None = None
-    for index, row in enumerate(history):
-        value = monitored(row, selection)
-        if not math.isnan(value) and (
-            best is None or sign * value > sign * monitored(history[best], selection)
-        ):
-            best = index
+    best, highest = None, -math.inf
+    for index in range(len(history)):
+        value = sign * monitored(history[: index + 1], selection)
+        if value > highest or (selection.metric == "tasks" and value == highest):
+            best, highest = index, value
     return best
 
 
@@ -57,7 +60,7 @@ def progress_summary(history: Sequence[Row], experiment: Experiment) -> dict[str
         "epochs": experiment.training.epochs,
         "metric": selection.metric,
         "best_epoch": None if best is None else best + 1,
-        "best_value": None if best is None else monitored(history[best], selection),
+        "best_value": None if best is None else monitored(history[: best + 1], selection),
     }
 
 

@@ -220,7 +220,7 @@ class Training:
         row.update({f"weight_{name}": weight for name, weight in self._effective_weights(weights).items()})
         row.update(clock.row())
         selection = self.context.experiment.training.selection
-        if math.isnan(monitored(row, selection)):
+        if math.isnan(monitored([row], selection)):
             raise TrainingError(
                 f"training.selection.metric is {selection.metric}, which can't be estimated on the "
                 f"{len(self.context.validation)} validation cases. Choose another metric or another split."

@@ -7,7 +7,7 @@ Training receives it and asks nothing again.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -36,6 +36,7 @@ from threefold.experiment import (
 )
 from threefold.experiments import read_experiment, read_recipe
 from threefold.inference.memory import TensorMemory
+from threefold.networks.cpu import cpu_kernels
 from threefold.networks.joint import JointSwin
 from threefold.networks.pretrained import LoadReport, load_pretrained
 from threefold.run import RunFolder
@@ -120,7 +121,7 @@ def plan(experiment: Experiment, cohort: Cohort, *, progress: TrainingProgress |
     warnings = _audited(experiment, cohort, progress)
     split = require_split(experiment, cohort)
     warnings += require_unseen(experiment, cohort, split)
-    made = _with_stages(experiment, cohort, split, tuple(warnings))
+    made = unchecked_plan(experiment, cohort, split, tuple(warnings))
     _require_measured(made)
     for warning in made.warnings:
         progress.say(f"warning: {warning}")
@@ -131,10 +132,13 @@ def plan(experiment: Experiment, cohort: Cohort, *, progress: TrainingProgress |
 
 def plan_of_run(run: RunFolder, experiment: Experiment, cohort: Cohort) -> Plan:
     """Return the plan of a run that was begun, with its own split; what it was checked for then holds."""
-    return _with_stages(resolve_paths(experiment), cohort, read_split(run.split), ())
+    return unchecked_plan(resolve_paths(experiment), cohort, read_split(run.split))
 
 
-def _with_stages(experiment: Experiment, cohort: Cohort, split: Split, warnings: tuple[str, ...]) -> Plan:
+def unchecked_plan(
+    experiment: Experiment, cohort: Cohort, split: Split, warnings: tuple[str, ...] = ()
+) -> Plan:
+    """Return the plan of an experiment on a split, without looking for what training would refuse."""
     train = split.cases(cohort, "train")
     stages = tuple(
         Stage(one, build_tasks(one, cohort.spec, train), targets_of(one, cohort.spec))
@@ -190,8 +194,10 @@ def _require_estimable(experiment: Experiment, cohort: Cohort, split: Split) -> 
     """
     metric = experiment.training.selection.metric
     cases = split.cases(cohort, "validation")
-    missing = _missing_for(metric, experiment, cohort, cases)
-    if missing is not None:
+    asked = [*experiment.scores.values()] if metric == "tasks" else [metric]
+    lacking = [_missing_for(one, experiment, cohort, cases) for one in asked]
+    if None not in lacking:
+        missing = ", ".join(str(one) for one in dict.fromkeys(lacking))
         raise CohortError(
             f"{cohort.folder}: training.selection.metric is {metric}, but of the {len(cases)} validation "
             f"cases {missing}. Choose another metric (training.selection.metric=loss), another split "
@@ -238,7 +244,12 @@ def _missing_for(metric: str, experiment: Experiment, cohort: Cohort, cases: tup
 
 
 def _require_augmentation(experiment: Experiment) -> None:
-    size = experiment.data.preprocessing.size
+    size, flip = experiment.data.preprocessing.size, experiment.data.augmentation.flip
+    if isinstance(flip, tuple) and len(flip) != len(size):
+        raise ExperimentError(
+            f"data.augmentation.flip has {len(flip)} probabilities, but data.preprocessing.size has "
+            f"{len(size)} sides. Give one for each, or one number for all."
+        )
     if experiment.data.augmentation.quarter_turns and (len(size) != 2 or len(set(size)) != 1):
         raise ExperimentError(
             "data.augmentation.quarter_turns needs a square grid, but data.preprocessing.size is "
@@ -373,10 +384,19 @@ class Cost:
 
 _MEASURED = 4
 """Cases of a step that is measured."""
+_TIMED = 3
+"""How often it is timed."""
 
 
-def measure_cost(made: Plan, stage: Stage) -> Cost:
-    """Take a step of a stage on a few of its training cases, twice; time the second.
+def measure_cost(made: Plan, stage: Stage, *, clock: Callable[[], float] = time.perf_counter) -> Cost:
+    """Take a step of a stage on a few of its training cases, a few times; time the quickest.
+
+    The memory is that of a step on the CPU; the time is a GPU's where there is one.
+
+    Args:
+        made: the plan.
+        stage: of it.
+        clock: what the time is read from, in seconds.
 
     Raises:
         ImageError: naming the case that can't be read.
@@ -394,9 +414,7 @@ def measure_cost(made: Plan, stage: Stage) -> Cost:
     weights = task_weights(experiment, 0)
     with TensorMemory() as memory:
         _step(learner, batch, weights)
-    started = time.perf_counter()
-    _step(learner, batch, weights)
-    seconds = (time.perf_counter() - started) * len(cases) / len(taken)
+    seconds = _quickest(learner, batch, weights, clock) * len(cases) / len(taken)
     own = sum(parameter.nbytes for parameter in network.parameters())
     return Cost(
         parameters=sum(parameter.numel() for parameter in network.parameters()),
@@ -405,6 +423,23 @@ def measure_cost(made: Plan, stage: Stage) -> Cost:
         steps=-(-len(cases) // (batch_size * spec.accumulate * spec.devices)),
         seconds_per_epoch=seconds,
     )
+
+
+def _quickest(
+    learner: Learner, batch: Batch, weights: Mapping[str, float], clock: Callable[[], float]
+) -> float:
+    """Return the seconds of a step where training would take it: others may be using the machine."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    learner.to(device)
+    batch, found = batch.to(device), []
+    with cpu_kernels(learner.network):
+        for _ in range(_TIMED):
+            started = clock()
+            _step(learner, batch, weights)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            found.append(clock() - started)
+    return min(found)
 
 
 def _step(learner: Learner, batch: Batch, weights: Mapping[str, float]) -> None:

@@ -61,7 +61,7 @@ def validation_metrics(
     """Return loss, loss_<task>, and the tasks' metrics, named as `Experiment.monitors`; NaN: not estimable.
 
     `loss` is the weighted sum of the tasks' means, each over the cases that carry the target; a task of
-    which no case does is left out.
+    which no case does is left out. Where it selects, `tasks` is the mean of those that can be estimated.
     """
     cases = records.values()
     means = {task: _mean(r.losses[task] for r in cases if task in r.losses) for task in weights}
@@ -74,6 +74,9 @@ def validation_metrics(
         metrics.update(
             {names.get((task.name, name), f"{task.name}.{name}"): float(found[name]) for name in task.metrics}
         )
+    if experiment.training.selection.metric == "tasks":
+        scores = [metrics[name] for name in experiment.scores.values()]
+        metrics["tasks"] = _mean(max(score, 0.0) for score in scores if not math.isnan(score))
     return metrics
 
 
