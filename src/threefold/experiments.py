@@ -66,14 +66,24 @@ def load_experiment(recipe_or_file: str, overrides: Sequence[str] | Mapping[str,
     Raises:
         ExperimentError: naming the key's path and the nearest valid key.
     """
-    data = _read_extended(recipe_or_file, ())
+    return experiment_of(_read_extended(recipe_or_file, ()), overrides, recipe_or_file)
+
+
+def experiment_of(
+    data: dict[str, Any], overrides: Sequence[str] | Mapping[str, Any], where: str
+) -> Experiment:
+    """Return the experiment of plain data, which is changed, with overrides as `load_experiment` takes them.
+
+    Raises:
+        ExperimentError: naming where the data are from, the key's path and the nearest valid key.
+    """
     if isinstance(overrides, Mapping):
         for path, value in sorted(overrides.items(), key=_names_no_kind):
-            _set(data, path, value)
+            set_key(data, path, value)
     else:
         for override in sorted(overrides, key=_names_no_kind):
             apply_override(data, override)
-    return parse_spec(Experiment, data, where=recipe_or_file, error=ExperimentError)
+    return parse_spec(Experiment, data, where=where, error=ExperimentError)
 
 
 def read_experiment(path: Path) -> Experiment:
@@ -104,10 +114,10 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     path, separator, text = override.partition("=")
     if not separator:
         raise ExperimentError(f"'{override}': expected key.path=value, for example training.epochs=3.")
-    _set(data, path, yaml_value(text, f"'{bounded(override)}'", ExperimentError))
+    set_key(data, path, yaml_value(text, f"'{bounded(override)}'", ExperimentError))
 
 
-def _set(data: dict[str, Any], path: str, value: Any) -> None:
+def set_key(data: dict[str, Any], path: str, value: Any) -> None:
     """Set the key of a path, making the mappings on the way.
 
     Raises:

@@ -38,6 +38,7 @@ SHORT = (
     "data.preprocessing.size=[32, 32]",
     "evaluation.replicates=50",
 )
+AUTO_SHORT = ("network.channels=[4,8]", *(short for short in SHORT if short != TINY))
 PHANTOM_SHORT = ("external_patients_per_site=2", "slices=[1, 2]")
 STUDY_SHORT = (
     "training.epochs=1",
@@ -103,6 +104,8 @@ def run(arguments: list[str]) -> str:
         arguments = [*arguments, *ARCH_SHORT[of_arch[0]]]
     elif arguments[0] == "phantom":
         arguments = [*arguments, *PHANTOM_SHORT]
+    elif arguments[1] == "auto":
+        arguments = [*arguments, *AUTO_SHORT]
     elif arguments[0] == "train" and not arguments[1].endswith(".yaml"):
         given = {word.partition("=")[0] for word in arguments}
         arguments = [*arguments, *(short for short in SHORT if short.partition("=")[0] not in given)]

@@ -9,26 +9,34 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from threefold.cli.options import AllowOutside
-from threefold.experiments import load_experiment
+from threefold.cli.auto import asked_experiment, chosen_experiment
+from threefold.cli.options import AllowOutside, Budget
 
 if TYPE_CHECKING:
+    from threefold.training.auto import Choice
     from threefold.training.plan import Plan
 
 
 def plan(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name (`threefold recipes`), or a YAML file.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(help="A recipe's name (`threefold recipes`), a YAML file, or auto: chosen for you."),
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Overrides: key.path=value, for example training.epochs=3.")
     ] = None,
     *,
     cohort: Annotated[Path, typer.Option(help="The cohort's folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    budget: Budget = None,
     allow_outside: AllowOutside = False,
 ) -> None:
     """Show what a training would do: parts by site and target, stages, network, memory, time per epoch.
 
-    Writes nothing. Reports the errors with which training would stop.
+    Writes nothing. Reports the errors with which training would stop. With auto, prints each
+    choice with its reason.
+
+    Example: `threefold plan auto --cohort my-cohort --budget 30m`
 
     Example: `threefold plan hematoma/demo --cohort my-cohort`
     """
@@ -37,14 +45,18 @@ def plan(
     from threefold.training.plan import plan as make_plan
     from threefold.training.progress import terminal_progress
 
-    experiment = load_experiment(recipe, overrides or [])
+    changes = overrides or []
+    choices: tuple[Choice, ...] = ()
+    experiment = asked_experiment(recipe, changes, budget)
     cases = read_cohort(cohort, allow_outside=allow_outside)
+    if experiment is None:
+        experiment, choices = chosen_experiment(cases, changes, budget, quiet=as_json)
     progress = terminal_progress()
     try:
         made = make_plan(experiment, cases, progress=progress)
     finally:
         progress.stop()
-    content = _described(made)
+    content = {**_described(made), **({"choices": [vars(choice) for choice in choices]} if choices else {})}
     if as_json:
         typer.echo(json.dumps(content, indent=2))
         return
@@ -71,7 +83,8 @@ def plan(
             f"  {stage['epochs']} epochs of {stage['steps']} steps, about {stage['seconds_per_epoch']:.2g} s "
             "each on this machine at its current load"
         )
-    typer.echo(f"Next: threefold train {recipe} --cohort {cohort} --out RUN")
+    lasting = f" --budget {budget}" if budget else ""
+    typer.echo(f"Next: threefold train {recipe} --cohort {cohort} --out RUN{lasting}")
 
 
 def _described(made: Plan) -> dict[str, Any]:

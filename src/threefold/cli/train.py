@@ -9,15 +9,20 @@ from typing import Annotated
 
 import typer
 
-from threefold.cli.options import AllowOutside
+from threefold.cli.auto import asked_experiment, begun_experiment, chosen_experiment
+from threefold.cli.options import AllowOutside, Budget
 from threefold.cli.progress import count, end_with_left_out, resumable
 from threefold.cohorts.cohort import read_cohort
 from threefold.cohorts.failures import read_failures
-from threefold.experiments import load_experiment
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name (`threefold recipes list`) or a YAML file.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe's name (`threefold recipes list`), a YAML file, or auto: chosen for you."
+        ),
+    ],
     cohort: Annotated[Path, typer.Option(help="Folder with cohort.yaml and cases.csv.")],
     out: Annotated[Path, typer.Option(help="The run folder to create.")],
     overrides: Annotated[
@@ -37,6 +42,7 @@ def train(
         int | None,
         typer.Option(help="Number of GPUs, or CPU processes. Same as training.devices=N.", min=1),
     ] = None,
+    budget: Budget = None,
     allow_outside: AllowOutside = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the run's status as JSON on standard output at the end.")
@@ -49,6 +55,12 @@ def train(
     best epoch so far. A test case that has become unreadable is skipped and reported (failed.csv lists all of
     them), with exit status 1; `threefold finish RUN` predicts it once it is repaired.
 
+    With auto, network, grid, tasks, augmentation, losses, epochs and selection are chosen for the cohort and
+    the training time by documented rules, and printed with reasons; key=value overrides a choice. The run's
+    experiment.yaml is the result.
+
+    Example: `threefold train auto --cohort my-cohort --out my-run --budget 30m`
+
     Example: `threefold train hematoma/mtl-cls-seg-rec --cohort my-cohort --out my-run training.epochs=50`
     """
     changes = list(overrides or [])
@@ -57,8 +69,12 @@ def train(
     if init_from is not None:
         changes += ["before=null", f"initial_weights.path={init_from.resolve()}"]
     # Report errors in the arguments before importing anything slow.
-    experiment = load_experiment(recipe, changes)
+    experiment = asked_experiment(recipe, changes, budget)
     cases = read_cohort(cohort, allow_outside=allow_outside)
+    if experiment is None and resume:
+        experiment = begun_experiment(out, changes)
+    if experiment is None:
+        experiment, _ = chosen_experiment(cases, changes, budget, quiet=False, err=True)
 
     from threefold.training.progress import terminal_progress
     from threefold.training.run import train as train_run
@@ -74,7 +90,8 @@ def train(
         return
     typer.echo(
         f"{run.path}: {count(status['epoch'], 'epoch')}, best is {status['best_epoch']} "
-        f"(validation {status['metric']} {status['best_value']:.4f}). "
+        f"(validation {status['metric']} {status['best_value']:.4f}); it predicts with the "
+        f"{experiment.training.selection.weights}. "
         f"Numbers by hospital: threefold evaluate {run.path}"
     )
     end_with_left_out(failed, run.failed.name)
