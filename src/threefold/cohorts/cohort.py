@@ -22,6 +22,7 @@ from threefold.cohorts.reserved_names import (
     column_problem,
 )
 from threefold.core.targets import (
+    DENSE,
     ClassTarget,
     LabelsTarget,
     MaskSpec,
@@ -36,7 +37,7 @@ from threefold.errors import CohortError, RunError
 from threefold.experiment import Spec
 from threefold.paths import Boundary
 from threefold.run import write_atomically
-from threefold.validation import parse_spec, read_yaml
+from threefold.validation import did_you_mean, parse_spec, read_yaml
 
 SPEC_NAME = "cohort.yaml"
 TABLE_NAME = "cases.csv"
@@ -85,6 +86,18 @@ class AtlasSpec(Spec):
     """Path of the template's label map, with the labels of the cohort's structures."""
     label: Name | None = None
     """Its class; null: the atlas is registered to every case."""
+    targets: Mapping[Name, Name] = {}
+    """Paths of further label maps of the template, by the target (kind mask or labels) to propagate."""
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """Its paths: `image`, `structures`, and the further label maps by target."""
+        return {"image": self.image, "structures": self.structures, **self.targets}
+
+    def with_files(self, paths: Mapping[str, str]) -> Self:
+        """Return the atlas with other paths, named as in `files`."""
+        own = {name: paths[name] for name in ("image", "structures")}
+        return self.model_copy(update={**own, "targets": {name: paths[name] for name in self.targets}})
 
 
 class CohortSpec(Spec):
@@ -157,6 +170,7 @@ class CohortSpec(Spec):
                     f"{list(self.classes)}"
                 )
         self._refuse_targets()
+        self._refuse_atlas_targets()
         self._refuse_channels()
         refuse_repeats("site_groups", [site for group in self.site_groups.values() for site in group])
         if self.spacing is not None and not self.dimensions <= len(self.spacing) <= 3:
@@ -181,6 +195,16 @@ class CohortSpec(Spec):
                 _refuse_reserved(f"targets: {name}", target.names, RESERVED_STRUCTURES)
         columns = [column for name, one in self.targets.items() for column in columns_of(name, one)]
         refuse_repeats("targets: columns of cases.csv", columns)
+
+    def _refuse_atlas_targets(self) -> None:
+        known = [name for name, one in self.all_targets.items() if one.kind in DENSE and name != "structures"]
+        for atlas in self.atlases:
+            for name in atlas.targets:
+                if name not in known:
+                    raise ValueError(
+                        f"atlas '{atlas.name}', targets: '{name}' is no target of kind mask or labels beside "
+                        f"structures.{did_you_mean(name, known)}"
+                    )
 
     def _refuse_channels(self) -> None:
         if len(self.channels) == 1:
@@ -399,8 +423,8 @@ def fingerprint(cohort: Cohort) -> str:
 def _refuse_atlases_outside(folder: Path, spec: CohortSpec) -> None:
     boundary = Boundary(folder, "the cohort's folder")
     for atlas in spec.atlases:
-        for key in ("image", "structures"):
-            how = boundary.leaves(getattr(atlas, key))
+        for key, path in atlas.files.items():
+            how = boundary.leaves(path)
             if how is not None:
                 raise CohortError(
                     f"{folder / SPEC_NAME}: atlas '{atlas.name}', {key}: {how}. Copy the file into the "
@@ -416,6 +440,9 @@ def _meaning(spec: CohortSpec) -> dict[str, Any]:
         del data["targets"]
     if spec.mask is not None and spec.mask.outside == (0,):
         del data["mask"]["outside"]
+    for atlas in data["atlases"]:
+        if not atlas["targets"]:
+            del atlas["targets"]
     if spec.channels:
         data["channels"] = [*spec.channels.items()]  # in their order
     else:
