@@ -96,7 +96,8 @@ def dots(comparison: Comparison, cohort: str, metrics: Sequence[tuple[str, str, 
         shown: set[tuple[float, ...]] = set()
         for place, name in enumerate(names):
             mean = found.get(name)
-            frozen = mean is not None and METRICS[metric].of != "case" and mean.each in shown
+            of_masks = METRICS[metric].of not in ("case", "evidence")
+            frozen = mean is not None and of_masks and mean.each in shown
             if mean is not None and mean.each and not frozen:  # a classifier's frozen segmenter was shown
                 shown.add(mean.each)
                 axes.plot([mean.low, mean.high], [place, place], color="#2166ac", linewidth=2)
@@ -125,6 +126,14 @@ DOTS = {
             ("auc", "internal", "AUC at known hospitals"),
             ("auc", "external", "AUC at unseen hospitals"),
             ("truth_dice", "internal", "Dice with the truth"),
+        ),
+    ),
+    "mask-shortcut": (
+        "s0.9",
+        (
+            ("auc", "internal", "AUC at known sites"),
+            ("auc", "external", "AUC at unseen sites"),
+            ("shortcut_flip", "all", "decisions changed by the background"),
         ),
     ),
 }

@@ -332,6 +332,21 @@ def test_the_correction_counts_what_has_not_finished(
     assert pd.isna(second.adjusted)
 
 
+def test_a_claim_is_tested_against_the_difference_that_it_names(
+    ended: tuple[StudyFolder, list[Outcome], str], tmp_path: Path
+) -> None:
+    claims = [{**CLAIMS[1], "expected": "higher", "beyond": beyond} for beyond in (-1.5, 1.5)]
+    folder = copy_of(ended[0], tmp_path / "study", claims=claims)
+    comparison = compare_study(folder)
+    above, below = comparison.claims
+    assert above.effect.estimate == below.effect.estimate  # p alone is of another difference
+    # No two AUCs differ by 1.5: whatever was trained lies above the one and below the other.
+    assert (above.effect.p, below.effect.p) == (pytest.approx(2 / 101, rel=1), pytest.approx(2 / 101, rel=1))
+    (table, *_) = write_comparison(comparison, folder)
+    assert [row[2].rpartition(", ")[2] for row in table.rows] == ["above -1.5", "above +1.5"]
+    assert "that p is of, where it is not 0" in " ".join(table.notes)
+
+
 def as_first_run(folder: StudyFolder, study: StudySpec, out: Path) -> StudyFolder:
     """Return a copy of a study's folder as it was before other tests wrote claims into it."""
     shutil.copytree(folder.path, out)
