@@ -141,9 +141,13 @@ def test_a_linear_layer_reads_the_shape_of_the_mask(size: tuple[int, ...]) -> No
     assert set(network.stage_layers()) == set(network.segmenter.stage_layers())
 
 
-def test_a_linear_layer_on_the_shape_reads_no_image() -> None:
+def test_settings_that_would_have_no_effect_are_refused() -> None:
     with pytest.raises(ValueError, match="expected structures or region"):
         CascadeSpec(classifier=MaskShapeSpec(), classifier_input="gated+region")
+    with pytest.raises(ValueError, match="say what it reads with classifier_input"):
+        CascadeSpec(segmenter=AttentionUnetSpec(pooling="region"))
+    with pytest.raises(ValueError, match="detach_mask needs pooling"):
+        AttentionUnetSpec(detach_mask=True)
 
 
 def _experiment(kind: str, tasks: dict[str, Any], size: tuple[int, ...] = (16, 16, 16)) -> Experiment:

@@ -129,6 +129,12 @@ class AttentionUnetSpec(NetworkBase):
     """With pooling region, stop the gradient of the image-level heads at the weights of the voxels, so that
     only the segmentation task shapes the region."""
 
+    @model_validator(mode="after")
+    def _detaches_what_it_uses(self) -> Self:
+        if self.detach_mask and self.pooling == "image":
+            raise ValueError("detach_mask needs pooling: region or image+region")
+        return self
+
 
 class DenseNetSpec(NetworkBase):
     """DenseNet121 (Huang et al. 2017) with instance normalisation: the classifier of the aortic-arch
@@ -181,7 +187,12 @@ class CascadeSpec(NetworkBase):
     """Train only the classifier, on a pretrained segmenter."""
 
     @model_validator(mode="after")
-    def _mask_shape_reads_a_mask(self) -> Self:
+    def _parts_fit(self) -> Self:
+        if self.segmenter.pooling != "image":
+            raise ValueError(
+                f"segmenter.pooling is {self.segmenter.pooling}, but in a cascade the classifier has the "
+                "image-level heads; say what it reads with classifier_input"
+            )
         if isinstance(self.classifier, MaskShapeSpec) and "+" in self.classifier_input:
             raise ValueError(
                 f"classifier_input is {self.classifier_input}, but a mask-shape classifier does not use the "
