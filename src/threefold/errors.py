@@ -36,9 +36,9 @@ def some(names: Sequence[str], most: int = 5, *, total: int | None = None, betwe
 
 
 class ThreefoldError(Exception):
-    """Base of all errors that are the data's, the experiment's or the machine's, not the program's.
+    """Base class of errors caused by the data, the experiment or the machine, not by a bug.
 
-    A message is bounded: what a file holds may be in it.
+    Messages have a bounded length, because they may quote the content of a file.
     """
 
     exit_code = 1
@@ -51,7 +51,7 @@ class ThreefoldError(Exception):
 
 
 class UsageError(ThreefoldError):
-    """The command line or the experiment asks for something that does not exist."""
+    """The command line or the experiment refers to something that does not exist."""
 
     exit_code = 2
 

@@ -29,7 +29,7 @@ def test_the_protocol_is_the_presets() -> None:
     assert row("patients per internal site / external site") == [
         f"{s.patients_per_site} / {s.external_patients_per_site}" for s in specs
     ]
-    assert row("slices of a patient") == [f"{s.slices[0]} to {s.slices[1]}" for s in specs]
+    assert row("slices per patient") == [f"{s.slices[0]} to {s.slices[1]}" for s in specs]
     assert row("hematoma") == [
         "{:g} to {:g} ml, {:g} to {:g} HU".format(*s.hematoma_volume, *s.hematoma_density) for s in specs
     ]

@@ -32,7 +32,7 @@ def test_best_and_worst_by_dice_and_most_wrong_diagnoses(predictions: Prediction
 
 def test_what_nobody_knows_has_no_table() -> None:
     (only,) = extreme_tables(make_predictions(masks=False), 0.5)
-    assert only.title == "Diagnoses that were most wrong"
+    assert only.title == "Most confident wrong diagnoses"
     unlabelled = make_predictions().table.assign(label="")
     (only,) = extreme_tables(validate(unlabelled), None)
     assert only.title == "Best and worst cases by Dice"

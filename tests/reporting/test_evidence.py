@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
         "structures": "Structures, per case",
         "attention": "Attention inside the lesion",
         "cases.dice": "Best and worst cases by Dice",
-        "truth": "Masks and the truth",
+        "truth": "Masks against the ground truth",
         "novelty": "Something new",
     }
     made = tuple(Table(title, ("a", "b"), (("1", "2"),), name=name) for name, title in tables.items())
@@ -73,7 +73,7 @@ def test_everything_is_shown_once_in_the_declared_order(folder: Path) -> None:
             "A typical test case: two",
             "Best and worst cases by Dice",
             "Structures, per case",
-            "Masks and the truth",
+            "Masks against the ground truth",
         ],
         "Disagreements": ["A case whose topology and classifier disagree"],
     }

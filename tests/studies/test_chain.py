@@ -107,7 +107,7 @@ def test_the_demo_of_the_aortic_arch_from_nothing(
     demo: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, printed = demo
-    for title in ("Variants by structure", "Variants by class", "What each step gains, paired by case"):
+    for title in ("Variants by structure", "Variants by class", "Gain of each step, paired by case"):
         assert title in printed
     assert f"comparison: tables in {out / 'tables'}" in printed
     assert {path.name for path in (out / "tables").iterdir()} == {

@@ -227,7 +227,7 @@ def test_images_larger_than_the_grid_are_counted(
     assert "a known lesion" not in printed  # each has one
     assert ("shortcut_flip" in evidence) == some
     if some:
-        assert f"In no number: {larger} test cases" in (run.tables / "attention.md").read_text()
+        assert f"Excluded: {larger} test cases" in (run.tables / "attention.md").read_text()
 
 
 def test_what_cannot_be_explained_is_refused(mine: RunFolder, cohort_folder: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_every_part_of_an_evaluated_run_is_there(evaluated: RunFolder) -> None:
     counted: list[tuple[int, int]] = []
     found = read(report(evaluated.path, progress=lambda done, total: counted.append((done, total))))
     assert contents(found) == [
-        "what-was-trained-on-what",
+        "training-setup",
         "split-and-leaks",
         "results-by-site",
         "roc",
@@ -119,23 +119,19 @@ def test_what_explain_leaves_is_shown_under_its_headings(mine: RunFolder) -> Non
     leave(mine.path, "explain", tables, ("attention-internal",))
     found = read(report(mine.path))
     shown = contents(found)
-    assert (
-        shown.index("attention")
-        < shown.index("use-of-the-shortcut")
-        < shown.index("further-tables-and-figures")
-    )
+    assert shown.index("attention") < shown.index("shortcut-use") < shown.index("further-tables-and-figures")
     assert {"Attention by site", "Flips <i>", "Unheard of"} <= set(found.text)
     assert f"threefold explain {mine.path}" not in found.words
 
 
 def test_what_explain_was_asked_and_did_not_find_is_not_promised(mine: RunFolder) -> None:
     asked = f"threefold explain {mine.path}"
-    assert f"Attention {asked} makes it." in read(report(mine.path)).words
+    assert f"Attention {asked} creates it." in read(report(mine.path)).words
     mine.evidence.write_text("case_id\n")
     leave(mine.path, "explain", {"probes": "Probes"})
     words = read(report(mine.path)).words
-    assert f"Attention nothing to show: {asked} was asked, and no test case has what this needs." in words
-    assert "makes it" not in words
+    assert f"Attention nothing to show: {asked} was run, and no test case has the required data." in words
+    assert "creates it" not in words
 
 
 def test_a_table_that_was_changed_is_not_shown(mine: RunFolder) -> None:
@@ -159,7 +155,7 @@ def test_a_run_that_was_not_evaluated_says_so(run: RunFolder, tmp_path: Path) ->
     found = read(report(bare.path))
     assert "The run has not been evaluated." in found.words
     assert found.tags.count("img") == 0
-    assert f"ROC threefold evaluate {bare.path} makes it." in found.words
+    assert f"ROC threefold evaluate {bare.path} creates it." in found.words
 
 
 def test_an_unfinished_run_says_how_to_go_on(mine: RunFolder) -> None:
@@ -172,7 +168,7 @@ def test_an_unfinished_run_says_how_to_go_on(mine: RunFolder) -> None:
 
 @pytest.mark.parametrize("name", ["predictions.csv", "structures.csv"])
 def test_tables_that_are_older_than_the_predictions_are_called_old(mine: RunFolder, name: str) -> None:
-    old = "By their dates, the predictions are newer than what threefold"
+    old = "are older than the predictions."
     mine.structures.touch()
     mine.evidence.write_text("case_id\n")
     newest = mine.evidence.stat().st_mtime + 1
@@ -182,7 +178,7 @@ def test_tables_that_are_older_than_the_predictions_are_called_old(mine: RunFold
     os.utime(mine.path / name, (newest + 1, newest + 1))
     words = read(report(mine.path)).words
     for verb in ("evaluate", "explain"):
-        said = f"{old} {verb} made of them. threefold {verb} {mine.path} makes it anew."
+        said = f"The results of threefold {verb} {old} threefold {verb} {mine.path} updates them."
         assert words.index(said) < words.index("At a glance")
 
 
@@ -339,7 +335,7 @@ def test_a_study_before_it_is_compared(study: StudyFolder) -> None:
     assert "first <line> second line" in found.words
     first = "the-first-run-of-each-variant"
     assert contents(found) == [
-        "what-was-asked",
+        "protocol",
         "splits-and-leaks",
         first,
         "the-runs",
@@ -348,7 +344,7 @@ def test_a_study_before_it_is_compared(study: StudyFolder) -> None:
         "how-to-reproduce",
     ]
     assert "a/one, split 0, seed 0" in found.words
-    assert "claims written" not in found.words  # the folder does not say
+    assert "claims registered" not in found.words  # the folder does not say
 
 
 def test_a_compared_study_has_claims_variants_pairs_and_links(study: StudyFolder, tmp_path: Path) -> None:
@@ -357,9 +353,9 @@ def test_a_compared_study_has_claims_variants_pairs_and_links(study: StudyFolder
     leave(study.path, "further", {"attention": "Attention by variant"})
     found = read(report(study.path))
     assert contents(found) == [
-        "what-was-asked",
+        "protocol",
         "splits-and-leaks",
-        "what-each-claim-came-to",
+        "verdict-of-each-claim",
         "variants",
         "pairs-of-runs",
         "further-tables-and-figures",
@@ -369,7 +365,7 @@ def test_a_compared_study_has_claims_variants_pairs_and_links(study: StudyFolder
         "environment",
         "how-to-reproduce",
     ]
-    assert "+00:00; 1 of 1 rows when runs of theirs had finished" in found.words
+    assert "+00:00; 1 of 1 rows after results were visible" in found.words
     for words in (
         "Is it <so>?",
         "two & more",
@@ -394,7 +390,7 @@ def test_a_compared_study_has_claims_variants_pairs_and_links(study: StudyFolder
 def test_of_each_first_run_the_best_and_the_worst_are_shown(study: StudyFolder) -> None:
     first = study.run("a/one/split-0-seed-0")
     pictures = ("volumes-best", "volumes-worst", "volumes-disc", "volumes-disagreement")
-    leave(first.path, "further", {"disagreements": "To be looked at"}, pictures)
+    leave(first.path, "further", {"disagreements": "For review"}, pictures)
     words = read(report(study.path)).words
     shown = words[words.index("a/one, split 0, seed 0") : words.index("a/two, split 0, seed 0")]
     parts = (
@@ -409,7 +405,7 @@ def test_of_each_first_run_the_best_and_the_worst_are_shown(study: StudyFolder) 
         "The worst test case by Dice",
         "Best and worst cases by Dice",
         "A case whose topology and classifier disagree",
-        "To be looked at",
+        "For review",
     )
     places = [shown.index(part) for part in parts]
     assert places == sorted(places)
@@ -434,8 +430,8 @@ def test_a_first_run_whose_tables_are_old_says_so(study: StudyFolder) -> None:
     later = (run.tables / "metrics.csv").stat().st_mtime + 1
     os.utime(run.predictions, (later, later))
     words = read(report(study.path)).words
-    assert "a/two, split 0, seed 0 By their dates, the predictions are newer than" in words
-    assert words.count("By their dates") == 1
+    assert "a/two, split 0, seed 0 The results of threefold evaluate are older than" in words
+    assert words.count("are older than the predictions") == 1
 
 
 def test_first_runs_without_tables_say_how_they_get_them(study: StudyFolder) -> None:
@@ -445,7 +441,7 @@ def test_first_runs_without_tables_say_how_they_get_them(study: StudyFolder) -> 
         if variant == "one":
             run.results.unlink()
     words = read(report(study.path)).words
-    assert "Without tables and figures: a/one/split-0-seed-0. threefold evaluate RUN makes them" in words
+    assert "Without tables and figures: a/one/split-0-seed-0. threefold evaluate RUN creates them" in words
     assert "a/two, split 0, seed 0 Test cases by site, per case" in words
 
 
@@ -481,7 +477,7 @@ def test_a_study_does_not_round_its_confidence(study: StudyFolder) -> None:
 def test_a_study_says_whether_any_of_its_runs_leaks(study: StudyFolder) -> None:
     opening = "No leak: split by patient; no patient is in two parts of any of the 2 runs that have begun."
     found = read(report(study.path))
-    assert found.words.index(opening) < found.words.index("What was asked")
+    assert found.words.index(opening) < found.words.index("Protocol")
     parts = read_split(study.run("a/one/split-0-seed-0").split).parts
     counts = " ".join(str([*parts.values()].count(part)) for part in ("train", "validation", "test"))
     assert f"a 0 patient none {counts} one, two 2" in found.words
@@ -492,7 +488,7 @@ def test_a_study_says_whether_any_of_its_runs_leaks(study: StudyFolder) -> None:
         "Leak in 1 of the 2 runs that have begun. "
         "2 patients have cases in more than one part in a/two/split-0-seed-0."
     )
-    assert found.words.index(leak) < found.words.index("What was asked")
+    assert found.words.index(leak) < found.words.index("Protocol")
     assert "No leak" not in found.words
     assert f"a 0 patient none {counts} one 1 a 0 slice 2 {counts} two 1" in found.words
 

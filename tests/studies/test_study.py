@@ -384,7 +384,7 @@ def test_a_claim_that_comes_after_its_runs_is_marked_and_one_withdrawn_still_cou
     assert [text.splitlines()[0] for text in labels] == ["they differ", "they do harm (late)"]
     notes = " ".join(tables[0].notes)
     assert "each row counts in the correction: masks help abroad." in notes
-    assert "late: written down, or changed" in notes
+    assert "late: registered or changed after results" in notes
 
 
 def test_late_claims_say_nothing_of_the_seeds_spread_in_the_others(

@@ -1,4 +1,4 @@
-"""The audit of a cohort: everything that would stop a training or make its numbers mislead."""
+"""The audit of a cohort: everything that would stop a training or make its results misleading."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = ["Audit", "Finding", "SiteSummary", "audit"]
 
 @dataclass(frozen=True)
 class SiteSummary:
-    """What a site brings.
+    """Summary of a site.
 
     Attributes:
         labels: number of cases by class name, of the target `label`.
@@ -56,12 +56,12 @@ class SiteSummary:
 
 @dataclass(frozen=True)
 class Audit:
-    """The findings, worst first, and the figures they rest on.
+    """The findings, worst first, and the underlying numbers.
 
     Attributes:
-        voxels_read: whether voxels were looked at, or headers only.
-        association: of site and label; None where there is only one of either.
-        split: number of cases and patients by part; None where no split was audited.
+        voxels_read: whether voxels were read, or only headers.
+        association: of site and label; None if there is only one of either.
+        split: number of cases and patients by part; None if no split was audited.
     """
 
     cohort: str
@@ -95,14 +95,14 @@ def audit(
     """Check a cohort, and a split of it, without changing anything.
 
     Args:
-        cohort: as read.
-        split: the parts to check too. A `SplitSpec` is made into them; one that can't be made is a finding.
-            With None, the table's split column is checked where it is filled.
-        targets: what training will ask for; None: every target that cohort.yaml speaks of, but for
-            structures that its atlases have yet to give.
-        read_voxels: look at voxels. Without, files are opened for their headers only, and intensities,
-            label values and same voxels under two ids are not seen.
-        progress: called with the number of cases done and of all.
+        cohort: the cohort.
+        split: a split to check, or its settings; if it can't be made, this is a finding. None: check the
+            table's split column if it is filled.
+        targets: the targets that training needs; None: all targets in cohort.yaml, except structures that are
+            still to be propagated from atlases.
+        read_voxels: read voxels. If False, only headers are read, and intensities, label values and duplicate
+            images are not checked.
+        progress: called with the number of finished cases and the total.
     """
     asked = _declared_targets(cohort) if targets is None else tuple(targets)
     findings: list[Finding] = []

@@ -258,17 +258,16 @@ class CohortSpec(Spec):
 
 @dataclass(frozen=True)
 class Case:
-    """One image with whatever is known of it.
+    """One image with its known targets.
 
     Attributes:
         image: absolute path; a folder is a DICOM series. Of several channels the first that is there.
         slice_index: the case is this slice (0-based, along the third axis) of the volume `image`, and of
-            its label maps where those are volumes.
-        targets: what is known, by the target's name; what isn't known is not there. Class index (int),
-            findings (tuple of True, False or None), number (float), absolute path of a label map.
-        reference: label map of structures known to be right, kept apart from training: what predictions and
-            propagated structures are held against. None: there is none.
-        split: the part that the table names; None where it names none.
+            its label maps if they are volumes.
+        targets: the known targets, by name: class index (int), findings (tuple of True, False or None),
+            number (float), or absolute path of a label map.
+        reference: ground-truth label map of structures, used only for evaluation. None: there is none.
+        split: the part given in the table, or None.
         extra: further columns, as text.
         channels: absolute path of each channel's image, by its name, those that are there; empty where the
             cohort's cases have one image.
@@ -287,22 +286,22 @@ class Case:
 
     @property
     def label(self) -> int | None:
-        """Class index of the target `label`; None: not known."""
+        """Class index of the target `label`; None: unknown."""
         return self.targets.get("label")
 
     @property
     def mask(self) -> Path | None:
-        """Label map of the target `mask`; None: not known."""
+        """Label map of the target `mask`; None: unknown."""
         return self.targets.get("mask")
 
     @property
     def structures(self) -> Path | None:
-        """Label map of the target `structures`; None: not known."""
+        """Label map of the target `structures`; None: unknown."""
         return self.targets.get("structures")
 
     @property
     def label_maps(self) -> Mapping[str, Path]:
-        """The targets that are a label for each voxel."""
+        """The targets that are label maps."""
         return {name: value for name, value in self.targets.items() if isinstance(value, Path)}
 
     @property
@@ -313,7 +312,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Cohort:
-    """A cohort in memory: paths and names only, no voxel is read."""
+    """A cohort in memory: only paths and names, no voxels."""
 
     folder: Path
     spec: CohortSpec
@@ -328,16 +327,15 @@ class Cohort:
 def read_cohort(folder: str | os.PathLike[str], *, allow_outside: bool = False) -> Cohort:
     """Read cohort.yaml and cases.csv.
 
-    Only the texts are read: whether the files that they name exist and hold what they should is for
-    `audit` to say.
+    Reads only these two files; `audit` checks the image files they refer to.
 
     Args:
         folder: the cohort's folder.
-        allow_outside: accept paths of cases and atlases that leave the folder (`../`, absolute, links).
+        allow_outside: accept paths of cases and atlases outside the folder (`../`, absolute, links).
 
     Raises:
-        CohortError: naming the file, row and column, what was expected and what was found. Rows are
-            numbered as a spreadsheet does: the header is row 1.
+        CohortError: with the file, row and column, what was expected and what was found. Rows are numbered
+            as in a spreadsheet: the header is row 1.
     """
     # Not at the top: table.py needs Case and CohortSpec from here.
     from threefold.cohorts.table import read_rows
@@ -361,10 +359,10 @@ def read_cohort(folder: str | os.PathLike[str], *, allow_outside: bool = False) 
 
 
 def read_spec(folder: Path) -> CohortSpec:
-    """Read cohort.yaml alone.
+    """Read only cohort.yaml.
 
     Raises:
-        CohortError: naming the key and the nearest valid one.
+        CohortError: with the key and the nearest valid one.
     """
     path = folder / SPEC_NAME
     return parse_spec(CohortSpec, read_yaml(path, CohortError), where=str(path), error=CohortError)
@@ -376,15 +374,14 @@ def write_cohort(
     """Write cohort.yaml and cases.csv (both renamed into place), and read them back.
 
     Args:
-        folder: made where it does not exist.
-        spec: becomes cohort.yaml; defaults are left out.
+        folder: created if it does not exist.
+        spec: written to cohort.yaml without defaults.
         rows: a mapping from column to value for each case. None and a missing key leave the cell empty;
             `label` is a class name; paths are relative to `folder`.
-        allow_outside: accept paths that leave the folder.
+        allow_outside: accept paths outside the folder.
 
     Raises:
-        CohortError: if the rows do not make a valid table (nothing is written then), or if the disk
-            refuses.
+        CohortError: if the rows are not a valid table (nothing is written then), or writing fails.
     """
     from threefold.cohorts.table import declared_columns, format_rows, parse_table
 
@@ -406,7 +403,7 @@ def write_cohort(
 
 
 def fingerprint(cohort: Cohort) -> str:
-    """Return the SHA-256 (hex) of a cohort's meaning and table.
+    """Return the SHA-256 (hex) of a cohort's description and table.
 
     It does not depend on the order of the rows or of the columns, nor on where the folder lies; voxels are
     not looked at.

@@ -1,4 +1,4 @@
-"""A case in memory (Sample) and several of them on a device (Batch)."""
+"""A preprocessed case (Sample) and several of them on a device (Batch)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Sample:
     Attributes:
         case_id: the case's name in its cohort.
         image: (C, *S) float32, 0..1.
-        targets: what is known of the case, by the target's name: class index, findings (tuple of True, False
-            or None), number, or a label map (*S) uint8: 0 or 1 of a mask, else 0 background.
+        targets: the case's known targets, by name: class index, findings (tuple of True, False or None),
+            number, or a label map (*S) uint8: 0 or 1 for a mask, else 0 is background.
     """
 
     case_id: str
@@ -32,19 +32,19 @@ class Sample:
 
 @dataclass(frozen=True)
 class Target:
-    """One target of B cases. Where it is absent its values are zero, which no loss or metric may look at.
+    """One target of B cases. Absent values are zero and must not be used by any loss or metric.
 
     Attributes:
         values: (B,) int64 class index; (B, K) float32 findings, 0 or 1; (B,) float32 number; or (B, *S) uint8
             label maps.
-        present: (B,) bool; of findings (B, K).
+        present: (B,) bool; for findings (B, K).
     """
 
     values: Tensor
     present: Tensor
 
     def known(self) -> Tensor:
-        """Return (B,) bool: which cases carry the target, of findings one at least."""
+        """Return (B,) bool: the cases with the target, or with at least one known finding."""
         return self.present if self.present.ndim == 1 else self.present.any(dim=1)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Target:
@@ -59,7 +59,7 @@ class Batch:
     Attributes:
         case_ids: B names.
         image: (B, C, *S) float32.
-        targets: by name; the same names for all batches of a cohort.
+        targets: targets by name; the same names for all batches of a cohort.
     """
 
     case_ids: tuple[str, ...]
@@ -84,7 +84,7 @@ class Batch:
         return self.map(Tensor.pin_memory)
 
     def as_plain(self) -> dict[str, Any]:
-        """Return the batch as nested plain containers, which wrappers for several processes look into."""
+        """Return the batch as nested plain containers, as required by multi-process wrappers."""
         targets = {name: (target.values, target.present) for name, target in self.targets.items()}
         return {"case_ids": self.case_ids, "image": self.image, "targets": targets}
 
@@ -92,7 +92,7 @@ class Batch:
     def from_plain(
         cls, case_ids: tuple[str, ...], image: Tensor, targets: Mapping[str, tuple[Tensor, Tensor]]
     ) -> Batch:
-        """Make a batch of what `as_plain` returned."""
+        """Return the batch from the result of `as_plain`."""
         return cls(case_ids, image, {name: Target(*pair) for name, pair in targets.items()})
 
 

@@ -1,4 +1,4 @@
-"""What a network gives for each task: its heads, and their outputs."""
+"""The heads of a network and their outputs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Head:
-    """What a task needs of a network.
+    """The output that a task needs from a network.
 
     Attributes:
-        kind: pooled: a vector for the image as a whole. dense: a vector for each voxel. restored: an image
-            like the input, for each voxel, too.
-        outputs: length of the vector; of a restored image its channels.
-        unit: of a pooled head that gives a number in a unit: mean and standard deviation of the training
-            cases, which the network's own output is multiplied by and added to; None: it gives logits.
+        kind: pooled: one vector per image. dense: one vector per voxel. restored: an image like the input.
+        outputs: length of the vector, or channels of a restored image. unit: for a pooled head that predicts
+        a number: mean and standard deviation of the training cases, used
+            to rescale the network's output. None: logits.
     """
 
     kind: Literal["pooled", "dense", "restored"]
@@ -31,11 +30,10 @@ class Outputs:
     """Outputs of a network for a batch of B images of spatial shape S (2 or 3 axes).
 
     Attributes:
-        heads: by the name of the task: (B, outputs) of a pooled head, logits or numbers; (B, outputs, *S) of
-            a dense one, logits with the background first; (B, C, *S) of a restored image, in the units of the
-            network's input (0..1). Always the same names for the same network.
-        features: (B, F) pooled encoder features, the representation that the tasks share; None: the network
-            gives none.
+        heads: by task name: pooled (B, outputs), logits or numbers; dense (B, outputs, *S), logits with the
+            background first; restored (B, C, *S), in the units of the network's input (0..1). A network
+            always returns the same names.
+        features: (B, F) pooled encoder features, the representation shared by the tasks; None: not provided.
     """
 
     heads: Mapping[str, Tensor] = field(default_factory=dict)

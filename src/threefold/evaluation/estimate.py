@@ -1,4 +1,4 @@
-"""One number of an evaluation, and how it is made from a value and its interval."""
+"""Estimates: numbers with intervals, and the differences between them."""
 
 from __future__ import annotations
 
@@ -20,24 +20,22 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A number with its interval, and what it was taken from. Every number that has an interval is one.
+    """A number with its interval and origin.
 
     Attributes:
-        level: what is counted, cases or patients.
-        group_kind, group: where.
-        metric: a name of `metrics.METRICS`, METRIC:STRUCTURE of a study's, or of what is fitted.
-        class_name: more than two classes: the class against the rest, or `true as decided` for confusion; of
-            a structure's metric the structure; empty for the metric itself.
-        value: NaN where it is not estimable.
-        interval: its ends; None where it has none.
-        n: units that the number is over.
-        patients: patients among them.
-        positives: units of the positive class, or of `class_name`; for confusion, misses, alarms and other
-            shares of cases the number of those; None where neither applies.
-        replicates_missing: replicates of the bootstrap in which the metric did not exist.
-        why: why the value or the interval is not estimable; empty where both are.
-        remark: how it was found, where not as all others: an exact interval, the worst of several sites.
-        leaks: the split shares patients between training and test: the number is too good.
+        level: unit of analysis, cases or patients.
+        group_kind, group: the group of cases.
+        metric: a name in `metrics.METRICS`, METRIC:STRUCTURE in a study, or the name of a fitted parameter.
+        class_name: with more than two classes the class against the rest, or `true as decided` for confusion;
+            for a structure's metric the structure; empty for the metric itself.
+        value: NaN if not estimable. interval: its limits; None if there is none. n: number of units.
+        patients: number of patients among them. positives: number of units of the positive class, or of
+        `class_name`; for confusion, misses, alarms and
+            other proportions of cases the numerator; None if neither applies.
+        replicates_missing: bootstrap replicates in which the metric was undefined.
+        why: why the value or the interval is not estimable; otherwise empty.
+        remark: a deviating method: an exact interval, the worst of several sites.
+        leaks: the split shares patients between training and test, so the number is optimistic.
     """
 
     level: Level = "case"
@@ -57,22 +55,22 @@ class Estimate:
 
     @property
     def low(self) -> float:
-        """The lower end of the interval; NaN where there is none."""
+        """Lower limit of the interval; NaN if there is none."""
         return math.nan if self.interval is None else self.interval[0]
 
     @property
     def high(self) -> float:
-        """The upper end of the interval; NaN where there is none."""
+        """Upper limit of the interval; NaN if there is none."""
         return math.nan if self.interval is None else self.interval[1]
 
     @property
     def note(self) -> str:
-        """How it was found and why it, or its interval, is not estimable, in words; most often empty."""
+        """The remark, and why the value or its interval is not estimable, in words; usually empty."""
         missing = f"not estimable ({self.why})" if math.isnan(self.value) else f"no interval: {self.why}"
         return "; ".join(filter(None, (self.remark, missing if self.why else "")))
 
     def record(self) -> dict[str, Any]:
-        """Return it as a row of a long table, the ends of the interval apart."""
+        """Return a row of a long table, with `low` and `high` as separate columns."""
         return {name: getattr(self, name) for name in COLUMNS}
 
 
@@ -80,20 +78,20 @@ COLUMNS = (
     *("level", "group_kind", "group", "metric", "class_name", "value", "low", "high", "n", "patients"),
     *("positives", "replicates_missing", "note", "leaks"),
 )
-"""Of a table of estimates, a row each."""
+"""Columns of a table of estimates."""
 EXACT = "exact binomial interval over patients"
-"""The remark on a share of 0 or 1."""
+"""The remark on a proportion of 0 or 1."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Two numbers of one metric, and what the second is above the first.
+    """Two estimates of one metric, and their difference.
 
     Attributes:
-        first, second: of two models, steps or groups.
-        change: second minus first, of the same cases and resamples where both have them.
-        p: two-sided, of no difference; NaN where it is not tested.
-        error: standard error of the change, where a formula gives it; else NaN.
+        first, second: estimates of two models, steps or groups.
+        change: second minus first, on the same cases and resamples if both have them.
+        p: two-sided p-value of no difference; NaN if not tested.
+        error: analytical standard error of the change; NaN if there is none.
     """
 
     first: Estimate
@@ -105,10 +103,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a number belongs: a group at a level.
+    """A group at a level, with the settings of its estimates.
 
     Attributes:
-        level, group: what is counted, and in which group.
+        level, group: the unit of analysis and the group.
         spec: replicates, confidence and seed.
         leaks: the split shares patients between training and test.
     """

@@ -1,12 +1,12 @@
-"""The metrics: one object says what each is, how it is computed and where it is shown.
+"""The metrics: each is one object with its definition, computation and the tables that show it.
 
-A metric is computed in one of three ways, each for R weightings of n cases at once (ones for the number
-itself, the counts of a bootstrap replicate for its interval):
+A metric is computed in one of three ways, each for R weightings of n cases at once (ones for the value, the
+counts of a bootstrap replicate for its interval):
 
-- of a diagnosis, from one class against the rest (`of_class`) and, of more than two classes, from all of them
-  (`of_classes`; without it the mean over the classes);
-- as the mean over cases of a column that `of_cases` makes of the table of predictions;
-- as the mean over cases of what `of_structures` makes of the table of structures, by structure.
+- for a diagnosis, from one class against the rest (`of_class`) and, with more than two classes, from all of
+  them (`of_classes`; without it the mean over the classes);
+- as the mean over cases of the values that `of_cases` computes from the table of predictions;
+- as the mean over cases of the values that `of_structures` computes from the table of structures.
 
 Others are means of a column of a run's evidence, which `explain` writes under the metric's name. A metric of
 one's own is such an object in any module, computed where `evaluation.metrics` or a claim names it.
@@ -78,7 +78,7 @@ class Cells(Protocol):
 
     @property
     def there(self) -> NDArray[np.bool_]:
-        """Whether the case truly has the structure, (S, n)."""
+        """Whether the structure is present in the truth, (S, n)."""
         ...
 
 
@@ -87,27 +87,23 @@ class Metric:
     """A metric.
 
     Attributes:
-        name: in files.
-        title: in print, with its unit where it has one.
-        of: what it is about.
-        higher_is_better: False for errors and rates of failure; None: neither way, and no site is the worst.
-        needs: the cases without which a metric of a diagnosis does not exist.
-        bounds: the values it can take.
-        is_share: a share of the cases that it needs, so that 0 of k and k of k have an exact interval.
-        is_counted: of one structure a share of the cases, of a case the number of its structures.
-        of_class: for weights (R, n) of one class against the rest, (R,).
-        of_classes: for those of several classes; None: the mean of `of_class` over them, each of which has
-            numbers of its own.
-        of_cases: from rows of a table of predictions to a value a case, (n,), NaN where it has none; the
-            metric is their mean.
-        of_patients: from a patient's means of all such values to the patient's own, (n,); None: the mean.
-        columns: of the table that it needs; a table without one of them has no such metric.
-        applies: whether a table with the columns has it; None: where any case has a value in the first.
-        of_structures: from the columns of a table of structures to a value a structure and case, (S, n).
-        without: why it does not exist, where it does not, in words.
-        without_one: likewise of one structure.
-        as_of_mask: the metric of a mask that says the same where there are no structures to tell apart.
-        trained_by: the task that a network needs for it, where that does not follow from what it is of.
+        name: name in files. title: title in tables, with its unit if it has one. of: the kind of prediction
+        that it measures. higher_is_better: False for errors and failure rates; None: neither, and there is no
+        worst site. needs: the cases without which a metric of a diagnosis is undefined. bounds: range of its
+        values. is_share: a proportion of the cases it needs, so that 0 of k and k of k have an exact
+        interval. is_counted: for one structure a proportion of the cases, for a case the number of its
+        structures. of_class: from weights (R, n) for one class against the rest to values (R,). of_classes:
+        the same for several classes; None: the mean of `of_class`, which is also given per class. of_cases:
+        from rows of a table of predictions to one value per case, (n,), NaN if undefined; the metric
+            is their mean.
+        of_patients: from a patient's means of these values to the patient's value, (n,); None: the mean.
+        columns: the columns it needs; a table without one of them does not have the metric.
+        applies: whether a table with the columns has the metric; None: if any case has a value in the first.
+        of_structures: from the columns of a table of structures to one value per structure and case, (S, n).
+        without: why it is undefined, in words.
+        without_one: the same for one structure.
+        as_of_mask: the corresponding metric of a mask.
+        trained_by: the task that a network needs for it, if it does not follow from `of`.
         views: the tables and figures that show it, in the order of the metrics.
     """
 

@@ -1,10 +1,10 @@
-"""A folder of predictions: one table, and a label map for each image on the image's own grid.
+"""A folder of predictions: a table, and a label map for each image on the image's own grid.
 
 OUT/
-  predictions.csv    one row a case; its checksum is beside it
-  failed.csv         one row an input that could not be predicted, and why; absent where there is none
+  predictions.csv    one row per case; with a checksum file
+  failed.csv         one row per input that could not be predicted, with the reason; absent if there is none
   masks/             predicted label maps
-  journal.jsonl      what was done, a line an input: what the same command goes on from
+  journal.jsonl      a log with one line per input, used to resume
 """
 
 from __future__ import annotations
@@ -40,31 +40,29 @@ from threefold.paths import open_file
 from threefold.run import make_folder
 
 WRITE_EVERY = 20.0
-"""Seconds after which the tables are written again while rows are added; longer where writing takes long."""
+"""Seconds between updates of the tables while rows are added; longer if writing takes long."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a run's network says of one image.
+    """The prediction of a run for one image.
 
     Attributes:
-        case_id: the case's name; NAME#k for slice k of a volume that a 2D network was given.
-        probabilities: by class name; empty without classification, and of a slice that shows nothing.
-        decision: the class decided for. Two classes: the positive one where its probability reaches the
-            run's threshold. Otherwise, and where the run has no threshold, the most probable one. None
-            where there are no probabilities.
-        mask: uint8 labels on the image's own grid and axis order, 0 background; None without segmentation.
-        image: the image as read.
-        slice_index, volume: the volume that the image is a slice of, and which; None for other images.
-        note: how an image larger than the network's was predicted; empty for others.
-        remarks: what speaks against the image without proof (`cohorts.meaning`), and where decision and mask
-            contradict each other.
-        topology: what the label map says of the aortic arch (arch, topology_class, agrees), where its
-            structures have the names for it; a diagnosis that it contradicts wants a reader's eye.
-        mask_file: where the mask is written (that of a volume's slice: with the volume's last one); None
-            without a folder.
-        answers: what else the network says, by column: TASK.probability_FINDING, TASK.predicted and the like.
-        masks: of several segmentation tasks, the labels of each (then there is no `mask`).
+        case_id: the case's name; NAME#k for slice k of a volume predicted by a 2D network.
+        probabilities: by class name; empty without classification, and for a blank slice.
+        decision: the predicted class. With two classes and a threshold, the positive one if its probability
+            reaches the run's threshold; otherwise the most probable class. None without probabilities.
+        mask: uint8 labels on the image's own grid and axis order, 0 is background; None without segmentation.
+        image: the input image.
+        slice_index, volume: index and volume of a slice; None for other images.
+        note: how an image larger than the network's grid was predicted; otherwise empty.
+        remarks: unverified or unusual properties of the image (`cohorts.meaning`), and contradictions between
+            decision and mask.
+        topology: the aortic arch in the label map (arch, topology_class, agrees), if the structures have the
+            required names; review a diagnosis that it contradicts.
+        mask_file: file of the mask (for a slice, written with the volume's last slice); None without a
+        folder. answers: other predictions by column: TASK.probability_FINDING, TASK.predicted and the like.
+        masks: with several segmentation tasks, the labels of each (`mask` is then None).
     """
 
     case_id: str
@@ -83,7 +81,7 @@ class Prediction:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """All that is to be known beside the prediction."""
+        """All notes on the prediction."""
         return (*self.image.notes, *((self.note,) if self.note else ()), *self.remarks)
 
 

@@ -1,4 +1,4 @@
-"""What a phantom is to the rest: a specification with presets, what makes a cohort, what can be switched."""
+"""The interface of a phantom: settings with presets, a function that makes a cohort, counterfactuals."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ C = TypeVar("C")
 
 
 class MeasuredSpec(Spec):
-    """A phantom's specification that may ask for a number a case beside its label and maps."""
+    """Settings of a phantom that can also provide a number per case."""
 
     measured: bool = False
-    """Write the number that the case's image shows, too, as a target of kind number."""
+    """Also write a number measured in each case, as a target of kind number."""
 
     @model_serializer(mode="wrap")
     def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -38,12 +38,12 @@ class MeasuredSpec(Spec):
 
 @dataclass(frozen=True)
 class Switch(Generic[C]):
-    """Something that a case has or has not.
+    """A feature that can be added to or removed from a case.
 
     Attributes:
-        what: it, in words for a reader, such as `the clip`.
+        what: the feature in words, such as `the clip`.
         has: whether the case has it.
-        switched: the case without it where it had it, and with it where it had not.
+        switched: the case with the feature added or removed.
     """
 
     what: str
@@ -53,14 +53,14 @@ class Switch(Generic[C]):
 
 @dataclass(frozen=True)
 class Counterfactuals(Generic[C]):
-    """How a phantom's cases are rendered again with one thing switched and the noise the same.
+    """Rendering of a phantom's cases with one feature switched and the same noise.
 
     Attributes:
-        truth: the column of truth.csv that points at the thing which the label is about (hematoma, object);
-            no two phantoms have the same one.
+        truth: the column of truth.csv with the mask of the labelled object (hematoma, object); unique to the
+            phantom.
         case: the dataclass of a case's parameters.
-        render: a case's image in the cohort's units, (I, J).
-        switches: by name; `shortcut` is the planted feature, `marker` what the label is about.
+        render: returns a case's image in the cohort's units, (I, J).
+        switches: by name; `shortcut` is the planted feature, `marker` the feature that defines the label.
     """
 
     truth: str
@@ -71,13 +71,13 @@ class Counterfactuals(Generic[C]):
 
 @dataclass(frozen=True)
 class Phantom(Generic[S, C]):
-    """A kind of synthetic cohort with known truth.
+    """A kind of synthetic cohort with known ground truth.
 
     Attributes:
-        name: as commands and studies call it.
-        presets: ready-made specifications by name.
-        make: writes a cohort: (out, spec, seed, progress).
-        counterfactuals: where its cases can be switched.
+        name: its name in commands and studies.
+        presets: settings by name.
+        make: function that writes a cohort: (out, spec, seed, progress).
+        counterfactuals: how to switch features of its cases, if possible.
     """
 
     name: str
@@ -86,15 +86,15 @@ class Phantom(Generic[S, C]):
     counterfactuals: Counterfactuals[C] | None = None
 
     def spec(self, preset: str, changes: Mapping[str, Any], *, where: str) -> S:
-        """Return a preset's specification with some of its keys changed.
+        """Return the settings of a preset with overrides.
 
         Args:
             preset: its name.
-            changes: by key.
-            where: what an error names.
+            changes: overrides by key.
+            where: location named in errors.
 
         Raises:
-            UsageError: there is no such preset or key, or a value does not fit.
+            UsageError: the preset or a key does not exist, or a value is invalid.
         """
         if preset not in self.presets:
             hint = did_you_mean(preset, list(self.presets))

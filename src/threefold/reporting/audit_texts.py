@@ -1,4 +1,4 @@
-"""An audit in words: its sites, its split, what the site tells of the label, and its verdict."""
+"""An audit in words: its sites, its split, the association of site and label, and its verdict."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SHOWN = 20
 
 
 def site_rows(result: Audit) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows of the table of sites; columns that are empty everywhere are left out."""
+    """Return header and rows of the table of sites, without empty columns."""
     classes = list(result.sites[0].labels)
     grouped = any(site.group for site in result.sites)
     header = ["site", *(["group"] if grouped else []), "cases", "patients"]
@@ -36,7 +36,7 @@ def site_rows(result: Audit) -> tuple[list[str], list[list[str]]]:
 
 
 def split_line(result: Audit) -> str | None:
-    """Return the sizes of the parts; None where no split was audited."""
+    """Return the sizes of the parts; None if no split was audited."""
     if result.split is None:
         return None
     parts: dict[str, Any] = result.split["parts"]
@@ -45,19 +45,19 @@ def split_line(result: Audit) -> str | None:
 
 
 def association_line(result: Audit) -> str | None:
-    """Return how far the site gives the label away; None where that is not estimable."""
+    """Return the association of site and label; None if not estimable."""
     measured = result.association
     if measured is None:
         return None
     auc = "" if measured.auc is None else f", AUC {measured.auc:.2f}"
     return (
-        f"What the site alone tells of the label: Cramér's V {measured.cramers_v:.2f}, "
+        f"Prediction of the label from the site alone: Cramér's V {measured.cramers_v:.2f}, "
         f"balanced accuracy {measured.balanced_accuracy:.2f}{auc} ({measured.patients} patients)"
     )
 
 
 def shown_findings(findings: Sequence[Finding]) -> Iterator[Finding]:
-    """Yield what a terminal shows: the first findings of each check, and how many more it has."""
+    """Yield the findings for the terminal: the first of each check, and the number of others."""
     counts: Counter[tuple[Severity, str]] = Counter((each.severity, each.check) for each in findings)
     shown: Counter[tuple[Severity, str]] = Counter()
     for finding in findings:
@@ -74,5 +74,5 @@ def verdict(result: Audit) -> str:
     counts = {word: sum(f.severity == word for f in result.findings) for word in SEVERITIES}
     verdict = "Training would be refused" if result.refused else "Training can start"
     looked = "" if result.voxels_read else " (headers only; voxels were not read)"
-    found = f"{counts['refuse']} to correct, {counts['warn']} to heed, {counts['note']} to note"
+    found = f"{counts['refuse']} to correct, {counts['warn']} warnings, {counts['note']} notes"
     return f"{verdict}: {found}{looked}"

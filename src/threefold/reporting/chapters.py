@@ -53,7 +53,7 @@ class Chapter:
 CHAPTERS = (
     Chapter(
         "Results by site",
-        "Every number is of test cases, with its interval and the cases and patients that it is over.",
+        "Metrics on the test cases, with intervals and the numbers of cases and patients.",
         ("confusion*",),
         ("sites.*", "groups.*", "confusion"),
         folded=("*.patient",),
@@ -61,7 +61,7 @@ CHAPTERS = (
     Chapter("ROC", "", ("roc*",), ("roc*",), needs=("two classes",)),
     Chapter(
         "Calibration",
-        "Whether a probability of 0.8 is right in 8 of 10 cases.",
+        "Whether predictions with a probability of 0.8 are correct in 8 of 10 cases.",
         ("calibration*", "reliability*", "temperature*"),
         ("calibration*", "reliability*", "temperature*"),
         needs=("a diagnosis",),
@@ -69,22 +69,22 @@ CHAPTERS = (
     ),
     Chapter(
         "Shift between sites",
-        "What is lost from the sites that were trained on to the others.",
+        "The change in performance from the training sites to the others.",
         ("shift*",),
         ("shift*",),
         needs=("site groups",),
     ),
     Chapter(
         "Attention",
-        "Where the classifier looks, held against a random map and a centred blob.",
+        "Where the classifier looks, compared with random maps and a centred blob.",
         ("attention*", "cam*", "grad*cam*"),
         ("attention*",),
         verb="explain",
         needs=("a diagnosis",),
     ),
     Chapter(
-        "Use of the shortcut",
-        "Whether the diagnosis hangs on the site or another by-sign instead of the lesion.",
+        "Shortcut use",
+        "Whether the diagnosis relies on the site or another shortcut instead of the lesion.",
         ("shortcut*", "counterfactual*", "probe*"),
         ("shortcut*", "counterfactual*", "probe*"),
         verb="explain",
@@ -92,7 +92,7 @@ CHAPTERS = (
     ),
     Chapter(
         "Segmentation and topology",
-        "The worst cases are shown as well as the best and typical ones.",
+        "The best, the worst and typical cases.",
         ("examples*", "volumes-best", "volumes-worst", "volumes-*", "topology*"),
         ("cases.dice", "structures*", "truth", "topology*"),
         needs=("masks or structures",),
@@ -100,18 +100,18 @@ CHAPTERS = (
     ),
     Chapter(
         "Wrong diagnoses",
-        "The test cases to look at first.",
+        "The test cases to review first.",
         (),
         ("cases.diagnosis",),
         needs=("a diagnosis",),
     ),
     Chapter(
         "Disagreements",
-        "Where the segmented topology and the classifier say different things, one of them is wrong.",
+        "Cases in which the segmented topology and the classifier disagree, so one of them is wrong.",
         ("volumes-disagreement", "disagreement*"),
         ("disagreements",),
         needs=("a diagnosis", "structures"),
-        none="none: topology and classifier agree wherever both say something.",
+        none="none: topology and classifier agree in all conclusive cases.",
     ),
     Chapter("Training", "", ("losses*",), ("losses*",)),
 )

@@ -57,7 +57,7 @@ def evidence_tables(
     notes = (
         f"[low, high]: {spec.confidence:.0%} interval over {spec.replicates} resamples of the patients; n: "
         "cases/patients.",
-        *((f"In no number: {larger} test cases larger than the network's grid.",) if larger else ()),
+        *((f"Excluded: {larger} test cases larger than the network's grid.",) if larger else ()),
         *((LEAK_NOTE,) if predictions.leaks else ()),
     )
     found = []
@@ -92,7 +92,7 @@ def _attention(rows: Sequence[Estimate], notes: tuple[str, ...]) -> Table:
     by_group = _by_group(rows)
     own = [name for name in shown_in("attention") if not name.endswith(tuple(filter(None, BASELINES)))]
     return Table(
-        title="Attention and the lesion, test cases",
+        title="Attention inside the lesion, test cases",
         columns=("group", "", "network", "random maps", "centred blob"),
         rows=tuple(
             (group, metric_of(name).title, *(cell(found.get(f"{name}{end}")) for end in BASELINES))
@@ -106,9 +106,9 @@ def _attention(rows: Sequence[Estimate], notes: tuple[str, ...]) -> Table:
 
 def _attention_notes(rows: Sequence[Estimate]) -> tuple[str, ...]:
     notes = [
-        "Attention: Grad-CAM of the class decided for, on the network's grid. IoU: of the lesion and the "
+        "Attention: Grad-CAM of the predicted class, on the network's grid. IoU: of the lesion and the "
         f"map's highest {1 - QUANTILE:.0%}. Random maps: uniform noise as coarse as the network's map, "
-        f"{DRAWS} a case; centred blob: a Gaussian whose deviation is {BLOB:.2f} of each side."
+        f"{DRAWS} per case; centred blob: a Gaussian with a standard deviation of {BLOB:.2f} of each side."
     ]
     zero = [
         f"{row.group} {round(row.value * row.n)} of {row.n}"
@@ -117,7 +117,7 @@ def _attention_notes(rows: Sequence[Estimate]) -> tuple[str, ...]:
     ]
     if zero:
         notes.append(
-            "Cases with a lesion whose map is zero everywhere are in no number, nor are their baselines: "
+            "Cases with a lesion whose map is zero everywhere are excluded, also from the baselines: "
             f"{', '.join(zero)}."
         )
     return tuple(notes)
@@ -126,16 +126,16 @@ def _attention_notes(rows: Sequence[Estimate]) -> tuple[str, ...]:
 def _counterfactuals(rows: Sequence[Estimate], things: Mapping[str, str], notes: tuple[str, ...]) -> Table:
     named = " or ".join(f"the {name} ({what})" for name, what in things.items())
     return Table(
-        title="The same case with one thing switched, test cases",
+        title="Counterfactuals, test cases",
         columns=("group", *(metric_of(name).title for name in shown_in("counterfactuals"))),
         rows=tuple(
             (group, *(cell(found.get(name)) for name in shown_in("counterfactuals")))
             for group, found in _by_group(rows).items()
         ),
         notes=(
-            f"Turned: share of the cases whose decision at the run's threshold is another one with {named} "
-            "than without it. p raised: probability of the positive class with it, minus without it. All "
-            "else, the noise included, is the same.",
+            f"Turned: proportion of cases whose decision at the run's threshold changes with {named}. p "
+            "raised: probability of the positive class with it, minus without it. Everything else, including "
+            "the noise, is the same.",
             *notes,
         ),
         name="counterfactuals",
@@ -144,10 +144,10 @@ def _counterfactuals(rows: Sequence[Estimate], things: Mapping[str, str], notes:
 
 def _truth(rows: Sequence[Estimate], notes: tuple[str, ...]) -> Table:
     return Table(
-        title="Masks and the truth that the cohort keeps apart, test cases",
+        title="Masks against the ground truth of the phantom, test cases",
         columns=("group", "Dice"),
         rows=tuple((row.group, cell(row)) for row in rows),
-        notes=("All sites, also those whose masks the cohort does not show; cases with a lesion.", *notes),
+        notes=("All sites, including those without masks in the cohort; cases with a lesion.", *notes),
         name="truth",
     )
 

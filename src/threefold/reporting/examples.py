@@ -242,7 +242,7 @@ def _by_dice(predictions: Predictions) -> Table | None:
             (*_who(row), f"{row['quality']:.3f}", f"{places[row['case_id']]} of {len(ranked)}")
             for _, row in shown.iterrows()
         ),
-        notes=(f"Over the test cases that have a {word}; the worst come last.",),
+        notes=(f"Test cases with a {word}, the worst last.",),
         name="cases.dice",
     )
 
@@ -257,17 +257,15 @@ def _by_diagnosis(predictions: Predictions, threshold: float | None) -> Table | 
     positive = predictions.positive_index
     if positive is None or threshold is None:
         decided, support = chances.argmax(axis=1), chances
-        said = "Those whose true class got the lowest probability"
+        said = "The cases with the lowest probability of the true class"
     else:
         is_positive = chances[:, positive] >= threshold
         decided = np.where(is_positive, positive, 1 - positive)
         support = _from_the_cut(chances[:, positive], threshold, positive)
-        said = (
-            f"Those furthest on the wrong side of the decision, p({predictions.positive}) >= {threshold:.3g}"
-        )
+        said = f"The cases furthest on the wrong side of p({predictions.positive}) >= {threshold:.3g}"
     worst = np.argsort(support[np.arange(len(test)), true], kind="stable")[:_SHOWN]
     return Table(
-        title="Diagnoses that were most wrong",
+        title="Most confident wrong diagnoses",
         columns=(*_COLUMNS, "its probability", "decided"),
         rows=tuple(
             (

@@ -44,10 +44,10 @@ def value_table(found: ByValue, spec: EvaluationSpec, *, binary: bool) -> Table:
         tuple(body),
         (
             interval_legend(spec),
-            "A group of one label has no AUC: its accuracy is the share that was decided right (of the "
-            "positive class the sensitivity, of the other the specificity)."
+            "A group with one label has no AUC; its accuracy is the sensitivity (positive class) or the "
+            "specificity."
             if binary
-            else "A group of one label has no AUC: its accuracy is the share that was decided right.",
+            else "A group with one label has no AUC.",
             *found.notes,
             *_leaks(each.row for each in found.rows),
         ),
@@ -56,7 +56,7 @@ def value_table(found: ByValue, spec: EvaluationSpec, *, binary: bool) -> Table:
 
 
 def probe_table(probes: Sequence[Probe], spec: EvaluationSpec) -> Table:
-    """Return what linear probes of frozen features tell, a row a column and group."""
+    """Return the results of linear probes, one row per column and group."""
     body = tuple(
         (
             f"{probe.target}, {probe.auc[0].group}",
@@ -68,17 +68,18 @@ def probe_table(probes: Sequence[Probe], spec: EvaluationSpec) -> Table:
         for probe in probes
     )
     return Table(
-        "What a linear probe tells from the features",
+        "Linear probes of the features",
         ("column, cases", "AUC", "accuracy", "always the commonest value", "note"),
         body,
         (
             interval_legend(spec),
-            f"Logistic regression with a ridge of {PENALTY:g} on the frozen features that the classifier "
-            f"reads, fitted and tested on the test cases in {FOLDS} folds of patients. Of more than two "
-            "values the AUC is the mean of each against the rest, over pairs of a fold. The intervals take "
-            f"the probes as fitted. Values of fewer than {FEWEST_PATIENTS} patients are left out.",
-            "Over all sites a probe may tell a column by what else differs between sites: read it within a "
-            "site group. That a probe tells it does not say that the network's own head uses it.",
+            f"Logistic regression with an L2 penalty of {PENALTY:g} on the frozen features of the "
+            f"classifier, cross-validated on the test cases in {FOLDS} folds of patients. For more than two "
+            "values the AUC is the mean of each against the rest, over pairs within a fold. The intervals do "
+            "not include the variance of the fits. Values with fewer than "
+            f"{FEWEST_PATIENTS} patients are excluded.",
+            "Over all sites, a probe may predict a column from other differences between sites: compare "
+            "within a site group. A decodable column is not necessarily used by the network's own head.",
             *_leaks(probe.accuracy for probe in probes),
         ),
         name="probes",
@@ -86,16 +87,16 @@ def probe_table(probes: Sequence[Probe], spec: EvaluationSpec) -> Table:
 
 
 def temperature_table(temperature: Estimate, changes: Sequence[Difference], spec: EvaluationSpec) -> Table:
-    """Return each measure of calibration before and after the temperature, a row a group and measure.
+    """Return each measure of calibration before and after temperature scaling, by group and measure.
 
-    Where no temperature is best, what it would change is left out.
+    Without an optimal temperature, only the values before are given.
     """
     notes = [
         f"Temperature {_temperature(temperature)}, fitted on the validation part (n={temperature.n}/"
-        f"{temperature.patients}) to the smallest log loss; above 1 it takes confidence back.",
+        f"{temperature.patients}) by log loss; above 1, the network is overconfident.",
         interval_legend(spec),
-        "The calibration error of few cases is above 0 by chance alone, and that of a resample more so"
-        + ("." if math.isnan(temperature.value) else ": read the change."),
+        "With few cases the calibration error is biased upwards, and more so in a resample"
+        + ("." if math.isnan(temperature.value) else ": look at the change."),
         *_leaks(each.first for each in changes),
     ]
     names = [f"{each.first.group}, {metric_of(each.first.metric).title}" for each in changes]
@@ -104,13 +105,13 @@ def temperature_table(temperature: Estimate, changes: Sequence[Difference], spec
         title, columns = "Calibration", ("test cases, measure", "as predicted")
         return Table(title, columns, rows, tuple(notes), name="calibration_temperature")
     return Table(
-        "Calibration before and after a temperature",
+        "Calibration before and after temperature scaling",
         ("test cases, measure", "before", "after", "change"),
         tuple(
             (name, cell(each.first), cell(each.second), _change(each.change))
             for name, each in zip(names, changes, strict=True)
         ),
-        (*notes, "The intervals after take the temperature as given."),
+        (*notes, "The intervals after scaling treat the temperature as fixed."),
         name="calibration_temperature",
     )
 

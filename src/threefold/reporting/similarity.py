@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 Pairs = Mapping[tuple[str, str], Mapping[str, Estimate]]
 """Stages, by pair of runs."""
 POOLED = "features"
-"""The name, beside the stages', of what a network's classifier reads."""
+"""The name of the classifier's input, next to the names of the stages."""
 
 
 def similarity_table(pairs: Pairs, spec: EvaluationSpec) -> Table:
-    """Return the likeness of each stage of each pair of runs."""
+    """Return the similarity of each stage of each pair of runs."""
     stages = _stages(pairs)
     return Table(
-        "How alike the runs see the same cases (linear CKA)",
+        "Similarity of the features (linear CKA)",
         ("runs", *stages),
         tuple(
             (" and ".join(pair), *(_cell(found.get(stage)) for stage in stages))
@@ -33,14 +33,14 @@ def similarity_table(pairs: Pairs, spec: EvaluationSpec) -> Table:
         ),
         (
             interval_legend(spec),
-            "Unbiased linear CKA of the features pooled over the image: 1 for features that are the same up "
-            f"to rotation and scale, about 0 for unrelated ones. {POOLED}: what the classifier reads.",
+            "Unbiased linear CKA of the features pooled over the image: 1 for features that are equal up to "
+            f"rotation and scale, about 0 for unrelated ones. {POOLED}: the classifier's input.",
         ),
     )
 
 
 def similarity_figure(pairs: Pairs) -> Figure:
-    """Draw the likeness of each stage of each pair as a map, each cell with its number and interval."""
+    """Draw the similarity of each stage of each pair as a heat map with numbers and intervals."""
     from matplotlib.figure import Figure
 
     stages, names = _stages(pairs), [f"{first}\nand {second}" for first, second in pairs]

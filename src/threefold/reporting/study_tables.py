@@ -35,12 +35,12 @@ def claim_table(
     margin: float,
     withdrawn: Sequence[str],
 ) -> Table:
-    """Return what each claim came to, a row for each cohort in which it was tested.
+    """Return the verdict of each claim, one row per cohort in which it was tested.
 
     Args:
-        rows: what to show.
-        confidence, replicates, margin: with which it was computed.
-        withdrawn: claims of the lines that are not among the rows any more, and count in the correction.
+        rows: the claims.
+        confidence, replicates, margin: settings of the comparison.
+        withdrawn: withdrawn claims, which are not among the rows but count in the correction.
     """
     notes = [
         "Difference: variant minus baseline, mean over pairs of the same split and seed; on the same test "
@@ -66,21 +66,21 @@ def claim_table(
         )
     if any(row.is_late for row in rows):
         notes.append(
-            f"{LATE}: written down, or changed, when runs that it rests on had finished. What was seen in "
-            "runs can't be tested on them."
+            f"{LATE}: registered or changed after results were visible. A claim that was suggested by runs "
+            "can't be tested on them."
         )
     if withdrawn:
         notes.append(
-            "Withdrawn, or changed, when runs of theirs had finished; each row counts in the correction: "
+            "Withdrawn or changed after results were visible; each row counts in the correction: "
             f"{numbered(withdrawn)}."
         )
     if any(row.finished_before is None for row in rows):
         notes.append(
-            "The study's folder, begun by an earlier version, does not say when these claims were written."
+            "It is unknown when these claims were registered, because an earlier version began the study."
         )
     notes += _leak_note(rows)
     return Table(
-        "What each claim came to",
+        "Verdict of each claim",
         ("claim", "cohort", "metric", "baseline", "variant", "difference", "p", "verdict"),
         tuple(
             (
@@ -101,7 +101,7 @@ def claim_table(
 
 
 def variant_table(rows: Sequence[VariantRow], *, confidence: float, replicates: int) -> Table:
-    """Return each variant's metrics, rows by cohort and variant, columns by metric and group."""
+    """Return the metrics of each variant, with rows by cohort and variant and columns by metric and group."""
     columns = list(dict.fromkeys((row.metric, row.group) for row in rows))
     found = {(row.cohort, row.variant, row.metric, row.group): row for row in rows}
     names = list(dict.fromkeys((row.cohort, row.variant) for row in rows))
@@ -123,12 +123,12 @@ def variant_table(rows: Sequence[VariantRow], *, confidence: float, replicates: 
 
 
 def reliance_table(rows: Sequence[RelianceRow]) -> Table:
-    """Return what the networks rely on, rows by cohort, variant and group."""
+    """Return shortcut use, probes and calibration, with rows by cohort, variant and group."""
     columns = list(dict.fromkeys(row.what for row in rows))
     found = {(row.cohort, row.variant, row.group, row.what): row for row in rows}
     places = list(dict.fromkeys((row.cohort, row.variant, row.group) for row in rows))
     return Table(
-        "What the networks rely on",
+        "Shortcut use, probes and calibration",
         ("cohort", "variant", "cases", *columns),
         tuple((*place, *(_range(found.get((*place, name))) for name in columns)) for place in places),
         (

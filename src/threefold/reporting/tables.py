@@ -234,17 +234,17 @@ def _notes(evaluation: Evaluation, level: Level) -> tuple[str, ...]:
             "default": "by default",
         }[evaluation.threshold_source]
         notes.append(
-            f"Positive ({evaluation.positive}) where its probability >= {evaluation.threshold:.4g}, {source}."
+            f"Positive ({evaluation.positive}) if its probability >= {evaluation.threshold:.4g}, {source}."
         )
     if level == "patient":
         notes.append(f"A patient's probability is the {evaluation.spec.patient_rule} over the cases.")
     if evaluation.find("dice", level=level) is not None:
         notes.append(
-            f"Dice (policy {POLICY}): over the {level}s with a lesion, a missed one counting 0; those with "
-            "empty true masks are in false alarms only."
+            f"Dice (policy {POLICY}): over the {level}s with a lesion, missed ones counting 0; {level}s with "
+            "empty true masks count only in false alarms."
         )
     if any(r.level == level and not math.isnan(r.value) and math.isnan(r.low) for r in evaluation.rows):
-        notes.append("[no interval]: results.json says why.")
+        notes.append("[no interval]: the reason is in results.json.")
     return (*notes, *evaluation.notes, *((LEAK_NOTE,) if evaluation.leaks else ()))
 
 
@@ -351,9 +351,9 @@ def structure_tables(evaluation: Evaluation) -> tuple[Table, ...]:
 
 
 _STRUCTURES_NOTE = (
-    f"Policy {STRUCTURE_POLICY}: over the cases that truly have the structure; a missed one counts Dice and "
-    "clDice 0 and the image's diagonal as its distance. Betti errors are absolute differences. Union: all "
-    "structures together, or the whole mask."
+    f"Policy {STRUCTURE_POLICY}: over the cases with the structure; a missed one has Dice and clDice 0 and "
+    "the image's diagonal as its distance. Betti errors are absolute differences. Union: all structures "
+    "together, or the whole mask."
 )
 
 
@@ -460,7 +460,7 @@ def disagreement_table(predictions: Predictions) -> Table | None:
     columns = [probability_column(name) for name in predictions.classes]
     decided = rows[columns].to_numpy(float).argmax(axis=1)
     return Table(
-        title="To be looked at: topology and classifier disagree",
+        title="For review: topology and classifier disagree",
         columns=("case", "arch", "topology says", "classifier says", "its probability", "diagnosis"),
         rows=tuple(
             (
@@ -469,7 +469,7 @@ def disagreement_table(predictions: Predictions) -> Table | None:
                 str(row.get("topology_class") or ""),
                 predictions.classes[k],
                 f"{row[columns[k]]:.2f}",
-                str(row["label"]) or "not known",
+                str(row["label"]) or "unknown",
             )
             for (_, row), k in zip(rows.iterrows(), decided.tolist(), strict=True)
         ),
@@ -478,7 +478,7 @@ def disagreement_table(predictions: Predictions) -> Table | None:
 
 
 def shift_table(rows: Sequence[Difference], spec: EvaluationSpec) -> Table | None:
-    """Return metrics at two site groups and their difference, a row each; None without any.
+    """Return metrics at two site groups and their difference, one row each; None without any.
 
     Args:
         rows: all against the same first group.
@@ -503,7 +503,7 @@ def shift_table(rows: Sequence[Difference], spec: EvaluationSpec) -> Table | Non
         ),
         notes=(
             f"[low, high]: {spec.confidence:.0%} interval over {spec.replicates} resamples of the patients "
-            "of either group, apart from each other; n: cases/patients.",
+            "of both groups independently; n: cases/patients.",
             *((LEAK_NOTE,) if any(row.change.leaks for row in rows) else ()),
         ),
         name="shift",
@@ -532,9 +532,9 @@ def _difference(change: Estimate) -> str:
 
 
 def gain_table(gains: Sequence[Gain], spec: EvaluationSpec) -> Table:
-    """Return what each step gains over the one that it is held against, a row each."""
+    """Return the gain of each step, one row each."""
     return Table(
-        title="What each step gains, paired by case",
+        title="Gain of each step, paired by case",
         columns=("measure", "step", "before", "after", "difference"),
         rows=tuple(
             (
@@ -548,9 +548,9 @@ def gain_table(gains: Sequence[Gain], spec: EvaluationSpec) -> Table:
         ),
         notes=(
             f"[low, high]: {spec.confidence:.0%} interval of the difference over {spec.replicates} resamples "
-            "of the patients; n: cases/patients that have both. Registration is measured on all registered "
-            "cases, those whose mask steered it included, the other steps on the test cases, whose masks "
-            "steer nothing.",
+            "of the patients; n: cases/patients with both values. Registration is measured on all registered "
+            "cases, including those registered with their mask; the other steps on the test cases, whose "
+            "masks are not used.",
             *((LEAK_NOTE,) if any(each.change.leaks for each in gains) else ()),
         ),
     )

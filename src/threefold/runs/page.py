@@ -1,4 +1,4 @@
-"""A run folder as a page: what was trained on what, its numbers and pictures, how to repeat it."""
+"""The report of a run: training, results, figures, and how to reproduce it."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def run_page(run: RunFolder, footer: str, *, progress: Progress | None = None) -
         lead=_lead(read),
         opening=(*opening, *((headline,) if headline is not None else ())),
         sections=(
-            Section("What was trained on what", tuple(_training(read))),
+            Section("Training setup", tuple(_training(read))),
             Section("Split and leaks", tuple(_split(read))),
             *shown,
             *_tasks(run),
@@ -133,13 +133,13 @@ def _opening(read: _Read) -> Iterator[Block]:
         outside = " --allow-outside" if leaves_its_folder(read.home) else ""
         yield Notice(
             "warning",
-            f"The training has not finished: {state}, {epoch} of {epochs} epochs. Go on with it: `threefold "
+            f"The training has not finished: {state}, {epoch} of {epochs} epochs. Resume it: `threefold "
             f"train {read.run.experiment} --cohort {read.home} --out {read.run.path} --resume{outside}`.",
         )
     elif "evaluate" not in read.results:
         yield Notice(
             "warning",
-            f"The run has not been evaluated. `threefold evaluate {read.run.path}` makes its tables and "
+            f"The run has not been evaluated. `threefold evaluate {read.run.path}` creates its tables and "
             "figures.",
         )
     early = stopped_early(read.status)
@@ -178,7 +178,7 @@ def _training(read: _Read) -> Iterator[Block]:
     if experiment.initial_weights is not None:
         start = f"the weights of {experiment.initial_weights.path}"
     elif experiment.before is not None:
-        start = f"what {experiment.before} learned first"
+        start = f"pretraining with {experiment.before}"
     best = ""
     if status.get("best_epoch") is not None:
         best = f"; best is epoch {status['best_epoch']} by validation {status['metric']}"
@@ -187,7 +187,7 @@ def _training(read: _Read) -> Iterator[Block]:
     facts = [
         ("experiment", experiment.name),
         ("description", " ".join(experiment.description.split())),
-        ("after the paper", " ".join(experiment.paper.split())),
+        ("paper", " ".join(experiment.paper.split())),
         ("network", experiment.network.kind),
         ("tasks", ", ".join(tasks) + f"; balance: {experiment.balancing.method}"),
         ("starts from", start),
@@ -266,8 +266,8 @@ def _why_absent(chapter: Chapter, read: _Read) -> str:
         return f"the training has to finish first, then `threefold {chapter.verb} {read.run.path}`."
     command = f"`threefold {chapter.verb} {read.run.path}`"
     if chapter.verb in read.results:
-        return chapter.none or f"nothing to show: {command} was asked, and no test case has what this needs."
-    return f"{command} makes it."
+        return chapter.none or f"nothing to show: {command} was run, and no test case has the required data."
+    return f"{command} creates it."
 
 
 def _weight(weight: Weight) -> str:
@@ -421,8 +421,8 @@ def stale_tables(run: RunFolder) -> Iterator[Notice]:
         if left.is_file() and is_older([left], [run.predictions, run.structures]):
             yield Notice(
                 "warning",
-                f"By their dates, the predictions are newer than what `threefold {verb}` made of them. "
-                f"`threefold {verb} {run.path}` makes it anew.",
+                f"The results of `threefold {verb}` are older than the predictions. `threefold {verb} "
+                f"{run.path}` updates them.",
             )
 
 
@@ -466,9 +466,9 @@ def reproduction(run: RunFolder, experiment: Experiment, home: Path) -> Iterator
     command = _environment(run).get("command")
     command = command if isinstance(command, list | str) else None
     if command:
-        yield Heading("As it was run")
+        yield Heading("Original command")
         yield Code(typed(command))
-    yield Heading("The same again")
+    yield Heading("To reproduce it")
     again = run.path.with_name(f"{run.path.resolve().name}-again")
     words = ["threefold", "train", str(run.experiment), "--cohort", str(home), "--out", str(again)]
     if "--allow-outside" in (command or ()) or leaves_its_folder(home):

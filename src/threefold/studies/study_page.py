@@ -1,4 +1,4 @@
-"""A study folder as a page: what was asked, what each claim came to, how far its runs are."""
+"""The report of a study: its protocol, the verdict of each claim, the progress of its runs."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ from threefold.validation import read_text
 REPORT_NAME = "report.html"
 
 _CHAPTERS = (
-    Chapter("What each claim came to", "", ("claims*",), ("claims",)),
+    Chapter("Verdict of each claim", "", ("claims*",), ("claims",)),
     Chapter("Variants", "", ("variants*",), ("variants",)),
-    Chapter("What the networks rely on", "", ("reliance*",), ("reliance",)),
+    Chapter("Shortcut use, probes and calibration", "", ("reliance*",), ("reliance",)),
     Chapter("Pairs of runs", "", ("pairs*",), ("pairs",)),
 )
 _OF_A_RUN = (
@@ -95,7 +95,7 @@ def study_page(
             *((leaks_of_runs({plan.id: split for plan, split in splits.items()}),) if splits else ()),
         ),
         sections=(
-            Section("What was asked", tuple(_protocol(study, folder))),
+            Section("Protocol", tuple(_protocol(study, folder))),
             *((Section("Splits and leaks", (_splits_table(splits),)),) if splits else ()),
             *(section for _, section in compared),
             *((Section("Further tables and figures", rest),) if rest else ()),
@@ -132,8 +132,8 @@ def _opening(
         others = ", ".join(f"{number} {state}" for state, number in counts.items() if state != "finished")
         yield Notice(
             "warning",
-            f"{counts['finished']} of {len(runs)} runs have finished ({others}): what is below is of those. "
-            f"`threefold study run {folder.study} --out {folder.path}` goes on.",
+            f"{counts['finished']} of {len(runs)} runs have finished ({others}): the results are from those. "
+            f"`threefold study run {folder.study} --out {folder.path}` resumes the study.",
         )
     compare = f"`threefold study compare {folder.path}`"
     if not study.claims:
@@ -145,8 +145,7 @@ def _opening(
     elif _is_stale(folder):
         yield Notice(
             "warning",
-            "A run has ended, or the study was changed, since the tables were made. "
-            f"{compare} makes them anew.",
+            f"A run has ended, or the study was changed, since the tables were made. {compare} updates them.",
         )
 
 
@@ -163,12 +162,12 @@ def _protocol(study: StudySpec, folder: StudyFolder) -> Iterator[Block]:
             "confidence",
             f"{percent(study.confidence)}, over {study.replicates} replicates of patients and seeds",
         ),
-        ("margin", f"differences up to {study.margin:g} count as none" if study.margin else ""),
-        ("claims written", _written(study, folder)),
+        ("margin", f"differences up to {study.margin:g} are considered irrelevant" if study.margin else ""),
+        ("claims registered", _written(study, folder)),
     ]
     yield Facts(tuple((term, said) for term, said in facts if said))
     if study.overrides:
-        yield Heading("What differs from the recipes in every training")
+        yield Heading("Overrides of every training")
         yield Code("\n".join(study.overrides))
     yield Table(
         "Cohorts",
@@ -176,14 +175,14 @@ def _protocol(study: StudySpec, folder: StudyFolder) -> Iterator[Block]:
         tuple((name, *_source(source)) for name, source in study.cohorts.items()),
     )
     yield Table(
-        "Variants as asked",
+        "Variants of the protocol",
         ("variant", "recipe", "changes", "further"),
         tuple((name, *_variant(variant)) for name, variant in study.variants.items()),
     )
     if study.claims:
         shown = ("claim", "variant", "baseline", "metric", "group", "expected")
         yield Table(
-            "Claims as asked",
+            "Claims of the protocol",
             (*shown, "further"),
             tuple(
                 (*(str(getattr(claim, key)) for key in shown), _further(claim, *shown))
@@ -193,12 +192,12 @@ def _protocol(study: StudySpec, folder: StudyFolder) -> Iterator[Block]:
 
 
 def _written(study: StudySpec, folder: StudyFolder) -> str:
-    """Return when the study's claims were written down; empty where that is not known."""
+    """Return when the study's claims were registered; empty if unknown."""
     now = {*lines_of(study)}
     lines = [each for each in protocol_of(study, folder).lines if each.line in now]
     times = ", ".join(sorted({each.written for each in lines if each.written is not None}))
     late = sum(bool(each.finished_before) for each in lines)
-    return f"{times}; {late} of {len(lines)} rows when runs of theirs had finished" if late else times
+    return f"{times}; {late} of {len(lines)} rows after results were visible" if late else times
 
 
 def _source(source: CohortSource) -> tuple[str, str]:
@@ -260,7 +259,7 @@ def _runs(folder: StudyFolder, runs: Sequence[RunStanding], out: Path) -> Iterat
         if run.message and run.state != "finished":
             yield Heading(f"{run.plan.id}: {run.state}")
             yield Code(run.message)
-            yield Text(f"All that it said: `{folder.log(run.plan.id)}`.")
+            yield Text(f"Full log: `{folder.log(run.plan.id)}`.")
     links = tuple(_links(folder, runs, out))
     if links:
         yield Folded("The run folders", (Links(links),))
@@ -288,12 +287,14 @@ def _first_runs(
         summary = f"{cohort}/{variant}, split {plan.split}, seed {plan.seed}{f' {LEAK_MARK}' if leak else ''}"
         shown.append(Folded(summary, (*leak, *stale_tables(place), *blocks)))
     if shown:
-        words = "One training of each, not the mean over runs. `threefold report RUN` shows all of a run."
+        words = (
+            "One training of each, not the mean over runs. For a run's full report: `threefold report RUN`."
+        )
         shown.insert(0, Text(words))
     if without:
         shown.append(
             Text(
-                f"Without tables and figures: {', '.join(without)}. `threefold evaluate RUN` makes them "
+                f"Without tables and figures: {', '.join(without)}. `threefold evaluate RUN` creates them "
                 f"from the predictions, in {folder.path / 'runs'}."
             )
         )
@@ -331,7 +332,7 @@ def _audits(
                 yield Text(f"No run on it has begun, and it is not in {home} yet.")
                 continue
             verdict, *rest = audit_blocks(cohort, home, None, None, progress)
-            words = "No run on it has begun: all of its targets, and the split column where it is filled."
+            words = "No run on it has begun: all of its targets, and the split column if it is filled."
         yield verdict
         if rest:
             yield Folded("Sites and findings", (Text(words), *rest))
@@ -372,7 +373,7 @@ def _environments(folder: StudyFolder, runs: Sequence[RunStanding]) -> Iterator[
     if times:
         hours = sum(times) / 3600
         took = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
-        yield Text(f"The finished runs took {took} of computing together.")
+        yield Text(f"Total computing time of the finished runs: {took}.")
 
 
 def _reproduction(folder: StudyFolder) -> Iterator[Block]:
@@ -383,7 +384,7 @@ def _reproduction(folder: StudyFolder) -> Iterator[Block]:
         shlex.join(["threefold", "report", str(again)]),
     ]
     yield Code("\n".join(lines))
-    yield Text("One run alone: `--only COHORT/VARIANT/split-K-seed-S`, as the runs above are named.")
+    yield Text("A single run: `--only COHORT/VARIANT/split-K-seed-S`, with the name given above.")
     try:
         written = read_text(folder.study, RunError)
     except RunError:

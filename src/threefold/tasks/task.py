@@ -1,4 +1,4 @@
-"""What a task is: the head it needs, which cases teach it, a loss per case, what it answers and measures."""
+"""The interface of a task: its head, the cases it uses, its loss per case, its predictions and metrics."""
 
 from __future__ import annotations
 
@@ -19,14 +19,12 @@ from threefold.core.targets import TargetSpec, TargetValue
 
 @dataclass(frozen=True)
 class TaskContext:
-    """What a task is made for.
+    """The experiment and data for which a task is created.
 
     Attributes:
-        name: of the task in its experiment.
-        target: name of the target that it learns; None: it learns from the image alone.
-        known: what that target is.
-        values: of the target, one for each training case that has it; empty where a trained network is read.
-        channels: of the network's input.
+        name: name of the task in its experiment. target: name of its target; None: it learns from the image
+        alone. known: specification of the target. values: values of the target in the training cases that
+        have it; empty when a trained network is loaded. channels: channels of the network's input.
     """
 
     name: str
@@ -37,10 +35,10 @@ class TaskContext:
 
 
 class Task(ABC):
-    """Something that is learned.
+    """A learning task.
 
-    A subclass says what head it needs and what its loss is; what it answers, and what it measures on the
-    validation part, it may say too.
+    A subclass defines its head and its loss, and optionally its predictions and its metrics on the validation
+    part.
 
     Attributes:
         metrics: names of what `measure` returns.
@@ -50,44 +48,45 @@ class Task(ABC):
     metrics: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, context: TaskContext) -> None:
-        """Keep what the task is made for."""
+        """Store the context."""
         self.context = context
         self.name, self.target = context.name, context.target
 
     @property
     @abstractmethod
     def head(self) -> Head | None:
-        """What the network has to give under the task's name; None: nothing."""
+        """The head that the network provides under the task's name; None: no head."""
 
     @abstractmethod
     def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
-        """Return (B,) float32, the loss of each case; those of cases without the target count for nothing.
+        """Return (B,) float32, the loss of each case; values for cases without the target are ignored.
 
         Raises:
             ValueError: if the network has no head for this task.
         """
 
     def present(self, batch: Batch) -> Tensor:
-        """Return (B,) bool: which cases teach the task."""
+        """Return (B,) bool: the cases that the task uses."""
         if self.target is None:
             return torch.ones(len(batch), dtype=torch.bool, device=batch.image.device)
         return batch.targets[self.target].known()
 
     def answer(self, output: Tensor) -> Tensor:
-        """Return what is said of each case, from the head's output (B, outputs, ...)."""
+        """Return the prediction of each case from the head's output (B, outputs, ...)."""
         return output
 
     def columns(self, answer: NDArray[np.float64], truth: TargetValue | None) -> dict[str, Any]:
-        """Return what a table of predictions says of one case: the truth, and the answer of a pooled head.
+        """Return the columns of one case in the table of predictions: the truth and a pooled head's answer.
 
         Args:
             answer: (outputs,).
-            truth: the case's value of the target; None: not known.
+            truth: the case's value of the target; None: unknown.
         """
         return {f"output_{i}": value for i, value in enumerate(answer.tolist())}
 
     def record(self, outputs: Outputs, batch: Batch) -> list[Any]:
-        """Return, for each of the B cases, what `measure` needs of it: plain data, sent between processes."""
+        """Return, for each of the B cases, the data that `measure` needs: plain data, sent between
+        processes."""
         return [None] * len(batch)
 
     def measure(self, records: Sequence[Any]) -> Mapping[str, float]:
@@ -95,7 +94,7 @@ class Task(ABC):
         return {}
 
     def output(self, outputs: Outputs) -> Tensor:
-        """Return the output of the task's head as float32, whatever precision the network ran in.
+        """Return the output of the task's head as float32, whatever the network's precision.
 
         Raises:
             ValueError: if the network has no such head.

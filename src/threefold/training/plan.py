@@ -1,7 +1,7 @@
-"""From an experiment and a cohort to what is trained: resolved once, and refused before the first step.
+"""Resolving an experiment and a cohort into a plan, with all checks before the first step.
 
 A `Plan` holds the stages (pretraining before the training itself), each with its tasks, and the split.
-Training receives it and asks nothing again.
+Training receives it and resolves nothing again.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class Stage:
     """One training of a plan.
 
     Attributes:
-        experiment: as it is trained.
-        tasks: of the experiment, with what the training cases tell of their targets.
-        targets: that the tasks learn, by task.
+        experiment: the resolved experiment.
+        tasks: its tasks, with statistics of the training cases.
+        targets: the target of each task, by task.
     """
 
     experiment: Experiment
@@ -74,14 +74,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is trained on what, resolved; nothing in it changes.
+    """A resolved, immutable experiment and cohort.
 
     Attributes:
         cohort: the cases.
         split: the part of every case.
-        stages: in the order in which they are trained; the last is the experiment itself, one before it its
-            pretraining.
-        warnings: of the audit, and of weights that may have seen test cases.
+        stages: the trainings in order: pretraining, if any, then the experiment itself.
+        warnings: of the audit, and about initial weights that may have been trained on test cases.
     """
 
     cohort: Cohort
@@ -91,7 +90,7 @@ class Plan:
 
     @property
     def experiment(self) -> Experiment:
-        """The experiment itself, paths resolved."""
+        """The experiment with resolved paths."""
         return self.stages[-1].experiment
 
     def cases(self, part: Any) -> tuple[Case, ...]:
@@ -100,20 +99,20 @@ class Plan:
 
 
 def plan(experiment: Experiment, cohort: Cohort, *, progress: TrainingProgress | None = None) -> Plan:
-    """Resolve what an experiment trains on a cohort, and refuse whatever can be refused before a step.
+    """Resolve an experiment and a cohort, and make all checks that are possible before training.
 
     Args:
-        experiment: what to train.
-        cohort: audited first.
-        progress: told what happens; None: silence.
+        experiment: the experiment to train.
+        cohort: the training cohort, which is audited first.
+        progress: receives the progress; None: silent.
 
     Raises:
-        CohortError: the audit refuses, or the split can't serve the tasks.
-        ExperimentError: settings contradict each other or the cohort; a network or task can't be made.
-        RunError: the weights to start from were trained on test cases.
+        CohortError: the audit refuses the cohort, or the split does not have the cases that the tasks need.
+        ExperimentError: settings contradict each other or the cohort; a network or task can't be created.
+        RunError: the initial weights were trained on test cases.
         ImageError: the preprocessing does not fit the cohort's images.
-        UsageError: the experiment asks for devices or extras that are not there.
-        WeightsError: the weights to start from do not fit.
+        UsageError: a device or an extra is not available.
+        WeightsError: the initial weights do not fit.
     """
     progress = progress or Silence()
     experiment = resolve_paths(experiment)
@@ -131,14 +130,14 @@ def plan(experiment: Experiment, cohort: Cohort, *, progress: TrainingProgress |
 
 
 def plan_of_run(run: RunFolder, experiment: Experiment, cohort: Cohort) -> Plan:
-    """Return the plan of a run that was begun, with its own split; what it was checked for then holds."""
+    """Return the plan of an existing run, with its own split; the checks made then remain valid."""
     return unchecked_plan(resolve_paths(experiment), cohort, read_split(run.split))
 
 
 def unchecked_plan(
     experiment: Experiment, cohort: Cohort, split: Split, warnings: tuple[str, ...] = ()
 ) -> Plan:
-    """Return the plan of an experiment on a split, without looking for what training would refuse."""
+    """Return the plan of an experiment on a split, without any checks."""
     train = split.cases(cohort, "train")
     stages = tuple(
         Stage(one, build_tasks(one, cohort.spec, train), targets_of(one, cohort.spec))
@@ -148,8 +147,8 @@ def unchecked_plan(
 
 
 def resolve_paths(experiment: Experiment) -> Experiment:
-    """Return the experiment as it is written down: weights by their full path, so that a resume from another
-    folder finds them; and where a cascade has initial weights, no stage before it."""
+    """Return the experiment as it is saved: with the full path of initial weights, so that it can be resumed
+    from another folder; and without pretraining if a cascade has initial weights."""
     weights = experiment.initial_weights
     if weights is None:
         return experiment
@@ -174,10 +173,10 @@ def require_settings(experiment: Experiment) -> None:
 
 
 def require_split(experiment: Experiment, cohort: Cohort) -> Split:
-    """Divide a cohort as an experiment asks; refuse parts that can't teach or select one of its trainings.
+    """Split a cohort; refuse parts that lack the cases for training or selection.
 
     Raises:
-        CohortError: saying what is missing.
+        CohortError: with what is missing.
     """
     split = make_split(cohort, experiment.data.split)
     for training in trainings_of(experiment):
