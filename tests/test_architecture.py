@@ -1,4 +1,4 @@
-"""The house: imports point one way, and heavy or foreign libraries stay in their rooms."""
+"""The architecture: imports point one way, and heavy or foreign libraries stay in their packages."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from threefold.cli.verbs import GROUPS
 
 SOURCE = Path(__file__).parents[1] / "src" / "threefold"
 
-# A room may import rooms of its own storey and of those below.
-STOREYS = (
+# A package may import packages of its own layer and of lower ones.
+LAYERS = (
     {"checksums", "csv_tables", "errors", "experiment", "file_names", "interruption", "locks", "partials"}
     | {"paths", "validation", "experiments", "run", "threads", "topology", "waiting"}
     | {"allocation", "core"},
@@ -33,7 +33,7 @@ STOREYS = (
     {"api", "__init__"},
     {"cli", "__main__"},
 )
-STOREY = {room: number for number, rooms in enumerate(STOREYS) for room in rooms}
+LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 
 FOREIGN = {
     "lightning": {"cli", "training", "inference"},
@@ -145,9 +145,9 @@ def files() -> list[SourceFile]:
     return found
 
 
-def test_every_room_has_a_storey(files: list[SourceFile]) -> None:
-    homeless = {file.room for file in files} - STOREY.keys()
-    assert not homeless, f"no storey: {homeless}; add them to STOREYS and to docs/explanation/house.md"
+def test_every_package_has_a_layer(files: list[SourceFile]) -> None:
+    homeless = {file.room for file in files} - LAYER.keys()
+    assert not homeless, f"no layer: {homeless}; add them to LAYERS and to docs/explanation/house.md"
 
 
 def test_imports_point_one_way(files: list[SourceFile]) -> None:
@@ -157,7 +157,7 @@ def test_imports_point_one_way(files: list[SourceFile]) -> None:
             top, _, rest = module.partition(".")
             other = rest.split(".")[0] if top == "threefold" else ""
             if (
-                (other and STOREY[other] > STOREY[file.room])
+                (other and LAYER[other] > LAYER[file.room])
                 or file.room not in FOREIGN.get(top, {file.room})
                 or (file.room in NO_TORCH and top in ("torch", "lightning"))
             ):

@@ -225,10 +225,10 @@ def test_patients_written_in_two_ways_are_said(tmp_path: Path) -> None:
     )
     said = [one.message for one in audit(read_cohort(folder), read_voxels=False).findings]
     assert any(
-        "patients written in several ways" in message and "'P 1' and 'p1'" in message for message in said
+        "patients spelled in several ways" in message and "'P 1' and 'p1'" in message for message in said
     )
     assert any(
-        "sites written in several ways" in message and "'North' and 'north'" in message for message in said
+        "sites spelled in several ways" in message and "'North' and 'north'" in message for message in said
     )
 
 

@@ -261,7 +261,7 @@ def test_a_cohort_that_awaits_propagation_is_not_refused_for_it(make_cohort: Any
     before = audit(cohort)
     assert not before.refused
     assert [f.message for f in before.findings if "propagate" in f.message] == [
-        "No case has structures yet; the atlases mean have. `threefold propagate` carries them over."
+        "No case has structures yet; the atlases mean have. `threefold propagate` transfers them."
     ]
     assert audit(cohort, targets=["structures"]).refused
     after = audit(propagate(cohort, tmp_path / "out", PLAIN))

@@ -81,10 +81,11 @@ def test_ids_that_can_not_name_files_everywhere(make_cohort: Make) -> None:
     found = audit(Cohort(cohort.folder, cohort.spec, cases))
     first, second = _one(found, "ids", "warn"), _one(found, "ids", "refuse")
     assert (
-        "2 case_id(s) can't name files on Windows: 'aux' (a device there), 'scan:1' (no ':'" in first.message
+        "2 case_id(s) are not valid file names on Windows: 'aux' (a device there), 'scan:1' (no ':'"
+        in first.message
     )
     assert first.cases == ("aux", "scan:1")
-    assert "in how an accent is stored: Scan/scan" in second.message
+    assert "in accent encoding: Scan/scan" in second.message
     assert second.cases == ("Scan", "scan")
 
 
@@ -323,7 +324,7 @@ def test_a_patient_at_two_sites_may_be_two_people(make_cohort: Make) -> None:
 
     finding = _one(audit(make_cohort(change)), "patients", "warn")
     assert "1 patient(s) at more than one site" in finding.message
-    assert "put the site into patient_id" in finding.message
+    assert "add the site to patient_id" in finding.message
     assert len(finding.cases) == 3
 
 
@@ -393,7 +394,7 @@ def test_a_single_case(make_cohort: Make) -> None:
 def test_site_groups(make_cohort: Make) -> None:
     result = audit(make_cohort(site_groups={"internal": ("a", "aa")}))
     messages = [finding.message for finding in _found(result, "sites", "warn")]
-    assert any("names 'aa', where no case is from. Did you mean 'a'?" in message for message in messages)
+    assert any("contains 'aa', which has no cases. Did you mean 'a'?" in message for message in messages)
     assert any("In no site group: b" in message for message in messages)
 
 

@@ -420,7 +420,7 @@ def test_the_audit_knows_further_targets(further: Callable[..., Cohort]) -> None
         "a": {"stage": 6, "findings": 6, "weeks": 6, "oedema": 0, "vessels": 4},
         "b": {"stage": 6, "findings": 6, "weeks": 5, "oedema": 6, "vessels": 4},
     }
-    assert any("No oedema at a: its task is taught" in one.message for one in found.findings)
+    assert any("No oedema at a: its task is trained" in one.message for one in found.findings)
     none = replace(
         cohort,
         cases=tuple(replace(case, targets={"stage": 1, "weeks": 1.0}) for case in cohort.cases),

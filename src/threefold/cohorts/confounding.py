@@ -90,7 +90,7 @@ def check_confounding(measured: SiteLabel | None, what: str = "label") -> Iterat
             f"The site {verb} the {what}: Cramér's V {measured.cramers_v:.2f} over {measured.patients} "
             f"patients (reported from {STRONG}; 'determines' from {NEARLY_DETERMINED}); the site alone gives "
             f"a balanced accuracy of {measured.balanced_accuracy:.2f}{auc}. Patients: {sites}. A network can "
-            "learn the hospital instead of the lesion: believe only numbers within a site, and add cases "
+            "learn the hospital instead of the lesion: trust only results within a site, and add cases "
             "of the missing classes.",
         )
         return  # the message shows every site

@@ -37,7 +37,7 @@ def check_site_groups(cohort: Cohort) -> Iterator[Finding]:
             yield Finding(
                 "warn",
                 "sites",
-                f"Site group {group} names '{site}', where no case is from."
+                f"Site group {group} contains '{site}', which has no cases."
                 + did_you_mean(site, cohort.sites),
             )
     loose = [site for site in cohort.sites if cohort.spec.site_group(site) is None]
@@ -56,7 +56,7 @@ def check_patient_ids(cohort: Cohort) -> Iterator[Finding]:
             "warn",
             "patients",
             f"{len(several)} patient(s) at more than one site: {some(several)}. They count as one person "
-            "each. Where they are different people, put the site into patient_id.",
+            "each. If they are different people, add the site to patient_id.",
             _cases_of(cohort, several),
         )
 
@@ -69,8 +69,8 @@ def check_case_ids(cohort: Cohort) -> Iterator[Finding]:
         yield Finding(
             "warn",
             "ids",
-            f"{len(unheld)} case_id(s) can't name files on Windows: {some(unheld)}. Masks are named by "
-            "them: rename these cases if the cohort or its runs may go there.",
+            f"{len(unheld)} case_id(s) are not valid file names on Windows: {some(unheld)}. Masks are "
+            "named by them: rename these cases if the cohort or its runs may go there.",
             tuple(name for name, why in held.items() if why is not None),
         )
     several = alike_ids(cohort)
@@ -78,9 +78,9 @@ def check_case_ids(cohort: Cohort) -> Iterator[Finding]:
         yield Finding(
             "refuse",
             "ids",
-            "Ids that differ in case alone, or in how an accent is stored: "
-            f"{some(['/'.join(names) for names in several])}. Windows and macOS take their files for one: "
-            "rename them.",
+            "Ids that differ only in upper and lower case or in accent encoding: "
+            f"{some(['/'.join(names) for names in several])}. Windows and macOS do not tell their files "
+            "apart: rename them.",
             tuple(name for names in several for name in names),
         )
 
@@ -99,9 +99,9 @@ def check_alike_names(cohort: Cohort) -> Iterator[Finding]:
             yield Finding(
                 "warn",
                 check,
-                f"{len(pairs)} {check} written in several ways (by case, spaces or how an accent is stored): "
-                f"{some(pairs)}. Each way counts as one of its own, so that a split may put them in several "
-                "parts. Where they are one, write them alike.",
+                f"{len(pairs)} {check} spelled in several ways (case, spaces or accent encoding): "
+                f"{some(pairs)}. Each spelling counts separately, so a split may put them in several "
+                "parts. If they are the same, use one spelling.",
             )
 
 
@@ -113,7 +113,7 @@ def check_targets(cohort: Cohort, asked: Collection[str]) -> Iterator[Finding]:
             yield Finding(
                 "refuse",
                 "targets",
-                f"No case has a {target}. Fill the {target} column, or leave its task out.",
+                f"No case has a {target}. Fill the {target} column, or omit its task.",
             )
             continue
         without = sorted(
@@ -123,8 +123,8 @@ def check_targets(cohort: Cohort, asked: Collection[str]) -> Iterator[Finding]:
             yield Finding(
                 "note",
                 "targets",
-                f"No {target} at {some(without)}: its task is taught and measured at the other "
-                f"{len(sites) - len(without)} site(s) only.",
+                f"No {target} at {some(without)}: its task is trained and evaluated only at the other "
+                f"{len(sites) - len(without)} site(s).",
             )
     for target in asked:
         kind = cohort.spec.all_targets.get(target)
@@ -173,7 +173,7 @@ def note_atlases(cohort: Cohort) -> Iterator[Finding]:
         yield Finding(
             "note",
             "targets",
-            f"No case has structures yet; the atlases {names} have. `threefold propagate` carries them over.",
+            f"No case has structures yet; the atlases {names} have. `threefold propagate` transfers them.",
         )
 
 
@@ -184,7 +184,7 @@ def check_split(cohort: Cohort, split: Split, asked: Collection[str]) -> Iterato
             "warn" if split.kind == "slice" else "refuse",
             "patients",
             f"{len(split.leaking_patients)} patient(s) in more than one part of the {split.kind} split: "
-            f"{some(split.leaking_patients)}. The test knows its patients from training; every number of it "
+            f"{some(split.leaking_patients)}. Test patients were seen in training; every number of it "
             "carries that mark.",
             _cases_of(cohort, split.leaking_patients),
         )
@@ -303,7 +303,7 @@ def _content(case: Case, files: dict[Path, str]) -> str:
 def _duplicate(cohort: Cohort, cases: Sequence[Case], sameness: str, split: Split | None) -> Finding:
     reasons: list[str] = []
     if len({case.patient_id for case in cases}) > 1:
-        reasons.append("they are said to be of different patients, so that a split can't keep them together")
+        reasons.append("they are assigned to different patients, so a split can't keep them together")
     told = [
         {name: value for name, value in case.targets.items() if not isinstance(value, Path)} for case in cases
     ]

@@ -15,9 +15,9 @@ class Head:
 
     Attributes:
         kind: pooled: one vector per image. dense: one vector per voxel. restored: an image like the input.
-        outputs: length of the vector, or channels of a restored image. unit: for a pooled head that predicts
-        a number: mean and standard deviation of the training cases, used
-            to rescale the network's output. None: logits.
+        outputs: length of the vector, or channels of a restored image.
+        unit: for a pooled head that predicts a number: mean and standard deviation of the training cases,
+            used to rescale the network's output. None: logits.
     """
 
     kind: Literal["pooled", "dense", "restored"]

@@ -28,10 +28,12 @@ class Estimate:
         metric: a name in `metrics.METRICS`, METRIC:STRUCTURE in a study, or the name of a fitted parameter.
         class_name: with more than two classes the class against the rest, or `true as decided` for confusion;
             for a structure's metric the structure; empty for the metric itself.
-        value: NaN if not estimable. interval: its limits; None if there is none. n: number of units.
-        patients: number of patients among them. positives: number of units of the positive class, or of
-        `class_name`; for confusion, misses, alarms and
-            other proportions of cases the numerator; None if neither applies.
+        value: NaN if not estimable.
+        interval: its limits; None if there is none.
+        n: number of units.
+        patients: number of patients among them.
+        positives: number of units of the positive class, or of `class_name`; for confusion, misses, alarms
+            and other proportions of cases the numerator; None if neither applies.
         replicates_missing: bootstrap replicates in which the metric was undefined.
         why: why the value or the interval is not estimable; otherwise empty.
         remark: a deviating method: an exact interval, the worst of several sites.

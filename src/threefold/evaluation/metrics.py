@@ -87,15 +87,18 @@ class Metric:
     """A metric.
 
     Attributes:
-        name: name in files. title: title in tables, with its unit if it has one. of: the kind of prediction
-        that it measures. higher_is_better: False for errors and failure rates; None: neither, and there is no
-        worst site. needs: the cases without which a metric of a diagnosis is undefined. bounds: range of its
-        values. is_share: a proportion of the cases it needs, so that 0 of k and k of k have an exact
-        interval. is_counted: for one structure a proportion of the cases, for a case the number of its
-        structures. of_class: from weights (R, n) for one class against the rest to values (R,). of_classes:
-        the same for several classes; None: the mean of `of_class`, which is also given per class. of_cases:
-        from rows of a table of predictions to one value per case, (n,), NaN if undefined; the metric
-            is their mean.
+        name: name in files.
+        title: title in tables, with its unit if it has one.
+        of: the kind of prediction that it measures.
+        higher_is_better: False for errors and failure rates; None: neither, and there is no worst site.
+        needs: the cases without which a metric of a diagnosis is undefined.
+        bounds: range of its values.
+        is_share: a proportion of the cases it needs, so that 0 of k and k of k have an exact interval.
+        is_counted: for one structure a proportion of the cases, for a case the number of its structures.
+        of_class: from weights (R, n) for one class against the rest to values (R,).
+        of_classes: the same for several classes; None: the mean of `of_class`, which is also given per class.
+        of_cases: from rows of a table of predictions to one value per case, (n,), NaN if undefined; the
+            metric is their mean.
         of_patients: from a patient's means of these values to the patient's value, (n,); None: the mean.
         columns: the columns it needs; a table without one of them does not have the metric.
         applies: whether a table with the columns has the metric; None: if any case has a value in the first.

@@ -61,7 +61,8 @@ class Prediction:
         topology: the aortic arch in the label map (arch, topology_class, agrees), if the structures have the
             required names; review a diagnosis that it contradicts.
         mask_file: file of the mask (for a slice, written with the volume's last slice); None without a
-        folder. answers: other predictions by column: TASK.probability_FINDING, TASK.predicted and the like.
+            folder.
+        answers: other predictions by column: TASK.probability_FINDING, TASK.predicted and the like.
         masks: with several segmentation tasks, the labels of each (`mask` is then None).
     """
 

@@ -22,9 +22,12 @@ class TaskContext:
     """The experiment and data for which a task is created.
 
     Attributes:
-        name: name of the task in its experiment. target: name of its target; None: it learns from the image
-        alone. known: specification of the target. values: values of the target in the training cases that
-        have it; empty when a trained network is loaded. channels: channels of the network's input.
+        name: name of the task in its experiment.
+        target: name of its target; None: it learns from the image alone.
+        known: specification of the target.
+        values: values of the target in the training cases that have it; empty when a trained network is
+            loaded.
+        channels: channels of the network's input.
     """
 
     name: str
