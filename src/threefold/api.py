@@ -108,7 +108,7 @@ class Run:
         `predictor().predict(inputs)`.
 
         Args:
-            inputs: a path, several paths or a cohort.
+            inputs: a path, several paths, a cohort, or the files of one case by channel.
             out: a folder for predictions.csv and masks; existing predictions are neither repeated nor
                 returned. None: write nothing.
             device: cpu, cuda, cuda:1, ...

@@ -30,7 +30,6 @@ from threefold.cohorts.trained_on import read_trained_on
 from threefold.csv_tables import read_frame
 from threefold.errors import CohortError, ImageError, ThreefoldError
 from threefold.experiment import PreprocessingSpec
-from threefold.inference.listing import one_case
 from threefold.inference.predictor import Predictor
 from threefold.run import RunFolder
 from threefold.runs.evaluate import evaluate_run, evaluate_run_on
@@ -248,7 +247,7 @@ def test_a_case_is_predicted_by_its_channels(cohort: Cohort, run: RunFolder, tmp
     predictor = Predictor.from_run(run.path)
     (asked,) = [one for one in predictor.predict(cohort) if one.case_id == case.case_id]
     assert float(row["probability_yes"]) == pytest.approx(asked.probabilities["yes"], abs=1e-5)
-    (lacking,) = predictor.predict(one_case({"plain": plain}))
+    (lacking,) = predictor.predict({"plain": plain})
     assert "the channel dark is missing: 0 everywhere" in lacking.notes
 
 
@@ -259,10 +258,10 @@ def test_what_a_network_of_channels_can_t_be_asked(cohort: Cohort, run: RunFolde
     single = write_cases(tmp_path / "single", patients=2)
     for asked, inputs, expected in (
         (predictor, image, "one image, but the network takes the channels plain, dark. Name each (--channel"),
-        (predictor, one_case({"plian": image}), "there is no channel 'plian'"),
+        (predictor, {"plian": image}, "there is no channel 'plian'"),
         (
             strict,
-            one_case({"plain": image}),
+            {"plain": image},
             "the channel dark is missing, and the network was trained on cases",
         ),
         (

@@ -79,7 +79,7 @@ def predict(
 
     Example: `threefold predict my-run scans/ patient7.nii.gz --out my-predictions`
     """
-    from threefold.inference.listing import find_sources, one_case
+    from threefold.inference.listing import find_sources
     from threefold.inference.predictor import Predictor
 
     def fail(source: Source, error: ThreefoldError) -> None:
@@ -89,7 +89,7 @@ def predict(
     if bool(images) == bool(named):
         raise UsageError("name either images, folders and cohorts, or each --channel of one case.")
     predictor = Predictor.from_run(run, device=device, weights=weights)
-    listing = one_case(named) if not images else find_sources(images, allow_outside=allow_outside)
+    listing = find_sources(images or named, allow_outside=allow_outside)
     folder = predictor.folder(out, listing, batch_size=batch_size, uneven=uneven.value)
     for note in (*predictor.notes, *(f"passed over: {line}" for line in listing.passed.lines())):
         print(f"note: {note}", file=sys.stderr, flush=True)

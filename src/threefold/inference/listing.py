@@ -94,7 +94,7 @@ class Listing:
     asked: tuple[str, ...]
 
 
-Inputs = Listing | Cohort | PathLike | Iterable[PathLike]
+Inputs = Listing | Cohort | PathLike | Iterable[PathLike] | Mapping[str, PathLike]
 
 
 def find_sources(inputs: Inputs, *, allow_outside: bool = False) -> Listing:
@@ -110,7 +110,8 @@ def find_sources(inputs: Inputs, *, allow_outside: bool = False) -> Listing:
     path, tells them apart.
 
     Args:
-        inputs: a cohort, a path, several paths, or what this returned before.
+        inputs: a cohort, a path, several paths, the files of one case by channel, or what this returned
+            before.
         allow_outside: accept cohorts whose paths leave their folder.
 
     Raises:
@@ -119,6 +120,8 @@ def find_sources(inputs: Inputs, *, allow_outside: bool = False) -> Listing:
     """
     if isinstance(inputs, Listing):
         return inputs
+    if isinstance(inputs, Mapping):
+        return _one_case(inputs)
     if isinstance(inputs, Cohort):
         return Listing(tuple(_of_cohort(inputs)), PassedOver(), (printable(inputs.folder.absolute()),))
     paths = [Path(one) for one in ([inputs] if isinstance(inputs, str | os.PathLike) else inputs)]
@@ -144,7 +147,7 @@ def find_sources(inputs: Inputs, *, allow_outside: bool = False) -> Listing:
     return Listing(tuple(sources), passed, tuple(printable(path.absolute()) for path in paths))
 
 
-def one_case(channels: Mapping[str, PathLike]) -> Listing:
+def _one_case(channels: Mapping[str, PathLike]) -> Listing:
     """List one case of several channels, named by the first channel's file.
 
     Args:

@@ -167,8 +167,8 @@ class Predictor:
         something else is an error, what can't be proven is in the prediction's remarks.
 
         Args:
-            inputs: a path, several paths, a cohort, or a `Listing`; `find_sources` says what a folder stands
-                for.
+            inputs: a path, several paths, a cohort, the files of one case by channel, or a `Listing`;
+                `find_sources` says what a folder stands for.
             out: folder for masks, predictions.csv and failed.csv: a new one, or one of the same call, which
                 is gone on with: what it holds of unchanged inputs is neither made nor yielded again.
             batch_size: images a pass of the network; volumes go one at a time. Which images share a pass

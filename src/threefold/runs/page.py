@@ -208,6 +208,7 @@ def _training(read: _Read) -> Iterator[Block]:
     facts = [
         ("name", trained.name),
         ("images", f"{trained.dimensions}D {trained.modality}"),
+        ("channels", ", ".join(trained.channels)),
         *targets,
         ("site groups", "; ".join(groups)),
         ("folder", f"{read.home}{'' if read.there else ' (no longer there)'}"),
