@@ -285,7 +285,8 @@ def test_what_a_ray_worker_does_wrong_is_its_runs_failure(
             real = subprocess.Popen
             note = str(folder / "pid")
             code = (
-                f"import os, time; print(os.getpid(), os.getcwd(), file=open({note!r}, 'w')); "
+                "import os, time; readers = os.environ.get('THREEFOLD_READERS'); "
+                f"print(os.getpid(), os.getcwd(), readers, file=open({note!r}, 'w')); "
                 "time.sleep(60); "
                 f"print('left alone', file=open({note!r}, 'a'))"
             )
@@ -298,6 +299,7 @@ def test_what_a_ray_worker_does_wrong_is_its_runs_failure(
     monkeypatch.setattr(study_pools, "run_in_process", work)
     (tmp_path / "home").mkdir()
     monkeypatch.chdir(tmp_path / "home")
+    monkeypatch.setenv("THREEFOLD_READERS", "my:READER")
     pool = RayPool(tmp_path, 1, "local")
     pool.submit("dies", 0.1)
     pool.submit("fine", 10**6)  # more than any node has: it is not left waiting for ever
@@ -318,8 +320,8 @@ def test_what_a_ray_worker_does_wrong_is_its_runs_failure(
     written = tmp_path / "pid"
     until(lambda: written.is_file() and written.read_text().endswith("\n"))
     pool.stop()
-    process, home = written.read_text().split()  # and did not come to its own end
-    assert home == str(tmp_path / "home"), "where code of one's own is imported from"
+    process, home, readers = written.read_text().split()  # and did not come to its own end
+    assert (home, readers) == (str(tmp_path / "home"), "my:READER"), "where your own code is imported from"
     with pytest.raises(ProcessLookupError):  # the run's own process ended with its task
         os.kill(int(process), 0)
     with pytest.raises(

@@ -6,13 +6,14 @@ import math
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from threefold.errors import UsageError
+from threefold.images.readers import READERS
 from threefold.studies.study_folder import GIB, Outcome
 from threefold.studies.study_worker import run_in_process
 from threefold.threads import available_cores, control_groups
@@ -152,6 +153,7 @@ class RayPool:
         self._largest = int(max(node.get("memory", 0) for node in nodes))
         self._gpus = int(any(node.get("GPU", 0) >= 1 for node in nodes))
         self._folder, self._home, self._threads = folder.resolve(), Path.cwd(), threads
+        self._settings = {name: os.environ[name] for name in (READERS,) if name in os.environ}
         self._task = self._ray.remote(_interruptible(run_in_process))
         self._running: dict[Any, str] = {}
 
@@ -173,7 +175,7 @@ class RayPool:
             memory=min(int(memory * GIB), self._largest),
             max_retries=0,
         )
-        self._running[task.remote(self._folder, run, self._threads, self._home)] = run
+        self._running[task.remote(self._folder, run, self._threads, self._home, self._settings)] = run
 
     def wait(self) -> list[Outcome]:
         """Wait until a run ends; return those that did."""
@@ -270,7 +272,8 @@ def _interruptible(work: Callable[..., Outcome]) -> Callable[..., Outcome]:
     A node that a script starts in the background ignores interrupts, and its workers inherit that.
     """
 
-    def told(folder: Path, run: str, threads: int, home: Path) -> Outcome:
+    def told(folder: Path, run: str, threads: int, home: Path, settings: Mapping[str, str]) -> Outcome:
+        os.environ.update(settings)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         return work(folder, run, threads, home=home)
 
