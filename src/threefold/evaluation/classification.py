@@ -100,11 +100,18 @@ def auc_of(positives: Floats, negatives: Floats) -> Floats:
     """Return the AUC, (R,), from the weights of positives and negatives up to each score (R, U)."""
     if not positives.shape[1]:
         return np.full(len(positives), np.nan)
-    at_each = np.diff(positives, axis=1, prepend=0)
-    twice = negatives.copy()  # those below a score, and those up to it
-    twice[:, 1:] += negatives[:, :-1]
-    wins = np.einsum("ru,ru->r", at_each, twice) / 2
-    return ratio(wins, positives[:, -1] * negatives[:, -1])
+    at_each = _at_each(positives)
+    twice = np.einsum("ru,ru->r", at_each, negatives)  # those below a score, and those up to it
+    twice += np.einsum("ru,ru->r", at_each[:, 1:], negatives[:, :-1])
+    return ratio(twice / 2, positives[:, -1] * negatives[:, -1])
+
+
+def _at_each(up_to_each: Floats) -> Floats:
+    """Return the weights of each score, (R, U), from those up to it."""
+    at_each = np.empty_like(up_to_each)
+    at_each[:, :1] = up_to_each[:, :1]
+    np.subtract(up_to_each[:, 1:], up_to_each[:, :-1], out=at_each[:, 1:])
+    return at_each
 
 
 def weighted_average_precision(positive: Bools, scores: Floats, weights: Floats) -> Floats:
@@ -126,15 +133,16 @@ def average_precision_of(positives: Floats, negatives: Floats) -> Floats:
     found, false = from_the_highest(positives), from_the_highest(negatives)
     alarms = np.add(found, false, out=false)
     precision = np.divide(found, alarms, out=np.zeros_like(found), where=alarms > 0)
-    total = np.einsum("ru,ru->r", precision, np.diff(positives, axis=1, prepend=0)[:, ::-1])
+    total = np.einsum("ru,ru->r", precision, _at_each(positives)[:, ::-1])
     return ratio(total, positives[:, -1])
 
 
 def from_the_highest(up_to_each: Floats) -> Floats:
     """Return the weights of each score and those above it, (R, U), highest first."""
-    below = np.zeros_like(up_to_each)
-    below[:, 1:] = up_to_each[:, :-1]
-    return np.ascontiguousarray((up_to_each[:, -1:] - below)[:, ::-1])
+    total, highest_first = up_to_each[:, -1:], np.empty_like(up_to_each)
+    np.subtract(total, up_to_each[:, -2::-1], out=highest_first[:, :-1])
+    highest_first[:, -1:] = total
+    return highest_first
 
 
 def weighted_mean(values: Floats, weights: Floats) -> Floats:

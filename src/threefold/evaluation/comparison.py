@@ -61,12 +61,14 @@ class Measured:
         patients: (n,) patient of each case.
         metric: from weights of the cases (R, n) to values (R,); NaN where it does not exist.
         needs: (n,) the cases of each kind that it rests on, such as positives and negatives; none: all.
+        numbers: (n,) what `numbered` is, where it is known; None: to be found.
     """
 
     cases: NDArray[np.str_]
     patients: NDArray[np.str_]
     metric: Callable[[Floats], Floats]
     needs: tuple[NDArray[np.bool_], ...] = ()
+    numbers: NDArray[np.int64] | None = None
 
     @property
     def fewest_patients(self) -> int:
@@ -77,6 +79,8 @@ class Measured:
     @cached_property
     def numbered(self) -> NDArray[np.int64]:
         """The patient of each case as a number, (n,), without gaps, in the order of their names."""
+        if self.numbers is not None:
+            return self.numbers
         return pd.factorize(self.patients.astype(object), sort=True)[0].astype(np.int64)
 
     @property
@@ -375,7 +379,7 @@ def _drawn_patients(generator: np.random.Generator, patients: int, replicates: i
     """Yield how often each patient was drawn, in blocks of replicates (r, P)."""
     for start in range(0, replicates, _BLOCK):
         rows = min(_BLOCK, replicates - start)
-        yield drawn_patients(generator, patients, rows)
+        yield drawn_patients(generator, patients, rows).astype(np.float64)
 
 
 def _p_value(drawn: Floats, margin: float, patients: int) -> float:

@@ -86,11 +86,11 @@ def reliability_curve(
         return None
     bins = calibration_bins(probabilities)
     member = np.eye(bins.max() + 1)[bins]  # (n, B)
-    cases = member.sum(axis=0)
+    cases, hit = member.sum(axis=0), member * positive[:, None]
     shares = []
     for weights in patient_weights(patients, spec.replicates, spec.seed):
         drawn = weights @ member
-        hits = weights @ (member * positive[:, None])
+        hits = weights @ hit
         shares.append(np.divide(hits, drawn, out=np.full_like(hits, np.nan), where=drawn > 0))
     low, high = _band(np.concatenate(shares), patients, spec.confidence)
     observed = positive @ member / cases

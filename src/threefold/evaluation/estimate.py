@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from threefold.evaluation.groups import Group, GroupKind, Level, Units
+from threefold.evaluation.groups import Group, GroupKind, Level, Units, count_patients
 from threefold.evaluation.intervals import Interval, Key, bootstrap, exact_interval
 from threefold.evaluation.metrics import Metric
 from threefold.experiment import EvaluationSpec
@@ -160,7 +160,7 @@ class Place:
         missing = 0 if interval is None else interval.missing
         if interval is not None and not np.isnan(value):
             if metric.is_share and not is_mean and value in (0.0, 1.0):
-                exact = exact_interval(value, len(np.unique(units.patients[needed])), self.spec.confidence)
+                exact = exact_interval(value, count_patients(units.patients[needed]), self.spec.confidence)
                 interval, missing = exact, exact.missing
                 remark = EXACT
             ends, why = interval.ends, interval.reason
@@ -173,7 +173,7 @@ class Place:
             value=value,
             interval=ends,
             n=len(units),
-            patients=len(np.unique(units.patients)),
+            patients=count_patients(units.patients),
             positives=positives,
             replicates_missing=missing,
             why=why,

@@ -22,6 +22,7 @@ from threefold.evaluation.groups import (
     Level,
     Units,
     case_units,
+    count_patients,
     group_notes,
     groups_of,
     patient_units,
@@ -141,13 +142,11 @@ def evaluate(
         positive=predictions.positive,
         leaks=predictions.leaks,
         site_groups={
-            str(site): str(group)
-            for site, group in zip(test["site"], test["site_group"], strict=True)
-            if site and group
+            site: group for site, group in test[["site", "site_group"]].to_numpy(object) if site and group
         },
         spec=spec,
         notes=(*predictions.notes, *notes, *group_notes(test), *_replicate_notes(groups, spec)),
-        test_cases=frozenset(test["case_id"]),
+        test_cases=frozenset(test["case_id"].to_numpy(object)),
         left_out=predictions.left_out,
     )
 
@@ -211,7 +210,7 @@ class _Numbers:
     def rows(self) -> Iterator[Estimate]:
         """Yield the numbers of each target that any case of the whole table has."""
         table = self.predictions.table
-        if self.predictions.classes and (table["label"] != "").any():
+        if self.predictions.classes and self.predictions.has_labels:
             yield from diagnosis_estimates(self.place, self.units, self.predictions, self.threshold)
             if self.predictions.positive is None:
                 yield from self._confusion()
@@ -244,8 +243,7 @@ class _Numbers:
                 positives=int((of_class & (decision == decided)).sum()),
                 why=f"no case of class {classes[true]}",
             )
-            patients = int(np.count_nonzero(np.bincount(units.patients[of_class])))
-            yield replace(row, n=int(of_class.sum()), patients=patients)
+            yield replace(row, n=int(of_class.sum()), patients=count_patients(units.patients[of_class]))
 
     def _mean(self, metric: Metric) -> Estimate:
         """Return the mean of the units' values that are there."""

@@ -71,14 +71,19 @@ class Units:
     def where(self, chosen: NDArray[np.bool_] | Ints) -> Units:
         """Return the chosen units, by mask or by place, their patients numbered anew."""
         return Units(
-            patients=_numbered_anew(self.patients[chosen]),
+            patients=numbered_anew(self.patients[chosen]),
             labels=self.labels[chosen],
             probabilities=self.probabilities[chosen],
             values={name: value[chosen] for name, value in self.values.items()},
         )
 
 
-def _numbered_anew(patients: Ints) -> Ints:
+def count_patients(patients: Ints) -> int:
+    """Return how many patients some units are of, by the numbers of these; no sort is needed."""
+    return int(np.count_nonzero(np.bincount(patients)))
+
+
+def numbered_anew(patients: Ints) -> Ints:
     """Return the numbers of some of the patients without gaps, in the same order; no sort is needed."""
     there = np.bincount(patients) > 0
     return (np.cumsum(there) - 1)[patients]

@@ -105,11 +105,11 @@ def _resamples(patients: int, replicates: int, seed: int) -> NDArray[np.uint8]:
     return np.concatenate(blocks)
 
 
-def drawn_patients(generator: np.random.Generator, patients: int, rows: int) -> Floats:
+def drawn_patients(generator: np.random.Generator, patients: int, rows: int) -> Ints:
     """Return how often each of P patients is drawn, with replacement, in each of r replicates: (r, P)."""
-    drawn = generator.integers(0, patients, (rows, patients)) + patients * np.arange(rows)[:, None]
-    times = np.bincount(drawn.ravel(), minlength=rows * patients).reshape(rows, patients)  # (r, P)
-    return times.astype(np.float64)
+    drawn = generator.integers(0, patients, (rows, patients))
+    drawn += patients * np.arange(rows)[:, None]
+    return np.bincount(drawn.ravel(), minlength=rows * patients).reshape(rows, patients)
 
 
 def bootstrap(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -14,7 +14,7 @@ from threefold.errors import PredictionsError
 from threefold.evaluation.classification import weighted_mean
 from threefold.evaluation.comparison import Measured
 from threefold.evaluation.diagnosis import diagnosis
-from threefold.evaluation.groups import Units, case_units
+from threefold.evaluation.groups import Units, case_units, numbered_anew
 from threefold.evaluation.metrics import (
     METRICS,
     diagnosis_metrics,
@@ -111,14 +111,43 @@ class _Tested:
     def units(self) -> Units:
         return case_units(self.rows, self._predictions)
 
+    def values(self, others: tuple[str, ...]) -> Mapping[str, Floats]:
+        """Return the value of each case by metric, METRIC:STRUCTURE of a structure's; NaN where it has none.
+
+        Args:
+            others: names of metrics that are not the program's.
+        """
+        if others not in self._values:
+            self._values[others] = self._values_with(others)
+        return self._values[others]
+
+    @cached_property
+    def _values(self) -> dict[tuple[str, ...], Mapping[str, Floats]]:
+        return {}
+
+    def _values_with(self, others: tuple[str, ...]) -> Mapping[str, Floats]:
+        rows, found = self.rows, dict(self.units.values)
+        for (name, structure), values in case_values(rows, self._predictions, others).items():
+            found[f"{name}:{structure}" if structure else name] = values
+        if others:  # it may need columns that no metric of the program's does
+            rows = self._predictions.table.set_index("case_id", drop=False).loc[rows.index]
+        for name, of in metrics(others).items():
+            wanted = of.of == "number" or (name in others and of.is_of_a_case)
+            if wanted and of.of_cases is not None and {*of.columns} <= {*rows}:
+                found[name] = of.of_cases(rows)
+        return found
+
     @cached_property
     def who(self) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
         """Id and patient of each case."""
         return self.rows.index.to_numpy(str), self.rows["patient_id"].to_numpy(str)
 
-    def chosen(self, chosen: Bools) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
-        """Return id and patient of some of the cases."""
-        return self.who if chosen.all() else (self.who[0][chosen], self.who[1][chosen])
+    def measured(
+        self, chosen: Bools, metric: Callable[[Floats], Floats], needs: tuple[Bools, ...] = ()
+    ) -> Measured:
+        """Return a metric of some of the cases."""
+        cases, patients = self.who if chosen.all() else (each[chosen] for each in self.who)
+        return Measured(cases, patients, metric, needs, numbered_anew(self.units.patients[chosen]))
 
 
 def measured_pair(first: Tables, second: Tables, metric: str, group: str) -> tuple[Measured, Measured]:
@@ -217,11 +246,11 @@ def _measure(tables: Tables, metric: str, tested: _Tested) -> tuple[Bools, Calla
     """Return which of the cases have a metric, and what measures it on some of them."""
     if tables.predictions.classes and metric in diagnosis_metrics(_foreign(metric)):
         return _diagnosis(tables, metric, tested)
-    values = _values(tables, metric, tested)
+    values = _values_of(tables, metric, tested)
 
     def restricted(chosen: Bools) -> Measured:
         there = values[chosen]
-        return Measured(*tested.chosen(chosen), lambda weights: weighted_mean(there, weights))
+        return tested.measured(chosen, lambda weights: weighted_mean(there, weights))
 
     return ~np.isnan(values), restricted
 
@@ -235,10 +264,8 @@ def _diagnosis(tables: Tables, metric: str, tested: _Tested) -> tuple[Bools, Cal
         of = diagnosis(
             labels, units.probabilities[chosen], positive=positive, threshold=threshold, names=(metric,)
         )
-        return Measured(
-            *tested.chosen(chosen),
-            lambda weights: of(weights)[metric, None],
-            _kinds(metric, labels, positive),
+        return tested.measured(
+            chosen, lambda weights: of(weights)[metric, None], _kinds(metric, labels, positive)
         )
 
     return units.labels >= 0, restricted
@@ -255,30 +282,20 @@ def _kinds(metric: str, labels: NDArray[np.int64], positive: int | None) -> tupl
     return tuple((labels == positive) == is_positive for is_positive in wanted)
 
 
-def _values(tables: Tables, metric: str, tested: _Tested) -> Floats:
+def _values_of(tables: Tables, metric: str, tested: _Tested) -> Floats:
     """Return the value of each case, NaN where it has none."""
-    rows, found, others = tested.rows, dict(tested.units.values), _foreign(metric)
-    for (name, structure), values in case_values(rows, tables.predictions, others).items():
-        found[f"{name}:{structure}" if structure else name] = values
-    if others:  # it may need columns that no metric of the program's does
-        rows = tables.predictions.table.set_index("case_id", drop=False).loc[rows.index]
-    for name, of in metrics(others).items():
-        wanted = of.of == "number" or (name in others and of.is_of_a_case)
-        if wanted and of.of_cases is not None and {*of.columns} <= {*rows}:
-            found[name] = of.of_cases(rows)
-    for name in tables.evidence.columns:
-        found.setdefault(str(name), tables.evidence[name].reindex(rows.index).to_numpy(np.float64))
+    others = _foreign(metric)
+    found = tested.values(others)
+    if metric in found:
+        return found[metric]
+    if metric in tables.evidence:
+        return tables.evidence[metric].reindex(tested.rows.index).to_numpy(np.float64)
     name, structure = split_name(metric)
-    if (
-        metric not in found
-        and name in metrics(others)
-        and not (structure and tables.predictions.structures is not None)
-    ):
-        return np.full(len(rows), np.nan)  # what such a run does not do
-    if metric not in found:
-        known = (*found, *(diagnosis_metrics() if tables.predictions.classes else ()))
-        raise PredictionsError(f"there is no metric '{metric}'.{did_you_mean(metric, _sorted(known))}")
-    return found[metric]
+    if name in metrics(others) and not (structure and tables.predictions.structures is not None):
+        return np.full(len(tested.rows), np.nan)  # what such a run does not do
+    of_diagnosis = diagnosis_metrics() if tables.predictions.classes else ()
+    known = sorted({*found, *map(str, tables.evidence), *of_diagnosis})
+    raise PredictionsError(f"there is no metric '{metric}'.{did_you_mean(metric, known)}")
 
 
 def _foreign(metric: str) -> tuple[str, ...]:
@@ -289,7 +306,3 @@ def _foreign(metric: str) -> tuple[str, ...]:
     """
     name, _ = split_name(metric)
     return (name,) if name not in METRICS and is_named(name) else ()
-
-
-def _sorted(names: Sequence[str]) -> list[str]:
-    return sorted(set(names))

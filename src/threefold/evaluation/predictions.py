@@ -25,6 +25,7 @@ import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,11 @@ class Predictions:
         )
         there = [column for column in (*TOPOLOGY_COLUMNS, *NUMBER_COLUMNS, *further) if column in self.table]
         return self.table.loc[self.table["part"] == name, list(dict.fromkeys([*always, *there]))]
+
+    @cached_property
+    def has_labels(self) -> bool:
+        """Whether any case has one; each group's numbers ask."""
+        return bool((self.table["label"] != "").any())
 
     @property
     def positive_index(self) -> int | None:
@@ -229,19 +235,29 @@ def validate(
 
 
 def _text(column: pd.Series[Any]) -> pd.Series[str]:
-    # By Python's str: pandas' own would decode bytes, and fail.
-    cells = column.astype(object).where(column.notna(), "")
-    return pd.Series([str(cell).strip() for cell in cells], dtype=str)
+    return pd.Series(_cells(column), dtype=str)
+
+
+def _cells(column: pd.Series[Any]) -> list[str]:
+    cells = column.to_numpy(object)
+    try:
+        return [*map(str.strip, cells)]  # a file's are text, most often hundreds of thousands
+    except TypeError:
+        # By Python's str: pandas' own would decode bytes, and fail.
+        return [
+            str(cell).strip() if is_there else ""
+            for cell, is_there in zip(cells, column.notna(), strict=True)
+        ]
 
 
 def _numbers(table: pd.DataFrame, name: str, source: str) -> pd.Series[float]:
     column = table[name]
     if pd.api.types.is_float_dtype(column) or pd.api.types.is_integer_dtype(column):
         return pd.Series(column.to_numpy(np.float64, na_value=np.nan))
-    cells = _text(column)
-    blank = cells == ""
-    numbers = pd.to_numeric(cells.astype(object).where(~blank), errors="coerce").astype(np.float64)
-    wrong = numbers.isna() & ~blank
+    cells = _cells(column)
+    given = pd.Series([cell or None for cell in cells], dtype=object)
+    numbers = pd.to_numeric(given, errors="coerce").astype(np.float64)
+    wrong = numbers.isna() & given.notna()
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         raise _at(table, row, name, source, "a number or an empty cell", f"'{cells[row]}'")
@@ -420,6 +436,6 @@ def _patients_at_several_sites(table: pd.DataFrame) -> list[str]:
 
 
 def _patients_on_both_sides(table: pd.DataFrame) -> list[str]:
-    tested = {*table.loc[table["part"] == "test", "patient_id"]}
-    others = {*table.loc[table["part"] != "test", "patient_id"]}
-    return sorted(tested & others)
+    tested = table["part"] == "test"
+    sides = [{*table.loc[side, "patient_id"].to_numpy(object)} for side in (tested, ~tested)]
+    return sorted(sides[0] & sides[1])
