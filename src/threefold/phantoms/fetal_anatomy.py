@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -210,7 +211,13 @@ def deform(points: Points, anatomy: Anatomy) -> Points:
 
 
 def _placed(curve: Sequence[_P], anatomy: Anatomy) -> Points:
-    """Return a patient's curve through control points, as points `_STEP` apart."""
+    """Return a patient's curve through control points of the mean shape."""
+    return deform(_along(tuple(curve)), anatomy)
+
+
+@cache
+def _along(curve: tuple[_P, ...]) -> Points:
+    """Return points of a curve through control points, `_STEP` apart."""
     from scipy.interpolate import CubicSpline
 
     control = np.array(curve, np.float64)
@@ -223,7 +230,7 @@ def _placed(curve: Sequence[_P], anatomy: Anatomy) -> Points:
         travelled,
         np.linspace(0, lengths[-1], 200),
     )
-    return deform(np.asarray(spline(at), np.float64), anatomy)
+    return np.asarray(spline(at), np.float64)
 
 
 def _rotation(degrees: tuple[float, float, float]) -> Points:
