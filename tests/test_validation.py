@@ -88,6 +88,16 @@ def test_text_that_is_no_mapping(text: str, problem: str) -> None:
         parse_yaml(text, "here", ExperimentError)
 
 
+def test_a_text_says_the_same_again_whatever_became_of_what_it_said() -> None:
+    text = "kept: {inner: [1, 2]}\nshared: &one [3]\nagain: *one\n"
+    first = parse_yaml(text, "here", ExperimentError)
+    assert first["shared"] is first["again"]
+    first["kept"]["inner"].append("changed")
+    first["shared"].clear()
+    expected = {"kept": {"inner": [1, 2]}, "shared": [3], "again": [3]}
+    assert parse_yaml(text, "there", ExperimentError) == expected
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match="no such file"):
         read_yaml(tmp_path / "absent.yaml", ExperimentError)

@@ -6,6 +6,8 @@ import csv
 import difflib
 import json
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin
@@ -24,6 +26,8 @@ T = TypeVar("T", bound=BaseModel)
 
 _LARGEST_TEXT = 20_000_000
 """Bytes of a text that is read whole; experiments and notes are a thousandth of it."""
+_LARGEST_KEPT = 50_000
+"""Characters of a text of YAML that is not read again while it is the same."""
 _MOST_VALUES = 200_000
 _DEEPEST = 60
 _MERGE = "tag:yaml.org,2002:merge"
@@ -80,7 +84,7 @@ def parse_yaml(text: str, where: str, error: type[ThreefoldError]) -> dict[str, 
 def yaml_value(text: str, where: str, error: type[ThreefoldError]) -> Any:
     """Return what a YAML text says; arguments and errors as `parse_yaml`, but for the mapping."""
     try:
-        data = yaml.load(text, _Loader)
+        data = deepcopy(_loaded_before(text)) if len(text) <= _LARGEST_KEPT else yaml.load(text, _Loader)
     except MemoryError:
         raise
     except RecursionError:
@@ -89,6 +93,15 @@ def yaml_value(text: str, where: str, error: type[ThreefoldError]) -> Any:
         raise error(f"{where}: not valid YAML. {bounded(str(problem))}") from None
     _refuse_unfolding(data, where, error)
     return data
+
+
+@lru_cache(maxsize=256)
+def _loaded_before(text: str) -> Any:
+    """Return what a text says, which is not to be changed.
+
+    A study reads its recipes, and the experiments of its runs, again and again.
+    """
+    return yaml.load(text, _Loader)
 
 
 class _Loader(yaml.SafeLoader):
