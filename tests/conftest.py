@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,9 @@ settings.load_profile("threefold")
 # where a test asks for several, those that wait leave the core to others.
 _THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 os.environ.update(_THREADS | os.environ)
+# A process that a test starts, and each worker, would compile the whole package anew.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Begun in the background this process ignores interrupts, and so would those that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -74,6 +78,14 @@ def _blank_figures_of_runs(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     with blank_figures():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """Leave what is written to the system: tests kill processes, and none turns the machine off."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
         yield
 
 

@@ -31,12 +31,12 @@ from threefold.phantoms import fetal_protocol, head_protocol
 from threefold.studies import study_pools
 
 from ..conftest import blank_figures
+from ..hearts import SMALL_HEART
 from ..studies.tiny import run_here
 
 _LONGEST = 300
 """Seconds; a command that takes longer hangs."""
 _SMALL_HEAD = {"patients_per_site": 1, "external_patients_per_site": 1, "sites": 5, "size": 64}
-SMALL_HEART = {"patients": (4, 3, 3), "size": 24, "spacing": 2.1, "deformation": 0.3}
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from threefold.phantoms.fetal_heart import PRESETS, make_fetal_heart_cohort
 from threefold.run import RunFolder
 
 from ..balls import write_balls
+from ..hearts import SMALL_HEART
 from ..images.conftest import write_dicom
-from .forked import SMALL_HEART, run
+from .forked import run
 from .squares import write_squares
 
 _ENCODER = (

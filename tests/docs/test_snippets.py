@@ -21,6 +21,8 @@ from threefold.studies import study_pools
 from threefold.studies.study_folder import Outcome
 from threefold.studies.study_worker import execute
 
+from ..hearts import SMALL_HEART
+
 ROOT = Path(__file__).parents[2]
 PAGES = (
     ROOT / "README.md",
@@ -138,8 +140,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def hearts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with `my-hearts`, also as `my-cohort`, and `new-scans`, in which the snippets run."""
     folder = tmp_path_factory.mktemp("hearts")
-    small = {"patients": (5, 5, 5), "size": 24, "spacing": 2.1, "deformation": 0.3}
-    make_fetal_heart_cohort(folder / "my-hearts", PRESETS["demo"].model_copy(update=small), 0)
+    make_fetal_heart_cohort(folder / "my-hearts", PRESETS["demo"].model_copy(update=SMALL_HEART), 0)
     (folder / "my-cohort").symlink_to(folder / "my-hearts")
     (folder / "new-scans").symlink_to(folder / "my-hearts" / "images")
     with contextlib.chdir(folder):

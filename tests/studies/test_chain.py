@@ -20,6 +20,7 @@ from threefold.phantoms.fetal_heart import PRESETS, make_fetal_heart_cohort
 from threefold.phantoms.fetal_protocol import FetalHeartSpec
 
 from ..cohorts.cases import retold
+from ..hearts import SMALL_HEART
 
 TINY = (
     "propagation.size=[24,24,24]",
@@ -39,8 +40,7 @@ TINY = (
 
 def tiny_spec(patients: tuple[int, int, int]) -> FetalHeartSpec:
     """Return the demo's phantom of so many patients with CoA, RAA and DAA, on a grid of 24 voxels a side."""
-    small = {"patients": patients, "size": 24, "spacing": 2.1, "deformation": 0.3}
-    return PRESETS["demo"].model_copy(update=small)
+    return PRESETS["demo"].model_copy(update={**SMALL_HEART, "patients": patients})
 
 
 @pytest.fixture(scope="module")

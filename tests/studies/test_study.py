@@ -724,6 +724,7 @@ def test_labels_are_a_baseline_and_groups_are_compared(tmp_path: Path) -> None:
             "size": 24,
             "spacing": 2.1,
             "deformation": 0.3,
+            "vessel_scale": 1.0,
             "hard_share": 0.5,
         },
         "degradation": {"displacement": 3.0},

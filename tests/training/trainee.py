@@ -8,9 +8,9 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import lightning.fabric  # noqa: F401  # by several devices; here, it is imported once for all trainees
 import torch
 import torch._dynamo  # by the first optimiser
+from lightning.fabric.strategies import ddp  # by several devices; here, it is imported once for all trainees
 
 import threefold.run
 from threefold.cohorts.cohort import read_cohort
@@ -18,6 +18,8 @@ from threefold.experiments import read_experiment
 from threefold.interruption import exit_code_of
 from threefold.training.progress import Silence
 from threefold.training.run import train
+
+DDPStrategy = ddp.DDPStrategy
 
 
 class Steps(Silence):
@@ -59,8 +61,9 @@ def work(experiment: Path, cohort: Path, run: Path, stop_at: str | None, parent:
 
 
 def lead(experiment: Path, cohort: Path, run: Path, parent: Connection) -> None:
-    """Train as the leader of a new process group; exit as the command does."""
+    """Train as the leader of a new process group, whose ranks are forked; exit as the command does."""
     os.setsid()
+    ddp.DDPStrategy = lambda **_: DDPStrategy(start_method="fork")
     torch.set_num_threads(1)
     try:
         train(read_experiment(experiment), read_cohort(cohort), run)
