@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from threefold.cohorts.cohort import CohortSpec
 from threefold.core.targets import MaskSpec
-from threefold.errors import ExperimentError, WeightsError
+from threefold.errors import ExperimentError, RunError, WeightsError
 from threefold.experiment import AttentionUnetSpec, CascadeSpec, DenseNetSpec, Experiment, MaskShapeSpec
 from threefold.networks.attention_unet import AttentionUnet
 from threefold.networks.cascade import Cascade
@@ -139,6 +139,9 @@ def test_a_linear_layer_reads_the_shape_of_the_mask(size: tuple[int, ...]) -> No
     torch.testing.assert_close(outputs.heads["classification"], linear(expected))
     assert network.cam_layer() == network.segmenter.cam_layer().within("segmenter")
     assert set(network.stage_layers()) == set(network.segmenter.stage_layers())
+    detached = spec.model_copy(update={"detach_mask": True})
+    with pytest.raises(RunError, match="has no layer to show"):
+        Cascade(detached, in_channels=1, heads=heads, dimensions=len(size)).cam_layer()
 
 
 def test_settings_that_would_have_no_effect_are_refused() -> None:

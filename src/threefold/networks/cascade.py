@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from threefold.core.outputs import Head, Outputs
+from threefold.errors import RunError
 from threefold.experiment import CascadeSpec, MaskShapeSpec
 from threefold.networks.attention_unet import AttentionUnet
 from threefold.networks.cam import CamLayer
@@ -80,8 +81,17 @@ class Cascade(nn.Module):
         return None if self.frozen or self.detaches_mask else f"segmenter.heads.{self.reads}.weight"
 
     def cam_layer(self) -> CamLayer:
-        """Return the classifier's; of a mask's shape, which has no layers, the segmenter's."""
+        """Return the classifier's; of a mask's shape, which has no layers, the segmenter's.
+
+        Raises:
+            RunError: the shape is of a mask through which no gradient flows.
+        """
         if isinstance(self.classifier, MaskShape):
+            if self.detaches_mask or self.frozen:
+                raise RunError(
+                    "Grad-CAM follows the gradient of the diagnosis, which ends at the mask: a mask-shape "
+                    "classifier with detach_mask or a frozen segmenter has no layer to show."
+                )
             return self.segmenter.cam_layer().within("segmenter")
         return self.classifier.cam_layer().within("classifier")
 
