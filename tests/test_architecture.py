@@ -25,7 +25,7 @@ LAYERS = (
     {"cohorts"},
     {"phantoms"},
     {"networks", "evaluation"},
-    {"atlases"},
+    {"atlases", "audits"},
     {"tasks"},
     {"inference", "reporting", "runs"},
     {"training"},

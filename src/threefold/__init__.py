@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from threefold.api import Results, Run, compare, evaluate, load_run, predict, recipe, train
-    from threefold.cohorts.audit import audit
+    from threefold.audits.audit import audit
     from threefold.cohorts.cohort import Cohort, read_cohort
     from threefold.core.batch import Batch, Target
     from threefold.core.outputs import Head, Outputs
@@ -70,7 +70,7 @@ __all__ = [
 
 _PLACES = {
     "api": ("Results", "Run", "compare", "evaluate", "load_run", "predict", "recipe", "train"),
-    "cohorts.audit": ("audit",),
+    "audits.audit": ("audit",),
     "cohorts.cohort": ("Cohort", "read_cohort"),
     "core.batch": ("Batch", "Target"),
     "core.outputs": ("Head", "Outputs"),

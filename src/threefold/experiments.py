@@ -18,7 +18,7 @@ from threefold.paths import Boundary
 from threefold.run import COPY_AGAIN
 from threefold.validation import did_you_mean, parse_spec, parse_yaml, read_yaml, yaml_value
 
-_RECIPES = files("threefold") / "studies" / "recipes"
+_RECIPES = files("threefold") / "recipes"
 
 
 def recipe_names() -> tuple[str, ...]:

@@ -282,7 +282,7 @@ def test_a_disk_that_refuses_anywhere_is_an_error_of_one_line(
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), "run/figures")
 
-    monkeypatch.setattr("threefold.cohorts.audit.audit", refuse)
+    monkeypatch.setattr("threefold.audits.audit.audit", refuse)
     assert call("check", str(cohort)) == 1
     assert capsys.readouterr().err.startswith("error: run/figures: the disk refuses (Read-only file system)")
 

@@ -17,7 +17,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from threefold.cohorts.audit import audit
+from threefold.audits.audit import audit
 from threefold.cohorts.cohort import Cohort, fingerprint, read_cohort
 from threefold.cohorts.merging import merge_cohorts
 from threefold.cohorts.reserved_names import RESERVED_COLUMNS, RESERVED_PREFIX

@@ -16,7 +16,7 @@ from threefold.atlases import propagation
 from threefold.atlases.outcome import left_out_of
 from threefold.atlases.propagation import propagate
 from threefold.atlases.spec import PropagationSpec
-from threefold.cohorts.audit import audit
+from threefold.audits.audit import audit
 from threefold.cohorts.cohort import Cohort, CohortSpec, read_cohort, write_cohort
 from threefold.errors import CohortError
 from threefold.images.memory import out_of_memory

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,9 +20,8 @@ from threefold.atlases.quality import dice_of, failures, field_quality, region_d
 from threefold.atlases.refinement import Pair, refine
 from threefold.atlases.spec import FailureSpec, PropagationSpec
 from threefold.atlases.training import train_registration
-from threefold.cohorts.audit import audit
+from threefold.audits.audit import audit
 from threefold.cohorts.cohort import AtlasSpec, read_cohort
-from threefold.core.targets import LabelsTarget, MaskTarget
 from threefold.errors import CohortError, TrainingError, WeightsError
 from threefold.images.reading import read_label_map
 from threefold.images.writing import write_nifti
@@ -167,49 +165,6 @@ def test_given_structures_are_kept(make_cohort: Any, tmp_path: Path) -> None:
     assert np.array_equal(labels_of(made.cases[0].structures), labels_of(cohort.cases[0].reference))
     assert made.cases[0].extra == {"atlas": "", "registration": ""}
     assert list(quality(tmp_path / "out")) == ["two", "three"]
-
-
-def test_further_label_maps_are_propagated_like_the_structures(make_cohort: Any, tmp_path: Path) -> None:
-    atlas = AtlasSpec(
-        name="mean",
-        image="atlases/image/atlas.nii.gz",
-        structures="atlases/reference/atlas.nii.gz",
-        targets={"parts": "atlases/reference/atlas.nii.gz", "heart": "atlases/heart.nii.gz"},
-    )
-    cohort = make_cohort(
-        rows={"one": {"heart": "mask/one.nii.gz"}},
-        atlases=(atlas,),
-        targets={
-            "parts": LabelsTarget(kind="labels", names=("a", "b", "c")),
-            "heart": MaskTarget(kind="mask", values=(300, 1), outside=(-1, 0)),
-        },
-    )
-    labels = read_label_map(cohort.folder / atlas.structures)
-    heart = np.where(np.asarray(labels.array) == 1, 300, -1).astype(np.int16)
-    write_nifti(cohort.folder / "atlases" / "heart.nii.gz", heart, labels.affine)
-    out = tmp_path / "out"
-    made = propagate(cohort, out, PLAIN)
-    for case in made.cases:
-        structures = labels_of(case.structures)
-        assert np.array_equal(labels_of(case.targets["parts"]), structures)
-        if case.case_id != "one":  # which has its own
-            assert np.array_equal(labels_of(case.targets["heart"]), np.where(structures == 1, 300, -1))
-    assert np.array_equal(labels_of(made.cases[0].targets["heart"]), labels_of(cohort.cases[0].mask))
-    assert made.spec.atlases[0].targets["heart"] == "atlases/mean-heart.nii.gz"
-    assert {one.check for one in audit(made).findings if one.severity == "refuse"} == {"classes"}  # only A
-    smaller = replace(cohort, cases=cohort.cases[:2])
-    again = propagate(smaller, out, PLAIN)
-    two = again.cases[1]
-    assert np.array_equal(labels_of(two.targets["heart"]), np.where(labels_of(two.structures) == 1, 300, -1))
-    two.targets["heart"].unlink()
-    with pytest.raises(CohortError, match=r"two\.nii\.gz is not as it was written"):
-        propagate(cohort, out, PLAIN)
-
-
-def test_an_atlas_has_label_maps_of_targets_alone(make_cohort: Any) -> None:
-    atlas = AtlasSpec(name="mean", image="i.nii", structures="s.nii", targets={"haert": "h.nii"})
-    with pytest.raises(ValueError, match=r"'haert' is no target of kind mask or labels.*'heart'"):
-        make_cohort(atlases=(atlas,), targets={"heart": MaskTarget(kind="mask")})
 
 
 def test_files_can_stay_where_they_are(make_cohort: Any, tmp_path: Path) -> None:

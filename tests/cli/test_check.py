@@ -167,7 +167,7 @@ def test_headers_only_says_so(cohort: Path) -> None:
 
 
 def test_a_terminal_gets_the_same_facts(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from threefold.cohorts.audit import audit
+    from threefold.audits.audit import audit
     from threefold.experiment import SplitSpec
 
     (cohort / "c3.nii").unlink()

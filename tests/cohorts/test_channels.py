@@ -17,8 +17,8 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 from typer.testing import CliRunner
 
+from threefold.audits.audit import audit
 from threefold.cli.predict import predict
-from threefold.cohorts.audit import audit
 from threefold.cohorts.cohort import Cohort, fingerprint, read_cohort, write_cohort
 from threefold.cohorts.decathlon_export import export_decathlon
 from threefold.cohorts.importers import import_table

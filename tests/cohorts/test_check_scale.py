@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from threefold.cohorts import voxel_checks
-from threefold.cohorts.audit import audit
+from threefold.audits import voxel_checks
+from threefold.audits.audit import audit
+from threefold.audits.voxel_checks import check_files
 from threefold.cohorts.cohort import Cohort, CohortSpec, write_cohort
 from threefold.cohorts.findings import Finding
-from threefold.cohorts.voxel_checks import check_files
 from threefold.core.targets import MaskSpec
 from threefold.images.writing import write_nifti
 from threefold.reporting.audit_texts import shown_findings

@@ -9,8 +9,8 @@ import pytest
 from scipy.stats import chi2_contingency
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
+from threefold.audits.site_label import check_confounding, site_label
 from threefold.cohorts.cohort import Case, Cohort, CohortSpec
-from threefold.cohorts.confounding import check_confounding, site_label
 
 
 def _cohort(table: list[list[int]], slices: int = 1) -> Cohort:

@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from threefold.cohorts.audit import audit
+from threefold.audits.audit import audit
 from threefold.cohorts.cohort import Cohort, read_cohort
 from threefold.cohorts.public.bhsd import import_bhsd
 from threefold.cohorts.public.cq500 import import_cq500

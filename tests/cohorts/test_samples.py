@@ -192,7 +192,7 @@ def test_real_slices_with_their_masks(shared_data: Path) -> None:
     assert np.mean(inside) > 0  # blood is brighter than the rest of the head: image and mask lie together
 
 
-# --- the store ----------------------------------------------------------------------------------------
+# --- the cache ----------------------------------------------------------------------------------------
 
 
 class Counted:
@@ -226,9 +226,9 @@ def test_each_kind_gives_the_same_sample(
 ) -> None:
     expected = read_sample(case, spec_of(), PREPROCESSING)
     for total in (reads, reads_again):
-        store = SampleCache(spec_of(), PREPROCESSING, kind, tmp_path / "cache")
-        assert_same(store.get(case), expected)
-        assert_same(store.get(case), expected)
+        cache = SampleCache(spec_of(), PREPROCESSING, kind, tmp_path / "cache")
+        assert_same(cache.get(case), expected)
+        assert_same(cache.get(case), expected)
         assert counted.times == total
 
 
@@ -240,8 +240,8 @@ def test_an_entry_is_not_used_for_other_content_or_another_meaning(
         preprocessing: PreprocessingSpec = PREPROCESSING,
         changed: Case = case,
     ) -> int:
-        store = SampleCache(spec or spec_of(), preprocessing, "disk", tmp_path / "cache")
-        assert_same(store.get(changed), read_sample(changed, spec or spec_of(), preprocessing))
+        cache = SampleCache(spec or spec_of(), preprocessing, "disk", tmp_path / "cache")
+        assert_same(cache.get(changed), read_sample(changed, spec or spec_of(), preprocessing))
         return counted.times
 
     assert get() == 1
@@ -280,31 +280,31 @@ def test_memory_that_does_not_suffice_is_said_before_it_is_used(
     with caplog.at_level(logging.WARNING):
         assert SampleCache(spec_of(), PREPROCESSING, "memory", folder, n_cases=81).kind == "memory"
         assert not caplog.messages
-        store = SampleCache(spec_of(), PREPROCESSING, "memory", folder, n_cases=82)  # 82 x 6144 bytes
-    assert store.kind == ("disk" if with_folder else "none")
+        cache = SampleCache(spec_of(), PREPROCESSING, "memory", folder, n_cases=82)  # 82 x 6144 bytes
+    assert cache.kind == ("disk" if with_folder else "none")
     assert "82 prepared cases need" in caplog.messages[0]
     assert ("kept in" in caplog.messages[0]) == with_folder
-    assert_same(store.get(case), read_sample(case, spec_of(), PREPROCESSING))
+    assert_same(cache.get(case), read_sample(case, spec_of(), PREPROCESSING))
 
 
 def test_a_cache_that_cannot_be_written_stops_caching_and_not_the_run(
     case: Case, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
-    store = SampleCache(spec_of(), PREPROCESSING, "disk", tmp_path / "file" / "cache")
+    cache = SampleCache(spec_of(), PREPROCESSING, "disk", tmp_path / "file" / "cache")
     expected = read_sample(case, spec_of(), PREPROCESSING)
     with caplog.at_level(logging.WARNING):
-        assert_same(store.get(case), expected)
-        assert_same(store.get(case), expected)
-    assert store.kind == "none"
+        assert_same(cache.get(case), expected)
+        assert_same(cache.get(case), expected)
+    assert cache.kind == "none"
     assert len(caplog.messages) == 1
     assert "going on without" in caplog.messages[0]
 
 
 def test_errors_of_every_kind_name_the_case(case: Case, tmp_path: Path) -> None:
     for kind in ("memory", "disk", "none"):
-        store = SampleCache(spec_of(), PREPROCESSING, kind, tmp_path / "cache")
+        cache = SampleCache(spec_of(), PREPROCESSING, kind, tmp_path / "cache")
         with pytest.raises(ImageError, match=r"case c1: .*gone\.nii"):
-            store.get(replace(case, image=Path("gone.nii")))
+            cache.get(replace(case, image=Path("gone.nii")))
     with pytest.raises(ValueError, match="needs a folder"):
         SampleCache(spec_of(), PREPROCESSING, "disk")

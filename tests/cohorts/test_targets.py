@@ -13,7 +13,8 @@ import pytest
 import yaml
 from numpy.testing import assert_array_equal
 
-from threefold.cohorts.audit import audit
+from threefold.audits.audit import audit
+from threefold.audits.site_label import site_label
 from threefold.cohorts.cohort import (
     Case,
     Cohort,
@@ -23,7 +24,6 @@ from threefold.cohorts.cohort import (
     read_cohort,
     write_cohort,
 )
-from threefold.cohorts.confounding import site_label
 from threefold.cohorts.decathlon import import_decathlon
 from threefold.cohorts.decathlon_export import export_decathlon
 from threefold.cohorts.degradation import DegradationSpec, degrade

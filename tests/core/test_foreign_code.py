@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from threefold.api import compare
-from threefold.cohorts.audit import audit
+from threefold.audits.audit import audit
 from threefold.cohorts.cohort import Cohort, write_cohort
 from threefold.core.foreign_code import verify_code
 from threefold.core.outputs import Outputs

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
+from threefold.evaluation.association import holm
 from threefold.evaluation.classification import weighted_auc, weighted_mean
 from threefold.evaluation.comparison import (
     Effect,
@@ -18,7 +19,6 @@ from threefold.evaluation.comparison import (
     Verdict,
     difference_of,
     effects_of,
-    holm,
     mean_of,
     verdict,
 )

@@ -55,7 +55,7 @@ def _network(name: str, seed: int = 0) -> tuple[nn.Module, tuple[int, ...]]:
             "data": {"preprocessing": {"size": list(size)}},
             "network": network,
             "tasks": tasks,
-            "before": "hematoma/swin-unet-seg" if name == "joint" else None,
+            "pretrain": "hematoma/swin-unet-seg" if name == "joint" else None,
         }
     )
     spec = CohortSpec.model_validate(

@@ -70,7 +70,7 @@ def experiment_of(target: str = "structures", *, frozen: bool = False) -> Experi
         tasks = {"classification": {}}
     preprocessing = {"size": [64, 64, 64]}
     fields = {"name": "x", "data": {"preprocessing": preprocessing}, "network": network, "tasks": tasks}
-    return Experiment.model_validate(fields | ({"before": "aortic-arch/seg-lp"} if frozen else {}))
+    return Experiment.model_validate(fields | ({"pretrain": "aortic-arch/seg-lp"} if frozen else {}))
 
 
 def stored(volume: Labels) -> Labels:

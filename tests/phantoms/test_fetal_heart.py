@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from scipy import ndimage
 from typer.testing import CliRunner
 
+from threefold.audits.audit import audit
 from threefold.cli.phantom import phantom
-from threefold.cohorts.audit import audit
 from threefold.cohorts.cohort import Cohort
 from threefold.errors import CohortError, UsageError
 from threefold.evaluation.arch import find_arch

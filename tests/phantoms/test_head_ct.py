@@ -14,7 +14,7 @@ import pytest
 from pydantic import ValidationError
 from scipy import ndimage
 
-from threefold.cohorts.audit import audit
+from threefold.audits.audit import audit
 from threefold.cohorts.cohort import Cohort
 from threefold.errors import CohortError
 from threefold.images.reading import read_image

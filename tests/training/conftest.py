@@ -117,7 +117,7 @@ def build_experiment(**changes: Any) -> Experiment:
     """Return a mini experiment; `changes` are the fields of `training`, or whole parts by name."""
     parts = {
         name: changes.pop(name)
-        for name in ("data", "tasks", "balancing", "network", "before", "initial_weights")
+        for name in ("data", "tasks", "balancing", "network", "pretrain", "initial_weights")
         if name in changes
     }
     content: dict[str, Any] = {

@@ -505,7 +505,7 @@ def test_the_network_before_is_trained_first_and_its_encoder_adopted(
         tasks={"classification": {}},
     )
     train(experiment, cohort, run.path)
-    before = RunFolder(run.path / "before")
+    before = RunFolder(run.path / "pretrain")
     assert before.read_status()["state"] == "finished"
     assert read_split(before.split) == read_split(run.split)
     first, joint = load_file(before.weights), load_file(run.weights)

@@ -164,7 +164,7 @@ def test_a_resumed_cascade_ends_with_the_weights_of_an_unbroken_one(
 
 @pytest.fixture
 def recipe(monkeypatch: pytest.MonkeyPatch, make_volume_experiment: MakeExperiment) -> str:
-    """A segmenter's recipe that `before` may name."""
+    """A segmenter's recipe that `pretrain` may name."""
     content = make_volume_experiment(
         network={"kind": "attention-unet", "channels": [16, 32]},
         epochs=99,
@@ -184,7 +184,7 @@ def test_before_a_cascade_its_segmenter_is_trained_by_the_recipe_on_this_data(
     experiment = make_volume_experiment(network=FROZEN, tasks=CLASSIFY, before=recipe, epochs=2, seed=3)
     told = Told()
     run = train(experiment, volumes, tmp_path / "run", progress=told)
-    before = RunFolder(run.path / "before")
+    before = RunFolder(run.path / "pretrain")
     first = read_experiment(before.experiment)
     assert first.network == experiment.network.segmenter
     assert first.data == experiment.data
@@ -197,7 +197,7 @@ def test_before_a_cascade_its_segmenter_is_trained_by_the_recipe_on_this_data(
         assert torch.equal(cascade[f"segmenter.{name}"], value), name  # frozen, batch norm included
     # Classes alone are learned; the structures are predicted all the same.
     assert "train_loss_segmentation" not in rows_of(run)[0]
-    assert any("into" in line and "before" in line for line in told.lines)
+    assert any("into" in line and "pretrain" in line for line in told.lines)
 
 
 def test_an_interrupted_first_stage_is_gone_on_with(
@@ -231,10 +231,10 @@ def test_initial_weights_replace_the_stage_before_and_are_found_from_anywhere(
     )
     run = train(experiment, volumes, tmp_path / "run")
     written = read_experiment(run.experiment)
-    assert written.before is None
+    assert written.pretrain is None
     assert written.initial_weights is not None
     assert written.initial_weights.path == str(segmenter.path)
-    assert not (run.path / "before").exists()
+    assert not (run.path / "pretrain").exists()
     expected, found = load_file(segmenter.weights), load_file(run.weights)
     assert all(torch.equal(found[f"segmenter.{name}"], value) for name, value in expected.items())
     # The same command goes on with it, and what it started from is needed no more.

@@ -12,10 +12,10 @@ from threefold import __version__
 from threefold.atlases.pairing import Pairing
 from threefold.atlases.spec import PropagationSpec
 from threefold.atlases.steps import Step
-from threefold.atlases.workplace import MADE_BY, WEIGHTS_NAME, Workplace, targets_of_record
+from threefold.atlases.workplace import MADE_BY, WEIGHTS_NAME, Workplace
 from threefold.cohorts.cohort import Case, Cohort, CohortSpec, fingerprint
 from threefold.cohorts.failures import Failures, listed, sparing_others
-from threefold.cohorts.staging import FOLDERS, PROVENANCE_NAME, Staging, file_columns, folder_of, row_of
+from threefold.cohorts.staging import FOLDERS, PROVENANCE_NAME, Staging, file_columns, row_of
 from threefold.csv_tables import table_text
 from threefold.errors import CohortError
 from threefold.file_names import case_stem
@@ -104,8 +104,7 @@ def finish(
         CohortError: no case is left, the disk refuses, or the folder can't be renamed.
     """
     registered = {step.of: step for step in made.steps if step.kind == "registration"}
-    folders = map(folder_of, file_columns(cohort.spec))
-    for name in {*folders, "atlases", Path(WEIGHTS_NAME).parent.name}:
+    for name in {*FOLDERS.values(), "atlases", Path(WEIGHTS_NAME).parent.name}:
         shutil.rmtree(place.folder / name, ignore_errors=True)  # of an attempt that was cut off here
     stage = Staging(place.folder, place.out)
     meaning = stage.place_atlases(cohort.spec, cohort.folder, copy=copy)
@@ -117,8 +116,7 @@ def finish(
             if case.case_id in registered:
                 quality = _quality(place, registered[case.case_id])
             if case.case_id not in made.failed:
-                row = _row(case, cohort.spec, quality, stage, copy=copy)
-                rows.append(row | _further(place, registered.get(case.case_id)))
+                rows.append(_row(case, cohort.spec, quality, stage, copy=copy))
         if case.case_id in made.failed:
             quality = {"registration": "failed", "reason": made.failed[case.case_id]}
         if quality is not None:
@@ -159,16 +157,6 @@ def _quality(place: Workplace, step: Step) -> dict[str, Any]:
 
 def _place_labels(place: Workplace, step: Step) -> None:
     _copy(place.file(step, ".nii.gz"), place.folder / FOLDERS["structures"] / f"{case_stem(step.of)}.nii.gz")
-    for name, path in _further(place, step).items():
-        _copy(place.target_file(step, name), place.folder / path)
-
-
-def _further(place: Workplace, step: Step | None) -> dict[str, Path]:
-    """Return the paths of the further label maps that a case was given, by target."""
-    known = None if step is None else place.recall(step)
-    if step is None or known is None:
-        return {}
-    return {name: Path(folder_of(name)) / f"{case_stem(step.of)}.nii.gz" for name in targets_of_record(known)}
 
 
 def _copy(source: Path, target: Path) -> None:

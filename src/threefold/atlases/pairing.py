@@ -11,7 +11,7 @@ import numpy as np
 from threefold.atlases.spec import PropagationSpec
 from threefold.cohorts.cohort import AtlasSpec, Case, Cohort, CohortSpec
 from threefold.cohorts.failures import Failures, listed, sparing_others
-from threefold.cohorts.targets import read_label_map_of, read_structures
+from threefold.cohorts.targets import read_structures
 from threefold.errors import CohortError, ImageError
 from threefold.images.geometry import Header, Image
 from threefold.images.reading import read_header, read_image
@@ -104,8 +104,8 @@ def check_files(cohort: Cohort, pairing: Pairing, spec: PropagationSpec) -> Fail
     return failed
 
 
-def read_atlas(cohort: Cohort, atlas: AtlasSpec) -> tuple[Image, Image, Mapping[str, Image]]:
-    """Read an atlas's image, its label map (uint8, on the image's grid) and its further maps by target.
+def read_atlas(cohort: Cohort, atlas: AtlasSpec) -> tuple[Image, Image]:
+    """Read an atlas's image and its label map (uint8, on the image's grid).
 
     Raises:
         CohortError: naming the atlas.
@@ -115,10 +115,6 @@ def read_atlas(cohort: Cohort, atlas: AtlasSpec) -> tuple[Image, Image, Mapping[
         if image.array.ndim != 3:
             raise ImageError(f"{image.source}: has shape {image.array.shape}; expected a volume.")
         labels = read_structures(cohort.folder / atlas.structures, None, image, cohort.spec)
-        further = {
-            name: read_label_map_of(name, cohort.folder / path, None, image, cohort.spec)
-            for name, path in atlas.targets.items()
-        }
     except ImageError as error:
         raise CohortError(f"atlas '{atlas.name}': {error}") from error
     if not np.any(labels.array):
@@ -126,7 +122,7 @@ def read_atlas(cohort: Cohort, atlas: AtlasSpec) -> tuple[Image, Image, Mapping[
             f"atlas '{atlas.name}': {labels.source}: every voxel is 0; expected the labels 1 to "
             f"{len(cohort.spec.structures)}."
         )
-    return image, labels, further
+    return image, labels
 
 
 def _chosen(spec: CohortSpec, names: Sequence[str] | None) -> tuple[AtlasSpec, ...]:
@@ -138,7 +134,7 @@ def _chosen(spec: CohortSpec, names: Sequence[str] | None) -> tuple[AtlasSpec, .
 
 
 def _atlas_grid(cohort: Cohort, atlas: AtlasSpec) -> Header:
-    image, *_ = read_atlas(cohort, atlas)
+    image, _ = read_atlas(cohort, atlas)
     return Header(image.array.shape, image.affine)
 
 

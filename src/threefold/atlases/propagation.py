@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,6 @@ from threefold.cohorts.alike_ids import refuse_alike_ids
 from threefold.cohorts.cohort import AtlasSpec, Case, Cohort, read_cohort
 from threefold.cohorts.failures import Failures, is_out_of_memory, listed, sparing_others
 from threefold.cohorts.targets import read_mask, read_structures
-from threefold.core.targets import MaskTarget
 from threefold.errors import CohortError, ImageError, TrainingError
 from threefold.images.geometry import Affine, Image
 from threefold.images.reading import read_image
@@ -56,8 +55,6 @@ class _Atlas:
     volume: Volume
     region: torch.Tensor
     """(1, 1, *S) 1 where a structure is, on the volume's grid."""
-    further: Mapping[str, Image]
-    """Further label maps by target; of a mask 0 and 1."""
 
 
 def propagate(
@@ -227,10 +224,10 @@ class _Propagation:
         self._progress(self._taken, max(self._total, self._taken))
 
     def _read_atlas(self, atlas: AtlasSpec) -> _Atlas:
-        image, labels, further = read_atlas(self.cohort, atlas)
+        image, labels = read_atlas(self.cohort, atlas)
         volume = prepare(image, self.spec.size, self.spec.spacing, self.cohort.spec)
         region = torch.from_numpy((prepare_map(labels, volume) > 0).astype(np.float32))
-        return _Atlas(atlas, labels, volume, region[None, None], further)
+        return _Atlas(atlas, labels, volume, region[None, None])
 
     def _look(self, case: Case) -> None:
         """Read all files of a case, so that one that is of no use is known before anything rests on it."""
@@ -291,7 +288,7 @@ class _Propagation:
         known = self.place.recall(step)
         if known is not None and "labels_sha256" not in known:  # it failed
             return
-        if is_whole(labels_file, known, "labels_sha256") and self.place.has_targets(step):
+        if is_whole(labels_file, known, "labels_sha256"):
             return
         image, fixed = self._fixed(case)
         found, steered = [], False
@@ -328,9 +325,6 @@ class _Propagation:
         if not reasons:
             write_nifti(labels_file, labels, image.affine, place=image.stored_place)
             values["labels_sha256"] = sha256_of_file(labels_file)
-            further = self._carry_further(case, image, fixed, atlas, displacement, step)
-            if further:
-                values["targets_sha256"] = further
         self.place.remember(step, values)
 
     def _truth(
@@ -362,38 +356,16 @@ class _Propagation:
             }
         return row
 
-    def _carry_further(
-        self,
-        case: Case,
-        image: Image,
-        fixed: Volume,
-        atlas: AtlasSpec,
-        displacement: torch.Tensor,
-        step: Step,
-    ) -> dict[str, str]:
-        """Write the further label maps that a case lacks; return their checksums by target."""
-        found = {}
-        for name, labels in self.atlases[atlas.name].further.items():
-            if name in case.targets:
-                continue
-            array = self._carrier(case, image, fixed, atlas, labels)(displacement)
-            target, file = self.cohort.spec.all_targets[name], self.place.target_file(step, name)
-            if isinstance(target, MaskTarget):
-                array = np.where(array > 0, target.values[0], target.outside[0]).astype(np.int32)
-            write_nifti(file, array, image.affine, place=image.stored_place)
-            found[name] = sha256_of_file(file)
-        return found
-
     def _carrier(
-        self, case: Case, image: Image, fixed: Volume, atlas: AtlasSpec, labels: Image | None = None
+        self, case: Case, image: Image, fixed: Volume, atlas: AtlasSpec
     ) -> Callable[..., np.ndarray]:
-        one = labels or self.atlases[atlas.name].labels
+        one = self.atlases[atlas.name]
         alignment = self._alignment(case, atlas)
 
         def carry(displacement: torch.Tensor, matrix: Affine = alignment) -> np.ndarray:
             return carry_labels(
-                np.asarray(one.array, np.uint8),
-                one.affine,
+                np.asarray(one.labels.array, np.uint8),
+                one.labels.affine,
                 displacement,
                 fixed.affine,
                 matrix,

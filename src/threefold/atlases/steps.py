@@ -107,9 +107,6 @@ class Steps:
             "settings": self._settings(),
             "network": network.key,
         }
-        further = self._further(case)
-        if further:
-            parts["targets"] = further
         return _step("registration", case.case_id, parts)
 
     @property
@@ -127,9 +124,7 @@ class Steps:
         pairs = {case: [atlas.name for atlas in atlases] for case, atlases in self._pairing.items()}
         atlases = {atlas.name: self._atlas(atlas) for atlases in self._pairing.values() for atlas in atlases}
         held_out = sorted(self._held_out)
-        parts = [self.settings, fingerprint(self._cohort), cases, pairs, atlases, held_out]
-        further = {case.case_id: self._further(case) for case in self._cohort.cases}
-        return _hash([*parts, *([further] if any(further.values()) else [])])
+        return _hash([self.settings, fingerprint(self._cohort), cases, pairs, atlases, held_out])
 
     def may_train(self, case: Case) -> bool:
         """Whether a case may train the network: it will not be tested."""
@@ -154,21 +149,6 @@ class Steps:
     def _atlas(self, atlas: AtlasSpec) -> list[str]:
         files = (self._cohort.folder / path for path in (atlas.image, atlas.structures))
         return [atlas.name, *map(self._hash_of, files)]
-
-    def _further(self, case: Case) -> list[Any]:
-        """Return what decides the further label maps of a case: those it lacks, as its atlases have them."""
-        targets = self._cohort.spec.all_targets
-        return [
-            [
-                atlas.name,
-                name,
-                self._hash_of(self._cohort.folder / path),
-                targets[name].model_dump(mode="json"),
-            ]
-            for atlas in self._pairing.get(case.case_id, ())
-            for name, path in atlas.targets.items()
-            if name not in case.targets
-        ]
 
     def _settings(self) -> dict[str, Any]:
         settings = self._spec.model_dump(mode="json")

@@ -25,7 +25,7 @@ from typing import Any
 from threefold.atlases.steps import Step
 from threefold.cohorts.cohort import SPEC_NAME, TABLE_NAME
 from threefold.cohorts.failures import lacked_memory
-from threefold.cohorts.staging import PROVENANCE_NAME, folder_of
+from threefold.cohorts.staging import FOLDERS, PROVENANCE_NAME
 from threefold.errors import CohortError
 from threefold.file_names import case_stem
 from threefold.locks import LOCK_NAME, alone_in
@@ -81,15 +81,6 @@ class Workplace:
         """Return where a step's file lies."""
         return self.folder / "progress" / f"{step.key[:32]}{ending}"
 
-    def target_file(self, step: Step, target: str) -> Path:
-        """Return the path of a registration's label map of a further target."""
-        return self.file(step, f"-{target}.nii.gz")
-
-    def has_targets(self, step: Step) -> bool:
-        """Whether the label maps of a registration's further targets are as they were written."""
-        known = targets_of_record(self.recall(step) or {})
-        return all(_sha256_of(self.target_file(step, name)) == digest for name, digest in known.items())
-
     def write_steps(self, steps: Mapping[str, Step]) -> None:
         """Keep the steps that the finished cohort was made of, for the time when its source has changed.
 
@@ -123,20 +114,6 @@ class Workplace:
             ) from error
         shutil.rmtree(self.out / "progress", ignore_errors=True)
         shutil.rmtree(earlier, ignore_errors=True)
-
-
-def targets_of_record(values: Mapping[str, Any]) -> Mapping[str, str]:
-    """Return the checksums of a registration's further label maps, by target."""
-    found = values.get("targets_sha256", {})
-    return found if isinstance(found, dict) else {}
-
-
-def label_maps(record: Record, out: Path) -> Iterator[tuple[Path, str]]:
-    """Yield the label maps of a registration in the finished cohort, and their checksums."""
-    digests = {"structures": record.values.get("labels_sha256"), **targets_of_record(record.values)}
-    for column, digest in digests.items():
-        if digest is not None:
-            yield out / folder_of(column) / f"{case_stem(record.of)}.nii.gz", digest
 
 
 def is_finished(out: Path, identity: str, settings: str, *, renew: bool) -> bool:
@@ -219,10 +196,8 @@ def _take_over(place: Workplace) -> None:
         note = place.file(step, ".json")
         try:
             if step.kind == "registration" and "labels_sha256" in record.values:
-                into = [place.file(step, ".nii.gz")]
-                into += [place.target_file(step, name) for name in targets_of_record(record.values)]
-                for (labels, _), file in zip(label_maps(record, place.out), into, strict=True):
-                    copy_new(labels, file)
+                labels = place.out / FOLDERS["structures"] / f"{case_stem(step.of)}.nii.gz"
+                copy_new(labels, place.file(step, ".nii.gz"))
             if step.kind == "network" and "weights_sha256" in record.values:
                 copy_new(place.out / WEIGHTS_NAME, place.file(step, ".safetensors"))
         except OSError:
@@ -243,9 +218,10 @@ def _touched(out: Path) -> str | None:
     for record in _kept(content):
         if record is None:
             return STEPS_NAME
-        for labels, digest in label_maps(record, out):
-            if digest != _sha256_of(labels):
-                return labels.name
+        digest = record.values.get("labels_sha256")
+        labels = out / FOLDERS["structures"] / f"{case_stem(record.of)}.nii.gz"
+        if digest is not None and digest != _sha256_of(labels):
+            return labels.name
     return None
 
 

@@ -21,7 +21,7 @@ from threefold.tasks.resolve import targets_of
 from threefold.validation import did_you_mean
 
 if TYPE_CHECKING:
-    from threefold.cohorts.audit import Audit
+    from threefold.audits.audit import Audit
     from threefold.cohorts.cohort import Cohort
 
 _WORDS = {"refuse": "REFUSED", "warn": "warning", "note": "note"}
@@ -68,14 +68,22 @@ def check(
     headers_only: Annotated[
         bool, typer.Option("--headers-only", help="Fast: read only tables and headers, no voxels.")
     ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder for audit.json, the ranked confounders (confounders.md, .csv) and pictures of "
+            "their extremes (extremes.png)."
+        ),
+    ] = None,
 ) -> None:
-    """Check a cohort before training: files, geometry, labels, leaks, duplicates, labels determined by site.
+    """Check a cohort before training: files, geometry, labels, leaks, near duplicates, confounders.
 
-    The exit status is 1 if training would be refused.
+    A confounder is a column, or a property of the acquisition (size, format, header, noise, marks), that
+    predicts a target. The exit status is 1 if training would be refused.
 
     Example: `threefold check my-cohort --split site --hold-out north`
     """
-    from threefold.cohorts.audit import audit
+    from threefold.audits.audit import audit
     from threefold.cohorts.cohort import read_cohort
 
     if recipe is None and overrides:
@@ -108,6 +116,11 @@ def check(
             read_voxels=not headers_only,
             progress=progress,
         )
+    if out is not None:
+        from threefold.reporting.audit_report import write_audit
+
+        files = write_audit(result, cases, out)
+        typer.echo(f"Audit: {', '.join(file.name for file in files)} in {out}", err=as_json)
     if as_json:
         typer.echo(json.dumps(result.as_json(), indent=2))
     elif sys.stdout.isatty():

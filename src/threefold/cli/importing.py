@@ -46,6 +46,13 @@ class Uneven(StrEnum):
     KEEP = "keep"
 
 
+class Unknown(StrEnum):
+    """What a table may not tell."""
+
+    PATIENT = "patient"
+    SITE = "site"
+
+
 @importing.command("table")
 def table(
     csv: Annotated[Path, typer.Argument(help="CSV with a header; its paths are relative to its folder.")],
@@ -60,20 +67,49 @@ def table(
     label: Annotated[
         list[str] | None, typer.Option(help="VALUE=CLASS: the class that a value means; repeatable.")
     ] = None,
+    unknown: Annotated[
+        list[Unknown] | None,
+        typer.Option(
+            help="What the table does not tell: patient (each case then counts as one person, and every "
+            "number says so), site; repeatable."
+        ),
+    ] = None,
+    empty_masks_for: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A class with nothing to find: its cases without a mask get an empty one; repeatable."
+        ),
+    ] = None,
+    outside: Annotated[
+        list[int] | None, typer.Option(help="A mask value that means outside, such as -32768; repeatable.")
+    ] = None,
+    grey: Annotated[bool, typer.Option("--grey", help="Make grey pictures of coloured ones.")] = False,
+    resample_masks: Annotated[
+        bool,
+        typer.Option(
+            "--resample-masks", help="Bring label maps onto their images' grids (nearest neighbour)."
+        ),
+    ] = False,
     reference: Reference = False,
     allow_outside: OutsideSource = False,
 ) -> None:
-    """Create a cohort from a CSV and the files it lists.
+    """Create a cohort from a CSV and the files it lists. Repairs are recorded in provenance.json.
 
     Example: `threefold import table scans.csv --meaning cohort.yaml --out my-cohort --column image=file
     --constant site=north --label 1=haemorrhage --label 0=none`
     """
     from threefold.cohorts.cohort import CohortSpec
     from threefold.cohorts.importers import import_table
-    from threefold.errors import CohortError
+    from threefold.cohorts.repairs import Repairs
     from threefold.validation import parse_spec, read_yaml
 
     spec = parse_spec(CohortSpec, read_yaml(meaning, CohortError), where=str(meaning), error=CohortError)
+    if outside:
+        if spec.mask is None:
+            raise UsageError(f"--outside: {meaning} has no mask. Add its name and values.")
+        values = {**spec.mask.model_dump(), "outside": tuple(dict.fromkeys((*spec.mask.outside, *outside)))}
+        mask = parse_spec(type(spec.mask), values, where=f"{meaning}: mask", error=CohortError)
+        spec = spec.model_copy(update={"mask": mask})
     with progress_of("Importing cases") as progress:
         cohort = import_table(
             csv,
@@ -82,6 +118,9 @@ def table(
             columns=_pairs(column, "--column"),
             constants=_pairs(constant, "--constant"),
             labels=_pairs(label, "--label"),
+            unknown=[each.value for each in unknown or []],
+            empty_masks_for=empty_masks_for or [],
+            repairs=Repairs(grey=grey, resample_masks=resample_masks),
             copy=not reference,
             allow_outside=allow_outside,
             progress=progress,

@@ -16,7 +16,8 @@ def probe(
     shortcut: Annotated[
         str | None,
         typer.Option(
-            help="A column of the table that the network might use. [default: shortcut, if it exists]"
+            help="A column of the table, or a measurement listed by `threefold check` (grid.rows), that the "
+            "network might use. [default: shortcut, if it exists]"
         ),
     ] = None,
     task: Annotated[

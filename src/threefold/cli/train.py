@@ -34,8 +34,8 @@ def train(
     init_from: Annotated[
         Path | None,
         typer.Option(
-            help="A run whose weights to start from, where they fit; no stage is trained before then. As "
-            "before=null initial_weights.path=RUN."
+            help="A run whose weights to start from, where they fit; there is no pretraining then. As "
+            "pretrain=null initial_weights.path=RUN."
         ),
     ] = None,
     devices: Annotated[
@@ -67,7 +67,7 @@ def train(
     if devices is not None:
         changes.append(f"training.devices={devices}")
     if init_from is not None:
-        changes += ["before=null", f"initial_weights.path={init_from.resolve()}"]
+        changes += ["pretrain=null", f"initial_weights.path={init_from.resolve()}"]
     # Report errors in the arguments before importing anything slow.
     experiment = asked_experiment(recipe, changes, budget)
     cases = read_cohort(cohort, allow_outside=allow_outside)

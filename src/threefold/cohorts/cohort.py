@@ -22,7 +22,6 @@ from threefold.cohorts.reserved_names import (
     column_problem,
 )
 from threefold.core.targets import (
-    DENSE,
     ClassTarget,
     LabelsTarget,
     MaskSpec,
@@ -37,7 +36,7 @@ from threefold.errors import CohortError, RunError
 from threefold.experiment import Spec
 from threefold.paths import Boundary
 from threefold.run import write_atomically
-from threefold.validation import did_you_mean, parse_spec, read_yaml
+from threefold.validation import parse_spec, read_yaml
 
 SPEC_NAME = "cohort.yaml"
 TABLE_NAME = "cases.csv"
@@ -86,18 +85,6 @@ class AtlasSpec(Spec):
     """Path of the template's label map, with the labels of the cohort's structures."""
     label: Name | None = None
     """Its class; null: the atlas is registered to every case."""
-    targets: Mapping[Name, Name] = {}
-    """Paths of further label maps of the template, by the target (kind mask or labels) to propagate."""
-
-    @property
-    def files(self) -> Mapping[str, str]:
-        """Its paths: `image`, `structures`, and the further label maps by target."""
-        return {"image": self.image, "structures": self.structures, **self.targets}
-
-    def with_files(self, paths: Mapping[str, str]) -> Self:
-        """Return the atlas with other paths, named as in `files`."""
-        own = {name: paths[name] for name in ("image", "structures")}
-        return self.model_copy(update={**own, "targets": {name: paths[name] for name in self.targets}})
 
 
 class CohortSpec(Spec):
@@ -131,6 +118,11 @@ class CohortSpec(Spec):
     """mm per voxel, for files that do not state it (PNG, JPG)."""
     columns: Mapping[Name, str] = {}
     """Descriptions of further columns of cases.csv."""
+    unknown: tuple[Literal["patient", "site"], ...] = ()
+    """What the table does not tell, so that its column holds a stand-in. Without patients no split can keep a
+    person's cases together, and every number is marked."""
+    not_duplicates: tuple[tuple[str, ...], ...] = ()
+    """Groups of case_ids with nearly identical images that were found to be different ones."""
 
     @model_validator(mode="before")
     @classmethod
@@ -170,7 +162,6 @@ class CohortSpec(Spec):
                     f"{list(self.classes)}"
                 )
         self._refuse_targets()
-        self._refuse_atlas_targets()
         self._refuse_channels()
         refuse_repeats("site_groups", [site for group in self.site_groups.values() for site in group])
         if self.spacing is not None and not self.dimensions <= len(self.spacing) <= 3:
@@ -195,16 +186,6 @@ class CohortSpec(Spec):
                 _refuse_reserved(f"targets: {name}", target.names, RESERVED_STRUCTURES)
         columns = [column for name, one in self.targets.items() for column in columns_of(name, one)]
         refuse_repeats("targets: columns of cases.csv", columns)
-
-    def _refuse_atlas_targets(self) -> None:
-        known = [name for name, one in self.all_targets.items() if one.kind in DENSE and name != "structures"]
-        for atlas in self.atlases:
-            for name in atlas.targets:
-                if name not in known:
-                    raise ValueError(
-                        f"atlas '{atlas.name}', targets: '{name}' is no target of kind mask or labels beside "
-                        f"structures.{did_you_mean(name, known)}"
-                    )
 
     def _refuse_channels(self) -> None:
         if len(self.channels) == 1:
@@ -254,6 +235,10 @@ class CohortSpec(Spec):
         if len(self.classes) != 2:
             return None
         return 1 if self.positive is None else self.classes.index(self.positive)
+
+
+UNKNOWN = "unknown"
+"""The site of cases whose site is not known, and the patient named where no patient is."""
 
 
 @dataclass(frozen=True)
@@ -420,8 +405,8 @@ def fingerprint(cohort: Cohort) -> str:
 def _refuse_atlases_outside(folder: Path, spec: CohortSpec) -> None:
     boundary = Boundary(folder, "the cohort's folder")
     for atlas in spec.atlases:
-        for key, path in atlas.files.items():
-            how = boundary.leaves(path)
+        for key in ("image", "structures"):
+            how = boundary.leaves(getattr(atlas, key))
             if how is not None:
                 raise CohortError(
                     f"{folder / SPEC_NAME}: atlas '{atlas.name}', {key}: {how}. Copy the file into the "
@@ -432,14 +417,13 @@ def _refuse_atlases_outside(folder: Path, spec: CohortSpec) -> None:
 def _meaning(spec: CohortSpec) -> dict[str, Any]:
     """Return cohort.yaml as plain data; what earlier versions did not know is left out where it says nothing,
     so that their fingerprints hold."""
-    data = spec.model_dump(mode="json")
+    data = spec.model_dump(mode="json", exclude={"not_duplicates"})  # of no meaning to a training
     if not spec.targets:
         del data["targets"]
+    if not spec.unknown:
+        del data["unknown"]
     if spec.mask is not None and spec.mask.outside == (0,):
         del data["mask"]["outside"]
-    for atlas in data["atlases"]:
-        if not atlas["targets"]:
-            del atlas["targets"]
     if spec.channels:
         data["channels"] = [*spec.channels.items()]  # in their order
     else:

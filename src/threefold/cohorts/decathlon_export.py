@@ -74,11 +74,9 @@ def export_decathlon(
                 if value is None:
                     lacking.setdefault(key, []).append(case.case_id)
     described = spec.model_dump(mode="json", exclude_defaults=True)
-    for atlas, files in zip(described.get("atlases", ()), (one.files for one in spec.atlases), strict=True):
-        paths = {name: _relative(cohort.folder.absolute() / path, out) for name, path in files.items()}
-        atlas |= {name: paths.pop(name) for name in ("image", "structures")}
-        if paths:
-            atlas["targets"] = paths
+    for atlas in described.get("atlases", ()):
+        for key in ("image", "structures"):
+            atlas[key] = _relative(cohort.folder.absolute() / atlas[key], out)
     content = {
         "name": spec.name,
         "description": f"{len(cohort.cases)} cases, written by Threefold",

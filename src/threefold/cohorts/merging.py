@@ -52,10 +52,12 @@ def merge_cohorts(
     total = sum(len(cohort.cases) for cohort in cohorts)
     rows: list[dict[str, Any]] = []
     atlases: list[AtlasSpec] = []
+    different: list[tuple[str, ...]] = []
     with staging(out) as stage:
         for cohort in cohorts:
             before = f"{cohort.spec.name}-" if prefix else ""
             atlases += _atlases(stage, cohort, before, copy=copy)
+            different += [tuple(before + case for case in group) for group in cohort.spec.not_duplicates]
             for case in cohort.cases:
                 row = row_of(case, cohort.spec)
                 row["case_id"] = before + case.case_id
@@ -68,7 +70,7 @@ def merge_cohorts(
                 if progress is not None:
                     progress(len(rows) + len(stage.failed), total)
         parts = [{"name": c.spec.name, "cases": len(c.cases), "fingerprint": fingerprint(c)} for c in cohorts]
-        spec = spec.model_copy(update={"atlases": tuple(atlases)})
+        spec = spec.model_copy(update={"atlases": tuple(atlases), "not_duplicates": tuple(different)})
         stage.finish(spec, rows, {"made by": "merge", "cohorts": parts}, allow_outside=not copy)
     return finished(out, allow_outside=not copy)
 

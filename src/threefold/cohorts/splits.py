@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from threefold.cohorts.cohort import Case, Cohort, CohortSpec
+from threefold.cohorts.cohort import UNKNOWN, Case, Cohort, CohortSpec
 from threefold.cohorts.stratification import Stratum, apportion, assign
 from threefold.core.targets import ClassTarget, MultilabelTarget, TargetSpec
 from threefold.csv_tables import table_rows, table_text
@@ -34,6 +34,7 @@ class Split:
         kind: how it was made (`SplitSpec.kind`).
         parts: part by case id.
         leaking_patients: patients with cases in more than one part, by name; only a slice split has any.
+            UNKNOWN alone where the cohort says that its patients are not known.
     """
 
     kind: str
@@ -42,7 +43,7 @@ class Split:
 
     @property
     def leaks(self) -> bool:
-        """Whether a patient is in more than one part, which must be said beside every number."""
+        """Whether a patient is, or may be, in more than one part, which must be said beside every number."""
         return bool(self.leaking_patients)
 
     def cases(self, cohort: Cohort, part: Part) -> tuple[Case, ...]:
@@ -100,7 +101,7 @@ def make_split(cohort: Cohort, spec: SplitSpec) -> Split:
             groups[case.case_id if by_case else case.patient_id].append(case)
         parts = _grouped_parts(cohort, spec, groups, held_out)
     split = Split(spec.kind, parts, _leaking(cohort, parts))
-    if split.leaks and spec.kind != "slice":
+    if split.leaks and spec.kind != "slice" and "patient" not in cohort.spec.unknown:
         raise CohortError(_leak_message(cohort, split))
     for part in PARTS[:2]:
         if part not in parts.values():
@@ -311,6 +312,8 @@ def _further(cases: Sequence[Case], name: str, target: TargetSpec) -> Iterator[S
 
 
 def _leaking(cohort: Cohort, parts: Mapping[str, Part]) -> tuple[str, ...]:
+    if "patient" in cohort.spec.unknown:
+        return (UNKNOWN,)
     seen: dict[str, set[Part]] = defaultdict(set)
     for case in cohort.cases:
         seen[case.patient_id].add(parts[case.case_id])

@@ -41,11 +41,6 @@ def file_columns(spec: CohortSpec) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*spec.image_columns, *known, *further)))
 
 
-def folder_of(column: str) -> str:
-    """Return the folder for the files of a column, one of `file_columns`."""
-    return FOLDERS.get(column, f"files-{column}")
-
-
 @dataclass
 class Staging:
     """A folder beside the one to be made.
@@ -133,7 +128,7 @@ class Staging:
         return target
 
     def _target(self, column: str, case_id: str, suffix: str) -> Path:
-        target = Path(folder_of(column)) / f"{case_stem(case_id)}{suffix}"
+        target = Path(FOLDERS.get(column, f"files-{column}")) / f"{case_stem(case_id)}{suffix}"
         owner = self._owners.setdefault(folded(str(target)), case_id)
         if owner != case_id:
             raise ImageError(
@@ -173,8 +168,8 @@ class Staging:
         for number, atlas in enumerate(spec.atlases):
             paths = {}
             file_name = f"atlas-{number}" if case_id_problems(atlas.name) else atlas.name
-            for key, path in atlas.files.items():
-                source = Path(os.path.normpath((folder / path).absolute()))
+            for key in ("image", "structures"):
+                source = Path(os.path.normpath((folder / getattr(atlas, key)).absolute()))
                 try:
                     _require_regular(source)
                     self.require_inside(source)
@@ -188,7 +183,7 @@ class Staging:
                     except ImageError as error:
                         raise CohortError(f"{SPEC_NAME}: atlas '{atlas.name}', {key}: {error}") from error
                 paths[key] = target.as_posix()
-            moved.append(atlas.with_files(paths))
+            moved.append(atlas.model_copy(update=paths))
         return spec.model_copy(update={"atlases": tuple(moved)})
 
     def _copy(self, source: Path, target: Path) -> None:

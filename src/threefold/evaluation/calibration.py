@@ -17,7 +17,7 @@ from scipy.special import log_softmax
 
 from threefold.evaluation.classification import brier, calibration_error, weighted_mean
 from threefold.evaluation.estimate import Difference, Estimate, Place
-from threefold.evaluation.groups import Units, case_units, groups_of
+from threefold.evaluation.groups import SampleUnits, case_units, groups_of
 from threefold.evaluation.intervals import bootstrap
 from threefold.evaluation.metrics import metric_of
 from threefold.evaluation.predictions import Predictions
@@ -120,7 +120,9 @@ def calibration_changes(
         yield from _changes(place, units, temperature, predictions.positive_index)
 
 
-def _changes(place: Place, units: Units, temperature: float, positive: int | None) -> Iterator[Difference]:
+def _changes(
+    place: Place, units: SampleUnits, temperature: float, positive: int | None
+) -> Iterator[Difference]:
     versions = {
         "before": units.probabilities,
         "after": with_temperature(units.probabilities, temperature),

@@ -244,20 +244,6 @@ def _drawn_apart(effects: Floats, splits: Sequence[int]) -> Floats:
     return np.array([effects[np.asarray(splits) == name].mean() for name in names])
 
 
-def holm(values: Sequence[float]) -> list[float]:
-    """Return p-values adjusted for their number (Holm 1979); NaN stays and does not count.
-
-    What is still to be tested counts as 1: else a correction would grow when it is.
-    """
-    p = np.asarray(values, np.float64)
-    adjusted = np.full(len(p), np.nan)
-    tested = np.flatnonzero(~np.isnan(p))
-    order = tested[np.argsort(p[tested], kind="stable")]
-    factors = np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * factors))
-    return [float(value) for value in adjusted]
-
-
 def verdict(
     effect: Effect,
     adjusted: float,

@@ -12,8 +12,9 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm, rankdata
+from scipy.stats import norm
 
+from threefold.evaluation.association import structural_components, variance_of_components
 from threefold.evaluation.estimate import Difference, Estimate
 
 Floats = NDArray[np.float64]
@@ -50,21 +51,12 @@ def compare_auc(
     if min(len(np.unique(of_positives)), len(np.unique(of_negatives))) < 2:
         none = auc(value=math.nan, why="fewer than two patients of either class")
         return Difference(none, none, none)
-    components = [_components(positive, scores) for scores in (first, second)]
+    components = [structural_components(positive, scores) for scores in (first, second)]
     areas = (float(components[0][0].mean()), float(components[1][0].mean()))
-    m, n = len(of_positives), len(of_negatives)
     # Differences of the components: the covariance of the two areas is then in their variance.
     up = components[1][0] - components[0][0] - (areas[1] - areas[0])
     down = components[1][1] - components[0][1] - (areas[1] - areas[0])
-    count = int(clusters.max()) + 1
-    positives = np.bincount(of_positives, weights=up, minlength=count)
-    negatives = np.bincount(of_negatives, weights=down, minlength=count)
-    with_positive, with_negative = len(np.unique(of_positives)), len(np.unique(of_negatives))
-    variance = (
-        (positives @ positives) * with_positive / ((with_positive - 1) * m**2)
-        + (negatives @ negatives) * with_negative / ((with_negative - 1) * n**2)
-        + 2 * (positives @ negatives) * count / ((count - 1) * m * n)
-    )
+    variance = variance_of_components(up, down, positive, clusters)
     difference = areas[1] - areas[0]
     both = auc(value=areas[0]), auc(value=areas[1])
     if not np.any(np.abs(np.concatenate([up, down])) > _NOTHING) and abs(difference) < _NOTHING:
@@ -76,15 +68,3 @@ def compare_auc(
     p = float(2 * norm.sf(abs(difference) / error))
     change = auc(value=difference, interval=(difference - reach, difference + reach))
     return Difference(*both, change, p=p, error=error)
-
-
-def _components(positive: NDArray[np.bool_], scores: Floats) -> tuple[Floats, Floats]:
-    """Return the share of negatives below each positive, and of positives above each negative; ties half.
-
-    By midranks (Sun and Xu 2014).
-    """
-    ups, downs = scores[positive], scores[~positive]
-    together: Floats = rankdata(np.concatenate([ups, downs]))
-    below: Floats = together[: len(ups)] - np.asarray(rankdata(ups))
-    above: Floats = together[len(ups) :] - np.asarray(rankdata(downs))
-    return below / len(downs), 1 - above / len(ups)

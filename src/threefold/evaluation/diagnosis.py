@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from threefold.evaluation.classification import OneClass, SeveralClasses, WeightedClass, WeightedClasses
 from threefold.evaluation.estimate import Estimate, Place
-from threefold.evaluation.groups import Units
+from threefold.evaluation.groups import SampleUnits
 from threefold.evaluation.metrics import Metric, diagnosis_metrics, metric_of
 from threefold.evaluation.predictions import Predictions
 
@@ -76,7 +76,7 @@ _SORTED_FROM = 10_000
 
 
 def diagnosis_estimates(
-    place: Place, units: Units, predictions: Predictions, threshold: float
+    place: Place, units: SampleUnits, predictions: Predictions, threshold: float
 ) -> Iterator[Estimate]:
     """Yield every metric of the diagnosis over the labelled ones of some units.
 

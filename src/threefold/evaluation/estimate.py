@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from threefold.evaluation.groups import Group, GroupKind, Level, Units, count_patients
+from threefold.evaluation.groups import Group, GroupKind, Level, SampleUnits, count_patients
 from threefold.evaluation.intervals import Interval, Key, bootstrap, exact_interval
 from threefold.evaluation.metrics import Metric
 from threefold.experiment import EvaluationSpec
@@ -119,7 +119,7 @@ class Place:
     leaks: bool
 
     def bootstrap(
-        self, metrics: Callable[[Floats], Mapping[Key, Floats]], units: Units
+        self, metrics: Callable[[Floats], Mapping[Key, Floats]], units: SampleUnits
     ) -> Mapping[Key, Interval]:
         """Return the interval of each metric over the units."""
         return bootstrap(
@@ -135,7 +135,7 @@ class Place:
         metric: Metric,
         value: float,
         interval: Interval | None,
-        units: Units,
+        units: SampleUnits,
         *,
         needed: NDArray[np.bool_],
         class_name: str = "",

@@ -20,7 +20,7 @@ from threefold.evaluation.groups import (
     Group,
     GroupKind,
     Level,
-    Units,
+    SampleUnits,
     case_units,
     count_patients,
     group_notes,
@@ -192,7 +192,7 @@ def _replicate_notes(groups: Sequence[Group], spec: EvaluationSpec) -> tuple[str
     )
 
 
-def _units(level: Level, cases: Units, predictions: Predictions, spec: EvaluationSpec) -> Units:
+def _units(level: Level, cases: SampleUnits, predictions: Predictions, spec: EvaluationSpec) -> SampleUnits:
     if level == "case":
         return cases
     return patient_units(cases, positive=predictions.positive_index, rule=spec.patient_rule)
@@ -203,7 +203,7 @@ class _Numbers:
     """The numbers of one group at one level."""
 
     place: Place
-    units: Units
+    units: SampleUnits
     predictions: Predictions
     threshold: float
 

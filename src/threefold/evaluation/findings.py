@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from threefold.evaluation.diagnosis import diagnosis
 from threefold.evaluation.estimate import Estimate, Place
-from threefold.evaluation.groups import Group, Units, groups_of
+from threefold.evaluation.groups import Group, SampleUnits, groups_of
 from threefold.evaluation.metrics import metric_of, shown_in
 from threefold.evaluation.predictions import probability_column
 from threefold.evaluation.task_tables import TRUTH_PREFIX, findings_in
@@ -45,7 +45,7 @@ def mean_over_findings(
 def _means(place: Place, group: Group, findings: Sequence[str]) -> list[Estimate]:
     patients = np.unique(group.rows["patient_id"].to_numpy(str), return_inverse=True)[1]
     count = len(group.rows)
-    units = Units(patients, np.zeros(count, np.int64), np.zeros((count, 0)), {})
+    units = SampleUnits(patients, np.zeros(count, np.int64), np.zeros((count, 0)), {})
     parts = [part for finding in findings if (part := _of(group.rows, finding)) is not None]
     wanted = shown_in("findings")
     over = f"mean of {len(parts)} of {len(findings)} findings"

@@ -49,7 +49,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Units:
+class SampleUnits:
     """What is counted: n cases or n patients.
 
     Attributes:
@@ -68,9 +68,9 @@ class Units:
         """Return n."""
         return len(self.patients)
 
-    def where(self, chosen: NDArray[np.bool_] | Ints) -> Units:
+    def where(self, chosen: NDArray[np.bool_] | Ints) -> SampleUnits:
         """Return the chosen units, by mask or by place, their patients numbered anew."""
-        return Units(
+        return SampleUnits(
             patients=numbered_anew(self.patients[chosen]),
             labels=self.labels[chosen],
             probabilities=self.probabilities[chosen],
@@ -146,10 +146,10 @@ def natural_order(names: set[str]) -> list[str]:
     return sorted(names, key=key)
 
 
-def case_units(rows: pd.DataFrame, predictions: Predictions, further: Sequence[str] = ()) -> Units:
+def case_units(rows: pd.DataFrame, predictions: Predictions, further: Sequence[str] = ()) -> SampleUnits:
     """Return each case as a unit, with its values of the program's metrics and of `further` ones."""
     classes = pd.Index(predictions.classes, dtype=object)
-    return Units(
+    return SampleUnits(
         patients=pd.factorize(rows["patient_id"].to_numpy(object), sort=True)[0].astype(np.int64),
         labels=classes.get_indexer(pd.Index(rows["label"], dtype=object)).astype(np.int64),  # -1: none
         probabilities=rows[[probability_column(name) for name in predictions.classes]].to_numpy(np.float64),
@@ -161,14 +161,14 @@ def case_units(rows: pd.DataFrame, predictions: Predictions, further: Sequence[s
     )
 
 
-def plain_units(patients: Ints) -> Units:
+def plain_units(patients: Ints) -> SampleUnits:
     """Return units of which nothing but the patient matters, their patients numbered anew."""
     numbered = np.unique(patients, return_inverse=True)[1].astype(np.int64)
     count = len(numbered)
-    return Units(numbered, labels=np.full(count, -1), probabilities=np.zeros((count, 0)), values={})
+    return SampleUnits(numbered, labels=np.full(count, -1), probabilities=np.zeros((count, 0)), values={})
 
 
-def patient_units(cases: Units, *, positive: int | None, rule: Literal["mean", "max"]) -> Units:
+def patient_units(cases: SampleUnits, *, positive: int | None, rule: Literal["mean", "max"]) -> SampleUnits:
     """Return each patient as a unit, by the rules at the top of this module.
 
     Args:
@@ -180,7 +180,7 @@ def patient_units(cases: Units, *, positive: int | None, rule: Literal["mean", "
     labelled = cases.labels >= 0
     means = {name: mean_by_patient(cases.patients, values, count) for name, values in cases.values.items()}
     rules = [metric_of(name).of_patients for name in means]
-    return Units(
+    return SampleUnits(
         patients=np.arange(count),
         labels=_patient_labels(cases, labelled, count, positive),
         probabilities=_patient_probabilities(cases, labelled, count, positive, rule),
@@ -191,7 +191,9 @@ def patient_units(cases: Units, *, positive: int | None, rule: Literal["mean", "
     )
 
 
-def _patient_labels(cases: Units, labelled: NDArray[np.bool_], count: int, positive: int | None) -> Ints:
+def _patient_labels(
+    cases: SampleUnits, labelled: NDArray[np.bool_], count: int, positive: int | None
+) -> Ints:
     votes = np.zeros((count, cases.probabilities.shape[1]))
     np.add.at(votes, (cases.patients[labelled], cases.labels[labelled]), 1)
     if not votes.shape[1]:
@@ -203,7 +205,7 @@ def _patient_labels(cases: Units, labelled: NDArray[np.bool_], count: int, posit
 
 
 def _patient_probabilities(
-    cases: Units, labelled: NDArray[np.bool_], count: int, positive: int | None, rule: str
+    cases: SampleUnits, labelled: NDArray[np.bool_], count: int, positive: int | None, rule: str
 ) -> Floats:
     patients, probabilities = cases.patients[labelled], cases.probabilities[labelled]
     if rule == "mean":

@@ -14,7 +14,7 @@ from threefold.errors import PredictionsError
 from threefold.evaluation.classification import weighted_mean
 from threefold.evaluation.comparison import Measured
 from threefold.evaluation.diagnosis import diagnosis
-from threefold.evaluation.groups import Units, case_units, numbered_anew
+from threefold.evaluation.groups import SampleUnits, case_units, numbered_anew
 from threefold.evaluation.metrics import (
     METRICS,
     diagnosis_metrics,
@@ -108,7 +108,7 @@ class _Tested:
         return self if cases.equals(self.rows.index) else _Tested(self.rows.loc[cases], self._predictions)
 
     @cached_property
-    def units(self) -> Units:
+    def units(self) -> SampleUnits:
         return case_units(self.rows, self._predictions)
 
     def values(self, others: tuple[str, ...]) -> Mapping[str, Floats]:

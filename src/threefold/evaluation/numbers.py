@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from threefold.evaluation.classification import weighted_mean
 from threefold.evaluation.estimate import Estimate, Place
-from threefold.evaluation.groups import Group, Units, groups_of, plain_units
+from threefold.evaluation.groups import Group, SampleUnits, groups_of, plain_units
 from threefold.evaluation.metrics import METRICS, Metric, metric_of
 from threefold.experiment import EvaluationSpec
 
@@ -47,7 +47,7 @@ def _numbers(place: Place, group: Group) -> list[Estimate]:
     truth, predicted = (group.rows[name].to_numpy(np.float64) for name in ("truth", "predicted"))
     patients = np.unique(group.rows["patient_id"].to_numpy(str), return_inverse=True)[1]
     none = np.zeros(len(truth), np.int64)
-    units = Units(patients, none, np.zeros((len(truth), 0)), {})
+    units = SampleUnits(patients, none, np.zeros((len(truth), 0)), {})
     metrics = _metrics_of(truth, predicted)
     values = metrics(np.ones((1, len(truth)))) if len(truth) else {}
     intervals = place.bootstrap(metrics, units) if len(truth) else {}

@@ -25,7 +25,7 @@ from scipy.special import log_softmax
 
 from threefold.evaluation.classification import weighted_auc, weighted_mean
 from threefold.evaluation.estimate import Estimate, Place
-from threefold.evaluation.groups import Group, Units, natural_order, plain_units, wide_groups
+from threefold.evaluation.groups import Group, SampleUnits, natural_order, plain_units, wide_groups
 from threefold.evaluation.metrics import metric_of
 from threefold.evaluation.predictions import Predictions
 from threefold.experiment import EvaluationSpec
@@ -273,6 +273,6 @@ def _numbers(
     )
 
 
-def _missing(place: Place, units: Units, metric: str, why: str) -> Estimate:
+def _missing(place: Place, units: SampleUnits, metric: str, why: str) -> Estimate:
     none = np.zeros(len(units), np.bool_)
     return place.estimate(metric_of(metric), np.nan, None, units, needed=none, why=why)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Self, TypeVar
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, model_validator
 
 from threefold.experiment.data import DataSpec
 from threefold.experiment.evaluation import EvaluationSpec
@@ -42,8 +42,9 @@ class Experiment(Spec):
     description: str = ""
     paper: str = ""
     """The line of the paper that this reproduces, and how ambiguities were resolved."""
-    before: str | None = None
-    """A recipe that is trained first, into RUN/before: its encoder is what a joint-swin network builds on,
+    # The second name is that of 0.1.
+    pretrain: str | None = Field(default=None, validation_alias=AliasChoices("pretrain", "before"))
+    """A recipe that is trained first, into RUN/pretrain: its encoder is what a joint-swin network builds on,
     its network is what a cascade's segmenter starts from. It is trained on this experiment's data and as
     long as it, a cascade's segmenter with the recipe's own optimiser. A cascade with initial_weights has
     none."""
@@ -86,8 +87,8 @@ class Experiment(Spec):
             raise ValueError(
                 f"a {kind} network has no head for {', '.join(unserved)}; it serves {', '.join(known)}"
             )
-        if isinstance(self.network, JointSwinSpec) and self.before is None:
-            raise ValueError("a joint-swin network needs `before`, the recipe of its first encoder")
+        if isinstance(self.network, JointSwinSpec) and self.pretrain is None:
+            raise ValueError("a joint-swin network needs `pretrain`, the recipe of its first encoder")
         pooling = self.network.pooling if isinstance(self.network, AttentionUnetSpec) else "image"
         if pooling != "image" and not any(task.head == "dense" for task in self.tasks.values()):
             raise ValueError(
@@ -101,10 +102,10 @@ class Experiment(Spec):
             frozen = self.network.freeze_segmenter
             if frozen and [name for name in self.tasks if name not in pooled]:
                 raise ValueError("with network.freeze_segmenter only the classification task can be trained")
-            if frozen and self.before is None and self.initial_weights is None:
+            if frozen and self.pretrain is None and self.initial_weights is None:
                 raise ValueError(
-                    "network.freeze_segmenter needs a trained segmenter: `before` (a recipe that is trained "
-                    "first), or initial_weights (a run; --init-from RUN)"
+                    "network.freeze_segmenter needs a trained segmenter: `pretrain` (a recipe that is "
+                    "trained first), or initial_weights (a run; --init-from RUN)"
                 )
         return self
 

@@ -91,7 +91,7 @@ class SwinUnetSpec(NetworkBase):
 
 class JointSwinSpec(NetworkBase):
     """Joint-SwinTransformer: a classifier on its own encoder's pooled features, concatenated with those of
-    the frozen encoder of the experiment named in `before`."""
+    the frozen encoder of the experiment named in `pretrain`."""
 
     serves = ("pooled",)
     axes = (2,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,6 +115,17 @@ def slice_grid(path: Path, dataset: Dataset) -> SliceGrid:
     return SliceGrid(
         shape, position, down, right, normal / np.linalg.norm(normal), (spacing[0], spacing[1]), thickness
     )
+
+
+def stated(path: Path, names: Sequence[str]) -> dict[str, str]:
+    """Return the attributes of a DICOM file that are there and not empty, by keyword, as text.
+
+    Raises:
+        ImageError: if it is damaged or no DICOM.
+    """
+    dataset, _ = parsed(path, pixels=False)
+    found = {name: str(dataset.get(name) or "").strip() for name in names}
+    return {name: value for name, value in found.items() if value}
 
 
 def parsed(path: Path, *, pixels: bool) -> tuple[Dataset, tuple[str, ...]]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from threefold.cohorts.audit import Audit
+from threefold.audits.audit import Audit
 from threefold.cohorts.findings import SEVERITIES, Finding, Severity
 
 _SHOWN = 20

@@ -18,8 +18,8 @@ from threefold.experiment import EvaluationSpec
 
 LEAK_MARK = "†"
 LEAK_NOTE = (
-    f"{LEAK_MARK} The split shares patients between training and test: these numbers are better than what "
-    "new patients will get."
+    f"{LEAK_MARK} The split shares patients between training and test, or the patients are not known: these "
+    "numbers are better, or may be, than what new patients will get."
 )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from threefold.cohorts.audit import Audit, audit
+from threefold.audits.audit import Audit, audit
 from threefold.cohorts.cohort import Cohort, CohortSpec, fingerprint, read_cohort
 from threefold.cohorts.splits import PARTS, Split, read_split
 from threefold.errors import CohortError, RunError, some
@@ -177,8 +177,8 @@ def _training(read: _Read) -> Iterator[Block]:
     start = "random weights"
     if experiment.initial_weights is not None:
         start = f"the weights of {experiment.initial_weights.path}"
-    elif experiment.before is not None:
-        start = f"pretraining with {experiment.before}"
+    elif experiment.pretrain is not None:
+        start = f"pretraining with {experiment.pretrain}"
     best = ""
     if status.get("best_epoch") is not None:
         best = f"; best is epoch {status['best_epoch']} by validation {status['metric']}"

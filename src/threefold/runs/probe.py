@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from threefold.audits.confounders import read_measurements
 from threefold.cohorts.cohort import Case, Cohort
 from threefold.cohorts.failures import Failures, left_out_notes
 from threefold.csv_tables import frame_text
-from threefold.errors import NoFeaturesError, RunError
+from threefold.errors import NoFeaturesError, PredictionsError, RunError
 from threefold.evaluation.by_value import by_value, require_column
 from threefold.evaluation.calibration import calibration_changes, temperature_of
 from threefold.evaluation.predictions import Predictions, validate
@@ -83,7 +84,9 @@ def probe_run(
 
     Args:
         run: with predictions and weights.
-        column: of the cohort's table; None: `shortcut`, where there is one.
+        column: of the cohort's table, or a measurement of the acquisition, as `threefold check` names them
+            (grid.rows); numbers are divided at the validation part's median. None: `shortcut`, where there
+            is one.
         task: of several classification tasks the one that is asked about, by its name or its target's; its
             tables have its name before theirs.
         cohort: the cohort trained on; None: where it was.
@@ -99,9 +102,11 @@ def probe_run(
     """
     predictions, task = _of_task(run, task)
     spec = read_experiment(run.experiment).evaluation
+    known = cohort_of_run(run, cohort)
+    if column is not None and column not in predictions.table and "." in column:
+        predictions = _with_measurement(predictions, known, column)
     if column is not None:
         require_column(predictions, column)
-    known = cohort_of_run(run, cohort)
     asked = column or (SHORTCUT if SHORTCUT in predictions.table else None)
     named: dict[str, tuple[Table, list[Entry]]] = {}
     notes = []
@@ -186,6 +191,30 @@ def _diagnoses(run: RunFolder) -> dict[str, str]:
     experiment, trained, _ = of_run(run)
     targets = targets_of(experiment, trained)
     return {name: targets[name] for name in experiment.tasks_of(ClassificationSpec)}
+
+
+def _with_measurement(predictions: Predictions, cohort: Cohort, name: str) -> Predictions:
+    """Return predictions with a column for one measurement of their images.
+
+    Raises:
+        PredictionsError: there is no such measurement.
+    """
+    cases = cases_named(cohort, predictions.table["case_id"].tolist())
+    values = read_measurements(cohort, cases)
+    if name not in values:
+        raise PredictionsError(f"'{name}' is no measurement of these cases.{did_you_mean(name, [*values])}")
+    found = [values[name].get(case.case_id) for case in cases]
+    numbers = [value for value in values[name].values() if isinstance(value, float)]
+    if len(numbers) == len(values[name]):
+        known = zip(found, predictions.table["part"], strict=True)
+        chosen: list[float] = [v for v, part in known if part == "validation" and isinstance(v, float)]
+        middle = float(np.median(chosen or numbers))
+        found = [
+            None if value is None else f"{'above' if float(value) > middle else 'up to'} {middle:g}"
+            for value in found
+        ]
+    column = ["" if value is None else str(value) for value in found]
+    return replace(predictions, table=predictions.table.assign(**{name: column}))
 
 
 def _features(

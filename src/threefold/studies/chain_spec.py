@@ -103,7 +103,7 @@ def stage_experiments(chain: ChainSpec, overrides: Sequence[str], runs: Path) ->
     for stage in chain.stages:
         changes = list(divided[stage.name])
         if stage.init_from is not None:
-            changes += ["before=null", f"initial_weights.path={(runs / stage.init_from).resolve()}"]
+            changes += ["pretrain=null", f"initial_weights.path={(runs / stage.init_from).resolve()}"]
         try:
             experiments[stage.name] = load_experiment(stage.recipe, changes)
         except ExperimentError as error:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from threefold.csv_tables import frame_text
 from threefold.errors import PredictionsError, RunError
+from threefold.evaluation.association import holm
 from threefold.evaluation.comparison import (
     ClaimRow,
     Effect,
@@ -21,7 +22,6 @@ from threefold.evaluation.comparison import (
     VariantRow,
     difference_of,
     effects_of,
-    holm,
     mean_of,
     record_of,
     verdict,

@@ -146,7 +146,7 @@ def experiment_of(study: StudyFolder, plan: RunPlan) -> Experiment:
     overrides = list(plan.overrides)
     if plan.start is not None:
         weights = study.run(plan.start).path.resolve()
-        overrides += ["before=null", f"initial_weights.path={weights}"]
+        overrides += ["pretrain=null", f"initial_weights.path={weights}"]
     try:
         return load_experiment(plan.recipe, overrides)
     except ThreefoldError as error:

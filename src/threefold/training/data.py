@@ -20,10 +20,10 @@ from threefold.interruption import leave_quietly
 class Cases(Dataset[Sample]):
     """The cases of a part, preprocessed on demand."""
 
-    def __init__(self, cases: Sequence[Case], store: SampleCache) -> None:
+    def __init__(self, cases: Sequence[Case], cache: SampleCache) -> None:
         """Keep the cases and where to get them from; nothing is read yet."""
         self.cases = tuple(cases)
-        self._store = store
+        self._cache = cache
 
     def __len__(self) -> int:
         """Return the number of cases."""
@@ -31,7 +31,7 @@ class Cases(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         """Return one preprocessed case."""
-        return self._store.get(self.cases[index])
+        return self._cache.get(self.cases[index])
 
 
 def epoch_order(cases: int, seed: int, epoch: int) -> list[int]:

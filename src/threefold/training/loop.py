@@ -63,7 +63,7 @@ class TrainingContext:
         stage: the experiment and its tasks.
         cohort: meaning of the cohort.
         train, validation: the cases of the two parts.
-        store: where preprocessed cases come from.
+        cache: where preprocessed cases come from.
         run: its folder; only the first process writes.
         progress: only the first process uses it.
     """
@@ -72,7 +72,7 @@ class TrainingContext:
     cohort: CohortSpec
     train: tuple[Case, ...]
     validation: tuple[Case, ...]
-    store: SampleCache
+    cache: SampleCache
     run: RunFolder
     progress: TrainingProgress
 
@@ -128,14 +128,14 @@ class Training:
         )
         self.batches_per_step = self.order.batches_per_step()
         self.train_loader = make_loader(
-            Cases(context.train, context.store),
+            Cases(context.train, context.cache),
             self.order,
             context.cohort.all_targets,
             workers=workers,
             pin_memory=pin,
         )
         self.validation_loader = make_loader(
-            Cases(context.validation, context.store),
+            Cases(context.validation, context.cache),
             validation_batches(
                 len(context.validation),
                 batch_size=spec.batch_size,
@@ -172,11 +172,11 @@ class Training:
 
     def _prepare(self) -> None:
         """Fill a cache in memory before the first step, so that reader processes inherit it."""
-        if self.context.store.kind != "memory":
+        if self.context.cache.kind != "memory":
             return
         cases = (*self.context.train, *self.context.validation)
         for number, case in enumerate(cases, start=1):
-            self.context.store.get(case)
+            self.context.cache.get(case)
             if self.devices.is_global_zero:
                 self.context.progress.step("preparing", number, len(cases))
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from threefold.cohorts.audit import audit
+from threefold.audits.audit import audit
 from threefold.cohorts.cohort import Case, Cohort, CohortSpec, fingerprint
 from threefold.cohorts.samples import read_sample
 from threefold.cohorts.splits import Split, make_split, read_split, require_targets
@@ -155,7 +155,7 @@ def resolve_paths(experiment: Experiment) -> Experiment:
     path = str(Path(weights.path).expanduser().resolve())
     changes: dict[str, Any] = {"initial_weights": weights.model_copy(update={"path": path})}
     if isinstance(experiment.network, CascadeSpec):
-        changes["before"] = None
+        changes["pretrain"] = None
     return experiment.model_copy(update=changes)
 
 
@@ -272,14 +272,14 @@ def _require_extras(experiment: Experiment) -> None:
 
 
 def trainings_of(experiment: Experiment) -> tuple[Experiment, ...]:
-    """Return what is trained for an experiment, in order: the one before, where there is one, and itself."""
-    if experiment.before is None:
+    """Return what is trained for an experiment, in order: its pretraining, where there is one, and itself."""
+    if experiment.pretrain is None:
         return (experiment,)
-    return (before_experiment(experiment), experiment)
+    return (pretraining_experiment(experiment), experiment)
 
 
-def before_experiment(experiment: Experiment) -> Experiment:
-    """Return the experiment that `before` names, as it is trained for this one.
+def pretraining_experiment(experiment: Experiment) -> Experiment:
+    """Return the experiment that `pretrain` names, as it is trained for this one.
 
     Data (so that no test case is seen) and evaluation are this experiment's; the tasks and what selects the
     best epoch are the recipe's. Before a joint-swin network the encoder (so that it fits) and the training
@@ -287,13 +287,13 @@ def before_experiment(experiment: Experiment) -> Experiment:
     is the recipe's, because segmenter and classifier learn at different rates.
 
     Raises:
-        ExperimentError: if that recipe has a stage before itself, or its network is no part of this one.
+        ExperimentError: if that recipe has a pretraining of its own, or its network is no part of this one.
     """
-    assert experiment.before is not None
-    recipe = read_recipe(experiment.before)
-    if recipe.before is not None:
+    assert experiment.pretrain is not None
+    recipe = read_recipe(experiment.pretrain)
+    if recipe.pretrain is not None:
         raise ExperimentError(
-            f"before: '{experiment.before}' has a stage before itself; name a recipe that has none."
+            f"pretrain: '{experiment.pretrain}' has a pretraining of its own; name a recipe that has none."
         )
     if isinstance(experiment.network, CascadeSpec):
         network: NetworkSpec = experiment.network.segmenter
@@ -303,11 +303,11 @@ def before_experiment(experiment: Experiment) -> Experiment:
         kept = {"selection"}
     else:
         raise ExperimentError(
-            f"before: a {experiment.network.kind} network has no part that is trained first."
+            f"pretrain: a {experiment.network.kind} network has no part that is trained first."
         )
     if recipe.network.kind != network.kind:
         raise ExperimentError(
-            f"before: '{experiment.before}' trains a {recipe.network.kind} network; expected a "
+            f"pretrain: '{experiment.pretrain}' trains a {recipe.network.kind} network; expected a "
             f"{network.kind}, which is what a {experiment.network.kind} network builds on."
         )
     training = {name: getattr(recipe.training, name) for name in kept}
@@ -354,7 +354,7 @@ def _check_networks(made: Plan) -> None:
     nowhere = RunFolder(Path())
     with torch.random.fork_rng():
         for stage in made.stages:
-            if stage.experiment.before is None:
+            if stage.experiment.pretrain is None:
                 network, _ = starting_network(stage.experiment, made.cohort.spec, nowhere, stage.tasks)
             else:  # what it starts from is trained first
                 network = build_network(stage.experiment, made.cohort.spec, stage.tasks)
@@ -450,7 +450,8 @@ def _step(learner: Learner, batch: Batch, weights: Mapping[str, float]) -> None:
 
 def pretraining_folder(run: RunFolder) -> RunFolder:
     """Return the folder of the run that is trained first."""
-    return RunFolder(run.path / "before")
+    former = run.path / "before"  # of 0.1
+    return RunFolder(former if former.is_dir() else run.path / "pretrain")
 
 
 def starting_network(
@@ -462,8 +463,8 @@ def starting_network(
         The network, and what became of the weights that it was given.
 
     Raises:
-        WeightsError: if `initial_weights`, or the encoder trained before, does not fit.
-        RunError: if the run before has no weights.
+        WeightsError: if `initial_weights`, or the pretrained encoder, does not fit.
+        RunError: if the pretraining has no weights.
     """
     network = build_network(experiment, cohort, tasks)
     report = None
@@ -474,19 +475,19 @@ def starting_network(
             Path(spec.path),
             decoders_from_encoder=spec.decoders_from_encoder,
         )
-    if experiment.before is not None:
-        before = _best_of(pretraining_folder(run))
+    if experiment.pretrain is not None:
+        pretrained = _best_of(pretraining_folder(run))
         if isinstance(network, JointSwin):
-            network.adopt(_encoder_of(before))
+            network.adopt(_encoder_of(pretrained))
         else:
-            report = load_pretrained(network, before, decoders_from_encoder=False)
+            report = load_pretrained(network, pretrained, decoders_from_encoder=False)
     return network, report
 
 
-def _best_of(before: RunFolder) -> Path:
-    if not before.best_checkpoint.is_file():
-        raise RunError(f"{before.path}: the run before has no best checkpoint; train it with --resume.")
-    return before.best_checkpoint
+def _best_of(run: RunFolder) -> Path:
+    if not run.best_checkpoint.is_file():
+        raise RunError(f"{run.path}: the pretraining has no best checkpoint; train it with --resume.")
+    return run.best_checkpoint
 
 
 def _encoder_of(checkpoint: Path) -> dict[str, Tensor]:

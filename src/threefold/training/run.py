@@ -53,8 +53,8 @@ def train(
     to the bit on a CPU.
 
     Args:
-        experiment: what to train, or the plan of it. Where it names a recipe in `before`, that one is trained
-            first, into RUN/before, with the data, encoder and training (but not the selection) of this
+        experiment: what to train, or the plan of it. A recipe that it names in `pretrain` is trained first,
+            into RUN/pretrain, with the data, encoder and training (but not the selection) of this
             experiment.
         cohort: what to train on; audited first, where there is no plan yet.
         run: where the run folder goes.
@@ -202,15 +202,15 @@ def _recording(folder: RunFolder, experiment: Experiment) -> Iterator[None]:
 
 
 def _train_stages(folder: RunFolder, made: Plan, number: int, progress: TrainingProgress) -> list[Row]:
-    """Train the stage before, where there is one, and then this one; return its history."""
+    """Train the pretraining, where there is one, and then the stage itself; return its history."""
     stage = made.stages[number]
     experiment = stage.experiment
     if number > 0:
-        before, first = pretraining_folder(folder), made.stages[number - 1].experiment
-        progress.say(f"first: {first.name}, into {before.path}")
-        if _holds_something(before):
-            check_resumable(before, first, made.cohort)
-        _train_into(before, made, number - 1, progress)
+        place, first = pretraining_folder(folder), made.stages[number - 1].experiment
+        progress.say(f"first: {first.name}, into {place.path}")
+        if _holds_something(place):
+            check_resumable(place, first, made.cohort)
+        _train_into(place, made, number - 1, progress)
         progress.say(f"then: {experiment.name}")
     parts = made.cases("train"), made.cases("validation")
     return train_network(
@@ -219,14 +219,14 @@ def _train_stages(folder: RunFolder, made: Plan, number: int, progress: Training
             cohort=made.cohort.spec,
             train=parts[0],
             validation=parts[1],
-            store=make_store(experiment, made.cohort, sum(map(len, parts)) * experiment.training.devices),
+            cache=sample_cache(experiment, made.cohort, sum(map(len, parts)) * experiment.training.devices),
             run=folder,
             progress=progress,
         )
     )
 
 
-def make_store(experiment: Experiment, cohort: Cohort, n_cases: int) -> SampleCache:
+def sample_cache(experiment: Experiment, cohort: Cohort, n_cases: int) -> SampleCache:
     """Return where the preprocessed cases come from.
 
     Entries on disk go to THREEFOLD_CACHE, else to the user's cache folder; runs and cohorts share them.

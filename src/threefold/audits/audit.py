@@ -7,26 +7,32 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from threefold.cohorts.cohort import Case, Cohort, fingerprint
-from threefold.cohorts.confounding import SiteLabel, check_confounding, site_label
-from threefold.cohorts.findings import SEVERITIES, Finding, gather
-from threefold.cohorts.splits import PARTS, Split, make_split
-from threefold.cohorts.table_checks import (
+from threefold.audits.confounders import Confounder, check_confounders, find_confounders
+from threefold.audits.near_duplicates import check_near_duplicates, find_near_duplicates
+from threefold.audits.site_label import SiteLabel, check_confounding, site_label
+from threefold.audits.table_checks import (
     awaits_propagation,
     by_site,
     check_alike_names,
+    check_atlases,
     check_case_ids,
     check_channels,
     check_duplicates,
+    check_empty_masks,
     check_patient_ids,
     check_site_groups,
     check_size,
     check_split,
     check_split_column,
     check_targets,
+    check_unknown,
+    check_unused_split,
     note_atlases,
 )
-from threefold.cohorts.voxel_checks import Opened, Progress, check_files
+from threefold.audits.voxel_checks import Opened, Progress, check_files
+from threefold.cohorts.cohort import Case, Cohort, fingerprint
+from threefold.cohorts.findings import SEVERITIES, Finding, gather
+from threefold.cohorts.splits import PARTS, Split, make_split
 from threefold.core.targets import ClassTarget
 from threefold.errors import CohortError
 from threefold.experiment import SplitSpec
@@ -62,6 +68,7 @@ class Audit:
         voxels_read: whether voxels were read, or only headers.
         association: of site and label; None if there is only one of either.
         split: number of cases and patients by part; None if no split was audited.
+        confounders: what columns and acquisition reveal of the targets, strongest first.
     """
 
     cohort: str
@@ -73,6 +80,7 @@ class Audit:
     sites: tuple[SiteSummary, ...]
     association: SiteLabel | None = None
     split: Mapping[str, Any] | None = None
+    confounders: tuple[Confounder, ...] = ()
 
     @property
     def refused(self) -> bool:
@@ -118,13 +126,16 @@ def audit(
         findings += check_split_column(cohort, "refuse" if split is None else "warn")
     findings += check_site_groups(cohort)
     findings += check_patient_ids(cohort)
+    findings += check_unknown(cohort)
     findings += check_case_ids(cohort)
     findings += check_alike_names(cohort)
     findings += check_channels(cohort)
-    findings += check_targets(cohort, asked)
+    findings += check_targets(cohort, asked, needed=targets is not None)
+    findings += check_empty_masks(cohort)
     findings += () if "structures" in asked else note_atlases(cohort)
     if split is not None:
         findings += check_split(cohort, split, asked)
+        findings += check_unused_split(cohort, split)
     association = site_label(cohort)
     findings += check_confounding(association)
     for name, target in cohort.spec.targets.items():
@@ -133,6 +144,12 @@ def audit(
     opened: Opened = check_files(cohort, read_voxels=read_voxels, progress=progress)
     findings += gather(opened.problems)
     findings += check_duplicates(cohort, opened.digests, split)
+    findings += check_atlases(cohort, opened.digests, opened.atlases)
+    kept_apart = None if split is None or split.kind == "slice" else split  # which mixes slices on purpose
+    near = find_near_duplicates(cohort, opened.signatures, kept_apart)
+    findings += check_near_duplicates(near, opened.digests, kept_apart)
+    confounders = find_confounders(cohort, opened.measured, asked)
+    findings += check_confounders(confounders)
     return Audit(
         cohort=cohort.spec.name,
         fingerprint=fingerprint(cohort),
@@ -143,6 +160,7 @@ def audit(
         sites=tuple(_summary(cohort, site, cases) for site, cases in sorted(by_site(cohort).items())),
         association=association,
         split=None if split is None else _parts(cohort, split),
+        confounders=confounders,
     )
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from threefold.audits.acquisition import Measured, measure_acquisition, measure_file
+from threefold.audits.near_duplicates import Signature, signature
 from threefold.cohorts.cohort import Case, Cohort, CohortSpec
 from threefold.cohorts.failures import Failures, sparing_others
 from threefold.cohorts.findings import Problem
@@ -32,17 +35,23 @@ class Opened:
     Attributes:
         problems: in the order of the table.
         digests: hash of the voxels by case id; constant images, which are all alike, are left out.
+        signatures: what near duplicates are recognised by, likewise.
+        measured: what file and voxels tell of the acquisition, by case id.
+        atlases: hash of the voxels by atlas.
     """
 
     problems: tuple[Problem, ...]
-    digests: dict[str, str]
+    digests: dict[str, str] = field(default_factory=dict)
+    signatures: dict[str, Signature] = field(default_factory=dict)
+    measured: dict[str, Measured] = field(default_factory=dict)
+    atlases: dict[str, str] = field(default_factory=dict)
 
 
 def check_files(cohort: Cohort, *, read_voxels: bool, progress: Progress | None = None) -> Opened:
     """Open every file of the cohort: its header, and its voxels where `read_voxels` says so."""
     volumes = _Volumes(cohort)
     problems: dict[str, list[Problem]] = {}
-    digests: dict[str, str] = {}
+    opened = Opened(())
     # Cases of one volume follow each other, so that one volume at a time is in memory.
     ordered = sorted(cohort.cases, key=lambda case: (str(case.image), case.slice_index or 0))
     failed: Failures = {}
@@ -51,32 +60,47 @@ def check_files(cohort: Cohort, *, read_voxels: bool, progress: Progress | None 
         with sparing_others(failed, case.case_id):  # memory that runs out
             found.extend(_check_headers(case, cohort.spec))
             if read_voxels and not found:
-                found.extend(_check_voxels(case, cohort.spec, volumes, digests))
+                found.extend(_check_voxels(case, cohort.spec, volumes, opened))
+            elif not found:
+                opened.measured[case.case_id] = measure_file(case)
         if case.case_id in failed:
             found.append(_unusable(case, "image", failed[case.case_id]))
         if progress is not None:
             progress(done, len(ordered))
+    if read_voxels:
+        opened.atlases.update(_atlas_digests(cohort))
     in_order = tuple(problem for case in cohort.cases for problem in problems[case.case_id])
-    return Opened(in_order, digests)
+    return replace(opened, problems=in_order)
 
 
-def _check_voxels(
-    case: Case, spec: CohortSpec, volumes: _Volumes, digests: dict[str, str]
-) -> Iterator[Problem]:
-    """Yield what is wrong with a case's voxels; add their hash to `digests`."""
+def _atlas_digests(cohort: Cohort) -> Iterator[tuple[str, str]]:
+    """Yield each atlas and the hash of its voxels; `threefold propagate` says what can't be read."""
+    for atlas in cohort.spec.atlases:
+        with suppress(ImageError):
+            yield atlas.name, _digest(np.asarray(read_image(cohort.folder / atlas.image).array))
+
+
+def _check_voxels(case: Case, spec: CohortSpec, volumes: _Volumes, opened: Opened) -> Iterator[Problem]:
+    """Yield what is wrong with a case's voxels; add what they are recognised by, and what they reveal."""
     found = []
     for name, path in case.images.items():
         try:
             image = volumes.read(case, name, path)
         except ImageError as error:
             yield _unusable(case, name, error)
-        else:
-            array = np.asarray(image.array)
-            yield from _check_meaning(case, image, spec)
-            if array.size and array.min() != array.max():
-                found.append(_digest(array) if name == "image" else f"{name} {_digest(array)}")
+            continue
+        array = np.asarray(image.array)
+        yield from _check_meaning(case, image, spec)
+        if not array.size or array.min() == array.max():
+            continue
+        found.append(_digest(array) if name == "image" else f"{name} {_digest(array)}")
+        if path == case.image:
+            opened.measured[case.case_id] = measure_acquisition(case, image)
+            recognised = signature(array)
+            if recognised is not None:
+                opened.signatures[case.case_id] = recognised
     if found:
-        digests[case.case_id] = " ".join(found)
+        opened.digests[case.case_id] = " ".join(found)
     yield from _check_label_maps(case, spec, volumes)
 
 

@@ -8,9 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from threefold.cohorts.cohort import Cohort
 from threefold.cohorts.findings import Finding
 from threefold.core.targets import ClassTarget
+from threefold.evaluation.association import cramers_v
 
 STRONG = 0.5
 """Bias-corrected Cramér's V from which label and site are said to go together."""
@@ -69,7 +72,9 @@ def site_label(cohort: Cohort, target: str = "label") -> SiteLabel | None:
     patients = round(sum(by_site.values()))
     return SiteLabel(
         patients=patients,
-        cramers_v=_cramers_v(table, by_site, by_class),
+        cramers_v=float(
+            cramers_v(np.array([[row.get(name, 0) for name in by_class] for row in table.values()]))
+        ),
         balanced_accuracy=sum(_best_share(row, by_class) for row in table.values()) / len(by_class),
         auc=_auc(table, *sorted(by_class, key=kind.classes.index)) if len(by_class) == 2 else None,
         table={site: dict(row) for site, row in table.items()},
@@ -114,27 +119,6 @@ def _patients_by_site_and_class(
         name = classes[case.targets[target]]
         table[case.site][name] += 1 / cases_of[case.patient_id]
     return {site: {name: round(weight, 6) for name, weight in row.items()} for site, row in table.items()}
-
-
-def _cramers_v(
-    table: Mapping[str, Mapping[str, float]], by_site: Mapping[str, float], by_class: Mapping[str, float]
-) -> float:
-    n = sum(by_site.values())
-    if n <= 1:
-        return 0.0
-    phi2 = (
-        sum(
-            (table[site].get(name, 0) - expected) ** 2 / expected
-            for site, row in by_site.items()
-            for name, column in by_class.items()
-            if (expected := row * column / n)
-        )
-        / n
-    )
-    r, k = len(by_site), len(by_class)
-    phi2 = max(0.0, phi2 - (r - 1) * (k - 1) / (n - 1))
-    smaller = min(r - (r - 1) ** 2 / (n - 1), k - (k - 1) ** 2 / (n - 1)) - 1
-    return min(1.0, math.sqrt(phi2 / smaller)) if smaller > 1e-9 else 0.0
 
 
 def _best_share(row: Mapping[str, float], by_class: Mapping[str, float]) -> float:

@@ -61,6 +61,101 @@ def check_patient_ids(cohort: Cohort) -> Iterator[Finding]:
         )
 
 
+def check_unknown(cohort: Cohort) -> Iterator[Finding]:
+    """Say what is not known of patients and sites, so that nothing is claimed of it."""
+    ids = [case.patient_id for case in cohort.cases]
+    if "patient" in cohort.spec.unknown:
+        yield Finding(
+            "warn",
+            "patients",
+            "The patients are not known: each case counts as one person. Cases of one person may lie in "
+            f"several parts of a split, so every number carries the mark of a leak. {_ADD_PATIENTS}",
+        )
+    elif len(ids) > 1 and all(case.patient_id == case.case_id for case in cohort.cases):
+        yield Finding(
+            "warn",
+            "patients",
+            "Every patient_id is its case_id, as if made of it: whether cases share a person can't be told "
+            f"from the table. {_ADD_PATIENTS} Or declare them unknown (cohort.yaml: `unknown: [patient]`).",
+        )
+    elif len(ids) > 1 and len(set(ids)) == len(ids):
+        yield Finding(
+            "note",
+            "patients",
+            "Every patient has one case. That no person is in two parts of a split rests on these ids alone.",
+        )
+    if "site" in cohort.spec.unknown:
+        yield Finding(
+            "warn",
+            "sites",
+            "The sites are not known: nothing can be said of how a network does at a hospital that it "
+            "has not seen, and a diagnosis that goes with the hospital is not noticed. Add the column site.",
+        )
+
+
+_ADD_PATIENTS = "Add the column patient_id, from the headers or the data's source."
+
+
+def check_empty_masks(cohort: Cohort) -> Iterator[Finding]:
+    """Prompt for empty masks of classes that have none, where another class has masks."""
+    if cohort.spec.mask is None or len(cohort.spec.classes) < 2:
+        return
+    masked: dict[str, list[bool]] = defaultdict(list)
+    for case in cohort.cases:
+        if case.label is not None:
+            masked[cohort.spec.classes[case.label]].append(case.mask is not None)
+    without = [name for name, found in masked.items() if not any(found)]
+    if without and len(without) < len(masked):
+        names = " and ".join(f"'{name}'" for name in without)
+        yield Finding(
+            "note",
+            "masks",
+            f"No case of {names} has a mask. If there is nothing to find in them, empty masks say so: the "
+            "segmenter then learns from these cases, and its false alarms in them are counted (`threefold "
+            f"import table ... --empty-masks-for {without[0]}`).",
+        )
+
+
+def check_atlases(
+    cohort: Cohort, digests: Mapping[str, str], atlases: Mapping[str, str]
+) -> Iterator[Finding]:
+    """Find atlases that are cases too: their labels would be tested on the image that they were drawn on.
+
+    Args:
+        cohort: its cases.
+        digests: hash of the voxels by case id.
+        atlases: hash of the voxels by atlas name; empty where no voxels were read.
+    """
+    files = {(cohort.folder / atlas.image).resolve(): atlas.name for atlas in cohort.spec.atlases}
+    by_digest = {digest: name for name, digest in atlases.items()}
+    found: dict[str, list[str]] = defaultdict(list)
+    for case in cohort.cases:
+        atlas = files.get(case.image.resolve()) or by_digest.get(digests.get(case.case_id, ""))
+        if atlas is not None:
+            found[atlas].append(case.case_id)
+    for atlas, cases in found.items():
+        yield Finding(
+            "warn",
+            "atlases",
+            f"Atlas {atlas} is a case too: {some(cases)}. What is propagated to it is its own drawing: leave "
+            "it out of the test part (`split` column), or take it out of the table.",
+            tuple(cases),
+        )
+
+
+def check_unused_split(cohort: Cohort, split: Split) -> Iterator[Finding]:
+    """Say that a filled split column does not decide."""
+    named = [case for case in cohort.cases if case.split is not None]
+    if named and split.kind != "column":
+        moved = sum(split.parts.get(case.case_id) != case.split for case in named)
+        yield Finding(
+            "warn",
+            "split",
+            f"The split column is filled for {len(named)} case(s), and the {split.kind} split does not "
+            f"follow it: {moved} of them are in another part. data.split.kind=column follows it.",
+        )
+
+
 def check_case_ids(cohort: Cohort) -> Iterator[Finding]:
     """Warn of ids that name files which not every system can hold, or tell apart."""
     held = {case.case_id: unportable(case.case_id) for case in cohort.cases}
@@ -105,13 +200,21 @@ def check_alike_names(cohort: Cohort) -> Iterator[Finding]:
             )
 
 
-def check_targets(cohort: Cohort, asked: Collection[str]) -> Iterator[Finding]:
-    """Check that each target that is asked for is there, and say at which sites one is absent."""
+def check_targets(cohort: Cohort, asked: Collection[str], *, needed: bool) -> Iterator[Finding]:
+    """Check that each target that is asked for is there, and say at which sites one is absent.
+
+    Args:
+        cohort: its cases.
+        asked: names of targets.
+        needed: training asks for all of them; else they are only declared, and one is enough.
+    """
     sites = by_site(cohort)
+    absent = {target for target in asked if all(target not in case.targets for case in cohort.cases)}
     for target in asked:
-        if all(target not in case.targets for case in cohort.cases):
+        if target in absent:
+            fatal = needed or len(absent) == len(asked)
             yield Finding(
-                "refuse",
+                "refuse" if fatal else "note",
                 "targets",
                 f"No case has a {target}. Fill the {target} column, or omit its task.",
             )
@@ -179,7 +282,7 @@ def note_atlases(cohort: Cohort) -> Iterator[Finding]:
 
 def check_split(cohort: Cohort, split: Split, asked: Collection[str]) -> Iterator[Finding]:
     """Check a split: leaking patients, and what each part can teach or measure."""
-    if split.leaks:
+    if split.leaks and "patient" not in cohort.spec.unknown:
         yield Finding(
             "warn" if split.kind == "slice" else "refuse",
             "patients",

@@ -1,0 +1,1 @@
+"""Audits of a cohort: whatever would stop a training, or make its numbers mislead."""
