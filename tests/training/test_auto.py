@@ -41,6 +41,8 @@ def chosen(cohort: Cohort, *overrides: str, **options: Any) -> tuple[Experiment,
 def test_slices_get_a_small_unet_with_a_task_for_each_target(cohort: Cohort) -> None:
     experiment, reasons = chosen(cohort)
     assert isinstance(experiment.network, AttentionUnetSpec)
+    assert experiment.network.background_prior == 0.95
+    assert experiment.training.optimiser.learning_rate == 3e-3
     assert [*experiment.tasks] == ["classification", "segmentation"]
     assert experiment.tasks_of(SegmentationSpec)["segmentation"].dice_over == "batch"
     assert experiment.data.split.kind == "column"
@@ -124,6 +126,14 @@ def test_a_cohort_without_anything_to_learn_is_refused(cohort: Cohort) -> None:
     cases = tuple(replace(case, targets={"label": 1}) for case in cohort.cases)
     with pytest.raises(CohortError, match="the same label; no training case has a mask"):
         chosen(replace(cohort, cases=cases))
+
+
+def test_a_diagnosis_that_is_not_learned_has_no_say(cohort: Cohort) -> None:
+    cases = tuple(replace(case, targets={**case.targets, "label": 1}) for case in cohort.cases)
+    experiment, reasons = chosen(replace(cohort, cases=cases), *TINY, "training.epochs=1")
+    assert [*experiment.tasks] == ["segmentation"]
+    assert experiment.evaluation.threshold == "youden"
+    assert reasons["training.selection.weights"].startswith("validation patients: 2: ")
 
 
 def test_many_validation_cases_choose_the_epoch_and_the_threshold(cohort: Cohort) -> None:

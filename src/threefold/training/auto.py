@@ -258,6 +258,7 @@ def _network(facts: _Facts) -> Iterator[Choice]:
         yield Choice("network.kind", "attention-unet", why)
         channels = [16, 32, 64, 128, 256][: 5 if facts.axes == 2 else 4]
         yield Choice("network.channels", channels, "quick enough to see many cases")
+        yield Choice("network.background_prior", 0.95, "most voxels are background: no step is spent on that")
 
 
 def _augmentation(facts: _Facts) -> Iterator[Choice]:
@@ -294,7 +295,9 @@ def _optimisation(facts: _Facts) -> Iterator[Choice]:
     yield Choice("training.batch_size", batch, f"{cases} training cases of {facts.axes} axes")
     key = "training.optimiser"
     yield Choice(f"{key}.name", "adamw", "needs little tuning")
-    yield Choice(f"{key}.learning_rate", 1e-3, "as is usual for it")
+    large = facts.start is not None or cases >= _ENOUGH_FOR_SWIN
+    why = "the network is large, or trained already" if large else "the network is small, and time short"
+    yield Choice(f"{key}.learning_rate", 1e-3 if large else 3e-3, why)
     yield Choice(f"{key}.weight_decay", 0.01, "as is usual for it")
     yield Choice(f"{key}.schedule", "cosine", "the last epochs settle, so that the last one can be kept")
     yield Choice(f"{key}.warmup_epochs", 1, "the first steps are small")
@@ -306,7 +309,9 @@ def _selection(facts: _Facts) -> Iterator[Choice]:
     key, judged, rarest = "training.selection", False, _FEW_CASES
     for name, target in facts.targets.items():
         known = facts.known(name, facts.validation)
-        if isinstance(target, ClassTarget) and facts.known(name, facts.train):
+        if isinstance(target, ClassTarget):
+            if len({*facts.known(name, facts.train)}) < 2:  # not learned
+                continue
             counts = [known.count(k) for k in range(len(target.classes))]
             judged, rarest = judged or min(counts) > 0, min(rarest, *counts)
         else:
@@ -316,12 +321,14 @@ def _selection(facts: _Facts) -> Iterator[Choice]:
     yield Choice(f"{key}.smoothing", 3, "one epoch's value is noisy")
     patients = len({case.patient_id for case in facts.validation})
     if patients < _FEW_PATIENTS or rarest < _FEW_CASES:
-        few = f"{patients} validation patients" + (
-            f", {rarest} cases of a class" if rarest < _FEW_CASES else ""
+        few = f"validation patients: {patients}" + (
+            f", cases of a class: {rarest}" if rarest < _FEW_CASES else ""
         )
         yield Choice(f"{key}.weights", "last", f"{few}: too few to tell epochs apart")
     if rarest < _FEW_CASES:
-        yield Choice("evaluation.threshold", "0.5", f"{rarest} validation cases of a class place no other")
+        yield Choice(
+            "evaluation.threshold", "0.5", f"validation cases of a class: {rarest}, too few to choose by"
+        )
 
 
 def _grid(facts: _Facts, budget: float, seconds_a_case: Callable[..., float]) -> Iterator[Choice]:
