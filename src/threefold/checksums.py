@@ -253,7 +253,7 @@ def verify_listed(listing: Path, files: Iterable[Path], error: type[ThreefoldErr
 def note_unchecked(path: Path) -> None:
     """Say that a file carries no checksum, so that damage to it would not be seen."""
     logging.getLogger("threefold").warning(
-        "%s has no checksum (an earlier version wrote it, or it was copied without it): taken as it is.",
+        "%s has no checksum (an earlier version wrote it, or it was copied without it): not verified.",
         os.fspath(path),
     )
 

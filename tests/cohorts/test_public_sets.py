@@ -228,7 +228,7 @@ def test_cq500(cq500: Path, tmp_path: Path) -> None:
     assert read_image(cohort.cases[0].image).array.shape == (6, 8, 5)
     left_out = json.loads((tmp_path / "out/provenance.json").read_text())["left out"]
     assert {*left_out} == {"cq500-CT3", "cq500-CT4"}
-    assert left_out["cq500-CT4"] == "its folder is not there"
+    assert left_out["cq500-CT4"] == "its folder does not exist"
     thin = import_cq500(cq500, tmp_path / "thin", thin=True)
     assert [case.case_id for case in thin.cases] == ["cq500-CT0"]
     assert thin.cases[0].image.is_relative_to(tmp_path / "thin")

@@ -131,7 +131,7 @@ def make(kind: str, path: Path) -> None:
         ("pipe", r"a named pipe \(FIFO\), not a file"),
         ("socket", "a socket, not a file"),
         ("device", "a device, not a file"),
-        ("dangling link", "a link to .*gone, which is not there"),
+        ("dangling link", "a link to .*gone, which does not exist"),
         ("loop", "Too many levels of symbolic links"),
         ("folder", "a folder; expected one DICOM series in it"),
     ],

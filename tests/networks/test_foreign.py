@@ -239,7 +239,7 @@ REFUSALS: list[tuple[str, dict[str, Head], dict[str, Any], str]] = [
         "Needing",
         HEADS,
         {},
-        "needs a package that is not there (No module named 'absent_library'). Install it.",
+        "needs a package that is not installed (No module named 'absent_library'). Install it.",
     ),
     (
         "Classes",

@@ -89,7 +89,7 @@ def test_a_table_that_names_no_number_of_the_file_is_refused(tmp_path: Path) -> 
     with pytest.raises(RunError, match="is not what was written"):
         read_results(tmp_path)
     path.write_text(json.dumps({key: value for key, value in json.loads(text).items() if key != "sha256"}))
-    with pytest.raises(RunError, match="a table names a number that is not there"):
+    with pytest.raises(RunError, match="a table refers to a missing number"):
         read_results(tmp_path)
 
 

@@ -603,4 +603,6 @@ def test_a_run_goes_on_with_the_threads_that_it_began_with(
         train(make_experiment(), cohort, run.path, resume=True, progress=told)
     assert computing == [1, expected]
     assert torch.get_num_threads() == before == known["threads"] == 1
-    assert any("began with 2 threads, but 1 core(s) are here" in line for line in told.lines) == (cores == 1)
+    assert any("began with 2 threads, but only 1 core(s) are available" in line for line in told.lines) == (
+        cores == 1
+    )

@@ -1,4 +1,4 @@
-"""The typed experiment: everything a recipe says, and nothing else.
+"""The typed experiment: the settings of a recipe.
 
 An experiment is plain data (frozen, extra keys refused); it imports no torch, so that a mistake in it is
 found in a fraction of a second. Networks, tasks and trainings are built from it elsewhere.

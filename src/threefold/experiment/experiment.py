@@ -135,9 +135,9 @@ class Experiment(Spec):
 
     @property
     def monitors(self) -> Mapping[str, tuple[str, str]]:
-        """The validation part's metrics by their names: the task and the metric of each.
+        """The metrics of the validation part by name: the task and the metric of each.
 
-        A metric that one task alone gives has its short name (auc), else the task's before it
+        A metric of only one task has its short name (auc), otherwise it is prefixed by the task
         (hypodensity.auc).
         """
         given = [(name, metric) for name, task in self.tasks.items() for metric in task.metrics]

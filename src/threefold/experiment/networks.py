@@ -1,4 +1,4 @@
-"""Networks by kind."""
+"""Settings of the networks."""
 
 from __future__ import annotations
 
@@ -241,11 +241,11 @@ NetworkSpec = Annotated[BuiltIn | ForeignNetworkSpec, ByKind("swin-unet", own="y
 
 
 def fitted_to_kind(network: Mapping[str, Any], kind: Any) -> dict[str, Any]:
-    """Return what a network's settings still say where it is to be of another kind: the keys that both have.
+    """Return the settings of a network that also exist for another kind.
 
     Args:
         network: as in YAML, with or without its kind.
-        kind: what it is to be; of one's own, nothing is known of its keys, and none is kept.
+        kind: the other kind; for your own network the keys are unknown and none is kept.
     """
     if network.get("kind", SwinUnetSpec.model_fields["kind"].default) == kind:
         return dict(network)

@@ -1,4 +1,4 @@
-"""What every part of an experiment is made of."""
+"""Base classes of the settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Part = Literal["train", "validation", "test"]
 
 
 class Spec(BaseModel):
-    """Base of every part of an experiment: frozen, typed; extra keys and NaN or infinity are refused."""
+    """Base class of all settings: frozen and typed; unknown keys, NaN and infinity are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 

@@ -180,12 +180,12 @@ _TAKEN = ("loss", "all", *dir(dict), "type", "training", "forward", "register_bu
 
 
 def named_kinds(tasks: Any) -> Any:
-    """Return the tasks with the kind that a name stands for filled in, in the order of their kinds.
+    """Return the tasks with omitted kinds filled in from their names, in the order of their kinds.
 
-    A task that is null is left out.
+    Tasks that are null are omitted.
 
     Raises:
-        ValueError: a name stands for no kind, or can't name a column.
+        ValueError: a name is not a kind, or not a valid column name.
     """
     if not isinstance(tasks, Mapping):
         return tasks

@@ -100,7 +100,7 @@ def is_folder(path: Path) -> bool:
     except FileNotFoundError as error:
         if path.is_symlink():
             raise ImageError(
-                f"{path}: a link to {path.readlink()}, which is not there. Mend the link."
+                f"{path}: a link to {path.readlink()}, which does not exist. Fix the link."
             ) from error
         raise ImageError(f"{path}: no such file. Correct its path.") from error
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name

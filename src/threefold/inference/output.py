@@ -265,7 +265,7 @@ class PredictionFolder:
         if found is None:
             if not self.path.is_dir() or any(one.name[0] != "." for one in self.path.iterdir()):
                 raise RunError(
-                    f"{self.path}: exists already, and has no whole {self._journal.path.name} to go on from; "
+                    f"{self.path}: exists already and has no complete {self._journal.path.name} to resume; "
                     "predictions are never overwritten. Choose another --out."
                 )
             return
@@ -276,8 +276,8 @@ class PredictionFolder:
                 for name in differing
             )
             raise RunError(
-                f"{self.path}: holds predictions that were asked for otherwise ({told}); they are never "
-                "overwritten. Repeat the command as it was to go on with it, or choose another --out."
+                f"{self.path}: holds predictions made with other options or inputs ({told}), which are never "
+                "overwritten. Repeat the original command to resume, or choose another --out."
             )
 
     def _is_done(self, source: Source, stamp: str) -> bool:
@@ -330,7 +330,7 @@ class PredictionFolder:
         except RunError as error:
             raise RunError(
                 f"{error} The rows of {len(self._journal.places)} input(s) that are done are kept in "
-                f"{self._journal.path}: the same command goes on from there."
+                f"{self._journal.path}: the same command resumes from there."
             ) from error
         self._written = time.monotonic()
         self._took = self._written - started

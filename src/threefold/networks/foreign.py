@@ -115,7 +115,7 @@ class ForeignNetwork(nn.Module):
                 returned = self.net(image)
         except ImportError as error:
             raise ExperimentError(
-                f"network {self._spec.kind}: needs a package that is not there "
+                f"network {self._spec.kind}: needs a package that is not installed "
                 f"({bounded(str(error).strip().partition(chr(10))[0])}). Install it."
             ) from error
         except Exception as error:  # whatever a user's module raises

@@ -94,7 +94,7 @@ def read_results(folder: Path) -> Mapping[str, Part]:
     try:
         return {name: _part_of(part) for name, part in found.parts.items()}
     except IndexError:
-        raise RunError(f"{path}: a table names a number that is not there. {_AGAIN}") from None
+        raise RunError(f"{path}: a table refers to a missing number. {_AGAIN}") from None
 
 
 _AGAIN = "Make it again: `threefold evaluate` (and `explain`) of a run, `threefold study compare` of a study."

@@ -75,7 +75,7 @@ def read_run_predictions(run: RunFolder) -> Predictions:
     if not run.predictions.is_file():
         raise RunError(
             f"{run.path}: has no {run.predictions.name} (state: {status['state']}). Let its training finish "
-            f"(`threefold train ... --resume`); of one that has, make it anew: `threefold finish {run.path}`."
+            f"(`threefold train ... --resume`); if it has, recreate it: `threefold finish {run.path}`."
         )
     verify_settings(run)
     experiment, trained, _ = of_run(run)

@@ -441,7 +441,7 @@ def environment_facts(run: RunFolder) -> Iterator[tuple[str, str]]:
     """Yield what a run's training ran with: versions and machine."""
     found = _environment(run)
     if not found:
-        yield "environment", f"{run.environment.name} is not there or can't be read."
+        yield "environment", f"{run.environment.name} is missing or unreadable."
         return
     yield "started", str(found.get("started", ""))
     yield "python", str(found.get("python", ""))

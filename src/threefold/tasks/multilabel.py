@@ -1,4 +1,4 @@
-"""Findings that do not exclude each other: binary cross-entropy of each."""
+"""Findings that are not mutually exclusive: binary cross-entropy of each."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class MultilabelTask(Task):
     metrics = MultilabelSpec.metrics
 
     def __init__(self, context: TaskContext, spec: MultilabelSpec) -> None:
-        """Make the task as the experiment says."""
+        """Create the task from its settings."""
         super().__init__(context)
         assert isinstance(context.known, MultilabelTarget)
         self.known = context.known
@@ -43,11 +43,11 @@ class MultilabelTask(Task):
 
     @property
     def head(self) -> Head:
-        """Return one output a finding."""
+        """Return one output per finding."""
         return Head("pooled", len(self.known.classes))
 
     def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
-        """Return the loss of each case (B,), from logits (B, K); unknown findings count for nothing."""
+        """Return the loss of each case (B,), from logits (B, K); unknown findings are ignored."""
         logits = self.output(outputs)
         assert self.target is not None
         target = batch.targets[self.target]
@@ -63,7 +63,7 @@ class MultilabelTask(Task):
         return output.double().sigmoid()
 
     def columns(self, answer: NDArray[np.float64], truth: tuple[bool | None, ...] | None) -> dict[str, Any]:
-        """Return truth_FINDING (1, 0, empty: not known) and a probability a finding."""
+        """Return truth_FINDING (1, 0, empty: unknown) and one probability per finding."""
         names = self.known.classes
         known = (None,) * len(names) if truth is None else truth
         told = {
@@ -73,7 +73,7 @@ class MultilabelTask(Task):
         return {**told, **found}
 
     def record(self, outputs: Outputs, batch: Batch) -> list[Record]:
-        """Return each case's findings (1, 0, or NaN where not known) and their probabilities."""
+        """Return each case's findings (1, 0, or NaN if unknown) and their probabilities."""
         assert self.target is not None
         target = batch.targets[self.target]
         truths = target.values.where(target.present, math.nan).tolist()

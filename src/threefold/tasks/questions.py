@@ -1,4 +1,4 @@
-"""What a network is asked, as tables of predictions write it down: a task, its target, and its columns."""
+"""The predictions of a network in tables: a task, its target, and its columns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Kind = Literal["class", "other", "labels", "image"]
 
 @dataclass(frozen=True)
 class Question:
-    """One head of a network, and how what it says is written down.
+    """One head of a network and the columns of its predictions.
 
     Attributes:
         head: its name, that of the task.
@@ -56,7 +56,7 @@ class Question:
 def questions_of(
     experiment: Experiment, cohort: CohortSpec, tasks: Sequence[Task] | None = None
 ) -> tuple[Question, ...]:
-    """Return what the experiment's network is asked, in the order of its tasks.
+    """Return the questions of the experiment's network, in the order of its tasks.
 
     Args:
         experiment: as run.
@@ -93,5 +93,5 @@ def questions_of(
 
 
 def the_only(questions: Sequence[Question], kind: Kind) -> Question | None:
-    """Return the question whose columns have no prefix; None: there is none of its kind, or more than one."""
+    """Return the question whose columns have no prefix; None if there is none of its kind, or several."""
     return next((one for one in questions if one.kind == kind and not one.prefix), None)

@@ -1,4 +1,4 @@
-"""Reconstruction: the network's input image again."""
+"""Reconstruction of the network's input image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ReconstructionTask(Task):
     metrics = ReconstructionSpec.metrics
 
     def __init__(self, context: TaskContext, spec: ReconstructionSpec) -> None:
-        """Make the task as the experiment says."""
+        """Create the task from its settings."""
         super().__init__(context)
         self._loss = spec.loss
 

@@ -1,4 +1,4 @@
-"""The binary region: the structures' probabilities together against the mask."""
+"""The union of all structures, trained on a binary mask."""
 
 from __future__ import annotations
 

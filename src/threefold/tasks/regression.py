@@ -1,4 +1,4 @@
-"""A number: absolute, squared or Huber loss in standard deviations of the training cases."""
+"""Regression of a number: absolute, squared or Huber loss in standard deviations of the training cases."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class RegressionTask(Task):
     metrics = RegressionSpec.metrics
 
     def __init__(self, context: TaskContext, spec: RegressionSpec) -> None:
-        """Make the task as the experiment says."""
+        """Create the task from its settings."""
         super().__init__(context)
         self._loss = _LOSSES[spec.loss]
         values = np.array([*context.values], np.float64)
@@ -53,7 +53,7 @@ class RegressionTask(Task):
         return output.double()
 
     def columns(self, answer: NDArray[np.float64], truth: float | None) -> dict[str, Any]:
-        """Return truth (NaN: not known) and predicted, in the target's unit."""
+        """Return truth (NaN: unknown) and predicted, in the target's unit."""
         return {"truth": math.nan if truth is None else truth, "predicted": float(answer[0])}
 
     def record(self, outputs: Outputs, batch: Batch) -> list[tuple[float, float]]:

@@ -1,4 +1,4 @@
-"""Which target of a cohort each task of an experiment learns. Imports no torch."""
+"""The target of each task of an experiment. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def target_of(name: str, spec: AnyTaskSpec, experiment: Experiment, cohort: Coho
     """Return the target that a task learns; None: it learns from the image alone.
 
     Raises:
-        ExperimentError: the cohort has no such target, several that could be meant, or one of another kind.
+        ExperimentError: the target does not exist, is ambiguous, or has another kind.
     """
     asked: str | None = getattr(spec, "target", None)
     kinds = spec.learns
@@ -92,7 +92,7 @@ def targets_of(experiment: Experiment, cohort: CohortSpec) -> dict[str, str]:
 
 
 def region_head(name: str, experiment: Experiment, cohort: CohortSpec) -> str:
-    """Return the segmentation task whose structures a region task adds up.
+    """Return the segmentation task whose structures a region task unites.
 
     Raises:
         ExperimentError: there is none with structures, or more than one.

@@ -53,7 +53,7 @@ class SegmentationTask(Task):
 
     @property
     def head(self) -> Head:
-        """Return one output a label, the background first."""
+        """Return one output per label, the background first."""
         known = self.context.known
         return Head("dense", 1 + (len(known.names) if isinstance(known, LabelsTarget) else 1))
 
@@ -69,7 +69,7 @@ class SegmentationTask(Task):
         return output.float().softmax(dim=1)
 
     def record(self, outputs: Outputs, batch: Batch) -> list[float]:
-        """Return each case's mean Dice over the foreground labels that it has; NaN where it has none."""
+        """Return each case's mean Dice over its foreground labels; NaN if it has none."""
         assert self.target is not None
         return dices(self.output(outputs), batch.targets[self.target].values)
 
@@ -104,7 +104,7 @@ class SegmentationTask(Task):
 
 
 def dices(logits: Tensor, target: Tensor) -> list[float]:
-    """Return the mean Dice of each case over the foreground labels that it has; NaN where it has none.
+    """Return the mean Dice of each case over its foreground labels; NaN if it has none.
 
     Args:
         logits: (B, L, *S).

@@ -1,4 +1,4 @@
-"""Losses that see how a structure hangs together: soft centreline Dice and persistent homology.
+"""Topology-aware losses: soft centreline Dice and persistent homology.
 
 Both look at one label of one case at a time, in the box around where it is true or has a probability of at
 least 0.05: what lies outside it doesn't count. The box of a vessel is a hundredth of the volume. It is all of
@@ -83,10 +83,10 @@ def homology_loss(probabilities: Tensor, labels: Tensor) -> Tensor:
 
 
 def require_gudhi() -> None:
-    """Refuse the persistent-homology loss where its library is not installed.
+    """Refuse the persistent-homology loss if its library is not installed.
 
     Raises:
-        UsageError: naming the extra.
+        UsageError: with the extra to install.
     """
     if find_spec("gudhi") is None:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, checked, and data only (`torch.load(..., weights_only=True)`)."""
+"""Checkpoints: atomic, with checksums, and data only (`torch.load(..., weights_only=True)`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From cases to batches: an order that depends on nothing but (seed, epoch), and no case counted twice."""
+"""From cases to batches: the order depends only on (seed, epoch), and no case is counted twice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Cases(Dataset[Sample]):
     """The cases of a part, preprocessed on demand."""
 
     def __init__(self, cases: Sequence[Case], cache: SampleCache) -> None:
-        """Keep the cases and where to get them from; nothing is read yet."""
+        """Store the cases; nothing is read yet."""
         self.cases = tuple(cases)
         self._cache = cache
 

@@ -1,4 +1,4 @@
-"""Which devices train, and how the processes on them start."""
+"""Training devices and the start of their processes."""
 
 from __future__ import annotations
 
@@ -32,11 +32,12 @@ _announce_nothing()
 
 
 class Devices(Protocol):
-    """What starts the processes of a training and moves gradients between them; Lightning's Fabric is one."""
+    """Interface that starts the processes of a training and exchanges gradients, such as Lightning's
+    Fabric."""
 
     @property
     def device(self) -> torch.device:
-        """Where this process computes."""
+        """Device of this process."""
 
     @property
     def world_size(self) -> int:
@@ -89,18 +90,18 @@ class OneDevice:
         total.backward()  # type: ignore[no-untyped-call]
 
     def no_backward_sync(self, module: nn.Module, enabled: bool) -> AbstractContextManager[None]:
-        """Do nothing: there is none to move them to."""
+        """Do nothing: there is only one process."""
         return nullcontext()
 
     def barrier(self) -> None:
-        """Wait for nobody."""
+        """Return at once: there is only one process."""
 
 
 def check_devices(training: TrainingSpec) -> None:
-    """Refuse more devices than there are.
+    """Refuse more devices than are available.
 
     Raises:
-        UsageError: saying how many there are.
+        UsageError: with the number of available devices.
     """
     available, what = _available()
     if training.devices > available:

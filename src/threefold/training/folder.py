@@ -1,4 +1,4 @@
-"""Making, checking and locking a run folder."""
+"""Creating, checking and locking a run folder."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ _PACKAGES = ("threefold", "torch", "lightning", "numpy", "scipy", "pandas", "nib
 
 
 def create_folder(run: RunFolder, experiment: Experiment, cohort: Cohort, split: Split) -> None:
-    """Make a run folder with everything that is known before the first step, in one step.
+    """Create a run folder with everything that is known before the first step, atomically.
 
     Raises:
-        RunError: if there is something at its path, or the disk refuses.
-        ImageError: naming the training case that can't be read.
+        RunError: the path exists, or writing fails.
+        ImageError: with the training case that is unreadable.
     """
     refuse_existing(run)
     trained_on = describe_training(split.cases(cohort, "train"), cohort.spec)
@@ -61,10 +61,10 @@ def create_folder(run: RunFolder, experiment: Experiment, cohort: Cohort, split:
 
 
 def refuse_existing(run: RunFolder) -> None:
-    """Refuse a path where something is; an empty folder is nothing.
+    """Refuse an existing path, except an empty folder.
 
     Raises:
-        RunError: saying how to go on with the run, if it is one; or that it is the current folder.
+        RunError: with how to resume the run, if it is one; or that it is the current folder.
     """
     if not run.path.exists() or (run.path.is_dir() and not any(run.path.iterdir())):
         refuse_current_folder(run.path, RunError)
@@ -79,10 +79,10 @@ def refuse_existing(run: RunFolder) -> None:
 
 
 def check_resumable(run: RunFolder, experiment: Experiment, cohort: Cohort) -> None:
-    """Refuse to go on with a run of another experiment or cohort.
+    """Refuse to resume a run of another experiment or cohort.
 
     Raises:
-        RunError: showing the keys that differ.
+        RunError: with the keys that differ.
     """
     check_same_experiment(run, experiment)
     verify_code(run, experiment)
@@ -100,7 +100,7 @@ def check_same_experiment(run: RunFolder, experiment: Experiment) -> None:
     """Refuse a run of another experiment.
 
     Raises:
-        RunError: showing the keys that differ.
+        RunError: with the keys that differ.
     """
     run.read_status()
     before, now = read_experiment(run.experiment).model_dump(mode="json"), experiment.model_dump(mode="json")
@@ -154,8 +154,8 @@ def threads_of(run: RunFolder, progress: TrainingProgress) -> int:
         return now
     if began > available_cores():
         progress.say(
-            f"{run.path}: began with {began} threads, but {available_cores()} core(s) are here. It goes on "
-            f"with {now}: its weights can differ from an unbroken run's in their last bits."
+            f"{run.path}: began with {began} threads, but only {available_cores()} core(s) are available. It "
+            f"continues with {now}, so its weights can differ from an uninterrupted run's in the last bits."
         )
         return now
     return began

@@ -1,4 +1,4 @@
-"""The history of a training: a row an epoch, which epoch was the best, when to stop."""
+"""The history of a training: one row per epoch, the best epoch, early stopping."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def out_of_patience(history: Sequence[Row], selection: SelectionSpec) -> bool:
 
 
 def progress_summary(history: Sequence[Row], experiment: Experiment) -> dict[str, Any]:
-    """Return what status.json says of how far a training is and which epoch is its best."""
+    """Return the progress and the best epoch, for status.json."""
     selection = experiment.training.selection
     best = best_row(history, selection)
     return {

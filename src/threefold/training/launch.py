@@ -1,4 +1,4 @@
-"""Starting the training's processes, and bringing their errors home."""
+"""Starting the processes of a training and propagating their errors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def train_network(context: TrainingContext) -> list[Row]:
 
     Raises:
         ThreefoldError: as raised in any of the processes.
-        KeyboardInterrupt: the last whole epoch's checkpoint is there.
+        KeyboardInterrupt: the checkpoint of the last complete epoch has been written.
     """
     devices = make_devices(context.experiment.training)
     try:
@@ -48,8 +48,8 @@ def train_network(context: TrainingContext) -> list[Row]:
         raise _brought_home(str(problem)) from None
     except ProcessExitedException as problem:
         raise TrainingError(
-            f"a training process ended without a word ({str(problem).splitlines()[0]}), most often for "
-            "want of memory. Lower training.batch_size or training.devices, then go on with --resume."
+            f"a training process ended without a message ({str(problem).splitlines()[0]}), most often for "
+            "lack of memory. Lower training.batch_size or training.devices, then use --resume."
         ) from None
     except KeyboardInterrupt:
         _end_processes()
@@ -137,12 +137,12 @@ def _memory_explained() -> Iterator[None]:
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             raise TrainingError(
                 f"not enough memory ({said}). Lower training.batch_size and raise training.accumulate by as "
-                "much, or set network.encoder.gradient_checkpointing=true; then go on with --resume."
+                "much, or set network.encoder.gradient_checkpointing=true; then use --resume."
             ) from error
         if said.startswith("DataLoader worker"):
             raise TrainingError(
-                f"a process that reads cases ended without a word ({said}), most often for want of memory. "
-                "Lower data.workers, then go on with --resume."
+                f"a data-loading process ended without a message ({said}), most often for lack of memory. "
+                "Lower data.workers, then use --resume."
             ) from error
         raise
 

@@ -1,4 +1,4 @@
-"""The training loop, as every process runs it."""
+"""The training loop of each process."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ from threefold.training.validation import (
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """What a training needs; it is sent to every process.
+    """The input of a training, sent to every process.
 
     Attributes:
         stage: the experiment and its tasks.
@@ -97,7 +97,7 @@ class Training:
     """One process's share of a training: its learner, its loaders, the history so far."""
 
     def __init__(self, context: TrainingContext, devices: Devices) -> None:
-        """Build everything, and go on from last.ckpt where there is one."""
+        """Build everything, and resume from last.ckpt if it exists."""
         spec = context.experiment.training
         self.context, self.devices = context, devices
         self.history: list[Row] = []
@@ -148,7 +148,7 @@ class Training:
         )
 
     def run(self) -> None:
-        """Train until the last epoch or until patience ends; every epoch leaves its checkpoint."""
+        """Train until the last epoch or early stopping, with a checkpoint after every epoch."""
         spec, progress = self.context.experiment.training, self.context.progress
         leads = self.devices.is_global_zero
         if leads:

@@ -1,4 +1,4 @@
-"""What is trained: a network with its tasks, from a batch to the losses of its cases."""
+"""The trained module: a network with its tasks, from a batch to the losses of its cases."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class StepLosses:
     anchor: Tensor
 
     def uncounted(self) -> StepLosses:
-        """Return the losses of cases that count for nothing; each parameter has a gradient of 0."""
+        """Return losses that do not count: the gradient of each parameter is 0."""
         return StepLosses(0.0 * self.values, torch.zeros_like(self.present), self.anchor)
 
     def sums(self) -> Tensor:
@@ -76,7 +76,7 @@ class Learner(nn.Module):
         return vars(self._losses(outputs, batch))
 
     def present(self, batch: Batch) -> Tensor:
-        """Return (T, B) bool: which cases teach which task.
+        """Return (T, B) bool: the cases that each task uses.
 
         Known before the forward pass, so that a loss can be divided by the number of cases over all ranks and
         accumulated batches.

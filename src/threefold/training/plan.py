@@ -272,7 +272,7 @@ def _require_extras(experiment: Experiment) -> None:
 
 
 def trainings_of(experiment: Experiment) -> tuple[Experiment, ...]:
-    """Return what is trained for an experiment, in order: its pretraining, where there is one, and itself."""
+    """Return the trainings of an experiment in order: pretraining, if any, and itself."""
     if experiment.pretrain is None:
         return (experiment,)
     return (pretraining_experiment(experiment), experiment)
@@ -365,7 +365,7 @@ def _check_networks(made: Plan) -> None:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a stage takes, measured on one step of a few cases.
+    """The cost of a stage, measured on one step of a few cases.
 
     Attributes:
         parameters, trained: of the network: all of them, and those with a gradient.
@@ -449,7 +449,7 @@ def _step(learner: Learner, batch: Batch, weights: Mapping[str, float]) -> None:
 
 
 def pretraining_folder(run: RunFolder) -> RunFolder:
-    """Return the folder of the run that is trained first."""
+    """Return the folder of the pretraining run."""
     former = run.path / "before"  # of 0.1
     return RunFolder(former if former.is_dir() else run.path / "pretrain")
 
@@ -496,7 +496,7 @@ def _encoder_of(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def require_unseen(experiment: Experiment, cohort: Cohort, split: Split) -> tuple[str, ...]:
-    """Refuse to test on cases that the starting weights, or those they started from, were trained on.
+    """Refuse to test on cases that the initial weights, or those they started from, were trained on.
 
     Weights that are no run of this program tell nothing of what they saw.
 

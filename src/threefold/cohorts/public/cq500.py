@@ -152,7 +152,7 @@ def _plain_series(scan: Path | None) -> tuple[list[Series], dict[str, str], dict
     from threefold.images.dicom import open_series
 
     if scan is None:
-        raise CohortError("its folder is not there")
+        raise CohortError("its folder does not exist")
     found: list[Series] = []
     passed: dict[str, str] = {}
     damaged: dict[str, str] = {}
