@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from lightning.fabric.strategies.ddp import DDPStrategy
 from safetensors.torch import load_file
 
 from threefold.cohorts.cohort import Cohort
@@ -32,6 +33,18 @@ DATA = {
     "preprocessing": {"size": [32, 32]},
     "augmentation": {"flip": 0.5, "rotation": 15},
 }
+
+
+@pytest.fixture(autouse=True)
+def _from_one_that_has_imported_everything(trainees: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork the processes, which get what spawned ones do, from the server of `trainees`."""
+    real = DDPStrategy.__init__
+
+    def init(self: DDPStrategy, start_method: str) -> None:
+        assert start_method == "spawn"
+        real(self, start_method="forkserver")
+
+    monkeypatch.setattr(DDPStrategy, "__init__", init)
 
 
 def _rows(run: RunFolder) -> list[dict[str, float]]:
