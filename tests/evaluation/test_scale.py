@@ -86,7 +86,7 @@ def test_further_columns_are_copied_with_no_group(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(
         room,
         "case_units",
-        lambda rows, whose, of=room.case_units: (seen.append(rows.shape[1]), of(rows, whose))[1],
+        lambda rows, *more, of=room.case_units: (seen.append(rows.shape[1]), of(rows, *more))[1],
     )
     pd.testing.assert_frame_equal(evaluate(predictions, QUICK).table, evaluate(validate(table), QUICK).table)
     assert max(seen) < 20
