@@ -57,10 +57,10 @@ def curves(rows: Sequence[VariantRow], metric: str, group: str, label: str, acro
     for place, variant in enumerate(variants):
         found = {row.cohort: row.mean for row in shown if row.variant == variant}
         at = [cohorts.index(name) + 0.06 * (place - (len(variants) - 1) / 2) for name in found]
-        values = [mean.value for mean in found.values()]
+        values = [mean.estimate.value for mean in found.values()]
         ends = [
-            [mean.value - mean.low for mean in found.values()],
-            [mean.high - mean.value for mean in found.values()],
+            [mean.estimate.value - mean.estimate.low for mean in found.values()],
+            [mean.estimate.high - mean.estimate.value for mean in found.values()],
         ]
         (line, *_) = axes.errorbar(at, values, ends, marker="o", capsize=2, linewidth=1.2, label=variant)
         for x, mean in zip(at, found.values(), strict=True):
@@ -100,8 +100,10 @@ def dots(comparison: Comparison, cohort: str, metrics: Sequence[tuple[str, str, 
             frozen = mean is not None and of_masks and mean.each in shown
             if mean is not None and mean.each and not frozen:  # a classifier's frozen segmenter was shown
                 shown.add(mean.each)
-                axes.plot([mean.low, mean.high], [place, place], color="#2166ac", linewidth=2)
-                axes.plot(mean.value, place, "o", color="#2166ac", markersize=5)
+                found_mean = mean.estimate
+                ends = [found_mean.low, found_mean.high]
+                axes.plot(ends, [place, place], color="#2166ac", linewidth=2)
+                axes.plot(found_mean.value, place, "o", color="#2166ac", markersize=5)
                 axes.plot(mean.each, [place] * len(mean.each), "|", color="black", markersize=7)
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.set_ylim(len(names) - 0.5, -0.5)
