@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from threefold.core.outputs import Head, Outputs
 from threefold.errors import ExperimentError, RunError, WeightsError
@@ -79,12 +81,13 @@ class Tokens(Base):
 
 
 class Asking(nn.Module):
-    """Told the number of axes and the tasks' own heads."""
+    """Told the number of axes and the tasks' heads, of which it gives those of voxels."""
 
     def __init__(self, in_channels, spatial_dims, heads):
         super().__init__()
         conv = (nn.Conv2d, nn.Conv3d)[spatial_dims - 2]
-        self.convs = nn.ModuleDict({name: conv(in_channels, head.outputs, 1) for name, head in heads.items()})
+        dense = {name: head.outputs for name, head in heads.items() if head.kind == "dense"}
+        self.convs = nn.ModuleDict({name: conv(in_channels, outputs, 1) for name, outputs in dense.items()})
 
     def forward(self, image):
         return {name: conv(image) for name, conv in self.convs.items()}
@@ -226,7 +229,7 @@ def test_making_it_draws_from_torchs_generator_as_the_class_does() -> None:
 
 REFUSALS: list[tuple[str, dict[str, Head], dict[str, Any], str]] = [
     ("Bothh", HEADS, {}, "nets_of_mine has no 'Bothh'. Did you mean 'Both'?"),
-    ("Classes", HEADS, {"widht": 3}, "can't be made with {'in_channels': 1, 'widht': 3} (TypeError:"),
+    ("Classes", HEADS, {"widht": 3}, "has no argument 'widht'. Did you mean 'width'?"),
     ("Classes", HEADS, {"widht": 3}, "Its arguments: in_channels, width, classes, labels, text, failing."),
     ("nothing", HEADS, {}, "expected a torch.nn.Module, found str."),
     (
@@ -274,7 +277,7 @@ REFUSALS: list[tuple[str, dict[str, Head], dict[str, Any], str]] = [
         "Classes",
         {"label": LABEL},
         {"pool": "encodr"},
-        "network.pool names no submodule 'encodr'. At the top are: encoder,",
+        "network.pool names no submodule 'encodr'. There are: encoder,",
     ),
     (
         "Classes",
@@ -406,3 +409,48 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     file = _saved(torch.nn.Conv2d(1, 1, 1), tmp_path / "weights.safetensors")
     with pytest.raises(WeightsError, match="none of its 2 weights fits the network"):
         load_pretrained(network("Both"), file)
+
+
+class Gives(nn.Module):
+    """Gives a diagnosis of its own by the task's name, and features to pool."""
+
+    def __init__(self, in_channels: int, heads: Mapping[str, Head], width: int = 4) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.decide = nn.Linear(width, heads["classification"].outputs)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return {"classification": self.decide(self.body(image).mean((2, 3)))}
+
+
+def test_pooling_never_replaces_an_output_that_the_module_gives() -> None:
+    heads = {"classification": Head("pooled", 2), "parts": Head("pooled", 3)}
+    spec = ForeignNetworkSpec(kind=f"{__name__}:Gives", pool="body")
+    network = ForeignNetwork(spec, in_channels=1, heads=heads, size=(8, 8))
+    image = torch.randn(2, 1, 8, 8)
+    assert list(network.heads) == ["parts"]
+    outputs = network(image)
+    assert torch.equal(outputs.heads["classification"], network.net(image)["classification"])
+    assert outputs.heads["parts"].shape == (2, 3)
+
+
+def test_the_remedies_of_a_missing_head_are_both_named() -> None:
+    heads = {"classification": Head("pooled", 2), "parts": Head("pooled", 3)}
+    spec = ForeignNetworkSpec(kind=f"{__name__}:Gives")
+    with pytest.raises(ExperimentError, match=r"without 'parts'.*network\.heads\), or name a layer to pool"):
+        ForeignNetwork(spec, in_channels=1, heads=heads, size=(8, 8))
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ({"widht": 8}, "has no argument 'widht'. Did you mean 'width'"),
+        ({"camm": "body"}, "has no argument 'camm'. Did you mean 'cam'"),
+        ({"pool": "body.0"}, "names no submodule 'body.0'"),
+    ],
+)
+def test_misspelt_arguments_and_keys_are_told_apart(extra: dict[str, Any], said: str) -> None:
+    spec = ForeignNetworkSpec.model_validate({"kind": f"{__name__}:Gives", **extra})
+    heads = {"classification": Head("pooled", 2), "parts": Head("pooled", 3)}
+    with pytest.raises(ExperimentError, match=re.escape(said)):
+        ForeignNetwork(spec, in_channels=1, heads=heads, size=(8, 8))

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from threefold.errors import PredictionsError, bounded
 from threefold.evaluation.classification import weighted_mean
 from threefold.evaluation.estimate import Estimate, Place
 from threefold.evaluation.groups import Group, SampleUnits, groups_of, plain_units
@@ -17,6 +18,23 @@ from threefold.experiment import EvaluationSpec
 Floats = NDArray[np.float64]
 LIMIT = 1.96
 """Standard deviations from the bias to a limit of agreement (Bland and Altman 1986)."""
+
+
+def _require_numbers(table: pd.DataFrame) -> None:
+    """Refuse cells that hold something other than a number.
+
+    Raises:
+        PredictionsError: naming the column, the case and the cell.
+    """
+    for column in ("truth", "predicted"):
+        cells = table[column].astype(object).where(table[column].notna(), "").astype(str)
+        wrong = pd.to_numeric(cells, errors="coerce").isna() & ~cells.str.lower().isin(["", "nan"])
+        if wrong.any():
+            case, cell = table.loc[wrong, "case_id"].iloc[0], cells[wrong].iloc[0]
+            raise PredictionsError(
+                f"{column} of case {case} is not a number: '{bounded(cell)}' ({int(wrong.sum())} such "
+                f"cases). A task's `columns` has to return a number as {column}, or NaN where it is unknown."
+            )
 
 
 def evaluate_numbers(
@@ -32,6 +50,7 @@ def evaluate_numbers(
         spec: replicates, confidence and seed; resamples are of patients.
         leaks: the split shares patients between training and test.
     """
+    _require_numbers(table)
     numbers = table.assign(
         truth=pd.to_numeric(table["truth"], errors="coerce"),
         predicted=pd.to_numeric(table["predicted"], errors="coerce"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from threefold.core.arguments import arguments_of, require_arguments
 from threefold.core.outputs import Head, Outputs
 from threefold.core.registry import find
 from threefold.errors import ExperimentError, RunError, bounded
@@ -45,10 +45,12 @@ class ForeignNetwork(nn.Module):
         self.kinds = dict(heads)
         self._spec = spec
         self._own = _own_heads(spec, heads)
-        self.net = _make(spec, in_channels, {name: heads[name] for name in self._own}, len(size))
+        self.net = _make(spec, in_channels, heads, self._own, len(size))
         self.heads = nn.ModuleDict()
         image = torch.zeros(1, in_channels, *size)
         returned, layer = self._ask(image)
+        names = _names_of(returned)  # an output that the module gives by a task's name is never replaced
+        self._own = tuple(name for name in heads if name in self._own or name in names)
         if len(self._own) < len(heads):
             features = _pooled(layer, image.ndim, spec)
             for name, head in heads.items():
@@ -161,9 +163,10 @@ class ForeignNetwork(nn.Module):
             try:
                 output = returned[where]
             except (KeyError, IndexError, TypeError):
+                pool = ", or name a layer to pool (network.pool)" if self.kinds[name].kind == "pooled" else ""
                 raise ExperimentError(
                     f"network {self._spec.kind}: returns {_described(returned)}, without '{where}' for "
-                    f"the task {name}. Say where it is (network.heads)."
+                    f"the task {name}. Say where it is (network.heads){pool}."
                 ) from None
             yield name, output
 
@@ -175,7 +178,8 @@ class ForeignNetwork(nn.Module):
             expected = (1, head.outputs, *grid)
             found = tuple(output.shape) if isinstance(output, Tensor) else _described(output)
             if found != expected:
-                pool = " Or name a layer to pool (network.pool)." if head.kind == "pooled" else ""
+                leave = f" Or name a layer to pool (network.pool), and leave '{name}' out of what it returns."
+                pool = leave if head.kind == "pooled" else ""
                 raise ExperimentError(
                     f"network {self._spec.kind}: for the task {name} expected an output of shape {expected} "
                     f"for an image of {tuple(image.shape)}, found {found}. Correct its arguments.{pool}"
@@ -190,6 +194,7 @@ class ForeignNetwork(nn.Module):
             )
 
 
+_KEYS = tuple(ForeignNetworkSpec.model_fields)
 _LARGEST_STRIDE = 1024
 """More than any network has: Grad-CAM takes the power of two below it that fits the layer's map."""
 
@@ -211,27 +216,50 @@ def _own_heads(spec: ForeignNetworkSpec, heads: Mapping[str, Head]) -> tuple[str
     return tuple(name for name, head in heads.items() if name in named or head.kind != "pooled")
 
 
-def _make(spec: ForeignNetworkSpec, in_channels: int, own: Mapping[str, Head], dimensions: int) -> nn.Module:
+def class_of(spec: ForeignNetworkSpec) -> Any:
+    """Return the class that a network's settings name.
+
+    Raises:
+        ExperimentError: there is no such class, or it has no such arguments; the nearest is told.
+    """
+    made, _ = find("networks", spec.kind)
+    require_arguments(made, spec.options, f"network {spec.kind}", keys=_KEYS)
+    return made
+
+
+def _make(
+    spec: ForeignNetworkSpec, in_channels: int, heads: Mapping[str, Head], own: Sequence[str], dimensions: int
+) -> nn.Module:
     """Make the module; arguments that its class has and the experiment leaves out are filled in.
 
     Raises:
         ExperimentError: there is no such class, or it can't be made.
     """
-    made, _ = find("networks", spec.kind)
-    options = spec.options
-    known = _parameters(made)
-    counts = [head.outputs for head in own.values()]
+    made, options = class_of(spec), spec.options
+    known, _ = arguments_of(made)
+    counts = [heads[name].outputs for name in own]
     outputs = counts[0] if len(counts) == 1 else (None if counts else 1)  # of none, nobody looks at it
-    filled = {"in_channels": in_channels, "spatial_dims": dimensions, "dimensions": dimensions, "heads": own}
+    filled = {
+        "in_channels": in_channels,
+        "spatial_dims": dimensions,
+        "dimensions": dimensions,
+        "heads": heads,
+    }
     if outputs is not None:
         filled |= {"out_channels": outputs, "num_classes": outputs}
     options = {name: value for name, value in filled.items() if name in known} | options
     try:
         module = made(**options)
     except Exception as error:  # whatever a user's class raises
+        several = ""
+        if outputs is None and {"out_channels", "num_classes"} & ({*known} - {*options}):
+            several = (
+                f" out_channels and num_classes are filled in for one task; here are {len(own)} "
+                f"({', '.join(own)}): set them, or give the class an argument `heads`."
+            )
         raise ExperimentError(
             f"network {spec.kind}: can't be made with {bounded(str(options))} ({type(error).__name__}: "
-            f"{bounded(str(error))}). Its arguments: {', '.join(known)}."
+            f"{bounded(str(error))}). Its arguments: {', '.join(known)}.{several}"
         ) from error
     if not isinstance(module, nn.Module):
         returned = type(module).__name__
@@ -239,22 +267,16 @@ def _make(spec: ForeignNetworkSpec, in_channels: int, own: Mapping[str, Head], d
     return module
 
 
-def _parameters(made: Any) -> tuple[str, ...]:
-    try:
-        found = inspect.signature(made).parameters.values()
-    except (TypeError, ValueError):
-        return ()
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return tuple(one.name for one in found if one.kind in named)
-
-
 def _submodule(network: nn.Module, name: str, spec: ForeignNetworkSpec, key: str) -> nn.Module:
     try:
         return network.get_submodule(name)
     except AttributeError:
-        names = ", ".join(one for one, _ in network.named_children())
+        parent = name.rpartition(".")[0]
+        inner = dict(network.named_modules()).get(parent, network)
+        parent = parent if inner is not network else ""
+        names = ", ".join(".".join(filter(None, (parent, one))) for one, _ in inner.named_children())
         raise ExperimentError(
-            f"network {spec.kind}: network.{key} names no submodule '{name}'. At the top are: {names}."
+            f"network {spec.kind}: network.{key} names no submodule '{name}'. There are: {names}."
         ) from None
 
 
@@ -272,6 +294,12 @@ def _pooled(layer: Any, ndim: int, spec: ForeignNetworkSpec) -> Tensor:
         f"network {spec.kind}: network.pool ({spec.pool}) gives {_described(layer)}; expected (B, F, *S), "
         "tokens (B, N, F) or (B, F)."
     )
+
+
+def _names_of(returned: Any) -> tuple[str, ...]:
+    """Return the names of a mapping's outputs."""
+    found = returned.heads if isinstance(returned, Outputs) else returned
+    return tuple(found) if isinstance(found, Mapping) else ()
 
 
 def _described(value: Any) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from threefold.cohorts.cohort import Case, CohortSpec
+from threefold.core.arguments import require_arguments
 from threefold.core.outputs import Head
 from threefold.core.registry import find, load
 from threefold.core.targets import LabelsTarget
@@ -72,17 +73,31 @@ def build_tasks(experiment: Experiment, cohort: CohortSpec, cases: Sequence[Case
     return tuple(tasks)
 
 
+def class_of(name: str, spec: ForeignTaskSpec) -> type[Task]:
+    """Return the class that a task's settings name.
+
+    Args:
+        name: of the task.
+        spec: its settings.
+
+    Raises:
+        ExperimentError: there is no such class, it is no task, or it has no such arguments.
+    """
+    made, _ = find("tasks", spec.kind)
+    if not (isinstance(made, type) and issubclass(made, Task)):
+        raise ExperimentError(f"tasks.{name}: {spec.kind} is no class that derives from threefold.Task.")
+    keys = ForeignTaskSpec.model_fields
+    require_arguments(made, spec.options, f"tasks.{name}: {spec.kind}", keys=keys, given=("context",))
+    return made
+
+
 def _foreign_task(context: TaskContext, spec: ForeignTaskSpec) -> Task:
     """Make a task of a user's own class.
 
     Raises:
-        ExperimentError: there is no such class, it is no task, or it can't be made.
+        ExperimentError: as `class_of`, or it can't be made.
     """
-    made, _ = find("tasks", spec.kind)
-    if not (isinstance(made, type) and issubclass(made, Task)):
-        raise ExperimentError(
-            f"tasks.{context.name}: {spec.kind} is no class that derives from threefold.Task."
-        )
+    made = class_of(context.name, spec)
     try:
         return made(context, **spec.options)
     except Exception as error:  # whatever a user's class raises

@@ -83,7 +83,8 @@ class Task(ABC):
 
         Args:
             answer: (outputs,).
-            truth: the case's value of the target; None: unknown.
+            truth: the case's value of the target as the table has it; of a label map its path, for
+                `images.reading.read_label_map`. None: unknown.
         """
         return {f"output_{i}": value for i, value in enumerate(answer.tolist())}
 

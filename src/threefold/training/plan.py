@@ -29,6 +29,8 @@ from threefold.evaluation.metrics import metrics
 from threefold.experiment import (
     CascadeSpec,
     Experiment,
+    ForeignNetworkSpec,
+    ForeignTaskSpec,
     JointSwinSpec,
     NetworkSpec,
     SegmentationSpec,
@@ -36,13 +38,14 @@ from threefold.experiment import (
 )
 from threefold.experiments import read_experiment, read_recipe
 from threefold.inference.memory import TensorMemory
+from threefold.networks import foreign
 from threefold.networks.cpu import cpu_kernels
 from threefold.networks.joint import JointSwin
 from threefold.networks.pretrained import LoadReport, load_pretrained
 from threefold.run import RunFolder
 from threefold.runs.finished import verify_settings
 from threefold.tasks.balancing import build_balancer
-from threefold.tasks.build import build_network, build_tasks, task_weights
+from threefold.tasks.build import build_network, build_tasks, class_of, task_weights
 from threefold.tasks.resolve import targets_of
 from threefold.tasks.task import Task
 from threefold.tasks.topology import require_gudhi
@@ -164,10 +167,15 @@ def require_settings(experiment: Experiment) -> None:
 
     Raises:
         UsageError: the experiment asks for devices or extras that are not there.
-        ExperimentError: an augmentation does not fit the grid, or a metric can't be imported.
+        ExperimentError: an augmentation does not fit the grid; a network, task or metric can't be imported,
+            or has no such argument.
     """
     check_devices(experiment.training)
     metrics(experiment.evaluation.metrics)
+    if isinstance(experiment.network, ForeignNetworkSpec):
+        foreign.class_of(experiment.network)
+    for name, task in experiment.tasks_of(ForeignTaskSpec).items():
+        class_of(name, task)
     _require_augmentation(experiment)
     _require_extras(experiment)
 
