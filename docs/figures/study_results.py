@@ -130,6 +130,14 @@ DOTS = {
             ("truth_dice", "internal", "Dice with the truth"),
         ),
     ),
+    "mask-shape": (
+        "s0.9",
+        (
+            ("auc", "internal", "AUC at known sites"),
+            ("auc", "external", "AUC at unseen sites"),
+            ("shortcut_flip", "all", "decisions changed by the background"),
+        ),
+    ),
     "mask-shortcut": (
         "s0.9",
         (
