@@ -62,6 +62,8 @@ def _interrupt(
     deadline = time.monotonic() + PATIENCE
     while not begun():
         assert time.monotonic() < deadline, "it did not begin"
+        ended = os.waitid(os.P_PID, command.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        assert ended is None, f"it ended before it began: {command.wait().said}"
         time.sleep(0.02)
     for each in signals:
         os.killpg(command.pid, each)

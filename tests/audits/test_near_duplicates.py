@@ -13,6 +13,7 @@ import pytest
 from scipy import ndimage
 
 from threefold.audits.near_duplicates import (
+    CERTAIN,
     check_near_duplicates,
     find_near_duplicates,
     signature,
@@ -93,8 +94,11 @@ def test_neighbouring_slices_of_one_patient_are_no_finding_but_parts_are() -> No
     split = Split("column", {"c0": "train", "c1": "test", "c2": "train", "c3": "test"}, ())
     (group,) = found = find_near_duplicates(cohort, signatures, split)
     (finding,) = check_near_duplicates(found, {}, split)
-    assert finding.severity == "refuse"
+    assert finding.severity == ("refuse" if group.correlation >= CERTAIN else "warn")
     assert "c0 (patient p, train)" in finding.message
+    (certain,) = check_near_duplicates([replace(group, correlation=0.999)], {}, split)
+    (asked,) = check_near_duplicates([replace(group, correlation=0.96)], {}, split)
+    assert (certain.severity, asked.severity) == ("refuse", "warn")
     assert 0.95 < group.correlation <= 1
 
 

@@ -33,8 +33,11 @@ _NEAR = 20
 """Bits in which the hashes of candidates may differ, of 63."""
 _SHIFT = 4
 """Pixels of the small picture that two images may be shifted against each other."""
-ALIKE = 0.95
-"""Correlation of two small pictures from which they are one image."""
+ALIKE = {1: 0.95, 3: 0.98}
+"""Correlation from which two images are asked about, by their number of views. Of 451 pairs of head-CT slices
+of different patients the highest is 0.85, of fetal brains of neighbouring weeks, as volumes, 0.97."""
+CERTAIN = 0.995
+"""Correlation from which they are taken for one image."""
 _STEPS = 64
 """Of an image's range; values within one have the same rank."""
 _BACKGROUND = 5
@@ -105,7 +108,7 @@ def find_near_duplicates(
         if any({cases[first].case_id, cases[second].case_id} <= several for several in vouched):
             continue
         correlation = _best_correlation(small[first], small[second])
-        if correlation < ALIKE:
+        if correlation < ALIKE[len(small[first])]:
             continue
         a, b = _root(group, first), _root(group, second)
         lowest = min(correlation, weakest.pop(a, 1.0), weakest.pop(b, 1.0))
@@ -120,7 +123,7 @@ def find_near_duplicates(
 def check_near_duplicates(
     found: Sequence[NearDuplicates], identical: Mapping[str, str], split: Split | None
 ) -> Iterator[Finding]:
-    """Refuse what lies in different parts of a split, warn of what is of different patients.
+    """Refuse one image in different parts of a split; warn of what is much alike, or of different patients.
 
     Args:
         found: the groups.
@@ -136,7 +139,7 @@ def check_near_duplicates(
             f"{case.case_id} (patient {case.patient_id}{', ' + str(parts[case.case_id]) if crosses else ''})"
             for case in group.cases
         ]
-        severity: Severity = "refuse" if crosses else "warn"
+        severity: Severity = "refuse" if crosses and group.correlation >= CERTAIN else "warn"
         where = "and in different parts of the split" if crosses else "of different patients"
         yield Finding(
             severity,
