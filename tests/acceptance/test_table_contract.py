@@ -215,7 +215,7 @@ def test_cases_that_some_systems_take_for_one_are_said(first: str, second: str, 
     rows = [f"{name},p{k},north,image.png" for k, name in enumerate((first, second))]
     (folder / "cases.csv").write_text("\n".join(["case_id,patient_id,site,image", *rows]), encoding="utf-8")
     said = [one.message for one in audit(read_cohort(folder), read_voxels=False).findings]
-    assert any("Windows and macOS take their files for one" in message for message in said)
+    assert any("Windows and macOS do not tell their files" in message for message in said)
 
 
 def test_patients_written_in_two_ways_are_said(tmp_path: Path) -> None:

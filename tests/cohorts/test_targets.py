@@ -425,7 +425,13 @@ def test_the_audit_knows_further_targets(further: Callable[..., Cohort]) -> None
         cohort,
         cases=tuple(replace(case, targets={"stage": 1, "weeks": 1.0}) for case in cohort.cases),
     )
-    messages = [one.message for one in audit(none, read_voxels=False).findings if one.severity == "refuse"]
+    found = audit(none, read_voxels=False)  # which vessels are declared, and not asked for
+    assert any("No case has a vessels" in one.message for one in found.findings if one.severity == "note")
+    messages = [
+        one.message
+        for one in audit(none, read_voxels=False, targets=("stage", "vessels")).findings
+        if one.severity == "refuse"
+    ]
     assert any("No case has a vessels" in message for message in messages)
     assert any("Every labelled case is 'late' (stage)" in message for message in messages)
     by_site = replace(

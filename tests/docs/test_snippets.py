@@ -225,8 +225,7 @@ OWN_CODE = {"own-network.md": "my_nets.py", "own-task.md": "my_tasks.py"}
 def _own_code(page: Path) -> dict[str, dict[str, Any]]:
     """Save the code of a page and its experiments in the working folder; return these by their files."""
     if page.name in OWN_CODE:
-        (code,) = blocks(page, "python")
-        Path(OWN_CODE[page.name]).write_text(code)
+        Path(OWN_CODE[page.name]).write_text("\n".join(blocks(page, "python")))
         sys.modules.pop(OWN_CODE[page.name].removesuffix(".py"), None)
     found = [yaml.safe_load(block) for block in blocks(page, "yaml")]
     experiments = {f"{one['name']}.yaml": one for one in found if "extends" in one}

@@ -500,7 +500,7 @@ def test_the_network_before_is_trained_first_and_its_encoder_adopted(
     small = {"embed_dim": 8, "depths": [1, 1], "heads": [1, 2], "window": 4}
     experiment = make_experiment(
         epochs=1,
-        before="hematoma/swin-unet-seg",
+        pretrain="hematoma/swin-unet-seg",
         network={"kind": "joint-swin", "encoder": small},
         tasks={"classification": {}},
     )

@@ -181,7 +181,7 @@ FROZEN = {**CASCADE, "freeze_segmenter": True}
 def test_before_a_cascade_its_segmenter_is_trained_by_the_recipe_on_this_data(
     volumes: Cohort, make_volume_experiment: MakeExperiment, tmp_path: Path, recipe: str
 ) -> None:
-    experiment = make_volume_experiment(network=FROZEN, tasks=CLASSIFY, before=recipe, epochs=2, seed=3)
+    experiment = make_volume_experiment(network=FROZEN, tasks=CLASSIFY, pretrain=recipe, epochs=2, seed=3)
     told = Told()
     run = train(experiment, volumes, tmp_path / "run", progress=told)
     before = RunFolder(run.path / "pretrain")
@@ -207,7 +207,7 @@ def test_an_interrupted_first_stage_is_gone_on_with(
     recipe: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    experiment = make_volume_experiment(network=FROZEN, tasks=CLASSIFY, before=recipe, epochs=2)
+    experiment = make_volume_experiment(network=FROZEN, tasks=CLASSIFY, pretrain=recipe, epochs=2)
     unbroken = train(experiment, volumes, tmp_path / "unbroken")
     with monkeypatch.context() as patch:
         patch.setattr(loop, "write_history", lambda path, history: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -227,7 +227,7 @@ def test_initial_weights_replace_the_stage_before_and_are_found_from_anywhere(
     segmenter = train(make_volume_experiment(epochs=1), volumes, tmp_path / "segmenter")
     monkeypatch.chdir(tmp_path)
     experiment = make_volume_experiment(
-        network=FROZEN, tasks=CLASSIFY, before=recipe, initial_weights={"path": "segmenter"}, epochs=2
+        network=FROZEN, tasks=CLASSIFY, pretrain=recipe, initial_weights={"path": "segmenter"}, epochs=2
     )
     run = train(experiment, volumes, tmp_path / "run")
     written = read_experiment(run.experiment)
@@ -247,7 +247,7 @@ def test_a_joint_training_starts_from_a_cascade(
     volumes: Cohort, make_volume_experiment: MakeExperiment, tmp_path: Path, recipe: str
 ) -> None:
     first = train(
-        make_volume_experiment(network=FROZEN, tasks=CLASSIFY, before=recipe, epochs=1),
+        make_volume_experiment(network=FROZEN, tasks=CLASSIFY, pretrain=recipe, epochs=1),
         volumes,
         tmp_path / "first",
     )
@@ -285,7 +285,7 @@ def test_what_does_not_fit_a_cascade_is_refused_before_there_is_a_folder(
         (cascade, r"trains a densenet network; expected a attention-unet"),
         ({}, "has no part that is trained first"),
     ):
-        experiment = make_volume_experiment(**changes, before="mini/classifier")
+        experiment = make_volume_experiment(**changes, pretrain="mini/classifier")
         with pytest.raises(ExperimentError, match=said):
             train(experiment, volumes, run)
     assert not run.exists()
