@@ -133,7 +133,6 @@ DOTS = {
     "mask-shape": (
         "s0.9",
         (
-            ("auc", "internal", "AUC at known sites"),
             ("auc", "external", "AUC at unseen sites"),
             ("shortcut_flip", "all", "decisions changed by the background"),
         ),
