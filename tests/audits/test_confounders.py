@@ -218,3 +218,31 @@ def test_measurements_of_a_volume(tmp_path: Path) -> None:
     assert (found["grid.rows"], found["grid.slices"]) == (16, 10)
     assert found["grid.field of view along slices (mm)"] == pytest.approx(30)
     assert (found["file.format"], found["file.number in name"]) == (".nii.gz", 12)
+
+
+def test_what_can_not_be_read_costs_its_header_alone(tmp_path: Path) -> None:
+    from threefold.audits.acquisition import measure_file
+    from threefold.cohorts.cohort import Case
+
+    write_png(tmp_path / "whole.png", np.zeros((8, 8), np.uint8))
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:40])
+    (tmp_path / "empty").mkdir()
+    found = {
+        name: measure_file(Case(name, "p", "a", tmp_path / name))
+        for name in ("whole.png", "cut.png", "empty", "absent.png")
+    }
+    assert found["whole.png"]["header.colour mode"] == "L"
+    for name in ("cut.png", "empty", "absent.png"):
+        assert not [key for key in found[name] if key.startswith("header.")]
+        assert found[name]["file.name length"] == len(name)
+
+
+def test_a_header_of_zero_is_stated(tmp_path: Path) -> None:
+    from pydicom.data import get_testdata_file
+
+    from threefold.images.dicom_slice import stated
+
+    path = Path(str(get_testdata_file("CT_small.dcm")))
+    found = stated(path, ("InstanceNumber", "PatientID", "NoSuchName", "GantryDetectorTilt"))
+    assert found.keys() == {"InstanceNumber", "PatientID", "GantryDetectorTilt"}
+    assert (found["PatientID"], float(found["GantryDetectorTilt"])) == ("1CT1", 0.0)

@@ -9,9 +9,8 @@ disease itself can change `values.` and `look.`, and nothing else.
 from __future__ import annotations
 
 import re
-import struct
-import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,10 @@ from numpy.typing import NDArray
 
 from threefold.cohorts.cohort import Case
 from threefold.errors import ImageError
+from threefold.images.decoding import decoding
 from threefold.images.dicom_slice import stated
 from threefold.images.geometry import Image
+from threefold.images.pictures import open_picture
 
 Measured = dict[str, float | str]
 
@@ -75,13 +76,11 @@ def measure_file(case: Case) -> Measured:
     }
     if numbers:
         found["file.number in name"] = float(numbers[-1][-15:])
-    first = next(iter(sorted(path.iterdir())), path) if path.is_dir() else path
-    try:
+    with suppress(ImageError, OSError):  # a file that can't be read is a finding of its own
+        first = min(path.iterdir(), default=path) if path.is_dir() else path
         with first.open("rb") as stream:
             head = stream.read(132)
         found |= {f"header.{name}": value for name, value in _header(first, head)}
-    except (ImageError, OSError, ValueError, struct.error, zlib.error):
-        pass  # a file that can't be read is a finding of its own
     return found
 
 
@@ -93,19 +92,21 @@ def _header(path: Path, head: bytes) -> Iterator[tuple[str, float | str]]:
 
 
 def _picture_header(path: Path) -> Iterator[tuple[str, float | str]]:
-    import PIL.Image
+    open_picture(path)  # refuses what is damaged or larger than memory
+    with decoding(path, "a PNG or JPEG"):
+        import PIL.Image
 
-    with PIL.Image.open(path, formats=("PNG", "JPEG")) as picture:
-        yield "colour mode", picture.mode
-        if picture.mode in ("RGB", "RGBA"):
-            small = np.asarray(picture.convert("RGB").resize((_TINT_SIDE, _TINT_SIDE)), np.int16)
-            yield "tint", float((small.max(axis=2) - small.min(axis=2)).mean())
-        for name in ("dpi", "gamma", "Software", "progressive", "interlace"):
-            if name in picture.info:
-                yield name, str(picture.info[name])[:_LONGEST]
-        tables = getattr(picture, "quantization", None)
-        if tables:  # of a JPEG: what its quality sets
-            yield "quantisation", float(np.mean(tables[min(tables)]))
+        with PIL.Image.open(path, formats=("PNG", "JPEG")) as picture:
+            yield "colour mode", picture.mode
+            if picture.mode in ("RGB", "RGBA"):
+                small = np.asarray(picture.convert("RGB").resize((_TINT_SIDE, _TINT_SIDE)), np.int16)
+                yield "tint", float((small.max(axis=2) - small.min(axis=2)).mean())
+            for name in ("dpi", "gamma", "Software", "progressive", "interlace"):
+                if name in picture.info:
+                    yield name, str(picture.info[name])[:_LONGEST]
+            tables = getattr(picture, "quantization", None)
+            if tables:  # of a JPEG: what its quality sets
+                yield "quantisation", float(np.mean(tables[min(tables)]))
 
 
 def _dicom_header(path: Path) -> Iterator[tuple[str, float | str]]:

@@ -124,8 +124,9 @@ def stated(path: Path, names: Sequence[str]) -> dict[str, str]:
         ImageError: if it is damaged or no DICOM.
     """
     dataset, _ = parsed(path, pixels=False)
-    found = {name: str(dataset.get(name) or "").strip() for name in names}
-    return {name: value for name, value in found.items() if value}
+    values = {name: dataset.get(name) for name in names}
+    found = {name: str(value).strip() for name, value in values.items() if value is not None}
+    return {name: text for name, text in found.items() if text}
 
 
 def parsed(path: Path, *, pixels: bool) -> tuple[Dataset, tuple[str, ...]]:
