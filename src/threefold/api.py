@@ -367,16 +367,6 @@ def _tables(source: Run | PathLike | pd.DataFrame) -> Tables:
     opened = _opened(source)
     if not isinstance(opened, Run):
         return Tables(opened)
-    from threefold.runs.evaluate import known_tasks, of_run, read_run_predictions
-    from threefold.runs.explain import read_evidence
+    from threefold.studies.comparison import run_tables
 
-    run = RunFolder(opened.path)
-    status, (experiment, trained, _) = run.read_status(), of_run(run)
-    known = known_tasks(experiment, trained, status.get("thresholds") or {})
-    return Tables(
-        read_run_predictions(run),
-        status.get("threshold"),
-        read_evidence(run),
-        known.thresholds,
-        known.positives,
-    )
+    return run_tables(RunFolder(opened.path))

@@ -51,7 +51,7 @@ from threefold.reporting.study_tables import (
     variant_table,
 )
 from threefold.reporting.table import Table, page
-from threefold.run import write_atomically
+from threefold.run import RunFolder, write_atomically
 from threefold.runs.evaluate import known_tasks, of_run, read_label_tables, read_run_predictions
 from threefold.runs.explain import read_evidence
 from threefold.studies.protocol import lines_of, protocol_of, write_down
@@ -245,7 +245,11 @@ def read_tables(folder: StudyFolder, name: str) -> Tables:
     """Return what a finished run left to be compared, or by `labels_id` a cohort's own structures."""
     if is_labels_id(name):
         return Tables(read_label_tables(folder.labels(name.partition("/")[0])))
-    run = folder.run(name)
+    return run_tables(folder.run(name))
+
+
+def run_tables(run: RunFolder) -> Tables:
+    """Return what a finished run left to be compared, with its own thresholds and what `explain` found."""
     status, (experiment, trained, _) = run.read_status(), of_run(run)
     known = known_tasks(experiment, trained, status.get("thresholds") or {})
     return Tables(
