@@ -97,6 +97,23 @@ def head_ct(
         typer.echo(f"Next: threefold check {out}")
 
 
+@phantom.command("varied-head")
+def varied_head(
+    out: Out,
+    settings: Settings = None,
+    preset: PresetName = Preset.STUDY,
+    seed: Seed = 0,
+    cases: Annotated[int | None, typer.Option(help="Slices, each of a head of its own.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Create head-CT slices with and without haemorrhage, of heads and scanners of wide variety.
+
+    Example: `threefold phantom varied-head cohort --cases 500 --seed 1`
+    """
+    if _make("varied-head", out, preset, seed, settings, {"cases": cases}, what="slices", as_json=as_json):
+        typer.echo(f"Next: threefold train hematoma/head-ct --cohort {out} --out RUN")
+
+
 @phantom.command("fetal-heart")
 def fetal_heart(
     out: Out,

@@ -29,6 +29,7 @@ GROUPS: tuple[Group, ...] = get_args(Group)
 
 _PHANTOMS = {
     "head-ct": "threefold.phantoms.head_ct:HEAD_CT",
+    "varied-head": "threefold.phantoms.varied_head:VARIED_HEAD",
     "fetal-heart": "threefold.phantoms.fetal_heart:FETAL_HEART",
     "object-background": "threefold.phantoms.object_background:OBJECT_BACKGROUND",
 }

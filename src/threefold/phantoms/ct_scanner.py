@@ -6,6 +6,7 @@ own image do.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage
 
 from threefold.phantoms.head_parameters import Acquisition
+from threefold.phantoms.head_section import Section
 from threefold.phantoms.shapes import cover, soft
 from threefold.phantoms.smooth_noise import Plane
 
@@ -28,6 +30,25 @@ def pixel_positions(acquisition: Acquisition) -> tuple[Plane, Plane]:
         acquisition.spacing
     )
     return steps[:, None], -steps[None, :]
+
+
+def section_of(acquisition: Acquisition, level: float) -> Section:
+    """Return where the scanner cuts the head at a level, mm above the third ventricle's floor."""
+    across, along = pixel_positions(acquisition)
+    turn, tilt = math.radians(acquisition.rotation), math.radians(acquisition.tilt)
+    across, along = across - np.float32(acquisition.shift[0]), along - np.float32(acquisition.shift[1])
+    x = np.float32(math.cos(turn)) * across + np.float32(math.sin(turn)) * along
+    y = np.float32(math.cos(turn)) * along - np.float32(math.sin(turn)) * across
+    # A tilted gantry cuts the head at an angle: it looks longer, and its front is higher than its back.
+    return Section(
+        x=x,
+        y=y * np.float32(math.cos(tilt)),
+        level=level,
+        slope=math.tan(tilt),
+        pixel=acquisition.spacing,
+        rows=across[:, 0],
+        columns=along[0],
+    )
 
 
 def affine(acquisition: Acquisition, level: float) -> NDArray[np.float64]:

@@ -7,7 +7,6 @@ and `make_head_ct_cohort` writes a cohort. A case can be rendered again with one
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -20,11 +19,11 @@ from threefold.core.targets import MaskSpec, NumberTarget
 from threefold.csv_tables import table_text
 from threefold.errors import CohortError
 from threefold.images.writing import encode_nifti, write_png
-from threefold.phantoms.ct_scanner import add_surroundings, affine, pixel_positions, scan
+from threefold.phantoms.ct_scanner import add_surroundings, affine, scan, section_of
 from threefold.phantoms.head_anatomy import draw_brain, draw_outside, petrous_band
 from threefold.phantoms.head_parameters import CaseParameters, case_parameters
 from threefold.phantoms.head_protocol import INTERNAL_SITES, PRESETS, HeadCtSpec
-from threefold.phantoms.head_section import Section, find_skull
+from threefold.phantoms.head_section import find_skull
 from threefold.phantoms.hematoma import draw_hematoma
 from threefold.phantoms.parameters_file import write_parameters
 from threefold.phantoms.phantom import Counterfactuals, Phantom, Progress, Switch
@@ -107,7 +106,7 @@ def render_object(parameters: CaseParameters) -> ScannedObject:
     shape = (acquisition.size, acquisition.size)
     total, blood, marker = np.zeros((3, *shape), np.float32)
     for level in levels:
-        section = _section(parameters, level)
+        section = section_of(acquisition, level)
         skull = find_skull(head, section)
         hu = np.full(shape, -1000, np.float32)
         draw_outside(hu, head, section, skull)
@@ -128,25 +127,6 @@ def _sub_levels(level: float, thickness: float) -> list[float]:
     """Return the levels whose mean stands for the slice: partial volume."""
     count = 1 if thickness < 4 else 2 if thickness < 8 else 3
     return [level + thickness * ((i + 0.5) / count - 0.5) for i in range(count)]
-
-
-def _section(parameters: CaseParameters, level: float) -> Section:
-    acquisition = parameters.acquisition
-    across, along = pixel_positions(acquisition)
-    turn, tilt = math.radians(acquisition.rotation), math.radians(acquisition.tilt)
-    across, along = across - np.float32(acquisition.shift[0]), along - np.float32(acquisition.shift[1])
-    x = np.float32(math.cos(turn)) * across + np.float32(math.sin(turn)) * along
-    y = np.float32(math.cos(turn)) * along - np.float32(math.sin(turn)) * across
-    # A tilted gantry cuts the head at an angle: it looks longer, and its front is higher than its back.
-    return Section(
-        x=x,
-        y=y * np.float32(math.cos(tilt)),
-        level=level,
-        slope=math.tan(tilt),
-        pixel=acquisition.spacing,
-        rows=across[:, 0],
-        columns=along[0],
-    )
 
 
 def make_head_ct_cohort(out: Path, spec: HeadCtSpec, seed: int, progress: Progress | None = None) -> Cohort:

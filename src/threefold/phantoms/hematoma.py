@@ -33,7 +33,7 @@ class Lesion:
 
 def draw_hematoma(hu: Plane, hematoma: Hematoma, section: Section, skull: Skull) -> Lesion:
     """Draw edema, blood and hypodensities in place."""
-    distance, position = _outline(hematoma, section, skull)
+    distance, position = outline(hematoma, section, skull)
     texture = smooth_noise((hematoma.seed, 2), (32, 32, 16), (3.0, 3.0, 4.0)).plane(
         section.rows, section.columns, section.level
     )
@@ -51,7 +51,7 @@ def draw_hematoma(hu: Plane, hematoma: Hematoma, section: Section, skull: Skull)
     return Lesion(blood, marker)
 
 
-def _outline(hematoma: Hematoma, section: Section, skull: Skull) -> tuple[Plane, Plane]:
+def outline(hematoma: Hematoma, section: Section, skull: Skull) -> tuple[Plane, Plane]:
     """Return the distance to the outline (mm, negative inside) and the position along the gradient, -1..1."""
     x, y = section.x - np.float32(hematoma.centre[0]), section.y - np.float32(hematoma.centre[1])
     above = section.level_at(hematoma.centre[1]) - hematoma.centre[2] + np.float32(section.slope) * y
