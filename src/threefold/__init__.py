@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from threefold.api import Results, Run, compare, evaluate, load_run, predict, recipe, train
+    from threefold.api import Results, Run, auto, compare, evaluate, load_run, predict, recipe, train
     from threefold.audits.audit import audit
     from threefold.cohorts.cohort import Cohort, read_cohort
     from threefold.core.batch import Batch, Target
@@ -58,6 +58,7 @@ __all__ = [
     "TaskContext",
     "ThreefoldError",
     "audit",
+    "auto",
     "compare",
     "evaluate",
     "load_run",
@@ -69,7 +70,7 @@ __all__ = [
 ]
 
 _PLACES = {
-    "api": ("Results", "Run", "compare", "evaluate", "load_run", "predict", "recipe", "train"),
+    "api": ("Results", "Run", "auto", "compare", "evaluate", "load_run", "predict", "recipe", "train"),
     "audits.audit": ("audit",),
     "cohorts.cohort": ("Cohort", "read_cohort"),
     "core.batch": ("Batch", "Target"),

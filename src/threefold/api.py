@@ -6,6 +6,7 @@ The names are exported by `threefold`, which imports this module on first use.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -193,6 +194,34 @@ def recipe(recipe_or_file: PathLike, overrides: Mapping[str, Any] | Sequence[str
     return load_experiment(os.fspath(recipe_or_file), overrides)
 
 
+def auto(
+    cohort: Cohort | PathLike,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    budget: float = 1800.0,
+) -> Experiment:
+    """Return an experiment chosen for a cohort; its `description` gives the reason for each choice.
+
+    docs/how-to/own-data.md lists the rules.
+
+    Args:
+        cohort: the cohort to be trained on, or its folder.
+        overrides: values that are not to be chosen, as for `recipe`.
+        budget: seconds that the training may take on this machine at its current load.
+
+    Raises:
+        CohortError: the cohort can't be divided, or has no target that can be learnt.
+        ExperimentError: an override is invalid, or does not fit the choices.
+        ImageError: with the case that can't be read.
+        UsageError: the budget is too short.
+    """
+    from threefold.training.auto import choose
+
+    if isinstance(overrides, Mapping):
+        overrides = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+    return choose(_cohort(cohort), overrides, budget=budget)[0]
+
+
 def train(
     experiment: Experiment | Plan,
     cohort: Cohort | PathLike,
@@ -207,7 +236,7 @@ def train(
     ends with the same weights.
 
     Args:
-        experiment: from `recipe`, or its `plan`.
+        experiment: from `recipe` or `auto`, or its `plan`.
         cohort: the training cohort, or its folder.
         folder: the run folder to create.
         resume: continue an existing run, or start it if there is none.

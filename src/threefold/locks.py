@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 LOCK_NAME = ".lock"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 """What file systems without locks answer."""
+_TURN = 60
+"""Seconds that another process may take to read and write a file."""
 
 
 @contextmanager
@@ -50,12 +52,41 @@ def alone_in(folder: Path, busy: str) -> Iterator[None]:
         lock.release()
 
 
-def lock_of(folder: Path) -> BaseFileLock:
-    """Return the lock of a folder, not acquired: acquiring it fails at once where another holds it.
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Let one process after the other read a file and write it again, so that none undoes another's change.
+
+    Where the file system has no locks, or the folder can't be written, nothing is waited for: writing the
+    file says what is wrong.
+
+    Raises:
+        RunError: another process has held the file for a minute, or a link in its folder leads elsewhere.
+    """
+    from filelock import Timeout
+
+    refuse_links_out(path.parent)
+    lock = lock_of(path.parent, f".{path.name}{LOCK_NAME}")
+    try:
+        lock.acquire(timeout=_TURN, blocking=True)
+    except Timeout:
+        raise RunError(
+            f"{path}: another process has been writing it for {_TURN} seconds. Repeat the command when it "
+            "has ended."
+        ) from None
+    except OSError:
+        pass  # the folder refuses: so will writing, which says how
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def lock_of(folder: Path, name: str = LOCK_NAME) -> BaseFileLock:
+    """Return a lock of a folder, not acquired: acquiring it fails at once where another holds it.
 
     The system frees it when its process ends, however that ends. What a file system without locks would
     need instead, a file that stays after a kill, is not made.
     """
     from filelock import FileLock  # 20 ms
 
-    return FileLock(folder / LOCK_NAME, blocking=False, thread_local=False, fallback_to_soft=False)
+    return FileLock(folder / name, blocking=False, thread_local=False, fallback_to_soft=False)

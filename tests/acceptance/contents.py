@@ -23,7 +23,7 @@ def contents(path: Path) -> dict[str, bytes]:
     return {
         each.relative_to(path).as_posix(): _comparable(each)
         for each in sorted(path.rglob("*"))
-        if each.is_file() and each.name != ".lock" and each.suffix != ".log"
+        if each.is_file() and not each.name.endswith(".lock") and each.suffix != ".log"
     }
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from threefold.errors import RunError
 from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.evaluate import Evaluation
+from threefold.locks import in_turn
+from threefold.reporting import results
 from threefold.reporting.results import Entry, Part, frame_of, part_json, read_results, write_part
 from threefold.reporting.table import Number, Table, markdown
 from threefold.reporting.tables import evaluation_part, evaluation_tables
@@ -55,6 +60,29 @@ def test_a_command_replaces_its_own_part_alone(tmp_path: Path) -> None:
     found = read_results(tmp_path)
     assert found["evaluate"] == Part({"threshold": 0.4}, (), (), ())
     assert found["explain"] == explained
+
+
+def test_two_commands_at_once_keep_each_others_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(*arguments: Any) -> Any:
+        found = read(*arguments)
+        time.sleep(0.02)
+        return found
+
+    read = results._read
+    monkeypatch.setattr(results, "_read", slowly)
+    empty = Part({}, (), (), ())
+    names = [f"part {number}" for number in range(8)]
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda name: write_part(tmp_path, name, empty), names))
+    assert sorted(read_results(tmp_path)) == names
+
+
+def test_a_command_that_does_not_end_is_waited_for_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("threefold.locks._TURN", 0.05)
+    with in_turn(tmp_path / "results.json"), pytest.raises(RunError, match="another process has been"):
+        write_part(tmp_path, "evaluate", Part({}, (), (), ()))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import threefold as tf
 from threefold.cli.app import app
 from threefold.cli.auto import seconds_of
 from threefold.cohorts.cohort import Cohort
@@ -83,6 +84,18 @@ def test_what_is_given_is_not_chosen(cohort: Cohort, monkeypatch: pytest.MonkeyP
     }
     assert not keys & {*reasons}
     assert [*experiment.tasks] == ["classification"]
+
+
+def test_python_has_it_too(cohort: Cohort) -> None:
+    given = {"network.kind": "densenet", "network.blocks": [1], "training.epochs": 2}
+    experiment = tf.auto(
+        cohort, {**given, "data.preprocessing.size": [32, 32], "tasks.segmentation": None}, budget=60
+    )
+    assert experiment.training.epochs == 2
+    assert experiment.network.kind == "densenet"
+    assert "data.split.kind: column (" in experiment.description
+    with pytest.raises(UsageError, match="budget"):
+        tf.auto(cohort.folder, TINY, budget=0.01)
 
 
 def test_the_grid_is_as_fine_as_the_budget_holds(cohort: Cohort, monkeypatch: pytest.MonkeyPatch) -> None:

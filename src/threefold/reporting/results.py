@@ -22,6 +22,7 @@ from threefold.checksums import seal_object, verify_object
 from threefold.errors import RunError
 from threefold.evaluation.estimate import COLUMNS, Estimate
 from threefold.evaluation.groups import GroupKind, Level
+from threefold.locks import in_turn
 from threefold.reporting.table import Number, Table
 from threefold.run import RESULTS_NAME, write_atomically
 from threefold.validation import parse_spec, read_json
@@ -69,15 +70,16 @@ def write_part(folder: Path, name: str, part: Part) -> Path:
         part: what it made.
 
     Raises:
-        RunError: the disk refuses.
+        RunError: the disk refuses, or another process does not stop writing the file.
     """
-    path = folder / RESULTS_NAME
-    try:
-        parts = _read(path)["parts"] if path.is_file() else {}
-    except RunError:
-        parts = {}
-    content = seal_object({"version": VERSION, "parts": {**parts, name: part_json(part)}})
-    write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    path, made = folder / RESULTS_NAME, part_json(part)
+    with in_turn(path):
+        try:
+            parts = _read(path)["parts"] if path.is_file() else {}
+        except RunError:
+            parts = {}
+        content = seal_object({"version": VERSION, "parts": {**parts, name: made}})
+        write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return path
 
 
