@@ -70,10 +70,14 @@ def originals(tmp_path_factory: pytest.TempPathFactory, dicom_file: Callable[...
         "a.png": png.getvalue(),
         "a.jpg": jpg.getvalue(),
         "a.dcm": dicom_file(folder / "a.dcm", array[..., 0], (0, 0, 0)).read_bytes(),
+        "a.mha": b"ObjectType = Image\nDimSize = 16 12 5\nElementType = MET_FLOAT\nElementDataFile = LOCAL\n"
+        + array.tobytes(order="F"),
+        "a.nrrd": b"NRRD0004\ntype: float\nsizes: 16 12 5\nencoding: raw\nspacings: 1 1 2\n\n"
+        + array.tobytes(order="F"),
     }
 
 
-@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.png", "a.jpg", "a.dcm"])
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.png", "a.jpg", "a.dcm", "a.nrrd"])
 @given(damage=DAMAGE)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damage_gives_an_image_or_an_image_error(
@@ -90,7 +94,7 @@ def test_damage_gives_an_image_or_an_image_error(
             assert np.isfinite(found.array).all()
 
 
-@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.png", "a.dcm"])
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.png", "a.dcm", "a.mha", "a.nrrd"])
 def test_every_truncation_of_the_voxels_is_refused(
     originals: dict[str, bytes], tmp_path: Path, name: str
 ) -> None:

@@ -8,9 +8,6 @@ import numpy as np
 import pydicom
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from pydicom.encaps import encapsulate
-from pydicom.pixels.decoders.base import Decoder
-from pydicom.uid import JPEGLSLossless
 
 from threefold.errors import ImageError
 from threefold.images.reading import read_header, read_image
@@ -78,20 +75,6 @@ def test_a_file_without_a_place_or_pixels_is_refused(
     with pytest.raises(ImageError, match=says) as caught:
         read_image(path)
     assert "a.dcm" in str(caught.value)
-
-
-def test_an_unknown_compression_is_refused(
-    tmp_path: Path, dicom_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = dicom_file(tmp_path / "a.dcm", np.zeros((6, 8)), (0, 0, 0))
-    dataset = pydicom.dcmread(path)
-    dataset.file_meta.TransferSyntaxUID = JPEGLSLossless
-    dataset.PixelData = encapsulate([bytes(100)])
-    dataset["PixelData"].VR = "OB"
-    pydicom.dcmwrite(path, dataset)
-    monkeypatch.setattr(Decoder, "is_available", False)  # another package may bring a decoder
-    with pytest.raises(ImageError, match=r"a\.dcm.*compressed as JPEG-LS.*no decoder"):
-        read_image(path)
 
 
 def test_an_even_series_is_a_volume_sorted_by_place(tmp_path: Path, dicom_series: Maker) -> None:

@@ -127,7 +127,7 @@ def test_what_is_no_image_is_counted_and_named(predictor: Predictor, images: Pat
     (images / "._a.nii").write_bytes(b"what another system keeps beside a file")
     (images / ".settings").touch()
     for number in range(7):
-        (images / f"{number}.mha").write_text("ObjectType = Image")
+        (images / f"{number}.tif").write_bytes(b"II*\0")
     with socket.socket(socket.AF_UNIX) as one:
         place = Path.cwd()
         os.chdir(images)  # a socket's path is short
@@ -145,13 +145,13 @@ def test_what_is_no_image_is_counted_and_named(predictor: Predictor, images: Pat
         "pipes, sockets and devices": 2,
     }
     lines = "\n".join(listing.passed.lines())
-    assert "0.mha, " in lines
+    assert "0.tif, " in lines
     assert "and 3 more" in lines
     assert "linked" in lines
     only = images.parent / "only"
     only.mkdir()
-    (only / "x.nrrd").write_text("NRRD0004")
-    with pytest.raises(ImageError, match=r"holds no image.*files of no known format \(1\): .*x\.nrrd"):
+    (only / "x.tif").write_bytes(b"II*\0")
+    with pytest.raises(ImageError, match=r"holds no image.*files of no known format \(1\): .*x\.tif"):
         find_sources(only)
 
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.util import find_spec
 
-EXTRAS: Mapping[str, str] = {"ray": "ray", "tensorboard": "tensorboard", "topology": "gudhi"}
+EXTRAS: Mapping[str, str] = {
+    "dicom": "gdcm",
+    "ray": "ray",
+    "tensorboard": "tensorboard",
+    "topology": "gudhi",
+}
 """The module that each extra of pyproject.toml brings, those for developers left out."""
 
 

@@ -11,6 +11,12 @@ from numpy.typing import NDArray
 
 from threefold.errors import ImageError
 from threefold.images.decoding import decoding, short
+from threefold.images.dicom_decoders import (
+    extended_jpeg,
+    needs_gdcm_itself,
+    refuse_cut_off,
+    refuse_undecodable,
+)
 from threefold.images.dicom_kinds import object_name, refuse_other_objects
 from threefold.images.facts import Facts
 from threefold.images.memory import refuse_beyond_memory
@@ -160,9 +166,12 @@ def read_pixels(path: Path, dataset: Dataset, encoding: Encoding, *, frame: int 
         from pydicom.pixels.processing import apply_modality_lut
         from pydicom.pixels.utils import pixel_array
 
-        _refuse_undecodable(path, dataset)
-        # whole cells: pydicom would mask them as if HighBit were always BitsStored - 1
-        cells: NDArray[Any] = pixel_array(dataset, index=frame, correct_unused_bits=False)
+        refuse_undecodable(path, dataset)
+        refuse_cut_off(dataset, frame)
+        if needs_gdcm_itself(dataset):
+            cells: NDArray[Any] = extended_jpeg(dataset, frame)
+        else:  # whole cells: pydicom would mask them as if HighBit were always BitsStored - 1
+            cells = pixel_array(dataset, index=frame, correct_unused_bits=False)
         if cells.shape[:2] != encoding.shape:
             raise ImageError(f"{path}: {cells.shape} pixels; expected {rows} x {columns}.")
         if encoding.samples == 3:
@@ -265,22 +274,6 @@ def _as_stored(value: Any, allocated: int, *, signed: bool) -> int:
     bits = int.from_bytes(value, "little") if isinstance(value, bytes) else int(value)
     bits &= (1 << allocated) - 1
     return bits - (1 << allocated) if signed and bits >> (allocated - 1) else bits
-
-
-def _refuse_undecodable(path: Path, dataset: Dataset) -> None:
-    from pydicom.pixels.decoders.base import get_decoder
-    from pydicom.uid import UID
-
-    uid = UID(str(getattr(dataset, "file_meta", {}).get("TransferSyntaxUID", "")))
-    try:
-        available = get_decoder(uid).is_available
-    except NotImplementedError:
-        available = False
-    if not available:
-        raise ImageError(
-            f"{path}: its pixels are compressed as {short(uid.name, 80)} ({short(uid, 64)}), for which there "
-            "is no decoder here. Decompress it (for example with dcmdjpeg, dcmdjpls or gdcmconv --raw)."
-        )
 
 
 def _grey(path: Path, cells: NDArray[Any]) -> NDArray[Any]:

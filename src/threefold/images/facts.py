@@ -12,8 +12,8 @@ class Facts:
     """What a file states; None (or False) where it does not, nothing here is assumed or guessed.
 
     Attributes:
-        format: nifti, dicom or picture, by the bytes, whatever the file is called; or that of a reader from
-            outside. None: the image was not read from a file.
+        format: nifti, dicom, nrrd, metaimage or picture, by the bytes, whatever the file is called; or that
+            of a reader from outside. None: the image was not read from a file.
         modality: DICOM Modality in capitals, for example CT, MR, CR, US.
         unit: HU where the file proves it: a DICOM CT whose stored values are rescaled, to no other unit. Of a
             CT in another unit that, as DICOM spells it (Z_EFF, ED, ...). NIfTI and pictures can't state it.

@@ -11,13 +11,17 @@ from typing import Literal
 from threefold.errors import ImageError
 from threefold.images.readers import KNOWN, READERS, Reader, reader_of
 
-EXPECTED = "a NIfTI (plain or gzipped), DICOM, PNG or JPEG file, or a folder with one DICOM series"
+EXPECTED = (
+    "a NIfTI (plain or gzipped), DICOM, NRRD, MetaImage, PNG or JPEG file, or a folder with one DICOM series"
+)
 
 _HEAD = 544
 """Bytes that are looked at: the longest header (NIfTI-2) and its extension flag."""
 _GZIP = b"\x1f\x8b"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
+_NRRD = b"NRRD000"
+_METAIMAGE = (b"ObjectType", b"NDims")
 _NIFTI_SIZES = (348, 540)
 _VALUE_REPRESENTATIONS = (b"UI", b"CS", b"UL", b"OB", b"SH", b"LO", b"DA", b"TM", b"UN")
 _EDITOR, _SLICER, _FREESURFER, _MINC = "a picture editor", "3D Slicer or SimpleITK", "mri_convert", "mnc2nii"
@@ -30,9 +34,6 @@ _OTHERS = (
     (8, b"WEBP", "WebP", _EDITOR),
     (0, b"\0\0\0\x0cjP  ", "JPEG 2000", _EDITOR),
     (0, b"\xff\x4f\xff\x51", "JPEG 2000", _EDITOR),
-    (0, b"NRRD", "NRRD", _SLICER),
-    (0, b"ObjectType", "MetaImage", _SLICER),
-    (0, b"NDims", "MetaImage", _SLICER),
     (0, b"\x89HDF", "HDF5 (MINC 2, ...)", _MINC),
     (0, b"CDF", "NetCDF (MINC 1)", _MINC),
     (0, b"\0\0\0\x01\0\0", "FreeSurfer MGH", _FREESURFER),
@@ -47,8 +48,8 @@ _OTHERS = (
 
 
 def format_of(path: Path) -> str:
-    """Return the format of a file: nifti, dicom, picture, or the name of a reader's from outside; of a folder
-    "dicom series".
+    """Return the format of a file: nifti, dicom, nrrd, metaimage, picture, or the name of a reader's from
+    outside; of a folder "dicom series".
 
     Raises:
         ImageError: if there is no such file, it is empty, no regular file (a pipe, a socket, a device), or
@@ -160,9 +161,13 @@ def unreadable(path: Path, error: Exception) -> ImageError:
     return ImageError(f"{path}: can't be read ({reason}). Fix the file or its permission.")
 
 
-def _known(head: bytes) -> Literal["nifti", "dicom", "picture"] | None:
+def _known(head: bytes) -> Literal["nifti", "dicom", "nrrd", "metaimage", "picture"] | None:
     if has_preamble(head):
         return "dicom"
+    if head.startswith(_NRRD):
+        return "nrrd"
+    if head.startswith(_METAIMAGE):
+        return "metaimage"
     if head.startswith((_PNG, _JPEG)):
         return "picture"
     if _nifti_size(head):

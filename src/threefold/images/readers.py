@@ -17,7 +17,7 @@ from threefold.errors import ExperimentError, ImageError, bounded
 from threefold.images.facts import NOTHING_STATED, Facts
 from threefold.images.geometry import Image
 
-KNOWN = ("nifti", "dicom", "dicom series", "picture")
+KNOWN = ("nifti", "dicom", "dicom series", "nrrd", "metaimage", "picture")
 """Formats that the program reads itself; no file of theirs goes to a reader from outside."""
 READERS = "THREEFOLD_READERS"
 """Environment variable: readers of one's own, MODULE:NAME, separated by commas."""

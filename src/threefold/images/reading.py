@@ -1,8 +1,8 @@
 """Read an image or a label map from any of the formats that Threefold knows.
 
-NIfTI (plain or gzipped), DICOM (a file, or a folder that is one series), PNG and JPEG, told apart by their
-bytes, and what readers from outside know (`images.readers`). Nothing here needs more than numpy at import;
-the formats' own libraries are imported when a file of theirs is read.
+NIfTI (plain or gzipped), DICOM (a file, or a folder that is one series), NRRD, MetaImage, PNG and JPEG, told
+apart by their bytes, and what readers from outside know (`images.readers`). Nothing here needs more than
+numpy at import; the formats' own libraries are imported when a file of theirs is read.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from threefold.errors import ImageError
 from threefold.images.formats import foreign_reader, format_of, unreadable
 from threefold.images.geometry import Header, Image, slice_affine, slice_of
 from threefold.images.memory import out_of_memory, refuse_beyond_memory
+from threefold.images.raw_volumes import Format as RawFormat
+from threefold.images.raw_volumes import raw_header, raw_voxels
 from threefold.images.readers import read_foreign
 
 Uneven = Literal["refuse", "resample"]
@@ -138,6 +140,9 @@ def _header(path: Path, spacing: tuple[float, ...] | None) -> Header:
         affine, assumed = picture_affine(path, spacing)
         facts = picture.facts(spacing_stated=spacing is not None)
         return Header(picture.shape, affine, (*picture.notes, *assumed), facts)
+    if kind in ("nrrd", "metaimage"):
+        raw = raw_header(path, cast(RawFormat, kind))
+        return Header(raw.shape, raw.affine, raw.notes, raw.facts)
     from threefold.images import dicom
 
     return dicom.file_header(path) if kind == "dicom" else dicom.series_header(path)
@@ -149,23 +154,27 @@ def _read(
     kind = format_of(path)
     reader = foreign_reader(path, kind)
     if reader is not None:
-        image = read_foreign(path, reader)
-        if slice_index is None:
-            return image
-        _check_slice(path, image.array.shape, slice_index)
-        return slice_of(image, slice_index) if image.array.ndim == 3 else image
+        return _one_slice(read_foreign(path, reader), slice_index)
     if kind == "nifti":
         return _read_nifti(path, slice_index, labels=labels)
     if kind == "picture":
-        image = _read_picture(path, spacing, labels=labels)
-    else:
-        from threefold.images import dicom
+        return _one_slice(_read_picture(path, spacing, labels=labels), slice_index)
+    if kind in ("nrrd", "metaimage"):
+        raw = raw_header(path, cast(RawFormat, kind))
+        image = Image(raw_voxels(path, raw), raw.affine, path, raw.notes, raw.facts)
+        return _one_slice(image, slice_index)
+    from threefold.images import dicom
 
-        read = dicom.read_file if kind == "dicom" else dicom.read_series
-        return read(path, slice_index=slice_index, uneven=uneven)
-    if slice_index is not None:
-        _check_slice(path, image.array.shape, slice_index)
-    return image
+    read = dicom.read_file if kind == "dicom" else dicom.read_series
+    return read(path, slice_index=slice_index, uneven=uneven)
+
+
+def _one_slice(image: Image, index: int | None) -> Image:
+    """Return a slice of a volume; the image itself where none is asked for, or it is the one slice."""
+    if index is None:
+        return image
+    _check_slice(image.source, image.array.shape, index)
+    return slice_of(image, index) if image.array.ndim == 3 else image
 
 
 def _read_picture(path: Path, spacing: tuple[float, ...] | None, *, labels: bool) -> Image:

@@ -19,7 +19,7 @@ from threefold.images.readers import readers
 
 PathLike = str | os.PathLike[str]
 
-_PICTURES = (".nii", ".nii.gz", ".png", ".jpg", ".jpeg")
+_PICTURES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".png", ".jpg", ".jpeg")
 _DICOM_SUFFIXES = (".dcm", ".ima")
 _SHOWN = 5
 
