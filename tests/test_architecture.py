@@ -27,7 +27,7 @@ LAYERS = (
     {"networks", "evaluation"},
     {"atlases", "audits"},
     {"tasks"},
-    {"inference", "reporting", "runs"},
+    {"inference", "interchange", "reporting", "runs"},
     {"training"},
     {"studies"},
     {"api", "__init__"},
@@ -37,7 +37,8 @@ LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 
 FOREIGN = {
     "lightning": {"cli", "training", "inference"},
-    "pydicom": {"images"},
+    "pydicom": {"images", "interchange"},
+    "highdicom": {"interchange"},
     "nibabel": {"images"},
     "typer": {"cli"},
     "matplotlib": {"reporting"},

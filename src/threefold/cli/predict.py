@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from threefold.errors import ThreefoldError
     from threefold.inference.listing import Source
     from threefold.inference.output import Prediction
+    from threefold.interchange.dicom_seg import SegmentationType
 
 
 class UnevenSeries(StrEnum):
@@ -49,6 +50,14 @@ def predict(
         UnevenSeries,
         typer.Option(help="Unevenly spaced or tilted DICOM series: refuse, or resample with a note."),
     ] = UnevenSeries.REFUSE,
+    dicom: Annotated[
+        bool,
+        typer.Option("--dicom", help="Write a DICOM segmentation and report of each DICOM input."),
+    ] = False,
+    labelmap: Annotated[
+        bool,
+        typer.Option("--labelmap", help="With --dicom: one label per voxel, instead of a bit per segment."),
+    ] = False,
     allow_outside: AllowOutside = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print predictions and failures as JSON on standard output.")
@@ -71,6 +80,9 @@ def predict(
     interrupted prediction keeps its finished rows and masks; the same command resumes it and repeats changed
     and failed inputs.
 
+    With --dicom, each DICOM input also gets a segmentation (SEG) and a measurement report (SR) in its own
+    study, in OUT/dicom.
+
     A network with several input channels accepts cohorts that declare them, or a single case whose channels
     are given with --channel.
 
@@ -88,9 +100,12 @@ def predict(
     named = _named_channels(channel or [])
     if bool(images) == bool(named):
         raise UsageError("name either images, folders and cohorts, or each --channel of one case.")
+    if labelmap and not dicom:
+        raise UsageError("--labelmap is a type of DICOM segmentation: add --dicom.")
     predictor = Predictor.from_run(run, device=device, weights=weights)
     listing = find_sources(images or named, allow_outside=allow_outside)
-    folder = predictor.folder(out, listing, batch_size=batch_size, uneven=uneven.value)
+    kind: SegmentationType | None = ("labelmap" if labelmap else "binary") if dicom else None
+    folder = predictor.folder(out, listing, batch_size=batch_size, uneven=uneven.value, dicom=kind)
     for note in (*predictor.notes, *(f"passed over: {line}" for line in listing.passed.lines())):
         print(f"note: {note}", file=sys.stderr, flush=True)
     said = f"interrupted. Finished predictions are in {out}; repeat the command to resume."

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from threefold.cohorts.reserved_names import (
     RESERVED_GROUPS,
@@ -36,7 +36,7 @@ from threefold.errors import CohortError, RunError
 from threefold.experiment import Spec
 from threefold.paths import Boundary
 from threefold.run import write_atomically
-from threefold.validation import parse_spec, read_yaml
+from threefold.validation import did_you_mean, parse_spec, read_yaml
 
 SPEC_NAME = "cohort.yaml"
 TABLE_NAME = "cases.csv"
@@ -73,6 +73,23 @@ class IntensitySpec(Spec):
         if self.window is not None and not self.window[0] < self.window[1]:
             raise ValueError(f"window is [low, high] with low < high, found {list(self.window)}")
         return self
+
+
+Code = tuple[
+    Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)], Name, Name
+]
+"""A DICOM code: value, coding scheme and meaning, for example [35566002, SCT, Hematoma]."""
+
+
+class CodesSpec(Spec):
+    """DICOM codes of a mask, a structure or a class."""
+
+    type: Code | None = None
+    """What it is: the type of a segment, or the diagnosis that a class means."""
+    category: Code | None = None
+    """Of a segment: what kind of thing that is, for example [91723000, SCT, Anatomical Structure]."""
+    anatomy: Code | None = None
+    """Of a segment: the part of the body that it lies in."""
 
 
 class AtlasSpec(Spec):
@@ -123,6 +140,9 @@ class CohortSpec(Spec):
     person's cases together, and every number is marked."""
     not_duplicates: tuple[tuple[str, ...], ...] = ()
     """Groups of case_ids with nearly identical images that were found to be different ones."""
+    codes: Mapping[Name, CodesSpec] = {}
+    """DICOM codes by the name of a mask, a structure or a class, for `threefold predict --dicom`. Hematoma,
+    haemorrhage and the great vessels have codes without them; other names are written as they are."""
 
     @model_validator(mode="before")
     @classmethod
@@ -163,6 +183,7 @@ class CohortSpec(Spec):
                 )
         self._refuse_targets()
         self._refuse_channels()
+        self._refuse_codes()
         refuse_repeats("site_groups", [site for group in self.site_groups.values() for site in group])
         if self.spacing is not None and not self.dimensions <= len(self.spacing) <= 3:
             raise ValueError(
@@ -201,6 +222,18 @@ class CohortSpec(Spec):
             if column in taken or problem:
                 raise ValueError(f"channels: {name}: {problem or f'the column {column} has another meaning'}")
         refuse_repeats("channels: columns of cases.csv", self.channels.values())
+
+    def _refuse_codes(self) -> None:
+        masks = [self.mask] if self.mask is not None else []
+        known = [*self.classes, *self.structures, *(mask.name for mask in masks)]
+        for target in self.targets.values():
+            known += [*getattr(target, "classes", ()), *getattr(target, "names", ())]
+            known += [target.name] if isinstance(target, MaskTarget) else []
+        for name in self.codes:
+            if name not in known:
+                raise ValueError(
+                    f"codes: '{name}' is no mask, structure or class.{did_you_mean(name, known)}"
+                )
 
     @cached_property
     def all_targets(self) -> Mapping[str, TargetSpec]:
@@ -417,7 +450,7 @@ def _refuse_atlases_outside(folder: Path, spec: CohortSpec) -> None:
 def _meaning(spec: CohortSpec) -> dict[str, Any]:
     """Return cohort.yaml as plain data; what earlier versions did not know is left out where it says nothing,
     so that their fingerprints hold."""
-    data = spec.model_dump(mode="json", exclude={"not_duplicates"})  # of no meaning to a training
+    data = spec.model_dump(mode="json", exclude={"not_duplicates", "codes"})  # of no meaning to a training
     if not spec.targets:
         del data["targets"]
     if not spec.unknown:

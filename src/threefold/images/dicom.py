@@ -142,11 +142,7 @@ def read_file(
         return replace(image, source=path)
     if slice_index not in (None, 0):
         raise ImageError(f"{path}: there is no slice {slice_index}; the file is one slice (0).")
-    encoding = read_encoding(path, dataset)
-    affine = slice_grid(path, dataset).affine
-    pixels = read_pixels(path, dataset, encoding)
-    notes = (*notes, *encoding.notes, *pixels.notes, *padding_note(pixels.padded, encoding.facts))
-    return Image(pixels.values, affine, path, notes, encoding.facts)
+    return _image_of(_slice(path, dataset, notes), dataset)
 
 
 def file_header(path: Path) -> Header:
@@ -199,20 +195,26 @@ def read_series(
     refuse_irregular(series)
     if slice_index is None:
         array, notes = series_pixels(series)
-        return Image(array, series.affine, folder, (*series.notes, *notes), series.facts)
+        notes = (*series.notes, *notes)
+        return Image(array, series.affine, folder, notes, series.facts, slices=series.slices)
     _check_slice(series, slice_index, len(series.slices))
     one = series.slices[slice_index]
     pixels = _pixels(one, parsed(one.path, pixels=True)[0])
     notes = (*pixels.notes, *padding_note(pixels.padded, one.facts))
     affine = slice_affine(series.affine, slice_index)
-    return Image(pixels.values, affine, folder, (*series.notes, *notes), series.facts)
+    return Image(pixels.values, affine, folder, (*series.notes, *notes), series.facts, slices=(one,))
 
 
 def read_slice(one: Slice) -> Image:
     """Read one slice of a series on its own plane, (rows, columns)."""
-    pixels = _pixels(one, parsed(one.path, pixels=True)[0])
+    return _image_of(one, parsed(one.path, pixels=True)[0])
+
+
+def _image_of(one: Slice, dataset: Dataset) -> Image:
+    """Return a slice on its own plane; `dataset` is its file's, pixels included."""
+    pixels = _pixels(one, dataset)
     notes = (*one.notes, *pixels.notes, *padding_note(pixels.padded, one.facts))
-    return Image(pixels.values, one.grid.affine, one.path, notes, one.facts)
+    return Image(pixels.values, one.grid.affine, one.path, notes, one.facts, slices=(one,))
 
 
 def series_pixels(series: Series) -> tuple[NDArray[np.generic], tuple[str, ...]]:

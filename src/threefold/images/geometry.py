@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from threefold.images.facts import NOTHING_STATED, Facts
 
 if TYPE_CHECKING:
+    from threefold.images.dicom import Slice
     from threefold.images.nifti_place import NiftiPlace
 
 Affine = NDArray[np.float64]
@@ -45,6 +46,7 @@ class Image:
     facts: Facts = NOTHING_STATED
     stored_place: NiftiPlace | None = None
     channels: Mapping[str, Image | None] = field(default_factory=dict)
+    slices: tuple[Slice, ...] = field(default=(), repr=False)
 
     @property
     def parts(self) -> Mapping[str, Image]:
@@ -91,6 +93,7 @@ def slice_of(volume: Image, index: int) -> Image:
         volume,
         array=volume.array[..., index],
         affine=slice_affine(volume.affine, index),
+        slices=(),  # of a resampled volume they are not its slices
         channels={
             name: None if one is None else slice_of(one, index) for name, one in volume.channels.items()
         },

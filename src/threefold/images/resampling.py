@@ -50,7 +50,8 @@ def resample_series(series: Series) -> Image:
     )
     if largest > 0:
         done += f"; tilt of {series.tilt:.1f} degrees undone by in-plane shifts of up to {largest:.1f} mm"
-    return Image(volume, affine, series.folder, (*series.notes, *notes, done), series.facts)
+    notes = (*series.notes, *notes, done)
+    return Image(volume, affine, series.folder, notes, series.facts, slices=series.slices)
 
 
 def _shifted(

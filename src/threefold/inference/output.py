@@ -4,6 +4,7 @@ OUT/
   predictions.csv    one row per case; with a checksum file
   failed.csv         one row per input that could not be predicted, with the reason; absent if there is none
   masks/             predicted label maps
+  dicom/             segmentation and report of each DICOM input, if asked for
   journal.jsonl      a log with one line per input, used to resume
 """
 
@@ -18,14 +19,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from threefold.checksums import remove_table, write_table
 from threefold.csv_tables import table_text
-from threefold.errors import RunError
+from threefold.errors import ImageError, RunError
 from threefold.evaluation.predictions import probability_column
 from threefold.file_names import printable
 from threefold.images.geometry import Image
@@ -37,7 +38,10 @@ from threefold.interruption import undisturbed
 from threefold.locks import alone_in
 from threefold.partials import remove_abandoned
 from threefold.paths import open_file
-from threefold.run import make_folder
+from threefold.run import make_folder, write_atomically
+
+if TYPE_CHECKING:
+    from threefold.interchange.dicom_results import DicomResults
 
 WRITE_EVERY = 20.0
 """Seconds between updates of the tables while rows are added; longer if writing takes long."""
@@ -94,6 +98,8 @@ class _Unit:
         given, answered: images that went to the network, and that came back or failed.
         ended: no more will go.
         slices: masks of a volume by task (empty: the only one), until it is whole.
+        predictions, maps: where DICOM objects are asked for, those of an image or volume until it is whole,
+            its label maps by task.
     """
 
     source: Source
@@ -106,6 +112,8 @@ class _Unit:
     masks: dict[str, str] = field(default_factory=dict)
     slices: dict[str, dict[int, NDArray[np.uint8]]] = field(default_factory=dict)
     broken: bool = False
+    predictions: list[Prediction] = field(default_factory=list)
+    maps: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
 
 
 class PredictionFolder:
@@ -117,7 +125,13 @@ class PredictionFolder:
     """
 
     def __init__(
-        self, path: Path, *, labels: Mapping[str, int], same: Mapping[str, Any], options: Mapping[str, Any]
+        self,
+        path: Path,
+        *,
+        labels: Mapping[str, int],
+        same: Mapping[str, Any],
+        options: Mapping[str, Any],
+        dicom: DicomResults | None = None,
     ) -> None:
         """Look at the folder; nothing is made.
 
@@ -127,13 +141,17 @@ class PredictionFolder:
             same: further columns, the same for each row (run, version, threshold).
             options: whatever else decides what is predicted: inputs, images a pass, what to do with uneven
                 series.
+            dicom: makes DICOM objects of the results of DICOM inputs; None: none are written.
 
         Raises:
             RunError: there is something else in it.
         """
         self.path = path
+        self._dicom = dicom
         self._labels, self._same = dict(labels), dict(same)
-        self._head: Content = json.loads(json.dumps({"what": "threefold predict", **same, **options}))
+        self._head: Content = json.loads(
+            json.dumps({"what": "threefold predict", **same, **options, "dicom": dicom and dicom.kind})
+        )
         self._journal = Journal(path / "journal.jsonl")
         self._refuse_others()
         self._names = MaskNames(())
@@ -153,7 +171,7 @@ class PredictionFolder:
         with alone_in(self.path, f"{self.path}: another `threefold predict` is at work in it."):
             self._refuse_others()
             masks = self.path / "masks"
-            for folder in (self.path, masks, *(masks / task for task in self._labels)):
+            for folder in (self.path, masks, *(masks / task for task in self._labels), self.path / "dicom"):
                 remove_abandoned(folder)
             self._sources = listing.sources
             self._names = MaskNames(source.name for source in listing.sources)
@@ -234,6 +252,8 @@ class PredictionFolder:
             task: self._write_mask(unit, prediction, labels, task)
             for task, labels in prediction.masks.items()
         }
+        if self._dicom is not None:
+            prediction = self._write_dicom(unit, prediction, self._dicom)
         unit.rows.append(_row(prediction, mask, further))
         unit.answered += 1
         self._commit()
@@ -296,10 +316,12 @@ class PredictionFolder:
                 unit.rows.clear()
             if unit.failed and not unit.masks:  # one may lie there from before a kill
                 several = len(self._labels) > 1
-                for task in self._labels if several else ("",):
-                    stem = self.path / "masks" / task / self._names.stem(unit.source.name)
+                stem = self._names.stem(unit.source.name)
+                for folder in [f"masks/{task}" for task in self._labels] if several else ["masks"]:
                     for suffix in (".nii.gz", ".png"):
-                        stem.with_name(stem.name + suffix).unlink(missing_ok=True)
+                        (self.path / folder / f"{stem}{suffix}").unlink(missing_ok=True)
+                for kind in ("seg", "sr"):
+                    (self.path / "dicom" / f"{stem}-{kind}.dcm").unlink(missing_ok=True)
             before = self._journal.read(unit.source.name)
             content = {"stamp": unit.stamp, "rows": unit.rows, "failed": unit.failed, "masks": unit.masks}
             self._journal.append(unit.source.name, content)
@@ -373,6 +395,35 @@ class PredictionFolder:
         del unit.slices[task]
         return self._write_map(unit, case_id, whole, volume, task)
 
+    def _write_dicom(self, unit: _Unit, prediction: Prediction, dicom: DicomResults) -> Prediction:
+        """Write the DICOM objects of an image, or of a volume with its last slice.
+
+        Where they can't be made, the prediction is kept: the input counts as failed, and is done again.
+        """
+        volume = prediction.volume
+        unit.predictions.append(replace(prediction, mask=None, masks={}))
+        if volume is not None and len(unit.predictions) < volume.array.shape[2]:
+            return prediction
+        case_id = prediction.case_id if volume is None else prediction.case_id.rpartition("#")[0]
+        predictions, maps, unit.predictions, unit.maps = unit.predictions, unit.maps, [], {}
+        image = prediction.image if volume is None else volume
+        if image.facts.format != "dicom":
+            return prediction
+        try:
+            objects = dicom.objects_of(image, maps, predictions)
+        except ImageError as error:
+            reason = f"no DICOM objects were written: {error}"
+            unit.failed.append(
+                {"case_id": printable(case_id), "image": printable(image.source), "error": reason}
+            )
+            return replace(prediction, remarks=(*prediction.remarks, reason))
+        make_folder(self.path / "dicom")
+        for ending, content in objects.items():
+            name = f"dicom/{self._names.stem(case_id)}-{ending}.dcm"
+            write_atomically(self.path / name, content)
+            unit.masks[name] = _digest(self.path / name)
+        return prediction
+
     def _write_map(
         self, unit: _Unit, case_id: str, labels: NDArray[np.uint8], image: Image, task: str
     ) -> str:
@@ -380,6 +431,8 @@ class PredictionFolder:
         make_folder((self.path / name).parent)
         count = self._labels[task] if task else next(iter(self._labels.values()))
         write_label_map(self.path / name, labels, image, labels=count)
+        if self._dicom is not None:
+            unit.maps[task] = labels
         unit.masks[name] = _digest(self.path / name)
         return name
 

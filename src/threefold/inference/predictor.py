@@ -36,6 +36,8 @@ from threefold.inference.listing import Inputs, Listing, Source, find_sources
 from threefold.inference.output import Prediction, PredictionFolder
 from threefold.inference.sources import Asked, OnError, prepare_each, refuse_other_question
 from threefold.inference.structures import topology_columns
+from threefold.interchange.dicom_results import DicomResults, require_dicom
+from threefold.interchange.dicom_seg import Algorithm, SegmentationType
 from threefold.networks.pretrained import load_pretrained
 from threefold.run import COPY_AGAIN, Epoch, RunFolder
 from threefold.runs.finished import verify_made, verify_settings
@@ -154,6 +156,7 @@ class Predictor:
         *,
         batch_size: int = 16,
         uneven: Uneven = "refuse",
+        dicom: SegmentationType | None = None,
         allow_outside: bool = False,
         on_error: OnError | None = None,
         progress: Progress | None = None,
@@ -174,6 +177,8 @@ class Predictor:
             batch_size: images a pass of the network; volumes go one at a time. Which images share a pass
                 depends on the list of inputs alone, so that one that is done later has the same digits.
             uneven: what to do with an unevenly spaced or tilted DICOM series.
+            dicom: write into `out`, of each DICOM input, a segmentation of this type and a measurement
+                report; None: neither.
             allow_outside: accept cohorts whose paths leave their folder.
             on_error: told of each input that can't be predicted; None: the first one raises.
             progress: told the number of inputs (not slices) that are read.
@@ -188,16 +193,23 @@ class Predictor:
         for spec in specs.values():
             refuse_other_question(self.cohort, spec)
         if not isinstance(out, PredictionFolder | None):
-            out = self.folder(Path(out), listing, batch_size=batch_size, uneven=uneven)
+            out = self.folder(Path(out), listing, batch_size=batch_size, uneven=uneven, dicom=dicom)
         return self._predictions(listing, out, batch_size, uneven, on_error, progress)
 
     def folder(
-        self, path: Path, listing: Listing, *, batch_size: int = 16, uneven: Uneven = "refuse"
+        self,
+        path: Path,
+        listing: Listing,
+        *,
+        batch_size: int = 16,
+        uneven: Uneven = "refuse",
+        dicom: SegmentationType | None = None,
     ) -> PredictionFolder:
         """Return a folder of predictions, to be made or gone on with; options as for `predict`.
 
         Raises:
             RunError: there is something else in it.
+            UsageError: DICOM objects can't be made: a library is missing, or labels may overlap.
         """
         classes = any(one.kind == "class" for one in self.questions)
         threshold = {"threshold": self.threshold} if classes else {}
@@ -211,7 +223,18 @@ class Predictor:
                 "batch_size": batch_size,
                 "program": __version__,
             },
+            dicom=None if dicom is None else self._dicom_results(dicom),
         )
+
+    def _dicom_results(self, kind: SegmentationType) -> DicomResults:
+        require_dicom()
+        several = [one.head for one in self.questions if one.kind == "labels"]
+        if kind == "labelmap" and len(several) > 1:
+            raise UsageError(
+                f"a labelmap holds one label a voxel, and those of {', '.join(several)} may overlap. Leave "
+                "--labelmap out."
+            )
+        return DicomResults(self.cohort, self.questions, Algorithm(self.run, self.version), kind)
 
     def _predictions(
         self,

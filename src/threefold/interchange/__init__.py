@@ -1,0 +1,1 @@
+"""Results as other programs take them: DICOM segmentations and reports, and a PACS over DICOMweb."""
