@@ -182,6 +182,28 @@ def test_leave_one_site_out_tests_every_site_once() -> None:
         make_split(cohort, SplitSpec(kind="leave-one-site-out", fold=3))
 
 
+def test_folds_test_every_patient_once_and_look_alike() -> None:
+    cohort = _cohort(_patients(31, sites=3), site_groups={"external": ("s2",)})
+    splits = [make_split(cohort, SplitSpec(folds=4, fold=fold, seed=5)) for fold in range(4)]
+    free = [case for case in cohort.cases if case.site != "s2"]
+    held_out = {case.case_id for case in cohort.cases if case.site == "s2"}
+    tested = [{case.case_id for case in split.cases(cohort, "test")} for split in splits]
+    assert all(held_out < each for each in tested)
+    assert Counter(name for each in tested for name in each - held_out) == Counter(c.case_id for c in free)
+    for split in splits:
+        assert all(len(parts) == 1 for parts in _sides(cohort, split).values())
+        assert set(split.parts.values()) == {"train", "validation", "test"}
+        of_fold = [case for case in split.cases(cohort, "test") if case.site != "s2"]
+        labels, sites = (Counter(getattr(case, what) for case in of_fold) for what in ("label", "site"))
+        assert len({case.patient_id for case in of_fold}) in (5, 6)
+        assert max(labels.values()) - min(labels.values()) <= 4
+        assert max(sites.values()) - min(sites.values()) <= 4
+    with pytest.raises(ValueError, match="fold 4 of 4 does not exist"):
+        SplitSpec(folds=4, fold=4)
+    with pytest.raises(ValueError, match="folds are of patients, but kind is slice"):
+        SplitSpec(folds=4, kind="slice")
+
+
 def test_site_groups_can_be_held_out() -> None:
     cohort = _cohort(_patients(24, sites=3), site_groups={"far": ("s1", "s2")})
     split = make_split(cohort, SplitSpec(kind="site", hold_out=("far",)))
@@ -236,6 +258,8 @@ def test_column_that_leaks_is_refused_by_name() -> None:
         (_patients(9), SplitSpec(kind="site", hold_out=("s0", "s1")), "0 patients that are not held out"),
         (_patients(9, sites=1), SplitSpec(kind="leave-one-site-out"), "at least 2 sites"),
         ([_case("a", "p", split="train")], SplitSpec(kind="column"), "validation part of the column"),
+        (_patients(3), SplitSpec(folds=4), "3 patients that are not held out can't be divided into 4 folds"),
+        (_patients(2), SplitSpec(folds=2), "1 patients that are not held out; a patient split into train"),
     ],
 )  # fmt: skip
 def test_what_can_not_be_split(cases: list[Case], spec: SplitSpec, said: str) -> None:

@@ -65,7 +65,9 @@ def make_split(cohort: Cohort, spec: SplitSpec) -> Split:
     """Divide a cohort into train, validation and test.
 
     - patient: whole patients, spread evenly by label, site and presence of masks (or of structures, where no
-      atlas could propagate them). A patient with several labels or sites counts for each of them.
+      atlas could propagate them). A patient with several labels or sites counts for each of them. With
+      `folds` the patients are divided into so many folds in this way first, and number `fold` is the test
+      part.
     - site: the cases of `hold_out` (sites or site groups) are the test part; of the other patients,
       `validation` are for validation and the rest train.
     - leave-one-site-out: the same, where the held-out site is number `fold` of the sites in the order of
@@ -206,7 +208,13 @@ def _named_sites(cohort: Cohort, names: Iterable[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-def _foldable_sites(cohort: Cohort, always_held_out: frozenset[str]) -> tuple[str, ...]:
+def foldable_sites(cohort: Cohort, spec: SplitSpec) -> tuple[str, ...]:
+    """Return the sites of which leave-one-site-out leaves one out in each fold, by number.
+
+    Raises:
+        CohortError: there are fewer than two; a site to be held out of all folds does not exist.
+    """
+    always_held_out = _named_sites(cohort, spec.hold_out or ())
     sites = tuple(site for site in cohort.sites if site not in always_held_out)
     if len(sites) < 2:
         raise CohortError(
@@ -229,7 +237,7 @@ def _held_out_sites(cohort: Cohort, spec: SplitSpec) -> frozenset[str]:
         )
     if spec.kind != "leave-one-site-out":
         return named
-    sites = _foldable_sites(cohort, named)
+    sites = foldable_sites(cohort, spec)
     if spec.fold >= len(sites):
         raise CohortError(
             f"{cohort.folder}: fold {spec.fold} of leave-one-site-out does not exist; "
@@ -260,9 +268,14 @@ def _grouped_parts(
 ) -> dict[str, Part]:
     tested = {name for name, cases in groups.items() if any(case.site in held_out for case in cases)}
     free = {name: _strata(cases, cohort.spec) for name, cases in groups.items() if name not in tested}
-    test = 0.0 if spec.kind in ("site", "leave-one-site-out") else spec.test
-    shares = (1 - spec.validation - test, spec.validation, test)
     what = "cases" if spec.kind == "slice" else "patients"
+    if spec.folds is not None:
+        folds = _folds(cohort, free, spec)
+        tested |= {name for name, fold in folds.items() if fold == spec.fold}
+        free = {name: strata for name, strata in free.items() if name not in tested}
+    without_test = spec.folds is not None or spec.kind in ("site", "leave-one-site-out")
+    test = 0.0 if without_test else spec.test
+    shares = (1 - spec.validation - test, spec.validation, test)
     if shares[0] <= 1e-9 or shares[1] == 0:
         raise CohortError(
             f"{cohort.folder}: with validation {spec.validation:g} and test {test:g}, nothing is left for "
@@ -270,7 +283,7 @@ def _grouped_parts(
         )
     wanted = [part for part, share in zip(PARTS, shares, strict=True) if share > 0]
     if len(free) < len(wanted):
-        kept = " that are not held out" if held_out else ""
+        kept = " that are not held out" if tested else ""
         raise CohortError(
             f"{cohort.folder}: {len(free)} {what}{kept}; a {spec.kind} split into {', '.join(wanted)} needs "
             f"at least {len(wanted)}. Add {what}, or give fewer parts a share."
@@ -279,6 +292,23 @@ def _grouped_parts(
     parts = assign(free, sizes, spec.seed)
     parts.update((name, "test") for name in tested)
     return {case.case_id: parts[name] for name, cases in groups.items() for case in cases}
+
+
+def _folds(cohort: Cohort, free: Mapping[str, Sequence[Stratum]], spec: SplitSpec) -> dict[str, int]:
+    """Return the fold of each patient who is not held out.
+
+    Raises:
+        CohortError: there are fewer patients than folds.
+    """
+    assert spec.folds is not None
+    if len(free) < spec.folds:
+        raise CohortError(
+            f"{cohort.folder}: {len(free)} patients that are not held out can't be divided into {spec.folds} "
+            "folds. Ask for fewer folds, or add patients."
+        )
+    sizes = apportion(len(free), [1 / spec.folds] * spec.folds)
+    names = assign(free, {str(fold): size for fold, size in enumerate(sizes)}, spec.seed)
+    return {patient: int(fold) for patient, fold in names.items()}
 
 
 def _strata(cases: Sequence[Case], spec: CohortSpec) -> list[Stratum]:

@@ -13,20 +13,33 @@ class SplitSpec(Spec):
     """The split into training, validation and test cases."""
 
     kind: Literal["patient", "site", "leave-one-site-out", "slice", "column"] = "patient"
-    """patient: grouped by patient, stratified by label and site. site: the held-out sites are the test
-    part. leave-one-site-out: site number `fold` is the test part. slice: random cases, which LEAKS
-    patients. column: given by the table's `split` column."""
+    """patient: grouped by patient, stratified by label and site; with `folds`, fold number `fold` is the test
+    part. site: the held-out sites are the test part. leave-one-site-out: site number `fold` is the test
+    part. slice: random cases, which LEAKS patients. column: given by the table's `split` column."""
     hold_out: tuple[str, ...] | None = None
     """Sites, or site groups of cohort.yaml, whose cases are test cases for every kind. null: for the kinds
     patient, site and slice the site group `external` if it exists, else none."""
     validation: Fraction = 0.15
-    """Proportion of the patients (slice: cases) that are not held out."""
+    """Proportion of the patients (slice: cases) that are not held out, nor in the fold that is tested."""
     test: Fraction = 0.2
-    """Proportion of the patients (slice: cases) that are not held out; not used by the site kinds."""
+    """Proportion of the patients (slice: cases) that are not held out; not used by the site kinds, nor with
+    folds."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """patient: number of folds that the patients who are not held out are divided into, stratified likewise;
+    null: no folds."""
     fold: Annotated[int, Field(ge=0)] = 0
-    """leave-one-site-out: index of the site in alphabetical order."""
+    """Which one is the test part: with folds, index of the fold; leave-one-site-out: index of the site in
+    alphabetical order."""
     seed: Seed = 0
     """Random seed of the split."""
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> Self:
+        if self.folds is not None and self.kind != "patient":
+            raise ValueError(f"folds are of patients, but kind is {self.kind}; leave one of the two out")
+        if self.folds is not None and self.fold >= self.folds:
+            raise ValueError(f"fold {self.fold} of {self.folds} does not exist: they count from 0")
+        return self
 
 
 class PreprocessingSpec(Spec):
