@@ -17,20 +17,35 @@ from threefold.experiment import (
     SwinSpec,
     SwinUnetSpec,
 )
-from threefold.experiments import experiment_yaml, load_experiment, recipe_names
+from threefold.experiments import experiment_yaml, load_ensemble, load_experiment, recipe_names
 
 PAPER_ROWS = ("swin-cls", "mtl-cls-seg", "mtl-cls-rec", "mtl-cls-seg-rec", "joint-swin")
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_reads_back_equal_and_says_which_paper_line_it_is(name: str, tmp_path: Path) -> None:
-    experiment = load_experiment(name)
+    experiment = load_ensemble(name) or load_experiment(name)
     assert experiment.name == name.split("/")[1]
     assert experiment.description
     assert "arXiv" in experiment.paper
     saved = tmp_path / "saved.yaml"
     saved.write_text(experiment_yaml(experiment))
-    assert load_experiment(str(saved)) == experiment
+    assert (load_ensemble(str(saved)) or load_experiment(str(saved))) == experiment
+
+
+def test_an_ensemble_names_recipes_and_is_no_experiment(tmp_path: Path) -> None:
+    deployed = load_ensemble("aortic-arch/deployed")
+    assert deployed is not None
+    readers = [load_experiment(member.recipe) for member in deployed.members]
+    assert [one.network.classifier_input for one in readers] == ["structures", *["image+structures"] * 2]
+    assert {one.pretrain for one in readers} == {"aortic-arch/seg-lp-man"}
+    assert {member.seed for member in deployed.members} == {0, 1, 2}
+    with pytest.raises(ExperimentError, match="is an ensemble of several trainings"):
+        load_experiment("aortic-arch/deployed")
+    twice = tmp_path / "twice.yaml"
+    twice.write_text("name: x\nmembers: [{recipe: a/b}, {recipe: a/b}]\n")
+    with pytest.raises(ExperimentError, match="one is there twice"):
+        load_ensemble(str(twice))
 
 
 @pytest.mark.parametrize("row", PAPER_ROWS)

@@ -66,16 +66,27 @@ class Results:
 
 @dataclass(frozen=True)
 class Run:
-    """A run, the output folder of a training.
+    """A run, the output folder of a training; or an ensemble of runs, which predicts and is evaluated as one.
 
     Attributes:
         path: the folder.
     """
 
     path: Path
-    _predictors: dict[tuple[str, Epoch | None], Predictor] = field(
+    _predictors: dict[tuple[str, Epoch | None, bool], Predictor] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+
+    @property
+    def members(self) -> tuple[Run, ...]:
+        """The runs of an ensemble; a run alone is its own only member.
+
+        Raises:
+            RunError: a member is gone, or another run now.
+        """
+        from threefold.runs.ensembles import member_runs
+
+        return tuple(Run(run.path) for run in member_runs(self.path))
 
     @property
     def experiment(self) -> Experiment:
@@ -83,15 +94,18 @@ class Run:
 
         Raises:
             ExperimentError: the file is damaged.
+            RunError: it is an ensemble; each of its members has one.
         """
-        return read_experiment(RunFolder(self.path).experiment)
+        run = RunFolder(self.path)
+        run.read_status()
+        return read_experiment(run.experiment)
 
     @property
     def status(self) -> dict[str, Any]:
         """Content of status.json: state, epoch, epochs, metric, best_epoch, best_value, threshold.
 
         Raises:
-            RunError: the file is damaged.
+            RunError: the file is damaged; or it is an ensemble, whose members have one each.
         """
         return RunFolder(self.path).read_status()
 
@@ -102,6 +116,7 @@ class Run:
         *,
         device: str = "cpu",
         weights: Epoch | None = None,
+        flips: bool = False,
     ) -> list[Prediction]:
         """Predict images, folders, DICOM series or cohorts; no labels are needed.
 
@@ -114,23 +129,30 @@ class Run:
                 returned. None: write nothing.
             device: cpu, cuda, cuda:1, ...
             weights: weights of the best or the last epoch; None: the experiment's choice.
+            flips: average over mirror images, along the axes that the recipe's augmentation mirrors.
 
         Raises:
             RunError: the run has no (such) weights, or `out` contains something else.
             ImageError: an input is unreadable, or does not match the training data.
             CohortError: a cohort is unreadable, or has targets that the network was not trained for.
-            UsageError: the device does not exist.
+            UsageError: the device does not exist; or `flips`, and the recipe mirrors along no axis.
         """
-        return list(self.predictor(device, weights).predict(inputs, out))
+        return list(self.predictor(device, weights, flips=flips).predict(inputs, out))
 
-    def predictor(self, device: str = "cpu", weights: Epoch | None = None) -> Predictor:
-        """Return the run's network, loaded once per device and weights; errors as for `predict`."""
-        if (device, weights) not in self._predictors:
-            from threefold.inference.predictor import Predictor
+    def predictor(
+        self, device: str = "cpu", weights: Epoch | None = None, *, flips: bool = False
+    ) -> Predictor:
+        """Return the run's network, loaded once per device and weights; errors as for `predict`.
 
-            made = Predictor.from_run(self.path, device=device, weights=weights)
-            self._predictors[device, weights] = made
-        return self._predictors[device, weights]
+        Of an ensemble, the weights of one member at a time are loaded while it predicts.
+        """
+        key = device, weights, flips
+        if key not in self._predictors:
+            from threefold.runs.ensembles import load_predictor
+
+            made = load_predictor(self.path, device=device, weights=weights, flips=flips)
+            self._predictors[key] = made
+        return self._predictors[key]
 
     def evaluate(
         self,
@@ -145,7 +167,7 @@ class Run:
 
         Args:
             cohort: another cohort to predict and evaluate; all its cases are test cases. None: the run's
-                predictions of its test part.
+                predictions of its test part; of a cross-validation, those out of fold.
             device: device to predict another cohort on.
             weights: weights of the best or the last epoch; None: the experiment's choice.
 
@@ -155,15 +177,13 @@ class Run:
             CohortError: the cohort is unreadable, or has other targets than the run was trained for.
             ImageError: none of its cases is readable.
         """
-        from threefold.runs.evaluate import evaluate_run, evaluate_run_on, evaluate_weights
+        from threefold.runs.crossvalidated import evaluate_own
+        from threefold.runs.evaluate import evaluate_run_on
 
-        run = RunFolder(self.path)
         if cohort is not None:
-            report = evaluate_run_on(run, _cohort(cohort), device=device, weights=weights)
-        elif weights is not None:
-            report = evaluate_weights(run, weights, device=device)
+            report = evaluate_run_on(RunFolder(self.path), _cohort(cohort), device=device, weights=weights)
         else:
-            report = evaluate_run(run)
+            report = evaluate_own(self.path, weights, device=device)
         return Results(report.evaluation, report.by_task)
 
     def report(self, out: PathLike | None = None) -> Path:
@@ -260,12 +280,15 @@ def train(
 
 
 def load_run(folder: PathLike) -> Run:
-    """Return the run in a folder, finished or not.
+    """Return the run in a folder, finished or not, or the ensemble in it.
 
     Raises:
-        RunError: the folder is not a run folder, or its status is damaged.
+        RunError: the folder is neither, or its status is damaged; a member is gone, or another run now.
     """
-    RunFolder(Path(folder)).read_status()
+    from threefold.runs.ensembles import member_runs
+
+    for run in member_runs(Path(folder)):
+        run.read_status()
     return Run(Path(folder))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from threefold.errors import ExperimentError, bounded
-from threefold.experiment import Experiment
+from threefold.experiment import EnsembleSpec, Experiment, Spec
 from threefold.experiment.networks import fitted_to_kind
 from threefold.paths import Boundary
 from threefold.run import COPY_AGAIN
@@ -47,6 +47,18 @@ def recipe_text(name: str) -> str:
     return (_RECIPES / group / f"{recipe}.yaml").read_text(encoding="utf-8")
 
 
+def load_ensemble(recipe_or_file: str) -> EnsembleSpec | None:
+    """Return the ensemble of a recipe or a YAML file that names members; None: it is of one experiment.
+
+    Raises:
+        ExperimentError: as `load_experiment`.
+    """
+    data = _read_extended(recipe_or_file, ())
+    if "members" not in data:
+        return None
+    return parse_spec(EnsembleSpec, data, where=recipe_or_file, error=ExperimentError)
+
+
 def read_recipe(name: str) -> Experiment:
     """Return the experiment of a shipped recipe."""
     return load_experiment(name)
@@ -66,7 +78,13 @@ def load_experiment(recipe_or_file: str, overrides: Sequence[str] | Mapping[str,
     Raises:
         ExperimentError: naming the key's path and the nearest valid key.
     """
-    return experiment_of(_read_extended(recipe_or_file, ()), overrides, recipe_or_file)
+    data = _read_extended(recipe_or_file, ())
+    if "members" in data:
+        raise ExperimentError(
+            f"{recipe_or_file}: is an ensemble of several trainings, which `threefold train` takes; this "
+            "asks for one. Name one of its members (`threefold recipes show` lists them)."
+        )
+    return experiment_of(data, overrides, recipe_or_file)
 
 
 def experiment_of(
@@ -98,8 +116,8 @@ def read_experiment(path: Path) -> Experiment:
         raise ExperimentError(f"{error}\n{COPY_AGAIN}") from None
 
 
-def experiment_yaml(experiment: Experiment) -> str:
-    """Return an experiment as YAML with every default written out; it reads back equal."""
+def experiment_yaml(experiment: Spec) -> str:
+    """Return an experiment, or an ensemble, as YAML with every default written out; it reads back equal."""
     # Through JSON, so that tuples become plain lists.
     data = json.loads(experiment.model_dump_json())
     return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100))

@@ -42,6 +42,8 @@ from threefold.validation import parse_spec, read_json
 
 RESULTS_NAME = "results.json"
 """Of a run, an evaluation and a study."""
+ENSEMBLE_NAME = "ensemble.json"
+"""Of the folder of an ensemble of runs (`runs.ensembles`)."""
 PROPAGATION = "propagation"
 """The folder of what propagated labels alone come to, beside trainings on them."""
 State = Literal["running", "interrupted", "failed", "finished"]
@@ -201,6 +203,11 @@ class RunFolder:
         Raises:
             RunError: if the folder is not a run, or a field is not what it can be.
         """
+        if not self.status.is_file() and (self.path / ENSEMBLE_NAME).is_file():
+            raise RunError(
+                f"{self.path}: is an ensemble, which `predict`, `evaluate` and `report` take; this asks for "
+                f"a single run. Name one of its members ({ENSEMBLE_NAME} lists them)."
+            )
         if not self.status.is_file():
             raise RunError(
                 f"{self.path}: not a run folder (no {self.status.name}). Expected a folder that "

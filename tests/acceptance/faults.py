@@ -100,6 +100,15 @@ COMMANDS = {
         ("similarity", "run", "other", "--out", "alike"), ("cohort", "run", "other"), "alike"
     ),
     "predict": Command(("predict", "run", "cohort", "--out", "predicted"), ("cohort", "run"), "predicted"),
+    "ensemble": Command(("ensemble", "run", "second", "--out", "together"), ("run", "second"), "together"),
+    "crossvalidate": Command(
+        (
+            *("crossvalidate", "hematoma/demo", *SMALL, "training.epochs=1", "--cohort", "cohort"),
+            *("--folds", "2", "--workers", "1", "--out", "crossed"),
+        ),
+        ("cohort",),
+        "crossed",
+    ),
     "report": Command(("report", "run"), ("run",), "run"),
     "propagate": Command(PROPAGATE, ("balls",), "propagated"),
     "propagate a changed cohort": Command(

@@ -180,6 +180,7 @@ PLACES = {
     "series": Place(_write_series),
     "listed.json": Place(_left_by("export", "decathlon", "balls", "--out", "listed.json"), ("balls",)),
     "tiny.yaml": Place(lambda home: (home / "tiny.yaml").write_text(yaml.safe_dump(_TINY)) and None),
+    "second": Place(_left_by(*TRAIN, "second", "training.seed=1"), ("cohort",)),
     "study": Place(_left_by(*STUDY), ("cohort", "tiny.yaml")),
     "predicted": Place(_left_by("predict", "run", "cohort", "--out", "predicted"), ("run", "cohort")),
     "propagated": Place(_left_by(*PROPAGATE), ("balls",)),

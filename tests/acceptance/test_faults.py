@@ -45,6 +45,8 @@ SLOW = {
     "evaluate a table": "is as evaluate",
     "propagate a changed cohort": "propagates before",
     "chain": "trains three networks",
+    "ensemble": "needs two trained networks",
+    "crossvalidate": "trains two networks",
     "study run": "trains two networks and looks into them",
     "study compare": "needs a study",
     "study pack": "needs a study",

@@ -20,6 +20,7 @@ from threefold.phantoms.fetal_heart import PRESETS, make_fetal_heart_cohort
 from threefold.studies import study_pools
 from threefold.studies.study_folder import Outcome
 from threefold.studies.study_worker import execute
+from threefold.training import plan as training_plan
 
 from ..hearts import SMALL_HEART
 
@@ -186,6 +187,26 @@ def test_a_study_runs_as_written(workplace: Path, monkeypatch: pytest.MonkeyPatc
         assert run(arguments), f"threefold {' '.join(arguments)} printed nothing"
     assert len(trained) == len({*trained}) == 4 + 15
     assert len(Path("my-study/tables/claims.md").read_text().splitlines()) > 5
+
+
+def test_folds_and_ensembles_run_as_written(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = ROOT / "docs" / "how-to" / "cross-validation.md"
+
+    def run_here(folder: Path, name: str, threads: int, **ignored: object) -> Outcome:
+        execute(folder, name)
+        return Outcome(name, "finished", "", 0.0, 0.1)
+
+    monkeypatch.setattr(study_pools, "run_in_process", run_here)
+    monkeypatch.setattr(study_pools, "local_workers", lambda threads, gpus: 1)
+    monkeypatch.setattr(training_plan, "_audited", lambda *_: [])  # takes longer than two tiny trainings
+    short = (*SHORT, "training.selection.metric=loss", "data.augmentation.flip=[0, 0.5]")
+    for arguments in commands(page):
+        more = short if arguments[0] == "crossvalidate" else ()
+        assert run([*arguments, *more]), f"threefold {' '.join(arguments)} printed nothing"
+    (code,) = blocks(page, "python")
+    exec(code, {})
+    rows = Path("my-folds/predictions.csv").read_text().splitlines()
+    assert len(rows) == len(Path("my-cohort/cases.csv").read_text().splitlines())
 
 
 def test_commands_on_reports_run_as_written(workplace: Path) -> None:

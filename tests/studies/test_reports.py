@@ -224,7 +224,7 @@ def test_each_task_with_columns_of_its_own_has_a_section(mine: RunFolder) -> Non
 
 
 def test_what_is_neither_run_nor_study_is_refused(evaluated: RunFolder, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"neither a run .* nor a study .* Runs below it: .*my-run"):
+    with pytest.raises(RunError, match=r"neither a run .* a study .* Runs below it: .*my-run"):
         report(evaluated.path.parent)
     with pytest.raises(RunError, match="found nothing"):
         report(tmp_path / "nothing")

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 def evaluate(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(help="Run folders, or one table of predictions (CSV) of any program."),
+        typer.Argument(
+            help="Run folders, cross-validations, ensembles, or one table of predictions (CSV) of any program"
+        ),
     ] = None,
     cohort: Annotated[
         Path | None,
@@ -191,12 +193,10 @@ def _write_comparison(evaluations: Mapping[str, Evaluation], out: Path) -> tuple
 
 def _run(path: Path, other: Cohort | None, weights: Epoch | None, device: str) -> Report:
     from threefold.run import RunFolder
-    from threefold.runs.evaluate import evaluate_run, evaluate_run_on, evaluate_weights
+    from threefold.runs.crossvalidated import evaluate_own
+    from threefold.runs.evaluate import evaluate_run_on
 
-    if other is None and weights is None:
-        return evaluate_run(RunFolder(path))
     with progress_of("Predicting") as progress:
-        if other is None and weights is not None:
-            return evaluate_weights(RunFolder(path), weights, device=device, progress=progress)
-        assert other is not None
+        if other is None:
+            return evaluate_own(path, weights, device=device, progress=progress)
         return evaluate_run_on(RunFolder(path), other, device=device, weights=weights, progress=progress)

@@ -21,3 +21,11 @@ Budget = Annotated[
     str | None,
     typer.Option(help="With auto: training time, for example 90s, 30m or 8h (default: 30m)."),
 ]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Parallel runs. [default: one per GPU, or as many as the cores allow]"),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(help="Run on a Ray cluster: its address (auto, ray://HOST:PORT), or `local`."),
+]

@@ -30,7 +30,10 @@ class UnevenSeries(StrEnum):
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="The run folder of `threefold train`.")],
+    run: Annotated[
+        Path,
+        typer.Argument(help="The run folder of `threefold train`, or an ensemble (`threefold ensemble`)."),
+    ],
     images: Annotated[
         list[Path] | None,
         typer.Argument(help="Images, folders of images, DICOM series (one folder each) or cohorts."),
@@ -44,6 +47,13 @@ def predict(
         typer.Option(help="NAME=FILE: one channel of a single case, in place of IMAGES; repeat for each."),
     ] = None,
     weights: Weights = None,
+    flips: Annotated[
+        bool,
+        typer.Option(
+            "--flips",
+            help="Average over mirror images, along the axes that the recipe's augmentation mirrors.",
+        ),
+    ] = False,
     device: Device = "cpu",
     batch_size: BatchSize = 16,
     uneven: Annotated[
@@ -92,7 +102,7 @@ def predict(
     Example: `threefold predict my-run scans/ patient7.nii.gz --out my-predictions`
     """
     from threefold.inference.listing import find_sources
-    from threefold.inference.predictor import Predictor
+    from threefold.runs.ensembles import load_predictor
 
     def fail(source: Source, error: ThreefoldError) -> None:
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -102,7 +112,7 @@ def predict(
         raise UsageError("name either images, folders and cohorts, or each --channel of one case.")
     if labelmap and not dicom:
         raise UsageError("--labelmap is a type of DICOM segmentation: add --dicom.")
-    predictor = Predictor.from_run(run, device=device, weights=weights)
+    predictor = load_predictor(run, device=device, weights=weights, flips=flips)
     listing = find_sources(images or named, allow_outside=allow_outside)
     kind: SegmentationType | None = ("labelmap" if labelmap else "binary") if dicom else None
     folder = predictor.folder(out, listing, batch_size=batch_size, uneven=uneven.value, dicom=kind)
@@ -175,7 +185,7 @@ class _Notes:
 
 def _as_asked(row: Mapping[str, Any]) -> dict[str, Any]:
     names = ("case_id", "image", "slice", "probabilities", "decision", "mask", "notes")
-    return {**{name: row[name] for name in names}, **row["topology"]}
+    return {**{name: row[name] for name in names}, **row["topology"], **row.get("members", {})}
 
 
 def _print_json(content: Mapping[str, Any], lists: Mapping[str, Iterable[Any]]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from threefold.experiments import experiment_yaml, load_experiment, recipe_names
+from threefold.experiments import experiment_yaml, load_ensemble, load_experiment, recipe_names
 
 recipes = typer.Typer(
     help="Recipes: list them, show one. Example: `threefold recipes list`", no_args_is_help=True
@@ -24,7 +24,7 @@ def list_recipes(
 
     Example: `threefold recipes list`
     """
-    experiments = {name: load_experiment(name) for name in recipe_names()}
+    experiments = {name: load_ensemble(name) or load_experiment(name) for name in recipe_names()}
     if as_json:
         rows = [{"name": name, "description": e.description} for name, e in experiments.items()]
         typer.echo(json.dumps(rows, indent=2))
@@ -44,5 +44,6 @@ def show_recipe(
 
     Example: `threefold recipes show hematoma/mtl-cls-seg-rec training.epochs=50`
     """
-    experiment = load_experiment(recipe, overrides or [])
+    together = None if overrides else load_ensemble(recipe)
+    experiment = together or load_experiment(recipe, overrides or [])
     typer.echo(experiment.model_dump_json(indent=2) if as_json else experiment_yaml(experiment).rstrip())

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from threefold.cli.options import AllowOutside
+from threefold.cli.options import AllowOutside, Ray, Workers
 from threefold.cli.progress import count, resumable
 
 study = typer.Typer(
@@ -53,14 +53,8 @@ def run(
         list[str] | None,
         typer.Option(help="Only runs whose COHORT/VARIANT/split-K-seed-S matches (`*`, `?`); repeatable."),
     ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Parallel runs. [default: one per GPU, or as many as the cores allow]"),
-    ] = None,
-    ray: Annotated[
-        str | None,
-        typer.Option(help="Run on a Ray cluster: its address (auto, ray://HOST:PORT), or `local`."),
-    ] = None,
+    workers: Workers = None,
+    ray: Ray = None,
 ) -> None:
     """Train all unfinished runs of a study, several in parallel.
 
@@ -73,12 +67,10 @@ def run(
 
     spec = load_study(name)
 
-    import torch
-
     from threefold.studies.study import run_study
     from threefold.studies.study_cohorts import pointed_at, require_inside
     from threefold.studies.study_folder import StudyFolder
-    from threefold.studies.study_pools import LocalPool, RayPool, local_workers, visible_gpus
+    from threefold.studies.study_pools import pool_of
     from threefold.training.devices import require_one_process
     from threefold.training.progress import terminal_progress
 
@@ -93,12 +85,7 @@ def run(
             )
     if not allow_outside:
         require_inside(spec)
-    gpus = torch.cuda.device_count()
-    pool = (
-        RayPool(out, spec.threads, ray)
-        if ray is not None
-        else LocalPool(out, spec.threads, workers or local_workers(spec.threads, gpus), visible_gpus(gpus))
-    )
+    pool = pool_of(out, spec.threads, workers, ray)
     progress = terminal_progress()
     with closing(pool), resumable(progress):
         ended = run_study(spec, StudyFolder(out), pool, progress, only or ())

@@ -9,11 +9,14 @@ from typing import Annotated
 
 import typer
 
-from threefold.cli.auto import asked_experiment, begun_experiment, chosen_experiment
+from threefold.cli.auto import AUTO, asked_experiment, begun_experiment, chosen_experiment
+from threefold.cli.ensemble import train_members
 from threefold.cli.options import AllowOutside, Budget
 from threefold.cli.progress import count, end_with_left_out, resumable
 from threefold.cohorts.cohort import read_cohort
 from threefold.cohorts.failures import read_failures
+from threefold.errors import UsageError
+from threefold.experiments import load_ensemble
 
 
 def train(
@@ -55,6 +58,9 @@ def train(
     best epoch so far. A test case that has become unreadable is skipped and reported (failed.csv lists all of
     them), with exit status 1; `threefold finish RUN` predicts it once it is repaired.
 
+    The recipe of an ensemble (aortic-arch/deployed) trains its members in parallel, into OUT/members; OUT is
+    then an ensemble, which `predict` and `evaluate` take like a run.
+
     With auto, network, grid, tasks, augmentation, losses, epochs and selection are chosen for the cohort and
     the training time by documented rules, and printed with reasons; key=value overrides a choice. The run's
     experiment.yaml is the result.
@@ -64,6 +70,14 @@ def train(
     Example: `threefold train hematoma/mtl-cls-seg-rec --cohort my-cohort --out my-run training.epochs=50`
     """
     changes = list(overrides or [])
+    together = None if recipe == AUTO else load_ensemble(recipe)
+    if together is not None:
+        if devices is not None or init_from is not None or budget is not None or as_json:
+            raise UsageError(
+                f"{recipe}: trains several networks; --devices, --init-from, --budget and --json are for one."
+            )
+        train_members(together, cohort, out, changes, resume=resume, outside=allow_outside)
+        return
     if devices is not None:
         changes.append(f"training.devices={devices}")
     if init_from is not None:

@@ -50,9 +50,11 @@ GROUPS: Mapping[str, Mapping[str, Verb]] = {
         "plugins": Verb("plugins:plugins", "List the available networks, tasks and phantoms."),
         "plan": Verb("plan:plan", "Show what a training would do, or why it would be refused."),
         "train": Verb("train:train", "Train a recipe on a cohort."),
+        "crossvalidate": Verb("crossvalidate:crossvalidate", "Train a recipe in folds; predict every case."),
         "finish": Verb("finish:finish", "Finish an interrupted training with its best epoch so far."),
     },
     "Use a run": {
+        "ensemble": Verb("ensemble:ensemble", "Let several runs predict together."),
         "evaluate": Verb("evaluate:evaluate", "Compute metrics by hospital, with intervals."),
         "predict": Verb("predict:predict", "Predict new images; no labels are needed."),
         "explain": Verb("explain:explain", "Compare the network's attention with the lesion."),

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,6 +141,37 @@ def read_trained_on(path: Path) -> TrainedOn | None:
         return None
     content = read_json(path, RunError, COPY_AGAIN)
     return parse_spec(TrainedOn, content, where=str(path), error=RunError, remedy=COPY_AGAIN)
+
+
+def trained_on_together(several: Sequence[TrainedOn | None]) -> TrainedOn | None:
+    """Return what networks that predict together were trained on: all counts, and the ranges over all.
+
+    None where it is not known of one of them.
+    """
+    known = [one for one in several if one is not None]
+    if len(known) < len(several):
+        return None
+    content = [one.model_dump() for one in known]
+    merged = {name: _merged([one[name] for one in content]) for name in TrainedOn.model_fields}
+    follows = {one.mask_follows_label for one in known}
+    return TrainedOn.model_validate(
+        {**merged, "mask_follows_label": follows.pop() if len(follows) == 1 else None}
+    )
+
+
+def _merged(values: Sequence[Any]) -> Any:
+    """Return the sum of counts, the whole of ranges, part by part; of what one does not tell, the others'."""
+    told = [value for value in values if value is not None]
+    if not told:
+        return None
+    if isinstance(told[0], dict):
+        names = dict.fromkeys(name for value in told for name in value)
+        return {name: _merged([value.get(name) for value in told]) for name in names}
+    if isinstance(told[0], tuple):
+        if all(isinstance(end, float) for end in told[0]):
+            return min(low for low, _ in told), max(high for _, high in told)
+        return tuple(_merged(axis) for axis in zip(*told, strict=True))
+    return sum(told)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ found in a fraction of a second. Networks, tasks and trainings are built from it
 """
 
 from threefold.experiment.data import AugmentationSpec, DataSpec, PreprocessingSpec, SplitSpec
+from threefold.experiment.ensemble import EnsembleSpec, MemberSpec
 from threefold.experiment.evaluation import EvaluationSpec
 from threefold.experiment.experiment import Experiment
 from threefold.experiment.networks import (
@@ -48,6 +49,7 @@ __all__ = [
     "ClassificationSpec",
     "DataSpec",
     "DenseNetSpec",
+    "EnsembleSpec",
     "EvaluationSpec",
     "Experiment",
     "ForeignNetworkSpec",
@@ -57,6 +59,7 @@ __all__ = [
     "InitialWeightsSpec",
     "JointSwinSpec",
     "MaskShapeSpec",
+    "MemberSpec",
     "MultilabelSpec",
     "NetworkSpec",
     "NonNegative",

@@ -150,8 +150,8 @@ def predict_cases(
             if masks is not None:
                 write_case_masks(masks, one, result, questions)
             identity = case_identity(case, cohort.spec, _part(case, split), questions)
-            if one.remarks:
-                identity["prediction_notes"] = "; ".join(one.remarks)
+            if one.remarks or result.remarks:
+                identity["prediction_notes"] = "; ".join((*one.remarks, *result.remarks))
             measuring = pool.submit(_measure, case, identity, one, result, truths, questions)
             waiting.append((case.case_id, measuring))
             if len(waiting) > _WAITING:
@@ -240,6 +240,7 @@ def _measure(
         row |= {name: value for name, value in named.items() if name not in identity}
         structures = [{**line, "structure": f"{question.prefix}{line['structure']}"} for line in measured]
         lines += structures
+    row |= result.members
     if problems:
         row[NOT_MEASURED] = "; ".join(problems)
     return {**row, **{name: text for name, text in case.extra.items() if name not in row}}, lines
@@ -262,9 +263,11 @@ def _answered(
         return question.task.columns(result.pooled[head], truth_of), []
     row: dict[str, Any] = {}
     if question.kind == "image":
+        restored = result.images.get(head)  # none of an ensemble whose members don't all restore it
         for name, similarity in (("psnr", psnr), ("ssim", ssim)):
             with _noted(problems, f"{question.prefix}{name}"):
-                row[name] = similarity(one.array, result.images[head])
+                if restored is not None:
+                    row[name] = similarity(one.array, restored)
         return row, []
     labels, truth = result.labels[head], truths[head]
     row |= mask_columns(labels, truth.foreground if names else truth.region)

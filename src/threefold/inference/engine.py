@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -81,23 +82,64 @@ class Prepared:
 
 OnFailure = Callable[[Prepared, RunError], None]
 """Called with an image that the network can't answer, and why; the others go on."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a network says of one image, on the network's grid.
+
+    Attributes:
+        arrays: by head: (outputs,) probabilities or numbers, (L, *S) the probability of each label, or
+            (C, *S) the image restored.
+        note: how an image larger than the network's was predicted; empty for others.
+    """
+
+    arrays: Mapping[str, NDArray[Any]]
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a network says of one image.
+    """What a network, or an ensemble, says of one image.
 
     Attributes:
         pooled: by head, (outputs,) float64: probabilities or numbers.
         labels: by head, uint8 on the image's own grid, 0 background.
         images: by head, (C, *S) on the network's grid, the image restored.
         note: how an image larger than the network's was predicted; empty for others.
+        members: by column, how far the members of an ensemble are apart; empty for one network.
+        remarks: what that has to be said of, in words.
+        disagreement: by head, float32 on the image's own grid, how far they are apart at each voxel, where it
+            was asked for.
     """
 
     pooled: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     labels: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
     images: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     note: str = ""
+    members: Mapping[str, float] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+    disagreement: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+
+_Made = Callable[[Answer, Prepared, Sequence[Question]], T]
+
+
+class Committee(nn.Module):
+    """Several networks that are asked as one; it has no weights itself, and loads those of each in turn."""
+
+    def results(
+        self,
+        prepared: Iterable[Prepared],
+        questions: Sequence[Question],
+        *,
+        device: torch.device | str,
+        batch_size: int,
+        on_failure: OnFailure | None,
+    ) -> Iterator[tuple[Prepared, Result]]:
+        """Yield each image with its result, in order; as `run_network`."""
+        raise NotImplementedError
 
 
 def run_network(
@@ -128,35 +170,79 @@ def run_network(
         RunError: naming the case for which an output is not finite, or that does not fit into memory
             (unless `on_failure` is given).
     """
+    if isinstance(network, Committee):
+        yield from network.results(
+            prepared, questions, device=device, batch_size=batch_size, on_failure=on_failure
+        )
+        return
+    yield from _asked(network, prepared, questions, result_of, device, batch_size, on_failure)
+
+
+def ask_network(
+    network: nn.Module,
+    prepared: Iterable[Prepared],
+    questions: Sequence[Question],
+    *,
+    device: torch.device | str,
+    batch_size: int,
+    on_failure: OnFailure | None = None,
+) -> Iterator[tuple[Prepared, Answer]]:
+    """Yield each image with the network's answer on its own grid; otherwise as `run_network`."""
+    yield from _asked(network, prepared, questions, _as_it_is, device, batch_size, on_failure)
+
+
+def result_of(answer: Answer, one: Prepared, questions: Sequence[Question]) -> Result:
+    """Return an answer with its labels on the image's own grid."""
+    kinds = {question.head: question.kind for question in questions}
+    arrays = answer.arrays.items()
+    return Result(
+        pooled={name: array for name, array in arrays if kinds[name] in ("class", "other")},
+        labels={
+            name: restore_labels(array, one.placement) for name, array in arrays if kinds[name] == "labels"
+        },
+        images={name: array for name, array in arrays if kinds[name] == "image"},
+        note=answer.note,
+    )
+
+
+def _as_it_is(answer: Answer, one: Prepared, questions: Sequence[Question]) -> Answer:
+    return answer
+
+
+def _asked(
+    network: nn.Module,
+    prepared: Iterable[Prepared],
+    questions: Sequence[Question],
+    made: _Made[T],
+    device: torch.device | str,
+    batch_size: int,
+    on_failure: OnFailure | None,
+) -> Iterator[tuple[Prepared, T]]:
+    """Yield each image with what is made of the network's answer."""
     network.to(device).eval()
     for batch in in_batches(prepared, batch_size):
-        yield from _answers(network, batch, questions, device, on_failure)
-
-
-def _answers(
-    network: nn.Module,
-    batch: list[Prepared],
-    questions: Sequence[Question],
-    device: torch.device | str,
-    on_failure: OnFailure | None,
-) -> Iterator[tuple[Prepared, Result]]:
-    """Yield the images of a batch with their results."""
-    found = _pass(network, batch, questions, device) or _pass(network, batch, questions, device)
-    if found is None:
-        found = [_alone(network, one, questions, device) for one in batch]
-    for one, answer in zip(batch, found, strict=True):
-        if isinstance(answer, Result):
-            yield one, answer
-        elif on_failure is None:
-            raise answer
-        else:
-            on_failure(one, answer)
+        found = _pass(network, batch, questions, made, device) or _pass(
+            network, batch, questions, made, device
+        )
+        if found is None:
+            found = [_alone(network, one, questions, made, device) for one in batch]
+        for one, answer in zip(batch, found, strict=True):
+            if not isinstance(answer, RunError):
+                yield one, answer
+            elif on_failure is None:
+                raise answer
+            else:
+                on_failure(one, answer)
 
 
 def _alone(
-    network: nn.Module, one: Prepared, questions: Sequence[Question], device: torch.device | str
-) -> Result | RunError:
-    found = _pass(network, [replace(one, seat=None)], questions, device)
+    network: nn.Module,
+    one: Prepared,
+    questions: Sequence[Question],
+    made: _Made[T],
+    device: torch.device | str,
+) -> T | RunError:
+    found = _pass(network, [replace(one, seat=None)], questions, made, device)
     if found is not None:
         return found[0]
     return RunError(
@@ -166,9 +252,13 @@ def _alone(
 
 
 def _pass(
-    network: nn.Module, batch: list[Prepared], questions: Sequence[Question], device: torch.device | str
-) -> list[Result | RunError] | None:
-    """Return the answer of each image; None where memory does not suffice."""
+    network: nn.Module,
+    batch: list[Prepared],
+    questions: Sequence[Question],
+    made: _Made[T],
+    device: torch.device | str,
+) -> list[T | RunError] | None:
+    """Return what is made of the answer of each image; None where memory does not suffice."""
     window, note = batch[0].window, ""
     try:
         images, places = _stacked(batch)
@@ -177,7 +267,11 @@ def _pass(
                 outputs: Outputs = network(images.to(device))
             else:
                 outputs, note = predict_large(network, images, window, device=device, name=batch[0].case_id)
-        return list(_results(outputs, batch, questions, places, note))
+        answers = _answers(outputs, batch, questions, places, note)
+        return [
+            answer if isinstance(answer, RunError) else made(answer, one, questions)
+            for one, answer in zip(batch, answers, strict=True)
+        ]
     except RunError as error:  # of an image larger than the network's, which is in a pass of its own
         return [error]
     except (MemoryError, RuntimeError) as error:
@@ -212,28 +306,18 @@ def in_batches(prepared: Iterable[Prepared], batch_size: int) -> Iterator[list[P
         yield batch
 
 
-def _results(
+def _answers(
     outputs: Outputs, batch: list[Prepared], questions: Sequence[Question], places: list[int], note: str
-) -> Iterator[Result | RunError]:
+) -> Iterator[Answer | RunError]:
     answers = {one.head: _answer(outputs, one) for one in questions}
     damaged = {name: (~answer.isfinite().flatten(1).all(dim=1)).tolist() for name, answer in answers.items()}
     arrays = {name: answer.cpu().numpy() for name, answer in answers.items()}
-    kinds = {one.head: one.kind for one in questions}
     for one, i in zip(batch, places, strict=True):
         bad = [name for name, rows in damaged.items() if rows[i]]
         if bad:
             yield _not_finite(one, bad[0])
-            continue
-        yield Result(
-            pooled={name: rows[i] for name, rows in arrays.items() if kinds[name] in ("class", "other")},
-            labels={
-                name: restore_labels(rows[i], one.placement)
-                for name, rows in arrays.items()
-                if kinds[name] == "labels"
-            },
-            images={name: rows[i] for name, rows in arrays.items() if kinds[name] == "image"},
-            note=note,
-        )
+        else:
+            yield Answer({name: rows[i] for name, rows in arrays.items()}, note)
 
 
 def _answer(outputs: Outputs, question: Question) -> Tensor:

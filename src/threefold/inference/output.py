@@ -68,6 +68,8 @@ class Prediction:
             folder.
         answers: other predictions by column: TASK.probability_FINDING, TASK.predicted and the like.
         masks: with several segmentation tasks, the labels of each (`mask` is then None).
+        members: of an ensemble, how far its members are apart, by column (`inference.ensemble`).
+        disagreement: the same at each voxel of the image's own grid, by segmentation task, if asked for.
     """
 
     case_id: str
@@ -83,6 +85,8 @@ class Prediction:
     mask_file: Path | None = None
     answers: Mapping[str, Any] = field(default_factory=dict)
     masks: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict, repr=False)
+    members: Mapping[str, float] = field(default_factory=dict)
+    disagreement: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, repr=False)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -376,7 +380,7 @@ class PredictionFolder:
         cells |= {probability_column(name): value for name, value in row["probabilities"].items()}
         if row["decision"] is not None:
             cells["decision"] = row["decision"]
-        cells |= row["topology"] | row.get("answers", {})
+        cells |= row["topology"] | row.get("answers", {}) | row.get("members", {})
         if row["voxels"] is not None:
             cells |= {"mask_predicted_voxels": row["voxels"], "mask": row["mask"]}
         return {**cells, **self._same, "notes": "; ".join(row["notes"])}
@@ -450,6 +454,7 @@ def _row(prediction: Prediction, mask: str, further: Mapping[str, str]) -> Conte
         "decision": prediction.decision,
         "topology": dict(prediction.topology),
         "answers": {**prediction.answers, **{f"{task}.mask": path for task, path in further.items()}},
+        "members": dict(prediction.members),
         "voxels": None if prediction.mask is None else int((prediction.mask > 0).sum()),
         "mask": mask or None,
         "notes": [*prediction.notes],

@@ -311,7 +311,7 @@ class Predictor:
     def _prediction(self, one: Prepared, result: Result) -> Prediction:
         if one.shows_nothing:
             empty = {head: np.zeros_like(labels) for head, labels in result.labels.items()}
-            result = replace(result, pooled={}, labels=empty)
+            result = Result(labels=empty, note=result.note)
         asked, labelled = the_only(self.questions, "class"), the_only(self.questions, "labels")
         probabilities = {} if asked is None else probabilities_of(asked, result)
         decision = self.decide(probabilities, asked) if probabilities else None
@@ -326,7 +326,12 @@ class Predictor:
             slice_index=one.slice_index,
             volume=one.volume,
             note=result.note,
-            remarks=(*one.remarks, *((contradicts,) if contradicts else ()), *self.notes),
+            remarks=(
+                *one.remarks,
+                *((contradicts,) if contradicts else ()),
+                *result.remarks,
+                *self.notes,
+            ),
             topology=self._topology(one, mask, labelled, probabilities),
             answers=self._answers(result),
             masks={
@@ -334,6 +339,8 @@ class Predictor:
                 for question in self.questions
                 if question.kind == "labels" and question.prefix
             },
+            members=result.members,
+            disagreement=result.disagreement,
         )
 
     def _answers(self, result: Result) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def read_run_predictions(run: RunFolder) -> Predictions:
     predictions = read_predictions(
         run.predictions,
         classes=None if asked is None else asked.classes,
-        positive=_positive(asked),
+        positive=positive_of(asked),
         leaks=read_split(run.split).leaks,
     )
     if not checksum_of(run.predictions).is_file():
@@ -93,8 +93,8 @@ def read_run_predictions(run: RunFolder) -> Predictions:
     if early is not None:
         predictions = replace(predictions, notes=(*predictions.notes, early))
     failed = read_failures(run.failed)
-    predictions = _without(predictions, failed, len(predictions.table) + len(failed))
-    return _with_structures(predictions, run)
+    predictions = without_failed(predictions, failed, len(predictions.table) + len(failed))
+    return with_structures_beside(predictions, run)
 
 
 def evaluate_weights(
@@ -127,7 +127,7 @@ def evaluate_run_on(
     weights: Epoch | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Predict and evaluate a run on another cohort, all of whose cases are test cases.
+    """Predict and evaluate a run, or an ensemble, on another cohort, all of whose cases are test cases.
 
     The run's threshold holds; nothing is chosen on the new cohort.
 
@@ -141,9 +141,9 @@ def evaluate_run_on(
         RunError: another cohort's evaluation is in that folder.
         ImageError: no case can be read.
     """
-    from threefold.inference.predictor import Predictor
+    from threefold.runs.ensembles import load_predictor
 
-    predictor = Predictor.from_run(run.path, device=device, weights=weights)
+    predictor = load_predictor(run.path, device=device, weights=weights)
     name = cohort.folder.resolve().name + ("" if weights is None else f"-{weights}")
     with _in_place_of(run.path / "evaluations" / name, cohort) as (beside, out):
         report = _evaluate_on(RunFolder(beside), run, predictor, cohort, device=device, progress=progress)
@@ -165,6 +165,7 @@ def _evaluate_on(
 ) -> Report:
     """Predict and evaluate a cohort into a folder that is there."""
     from threefold.inference.cases import predict_cases
+    from threefold.runs.ensembles import member_runs
 
     failed: Failures = {}
     tables = predict_cases(
@@ -189,12 +190,15 @@ def _evaluate_on(
     predictions = read_predictions(
         out.predictions,
         classes=None if asked is None else asked.classes,
-        positive=_positive(asked),
-        leaks=_shares_patients(run, cohort_if_there(of_run(run)[2]), cohort),
+        positive=positive_of(asked),
+        leaks=any(
+            _shares_patients(member, cohort_if_there(of_run(member)[2]), cohort)
+            for member in member_runs(run.path)
+        ),
     )
-    predictions = _with_structures(predictions, out)
+    predictions = with_structures_beside(predictions, out)
     examples = choose_examples(predictions, cohort, trained, experiment.data.preprocessing, out.masks)
-    predictions = _without(predictions, failed, len(cohort.cases))
+    predictions = without_failed(predictions, failed, len(cohort.cases))
     report = write_report(
         predictions,
         experiment.evaluation,
@@ -207,7 +211,7 @@ def _evaluate_on(
     return report
 
 
-def _without(predictions: Predictions, failed: Failures, cases: int) -> Predictions:
+def without_failed(predictions: Predictions, failed: Failures, cases: int) -> Predictions:
     """Return predictions that say which of so many cases are left out, and why."""
     notes = left_out_notes(failed, cases)
     return replace(predictions, notes=(*predictions.notes, *notes), left_out=failed)
@@ -241,7 +245,7 @@ def evaluate_propagated(
     failed: Failures = {}
     write_label_tables(cohort, split, folder, failed=failed, progress=progress)
     predictions = read_label_tables(folder, leaks=split is not None and split.leaks)
-    predictions = _without(predictions, failed, len(failed) + len(predictions.table))
+    predictions = without_failed(predictions, failed, len(failed) + len(predictions.table))
     report = write_report(predictions, spec, folder.path, threshold=None)
     write_failures(folder.tables / FAILED_NAME, failed)
     return report
@@ -282,7 +286,7 @@ def read_label_tables(folder: RunFolder, *, leaks: bool = False) -> Predictions:
     Raises:
         PredictionsError: a table was damaged, or is not there.
     """
-    return _with_structures(read_predictions(folder.predictions, leaks=leaks), folder)
+    return with_structures_beside(read_predictions(folder.predictions, leaks=leaks), folder)
 
 
 def evaluate_propagated_as(
@@ -300,7 +304,7 @@ def evaluate_propagated_as(
     return evaluate_propagated(cohort, read_split(run.split), out, spec, progress=progress)
 
 
-def _with_structures(predictions: Predictions, run: RunFolder) -> Predictions:
+def with_structures_beside(predictions: Predictions, run: RunFolder) -> Predictions:
     """Return the predictions with the table of structures beside them, where there is one."""
     if not (run.structures.is_file() or checksum_of(run.structures).is_file()):
         return predictions
@@ -410,7 +414,7 @@ def of_run(run: RunFolder) -> tuple[Experiment, CohortSpec, Path]:
 def known_tasks(experiment: Experiment, trained: CohortSpec, thresholds: Mapping[str, float]) -> KnownTasks:
     """Return what a run knows of its tasks and its predictions do not say."""
     targets = {name: trained.all_targets[of] for name, of in targets_of(experiment, trained).items()}
-    positives = {name: _positive(one) for name, one in targets.items() if isinstance(one, ClassTarget)}
+    positives = {name: positive_of(one) for name, one in targets.items() if isinstance(one, ClassTarget)}
     return KnownTasks(
         thresholds,
         {name: positive for name, positive in positives.items() if positive is not None},
@@ -418,7 +422,8 @@ def known_tasks(experiment: Experiment, trained: CohortSpec, thresholds: Mapping
     )
 
 
-def _positive(asked: ClassTarget | None) -> str | None:
+def positive_of(asked: ClassTarget | None) -> str | None:
+    """Return the positive class of a diagnosis of two; None for any other."""
     index = None if asked is None else asked.positive_class
     return None if asked is None or index is None else asked.classes[index]
 

@@ -74,7 +74,7 @@ def run_page(run: RunFolder, footer: str, *, progress: Progress | None = None) -
     read = _read(run)
     opening = tuple(_opening(read))
     targets = tuple(dict.fromkeys(targets_of(read.experiment, read.trained).values()))
-    headline = _headline(read.results)
+    headline = headline_table(read.results)
     shown, absent = [], []
     for chapter, section in sections_of(found := shown_of(read.results, run.figures)):
         if section.blocks:
@@ -91,8 +91,8 @@ def run_page(run: RunFolder, footer: str, *, progress: Progress | None = None) -
             Section("Training setup", tuple(_training(read))),
             Section("Split and leaks", tuple(_split(read))),
             *shown,
-            *_tasks(run),
-            *_other_cohorts(run),
+            *task_sections(run),
+            *other_cohorts(run),
             Section(AUDIT, audit_blocks(read.cohort, read.home, read.split, targets, progress)),
             *((Section("Not in this report", (Facts(tuple(absent)),)),) if absent else ()),
             Section("Environment", (Facts(tuple(environment_facts(run))),)),
@@ -149,7 +149,7 @@ def _opening(read: _Read) -> Iterator[Block]:
     yield leak_of_run(read.split)
 
 
-def _headline(results: Mapping[str, Part]) -> Table | None:
+def headline_table(results: Mapping[str, Part]) -> Table | None:
     """Return the first numbers that a reader asks for; None where the run has not been evaluated."""
     if "evaluate" not in results:
         return None
@@ -292,15 +292,15 @@ def _has(need: Need, read: _Read) -> bool:
     }[need]
 
 
-def _other_cohorts(run: RunFolder) -> Iterator[Section]:
+def other_cohorts(run: RunFolder) -> Iterator[Section]:
     """Yield a section for each other cohort that the run was evaluated on."""
     for folder in _folders(run.path / "evaluations"):
-        of_tasks = (block for each in _tasks(RunFolder(folder)) for block in each.blocks)
+        of_tasks = (block for each in task_sections(RunFolder(folder)) for block in each.blocks)
         if blocks := (*_all_of(folder), *of_tasks):
             yield Section(f"On the cohort {folder.name}", blocks)
 
 
-def _tasks(run: RunFolder) -> Iterator[Section]:
+def task_sections(run: RunFolder) -> Iterator[Section]:
     """Yield a section for each task that has columns of its own, each finding of one folded."""
     for folder in _folders(run.path / TASKS):
         findings = [(each.name, tuple(_all_of(each))) for each in _folders(folder)]

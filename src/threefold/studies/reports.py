@@ -1,4 +1,4 @@
-"""One file that shows a run or a study."""
+"""One file that shows a run, an ensemble or a study."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from threefold import __version__
 from threefold.errors import RunError
 from threefold.reporting.html import render
 from threefold.run import RunFolder, runs_below, write_atomically
+from threefold.runs.ensemble_page import ensemble_page
+from threefold.runs.ensembles import EnsembleFolder
 from threefold.runs.page import run_page
 from threefold.studies.study_folder import StudyFolder
 from threefold.studies.study_page import REPORT_NAME, study_page
@@ -18,29 +20,32 @@ from threefold.studies.study_page import REPORT_NAME, study_page
 def report(
     folder: Path, out: Path | None = None, *, progress: Callable[[int, int], None] | None = None
 ) -> Path:
-    """Write the report of a run or a study, one HTML file with everything in it; return its path.
+    """Write the report of a run, an ensemble or a study, one HTML file with all of it; return its path.
 
     Nothing is computed but the audit of the cohorts: the report shows what evaluation, explanation and
     comparison left, and says what is missing.
 
     Args:
-        folder: of a run or a study.
+        folder: of one of these.
         out: the file; None: report.html in the folder. One that is there is replaced.
         progress: told of the cases that are audited.
 
     Raises:
-        RunError: the folder is neither, its description is damaged, or the disk refuses.
+        RunError: the folder is none of these, its description is damaged, or the disk refuses.
     """
     out = folder / REPORT_NAME if out is None else out
     is_run, is_study = RunFolder(folder).status.is_file(), StudyFolder(folder).study.is_file()
-    if not (is_run or is_study):
+    is_ensemble = EnsembleFolder(folder).exists
+    if not (is_run or is_study or is_ensemble):
         raise RunError(_neither(folder))
     if out.is_dir():
         raise RunError(f"{out}: is a folder. Name the file to be written, {out / REPORT_NAME} for example.")
     if not out.resolve().parent.is_dir():
         raise RunError(f"{out}: there is no folder {out.parent}. Make it, or name another file.")
     footer = f"Made by threefold {__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC. Not a medical device."
-    if is_run:
+    if is_ensemble:
+        page = ensemble_page(folder, footer, progress=progress)
+    elif is_run:
         page = run_page(RunFolder(folder), footer, progress=progress)
     else:
         page = study_page(StudyFolder(folder), out, footer, progress=progress)
@@ -53,6 +58,6 @@ def _neither(folder: Path) -> str:
         found = "a file" if folder.is_file() else "nothing"
         return f"{folder}: expected the folder of a run or a study; found {found}."
     return (
-        f"{folder}: neither a run (no status.json) nor a study (no study.yaml). Expected a folder that "
-        f"`threefold train` or `threefold study run` left.{runs_below(folder)}"
+        f"{folder}: neither a run (no status.json), a study (no study.yaml) nor an ensemble. Expected a "
+        f"folder that `threefold train` or `threefold study run` left.{runs_below(folder)}"
     )

@@ -48,6 +48,11 @@ class PointedStudy:
     left_out: tuple[ClaimSpec, ...]
 
 
+def name_of(text: str, otherwise: str) -> str:
+    """Return a text as a name that can be a part of a path; `otherwise` where nothing is left of it."""
+    return portable(re.sub(r"[^A-Za-z0-9_.+=]+", "-", text).strip("-._+=")[:80] or otherwise)
+
+
 def require_inside(study: StudySpec) -> None:
     """Refuse a study's own cohorts whose tables name files outside of their folders.
 
@@ -81,7 +86,7 @@ def pointed_at(study: StudySpec, cohort: Path) -> PointedStudy:
             for name, source in study.cohorts.items()
         }
     else:
-        name = portable(re.sub(r"[^A-Za-z0-9_.+=]+", "-", folder.name).strip("-._+=")[:80] or "cohort")
+        name = name_of(folder.name, "cohort")
         ways = [source.propagation for source in study.cohorts.values() if source.propagation is not None]
         content["cohorts"] = {name: {"folder": str(folder), "propagation": next(iter(ways), None)}}
         for variant in content["variants"].values():

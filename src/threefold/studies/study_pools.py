@@ -207,6 +207,26 @@ class RayPool:
         return outcome
 
 
+def pool_of(folder: Path, threads: int, workers: int | None, ray: str | None) -> Pool:
+    """Return what computes the runs of a study: processes of this machine, or a Ray cluster.
+
+    Args:
+        folder: the study's.
+        threads: CPU threads of a run.
+        workers: runs at a time on this machine; None: one a GPU, else as many as its cores have threads.
+        ray: address of a cluster; None: this machine.
+
+    Raises:
+        UsageError: as `RayPool`.
+    """
+    if ray is not None:
+        return RayPool(folder, threads, ray)
+    import torch
+
+    gpus = torch.cuda.device_count()
+    return LocalPool(folder, threads, workers or local_workers(threads, gpus), visible_gpus(gpus))
+
+
 def fits(needed: float, free: float, running: list[tuple[float, float]]) -> bool:
     """Whether a run fits beside those that are running, each of which may still grow to what it needs.
 
