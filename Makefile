@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= out
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-aortic-arch test lint bench docs clean
+.PHONY: help demo demo-aortic-arch test test-peers lint bench docs clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -24,7 +24,10 @@ demo-aortic-arch: $(VENV)/.installed  ## Propagate atlas labels over the embedde
 	$(BIN)/threefold demo aortic-arch --out $(OUT)/demo-aortic-arch
 
 test: $(VENV)/.installed  ## Run the tests
-	$(BIN)/python -m pytest -n 3 --dist worksteal  # on 2 cores: some tests wait for processes that start
+	$(BIN)/python -m pytest -m "not peer" -n 3 --dist worksteal  # on 2 cores: some tests wait for processes
+
+test-peers: $(VENV)/.installed  ## Run the tests that start other programs, such as a Ray cluster
+	$(BIN)/python -m pytest -m peer
 
 lint: $(VENV)/.installed  ## Check style, types and the direction of imports
 	$(BIN)/ruff check .

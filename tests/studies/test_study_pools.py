@@ -248,6 +248,7 @@ def cluster() -> Iterator[Any]:
     ray.shutdown()
 
 
+@pytest.mark.peer
 def test_a_study_runs_on_a_ray_cluster(cluster: Any, cohort_folder: Path, tmp_path: Path) -> None:
     overrides = [*OVERRIDES[1:], "training.epochs=1"]
     file = write_study(
@@ -263,6 +264,7 @@ def test_a_study_runs_on_a_ray_cluster(cluster: Any, cohort_folder: Path, tmp_pa
     assert cluster.is_initialized()  # it was there before the pool, and stays
 
 
+@pytest.mark.peer
 def test_what_a_ray_worker_does_wrong_is_its_runs_failure(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

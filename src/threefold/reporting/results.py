@@ -79,7 +79,9 @@ def write_part(folder: Path, name: str, part: Part) -> Path:
         except RunError:
             parts = {}
         content = seal_object({"version": VERSION, "parts": {**parts, name: made}})
-        write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        # Lines by separators: indenting takes the encoder that is written in Python, four times the time.
+        text = json.dumps(content, separators=(",\n", ": "), ensure_ascii=False, allow_nan=False)
+        write_atomically(path, text + "\n")
     return path
 
 
