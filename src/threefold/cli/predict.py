@@ -54,6 +54,12 @@ def predict(
             help="Average over mirror images, along the axes that the recipe's augmentation mirrors.",
         ),
     ] = False,
+    disagreement_maps: Annotated[
+        bool,
+        typer.Option(
+            "--disagreement-maps", help="Of an ensemble: write how far its members are apart at each voxel."
+        ),
+    ] = False,
     device: Device = "cpu",
     batch_size: BatchSize = 16,
     uneven: Annotated[
@@ -112,7 +118,7 @@ def predict(
         raise UsageError("name either images, folders and cohorts, or each --channel of one case.")
     if labelmap and not dicom:
         raise UsageError("--labelmap is a type of DICOM segmentation: add --dicom.")
-    predictor = load_predictor(run, device=device, weights=weights, flips=flips)
+    predictor = load_predictor(run, device=device, weights=weights, flips=flips, maps=disagreement_maps)
     listing = find_sources(images or named, allow_outside=allow_outside)
     kind: SegmentationType | None = ("labelmap" if labelmap else "binary") if dicom else None
     folder = predictor.folder(out, listing, batch_size=batch_size, uneven=uneven.value, dicom=kind)

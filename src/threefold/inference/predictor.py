@@ -31,9 +31,9 @@ from threefold.experiments import read_experiment
 from threefold.images.reading import Uneven
 from threefold.inference.agreement import contradiction
 from threefold.inference.cases import Progress, probabilities_of
-from threefold.inference.engine import Prepared, Result, Seat, run_network
+from threefold.inference.engine import Committee, Prepared, Result, Seat, run_network
 from threefold.inference.listing import Inputs, Listing, Source, find_sources
-from threefold.inference.output import Prediction, PredictionFolder
+from threefold.inference.output import DISAGREEMENT, Prediction, PredictionFolder
 from threefold.inference.sources import Asked, OnError, prepare_each, refuse_other_question
 from threefold.inference.structures import topology_columns
 from threefold.interchange.dicom_results import DicomResults, require_dicom
@@ -222,6 +222,7 @@ class Predictor:
                 "uneven": uneven,
                 "batch_size": batch_size,
                 "program": __version__,
+                **({DISAGREEMENT: True} if isinstance(self.network, Committee) and self.network.maps else {}),
             },
             dicom=None if dicom is None else self._dicom_results(dicom),
         )

@@ -172,13 +172,13 @@ def load_predictor(
     Raises:
         RunError, WeightsError: as `Predictor.from_run` and `EnsembleFolder.members`; or two members differ in
             what they were trained for.
-        UsageError: there is no such device; or `flips`, and no recipe mirrors; or `maps` of a single pass.
+        UsageError: there is no such device; or `flips`, and no recipe mirrors; or `maps` of a single run.
     """
     path = Path(folder)
     ensemble = EnsembleFolder(path)
+    if not ensemble.exists and maps:
+        raise UsageError(f"{path}: is one run, which has no members to be apart. Name an ensemble.")
     if not ensemble.exists and not flips:
-        if maps:
-            raise UsageError(f"{path}: is one run, which has no members to be apart. Name an ensemble.")
         return Predictor.from_run(path, device=device, weights=weights)
     members = _members(member_runs(path), device=device, weights=weights, flips=flips)
     if flips and all(len(member.mirrored) == 1 for member in members):
