@@ -18,6 +18,7 @@ RUN/
   evidence.csv         one row a test case: where the network looks, what turns its decision
   masks/               predicted masks of the test cases, on each image's own grid
   results.json         every number of `evaluate`, `explain` and `probe` (reporting.results)
+  engines/             the network for other engines, from the first `predict --engine` on
   tables/  figures/    the same as Markdown and CSV, and the pictures
   report.html          what `report` made of all this
 """
@@ -132,6 +133,11 @@ class RunFolder:
     def settings(self) -> Path:
         """Checksums of what a finished run's predictions rest on (`runs.finished`)."""
         return self.path / "settings.sha256"
+
+    @property
+    def engines(self) -> Path:
+        """The network for other engines, a folder for each (`interchange.exports`)."""
+        return self.path / "engines"
 
     @property
     def results(self) -> Path:

@@ -144,6 +144,7 @@ COMMANDS = {
         ("balls", "changed"),
         "imported",
     ),
+    "export onnx": Command(("export", "onnx", "run", "--out", "network"), ("cohort", "run"), "network"),
     "export decathlon": Command(
         ("export", "decathlon", "cohort", "--out", "dataset.json"), ("cohort",), "dataset.json"
     ),

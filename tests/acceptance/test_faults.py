@@ -52,6 +52,7 @@ SLOW = {
     "study pack": "needs a study",
     "report of a study": "needs a study",
     "phantom fetal-heart": "is as phantom head-ct",
+    "export onnx": "traces a network, and writes as export decathlon",
     "demo hematoma": "is a phantom, a training and an evaluation",
     "demo aortic-arch": "is a phantom and a chain",
 }

@@ -230,6 +230,21 @@ def test_python_runs_as_written(workplace: Path) -> None:
     assert len(printed.getvalue().splitlines()) == len(list((workplace / "my-cohort" / "images").iterdir()))
 
 
+def test_an_exported_network_is_used_as_written(workplace: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    page = ROOT / "docs" / "how-to" / "export.md"
+    if not (workplace / "my-run").exists():
+        run(["train", "hematoma/mtl-cls-seg-rec", "--cohort", "my-cohort", "--out", "my-run"])
+    first, *others = commands(page)  # the others take as long each, and are tried with a network for tests
+    assert [arguments[0] for arguments in others] == ["export", "predict", "predict"]
+    assert "4 of the cohort" in run(first)
+    (snippet,) = blocks(page, "python")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(snippet, "export.md", "exec"), {})
+    assert "'classification': (4, 2)" in printed.getvalue()
+
+
 def test_table_and_meaning_read_as_written(tmp_path: Path) -> None:
     from threefold.cohorts.cohort import read_cohort
 

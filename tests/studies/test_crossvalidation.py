@@ -138,7 +138,7 @@ def test_an_ensemble_of_runs_has_no_test_part_of_its_own(ended: Ended, tmp_path:
     with pytest.raises(RunError, match="without a test part of its own"):
         tf.load_run(made.path).evaluate()
     page = report(made.path).read_text(encoding="utf-8")
-    assert "The ensemble has not been evaluated." in page
+    assert "An ensemble has no test part of its own" in page
 
 
 def test_a_changed_question_is_refused(ended: Ended, cohort_folder: Path, tmp_path: Path) -> None:

@@ -1,18 +1,35 @@
-"""`threefold export`: write a cohort in another program's format."""
+"""`threefold export`: write a cohort or a run's network in another program's format."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from threefold.cli.options import AllowOutside
+from threefold.cli.options import AllowOutside, Weights
+from threefold.run import Epoch
+
+if TYPE_CHECKING:
+    from threefold.interchange.engines import Engine
+
+
+class _EitherOrder(TyperGroup):
+    """Commands whose first argument may stand before their name: `export my-run onnx`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that the arguments name, and the rest of them."""
+        if len(args) > 1 and args[0] not in self.commands and args[1] in self.commands:
+            args = [args[1], args[0], *args[2:]]
+        return super().resolve_command(ctx, args)
+
 
 exporting = typer.Typer(
-    help="Write a cohort for another program. "
-    "Example: `threefold export decathlon my-cohort --out my-cohort/data.json`",
+    cls=_EitherOrder,
+    help="Write a cohort or a run's network for another program. "
+    "Example: `threefold export onnx my-run --out my-network`",
     no_args_is_help=True,
 )
 
@@ -23,11 +40,6 @@ class ListsBy(StrEnum):
     COLUMN = "column"
     PATIENT = "patient"
     SITE = "site"
-
-
-@exporting.callback()
-def _root() -> None:
-    """Keep `decathlon` a command of its own although it is the only one."""
 
 
 @exporting.command("decathlon")
@@ -72,3 +84,51 @@ def decathlon(
             f"note: {len(cases)} cases of training and validation have no {key}, for example {cases[0]}; "
             "the published training needs it"
         )
+
+
+Run = Annotated[Path, typer.Argument(help="The run folder of `threefold train`.")]
+Out = Annotated[Path, typer.Option(help="The new folder.")]
+Bf16 = Annotated[
+    bool, typer.Option("--bf16", help="Compare in bfloat16, by Dice and decisions instead of probabilities.")
+]
+
+
+@exporting.command("onnx")
+def onnx(run: Run, out: Out, weights: Weights = None) -> None:
+    """Write a run's network as ONNX, with a description of what goes in and comes out (export.json).
+
+    It is compared with PyTorch on random images and on test cases of the cohort, and refused if its answers
+    differ; parity.json lists the differences. Networks of slices take any number of images per batch,
+    networks of volumes one, and both the size of the training.
+
+    Example: `threefold export onnx my-run --out my-network`
+    """
+    _write(run, out, weights, "onnx")
+
+
+@exporting.command("openvino")
+def openvino(run: Run, out: Out, weights: Weights = None, bf16: Bf16 = False) -> None:
+    """Write a run's network for OpenVINO (model.xml, model.bin), with its description, compared as for ONNX.
+
+    Example: `threefold export openvino my-run --out my-network`
+    """
+    _write(run, out, weights, "openvino-bf16" if bf16 else "openvino")
+
+
+def _write(run: Path, out: Path, weights: Epoch | None, engine: Engine) -> None:
+    from threefold.inference.predictor import Predictor
+    from threefold.interchange.engines import format_of, require_engine
+    from threefold.interchange.exports import export_run
+    from threefold.run import RunFolder
+    from threefold.runs.ensembles import comparison_cases
+
+    require_engine(format_of(engine))
+    cases = comparison_cases(RunFolder(run))
+    found = export_run(Predictor.from_run(run, weights=weights), out, engine, cases)
+    difference, dice = max(one.difference for one in found), min(one.dice for one in found)
+    typer.echo(
+        f"{out}: compared with PyTorch on {len(found)} images ({len(cases)} of the cohort): largest "
+        f"difference {difference:.1e}, smallest Dice {dice:.4f}, the same decisions"
+    )
+    if not cases:
+        typer.echo("note: the cohort that it was trained on is not there: compared on random images alone")

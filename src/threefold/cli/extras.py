@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 EXTRAS: Mapping[str, str] = {
     "dicom": "gdcm",
+    "export": "onnxruntime",
     "ray": "ray",
     "tensorboard": "tensorboard",
     "topology": "gudhi",

@@ -22,6 +22,14 @@ if TYPE_CHECKING:
     from threefold.interchange.dicom_seg import SegmentationType
 
 
+class Computes(StrEnum):
+    """What computes the network in place of PyTorch."""
+
+    ONNX = "onnx"
+    OPENVINO = "openvino"
+    OPENVINO_BF16 = "openvino-bf16"
+
+
 class UnevenSeries(StrEnum):
     """What to do with a DICOM series whose slices are unevenly spaced or tilted."""
 
@@ -54,13 +62,11 @@ def predict(
             help="Average over mirror images, along the axes that the recipe's augmentation mirrors.",
         ),
     ] = False,
-    disagreement_maps: Annotated[
-        bool,
-        typer.Option(
-            "--disagreement-maps", help="Of an ensemble: write how far its members are apart at each voxel."
-        ),
-    ] = False,
     device: Device = "cpu",
+    engine: Annotated[
+        Computes | None,
+        typer.Option(help="Compute a run's network with ONNX Runtime or OpenVINO instead of PyTorch."),
+    ] = None,
     batch_size: BatchSize = 16,
     uneven: Annotated[
         UnevenSeries,
@@ -96,6 +102,9 @@ def predict(
     interrupted prediction keeps its finished rows and masks; the same command resumes it and repeats changed
     and failed inputs.
 
+    With --engine, the network is exported on first use, compared with PyTorch, and kept in RUN/engines;
+    openvino-bf16 computes in bfloat16, which rounds probabilities.
+
     With --dicom, each DICOM input also gets a segmentation (SEG) and a measurement report (SR) in its own
     study, in OUT/dicom.
 
@@ -118,7 +127,9 @@ def predict(
         raise UsageError("name either images, folders and cohorts, or each --channel of one case.")
     if labelmap and not dicom:
         raise UsageError("--labelmap is a type of DICOM segmentation: add --dicom.")
-    predictor = load_predictor(run, device=device, weights=weights, flips=flips, maps=disagreement_maps)
+    predictor = load_predictor(
+        run, device=device, weights=weights, flips=flips, engine=None if engine is None else engine.value
+    )
     listing = find_sources(images or named, allow_outside=allow_outside)
     kind: SegmentationType | None = ("labelmap" if labelmap else "binary") if dicom else None
     folder = predictor.folder(out, listing, batch_size=batch_size, uneven=uneven.value, dicom=kind)

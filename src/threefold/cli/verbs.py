@@ -42,7 +42,7 @@ GROUPS: Mapping[str, Mapping[str, Verb]] = {
         "import": Verb("importing:importing", "Create a cohort from a table, DICOM or a public data set."),
         "check": Verb("check:check", "Check a cohort for errors, leaks and shortcuts."),
         "phantom": Verb("phantom:phantom", "Create a synthetic cohort with known ground truth."),
-        "export": Verb("exporting:exporting", "Write a cohort for another program."),
+        "export": Verb("exporting:exporting", "Write a cohort or a network for another program."),
     },
     "Train": {
         "demo": Verb("demo:demo", "Phantom, training, evaluation and figures in one command."),

@@ -31,9 +31,9 @@ from threefold.experiments import read_experiment
 from threefold.images.reading import Uneven
 from threefold.inference.agreement import contradiction
 from threefold.inference.cases import Progress, probabilities_of
-from threefold.inference.engine import Committee, Prepared, Result, Seat, run_network
+from threefold.inference.engine import Prepared, Result, Seat, run_network
 from threefold.inference.listing import Inputs, Listing, Source, find_sources
-from threefold.inference.output import DISAGREEMENT, Prediction, PredictionFolder
+from threefold.inference.output import Prediction, PredictionFolder
 from threefold.inference.sources import Asked, OnError, prepare_each, refuse_other_question
 from threefold.inference.structures import topology_columns
 from threefold.interchange.dicom_results import DicomResults, require_dicom
@@ -69,6 +69,7 @@ class Predictor:
             written down.
         questions: what the network is asked: its heads, and how what they say is written down.
         thresholds: of each class question by its task, where there are several.
+        engine: what computes the network in place of PyTorch; empty: nothing does.
     """
 
     network: nn.Module
@@ -81,6 +82,7 @@ class Predictor:
     seen: TrainedOn | None = None
     questions: tuple[Question, ...] = ()
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    engine: str = ""
 
     @property
     def asked(self) -> Asked:
@@ -222,7 +224,7 @@ class Predictor:
                 "uneven": uneven,
                 "batch_size": batch_size,
                 "program": __version__,
-                **({DISAGREEMENT: True} if isinstance(self.network, Committee) and self.network.maps else {}),
+                **({"engine": self.engine} if self.engine else {}),
             },
             dicom=None if dicom is None else self._dicom_results(dicom),
         )

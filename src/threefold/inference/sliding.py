@@ -78,7 +78,8 @@ def predict_large(
     dense = [name for name, head in first.heads.items() if head.ndim == image.ndim]
     if not dense:
         return first, f"the middle {_by(window)} of {_by(shape)} voxels"
-    plan = plan_passes(shape, window, memory.peak, first, device=device, name=name)
+    fixed = getattr(network, "fixed_size", False)
+    plan = plan_passes(shape, window, memory.peak, first, device=device, name=name, fixed=fixed)
     level = logging.WARNING if plan.windows else logging.INFO
     _log.log(level, "case %s: %s (%s)", name, plan.text, plan.free)
     if plan.windows:
@@ -112,6 +113,7 @@ def plan_passes(
     *,
     device: torch.device,
     name: str,
+    fixed: bool = False,
 ) -> Plan:
     """Choose between one pass and windows.
 
@@ -121,6 +123,7 @@ def plan_passes(
         first: the outputs for a window.
         device: of the network.
         name: of the case, for messages.
+        fixed: the network takes windows alone.
 
     Raises:
         RunError: if what is put together of windows does not fit into memory.
@@ -128,7 +131,7 @@ def plan_passes(
     growth = math.prod(shape) / math.prod(window)
     whole, free = int(WORKSPACE * growth * peak), free_bytes(device)
     state = f"{_gb(free)} free on {device.type}"
-    if whole <= MEMORY_SHARE * free:
+    if whole <= MEMORY_SHARE * free and not fixed:
         return Plan((), f"{_by(shape)} voxels in one pass, about {_gb(whole)}", state)
     heads = [head for head in first.heads.values() if head.ndim == len(shape) + 2]
     # Sums, probabilities in float32, and a copy of one while it is made of the other.

@@ -24,16 +24,21 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from threefold import __version__
 from threefold.checksums import seal_object, verify_object
-from threefold.cohorts.cohort import CohortSpec
+from threefold.cohorts.cohort import Case, CohortSpec
+from threefold.cohorts.splits import read_split
 from threefold.cohorts.trained_on import trained_on_together
 from threefold.core.targets import ClassTarget, MultilabelTarget, NumberTarget
-from threefold.errors import RunError, UsageError
+from threefold.errors import CohortError, RunError, UsageError
 from threefold.inference.ensemble import Ensemble, Member
 from threefold.inference.predictor import Predictor, weights_of
+from threefold.interchange.engines import Engine
+from threefold.interchange.exports import with_engine
 from threefold.run import ENSEMBLE_NAME, Epoch, RunFolder, whole_folder, write_atomically, write_new
+from threefold.runs.evaluate import cohort_of_run
 from threefold.tasks.questions import Question
 from threefold.validation import parse_spec, read_json
 
+_COMPARED = 4
 _AGAIN = "Make the ensemble again: `threefold ensemble RUN RUN ... --out ENSEMBLE`."
 
 
@@ -156,6 +161,7 @@ def load_predictor(
     weights: Epoch | None = None,
     flips: bool = False,
     maps: bool = False,
+    engine: Engine | None = None,
 ) -> Predictor:
     """Return what predicts with a run or an ensemble.
 
@@ -168,17 +174,27 @@ def load_predictor(
         weights: of the best or the last epoch; None: as each experiment says.
         flips: predict mirror images too, along the axes that the recipe's augmentation mirrors, and average.
         maps: return how far the members are apart at each voxel.
+        engine: what computes a run's network in place of PyTorch.
 
     Raises:
         RunError, WeightsError: as `Predictor.from_run` and `EnsembleFolder.members`; or two members differ in
-            what they were trained for.
-        UsageError: there is no such device; or `flips`, and no recipe mirrors; or `maps` of a single run.
+            what they were trained for; or the engine does not answer as PyTorch does.
+        UsageError: there is no such device; or `flips`, and no recipe mirrors; or `maps` of a single pass; or
+            `engine` of several passes or on another device than the CPU.
     """
     path = Path(folder)
     ensemble = EnsembleFolder(path)
-    if not ensemble.exists and maps:
-        raise UsageError(f"{path}: is one run, which has no members to be apart. Name an ensemble.")
+    if engine is not None:
+        if ensemble.exists or flips or device != "cpu":
+            raise UsageError(
+                "--engine computes one run on the CPU: not an ensemble, mirror images or another device. "
+                "Leave it out."
+            )
+        alone = Predictor.from_run(path, weights=weights)
+        return with_engine(alone, RunFolder(path), engine, comparison_cases(RunFolder(path)))
     if not ensemble.exists and not flips:
+        if maps:
+            raise UsageError(f"{path}: is one run, which has no members to be apart. Name an ensemble.")
         return Predictor.from_run(path, device=device, weights=weights)
     members = _members(member_runs(path), device=device, weights=weights, flips=flips)
     if flips and all(len(member.mirrored) == 1 for member in members):
@@ -198,6 +214,19 @@ def load_predictor(
             name: fmean(member.about.thresholds[name] for member in members) for name in first.thresholds
         },
     )
+
+
+def comparison_cases(run: RunFolder) -> tuple[Case, ...]:
+    """Return a few test cases of the cohort that a run was trained on; none where that is not there any more.
+
+    Raises:
+        RunError: not a run.
+    """
+    try:
+        cohort = cohort_of_run(run)
+    except CohortError:
+        return ()
+    return read_split(run.split).cases(cohort, "test")[:_COMPARED]
 
 
 def _members(runs: Sequence[RunFolder], *, device: str, weights: Epoch | None, flips: bool) -> list[Member]:
