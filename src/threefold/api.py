@@ -73,7 +73,7 @@ class Run:
     """
 
     path: Path
-    _predictors: dict[tuple[str, Epoch | None, bool], Predictor] = field(
+    _predictors: dict[tuple[str, Epoch | None, bool, bool], Predictor] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -117,6 +117,7 @@ class Run:
         device: str = "cpu",
         weights: Epoch | None = None,
         flips: bool = False,
+        disagreement_maps: bool = False,
     ) -> list[Prediction]:
         """Predict images, folders, DICOM series or cohorts; no labels are needed.
 
@@ -130,27 +131,37 @@ class Run:
             device: cpu, cuda, cuda:1, ...
             weights: weights of the best or the last epoch; None: the experiment's choice.
             flips: average over mirror images, along the axes that the recipe's augmentation mirrors.
+            disagreement_maps: of an ensemble, return (and write) how far its members are apart at each voxel.
 
         Raises:
             RunError: the run has no (such) weights, or `out` contains something else.
             ImageError: an input is unreadable, or does not match the training data.
             CohortError: a cohort is unreadable, or has targets that the network was not trained for.
-            UsageError: the device does not exist; or `flips`, and the recipe mirrors along no axis.
+            UsageError: the device does not exist; or `flips`, and the recipe mirrors along no axis; or
+                `disagreement_maps` of a single run.
         """
-        return list(self.predictor(device, weights, flips=flips).predict(inputs, out))
+        predicting = self.predictor(device, weights, flips=flips, disagreement_maps=disagreement_maps)
+        return list(predicting.predict(inputs, out))
 
     def predictor(
-        self, device: str = "cpu", weights: Epoch | None = None, *, flips: bool = False
+        self,
+        device: str = "cpu",
+        weights: Epoch | None = None,
+        *,
+        flips: bool = False,
+        disagreement_maps: bool = False,
     ) -> Predictor:
         """Return the run's network, loaded once per device and weights; errors as for `predict`.
 
         Of an ensemble, the weights of one member at a time are loaded while it predicts.
         """
-        key = device, weights, flips
+        key = device, weights, flips, disagreement_maps
         if key not in self._predictors:
             from threefold.runs.ensembles import load_predictor
 
-            made = load_predictor(self.path, device=device, weights=weights, flips=flips)
+            made = load_predictor(
+                self.path, device=device, weights=weights, flips=flips, maps=disagreement_maps
+            )
             self._predictors[key] = made
         return self._predictors[key]
 

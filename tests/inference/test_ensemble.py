@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pandas as pd
 import pytest
@@ -207,6 +208,34 @@ def test_a_map_of_disagreement_is_zero_where_members_agree(
     assert 0 <= apart.min() < apart.max() <= np.log(2)
     with pytest.raises(UsageError, match="one run, which has no members"):
         load_predictor(runs[0], maps=True)
+
+
+def test_maps_of_disagreement_are_written_on_the_images_grid(
+    together: Path, images: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    volume = np.stack([make_slice(10 + k) if k != 2 else np.zeros(SHAPE, np.int16) for k in range(5)], -1)
+    write_nifti(images / "volume.nii.gz", volume, AFFINE)  # one of whose slices shows nothing
+    found = tf.load_run(together).predict([images], out, disagreement_maps=True)
+    assert [one.case_id for one in found if not one.probabilities] == ["volume#2"]
+    table = pd.read_csv(out / "predictions.csv").set_index("case_id")
+    for prediction in found:
+        image = nibabel.load(out / table.loc[prediction.case_id, "disagreement"])
+        assert image.get_data_dtype() == np.uint16
+        values, apart = image.get_fdata(), prediction.disagreement["segmentation"]
+        if prediction.slice_index is not None:
+            assert values.shape == (*SHAPE, 5)
+            values = values[..., prediction.slice_index]
+        np.testing.assert_allclose(values.reshape(SHAPE), apart, atol=1e-5)
+        np.testing.assert_allclose(image.affine[:2, :2], AFFINE[:2, :2])
+    assert sorted(path.name for path in (out / "disagreement").iterdir()) == [
+        "a.nii.gz",
+        "below_b.nii.gz",
+        "volume.nii.gz",
+    ]
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.nii.gz")}
+    assert tf.load_run(together).predict([images], out, disagreement_maps=True) == []
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.nii.gz")} == before
 
 
 def test_what_is_refused(runs: list[Path], together: Path, tmp_path: Path) -> None:

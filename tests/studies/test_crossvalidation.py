@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +12,17 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 import threefold as tf
+from threefold.cli.app import main
 from threefold.cohorts.cohort import read_cohort
 from threefold.cohorts.splits import Split, read_split
 from threefold.errors import CohortError, RunError, UsageError
-from threefold.experiment import EnsembleSpec, MemberSpec
 from threefold.reporting.results import read_results
 from threefold.reporting.run_report import Report
+from threefold.run import RunFolder
 from threefold.runs.crossvalidated import folds_of
 from threefold.runs.ensembles import EnsembleFolder
 from threefold.studies import study_pools
 from threefold.studies.crossvalidation import CrossValidation, crossvalidate, plan_crossvalidation
-from threefold.studies.ensemble_training import plan_ensemble, train_ensemble
 from threefold.studies.reports import report
 from threefold.studies.study_folder import Outcome
 from threefold.studies.study_pools import LocalPool
@@ -138,7 +139,7 @@ def test_an_ensemble_of_runs_has_no_test_part_of_its_own(ended: Ended, tmp_path:
     with pytest.raises(RunError, match="without a test part of its own"):
         tf.load_run(made.path).evaluate()
     page = report(made.path).read_text(encoding="utf-8")
-    assert "An ensemble has no test part of its own" in page
+    assert "The ensemble has not been evaluated." in page
 
 
 def test_a_changed_question_is_refused(ended: Ended, cohort_folder: Path, tmp_path: Path) -> None:
@@ -191,15 +192,28 @@ def test_who_is_tested_by_several_folds_is_predicted_by_one() -> None:
         folds_of(_cohort(cases), only_first[1:])
 
 
-def test_the_recipe_of_an_ensemble_trains_its_members(cohort_folder: Path, tmp_path: Path) -> None:
-    cohort, out = read_cohort(cohort_folder), tmp_path / "deployed"
-    members = tuple(MemberSpec(recipe=CLS, seed=seed) for seed in (3, 4))
-    asked = plan_ensemble(EnsembleSpec(name="two", members=members), cohort, out, TINY)
-    _, made = train_ensemble(asked, lambda folder: LocalPool(folder, 1, 1), Heard())
-    assert made is not None
-    run = tf.load_run(out)
+def test_the_recipe_of_an_ensemble_trains_its_members(
+    cohort_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, recipe = tmp_path / "deployed", tmp_path / "two.yaml"
+    recipe.write_text(f"name: two\nmembers: [{{recipe: {CLS}, seed: 3}}, {{recipe: {CLS}, seed: 4}}]\n")
+
+    def train(*more: str) -> int:
+        words = ["train", str(recipe), "--cohort", str(cohort_folder), "--out", str(out), *TINY, *more]
+        monkeypatch.setattr(sys, "argv", ["threefold", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return int(end.value.code or 0)
+
+    assert train() == 0
+    assert "an ensemble of 2 runs" in capsys.readouterr().out
+    assert train() == 1
+    assert "Resume what is there with --resume" in capsys.readouterr().err
+    assert train("--resume") == 0
+    assert train("--devices", "2") == 2
+    run, cohort = tf.load_run(out), read_cohort(cohort_folder)
     assert [member.experiment.training.seed for member in run.members] == [3, 4]
     results = run.evaluate()  # on the test part that the members have in common
     assert not results.evaluation.leaks
-    test = read_split(made.members()[0].split).cases(cohort, "test")
+    test = read_split(RunFolder(run.members[0].path).split).cases(cohort, "test")
     assert results.evaluation.test_cases == {case.case_id for case in test}

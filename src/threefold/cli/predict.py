@@ -62,6 +62,12 @@ def predict(
             help="Average over mirror images, along the axes that the recipe's augmentation mirrors.",
         ),
     ] = False,
+    disagreement_maps: Annotated[
+        bool,
+        typer.Option(
+            "--disagreement-maps", help="Of an ensemble: write how far its members are apart at each voxel."
+        ),
+    ] = False,
     device: Device = "cpu",
     engine: Annotated[
         Computes | None,
@@ -128,7 +134,12 @@ def predict(
     if labelmap and not dicom:
         raise UsageError("--labelmap is a type of DICOM segmentation: add --dicom.")
     predictor = load_predictor(
-        run, device=device, weights=weights, flips=flips, engine=None if engine is None else engine.value
+        run,
+        device=device,
+        weights=weights,
+        flips=flips,
+        maps=disagreement_maps,
+        engine=None if engine is None else engine.value,
     )
     listing = find_sources(images or named, allow_outside=allow_outside)
     kind: SegmentationType | None = ("labelmap" if labelmap else "binary") if dicom else None

@@ -40,6 +40,7 @@ def encode_nifti(
     *,
     place: NiftiPlace | None = None,
     compress: bool = True,
+    stored: type[np.integer] | None = None,
 ) -> bytes:
     """Return a slice or a volume as the bytes of a NIfTI-1 file, the same for the same input.
 
@@ -49,6 +50,8 @@ def encode_nifti(
         place: `Image.stored_place` of the NIfTI whose grid this is, or whose slice: its sform, qform, codes
             and unit of length are stored instead, so that whatever a reader goes by, it lies on that image.
         compress: with gzip.
+        stored: the integers that values are scaled to, with slope and intercept in the header; None: as they
+            are.
     """
     if array.ndim not in (2, 3):
         raise ValueError(f"expected a slice or a volume, found shape {array.shape}")
@@ -62,6 +65,8 @@ def encode_nifti(
         array = array.astype(np.int32)
     make: Any = Nifti1Image
     image = make(array[..., None] if array.ndim == 2 else array, None)
+    if stored is not None:
+        image.set_data_dtype(stored)
     same = None if place is None else place.of_grid(affine)
     if same is None:
         image.set_sform(affine, code="scanner")
@@ -113,6 +118,22 @@ def write_label_map(path: Path, array: NDArray[Any], like: Image, *, labels: int
         write_png(path, array * np.uint8(255) if labels == 1 else array)
     else:
         write_nifti(path, array, like.affine, place=like.stored_place)
+
+
+def write_value_map(path: Path, array: NDArray[np.floating], like: Image) -> None:
+    """Write a number for each voxel of the image `like` as NIfTI, scaled to 16 bits.
+
+    Args:
+        path: ends in .nii or .nii.gz.
+        array: of the image's shape.
+        like: on whose grid it lies; a picture states no place, and its map has a voxel of 1 mm a pixel.
+
+    Raises:
+        ImageError: no permission, no space, or a folder that is not there.
+    """
+    if array.shape != like.array.shape:
+        raise ValueError(f"the map has shape {array.shape}, its image {like.array.shape}")
+    _write(path, encode_nifti(array, like.affine, place=like.stored_place, stored=np.uint16))
 
 
 def write_png(path: Path, array: NDArray[np.uint8]) -> None:

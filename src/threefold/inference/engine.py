@@ -127,7 +127,13 @@ _Made = Callable[[Answer, Prepared, Sequence[Question]], T]
 
 
 class Committee(nn.Module):
-    """Several networks that are asked as one; it has no weights itself, and loads those of each in turn."""
+    """Several networks that are asked as one; it has no weights itself, and loads those of each in turn.
+
+    Attributes:
+        maps: it says how far they are apart at each voxel.
+    """
+
+    maps = False
 
     def results(
         self,

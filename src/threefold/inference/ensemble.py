@@ -117,7 +117,7 @@ class Ensemble(Committee):
             maps: return how far the members are apart at each voxel.
         """
         super().__init__()
-        self._members, self._maps = tuple(members), maps
+        self._members, self.maps = tuple(members), maps
         first = self._members[0].about
         self._same_grid = all(_grid(member.about) == _grid(first) for member in self._members)
         heads = [{question.head for question in member.about.questions} for member in self._members]
@@ -145,7 +145,7 @@ class Ensemble(Committee):
             one for one in questions if one.kind != "image" or (self._same_grid and one.head in self._heads)
         ]
         for held in _held(prepared, batch_size, asked, len(self._members)):
-            polls = [_Poll(asked, maps=self._maps) for _ in held]
+            polls = [_Poll(asked, maps=self.maps) for _ in held]
             failed: dict[int, RunError] = {}
             for member in self._members:
                 self._ask(member, held, polls, failed, device, batch_size)

@@ -142,8 +142,9 @@ def _content(line: bytes) -> Content | None:
 
 
 def _is_entry(content: Content) -> bool:
-    """Whether a line says what was done of an input, with files in masks/, in a task's, or dicom/."""
+    """Whether a line says what was done of an input, with files in the folders that are written."""
     kinds = {"source": str, "stamp": str, "rows": list, "failed": list, "masks": dict}
     return all(isinstance(content.get(name), kind) for name, kind in kinds.items()) and all(
-        re.fullmatch(r"(masks/([A-Za-z][\w-]*/)?|dicom/)[^/\\]+", name) for name in content["masks"]
+        re.fullmatch(r"((masks|disagreement)/([A-Za-z][\w-]*/)?|dicom/)[^/\\]+", name)
+        for name in content["masks"]
     )

@@ -4,6 +4,7 @@ OUT/
   predictions.csv    one row per case; with a checksum file
   failed.csv         one row per input that could not be predicted, with the reason; absent if there is none
   masks/             predicted label maps
+  disagreement/      how far an ensemble's members are apart at each voxel, where asked for
   dicom/             segmentation and report of each DICOM input, if asked for
   journal.jsonl      a log with one line per input, used to resume
 """
@@ -30,7 +31,7 @@ from threefold.errors import ImageError, RunError
 from threefold.evaluation.predictions import probability_column
 from threefold.file_names import printable
 from threefold.images.geometry import Image
-from threefold.images.writing import label_map_suffix, write_label_map
+from threefold.images.writing import label_map_suffix, write_label_map, write_value_map
 from threefold.inference.journal import Content, Journal
 from threefold.inference.listing import Listing, Source
 from threefold.inference.naming import MaskNames
@@ -43,6 +44,8 @@ from threefold.run import make_folder, write_atomically
 if TYPE_CHECKING:
     from threefold.interchange.dicom_results import DicomResults
 
+DISAGREEMENT = "disagreement"
+"""The folder of the maps of how far an ensemble's members are apart, and their column."""
 WRITE_EVERY = 20.0
 """Seconds between updates of the tables while rows are added; longer if writing takes long."""
 
@@ -114,7 +117,7 @@ class _Unit:
     rows: list[Content] = field(default_factory=list)
     failed: list[Content] = field(default_factory=list)
     masks: dict[str, str] = field(default_factory=dict)
-    slices: dict[str, dict[int, NDArray[np.uint8]]] = field(default_factory=dict)
+    slices: dict[str, dict[int, NDArray[Any]]] = field(default_factory=dict)
     broken: bool = False
     predictions: list[Prediction] = field(default_factory=list)
     maps: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
@@ -175,7 +178,9 @@ class PredictionFolder:
         with alone_in(self.path, f"{self.path}: another `threefold predict` is at work in it."):
             self._refuse_others()
             masks = self.path / "masks"
-            for folder in (self.path, masks, *(masks / task for task in self._labels), self.path / "dicom"):
+            apart = self.path / DISAGREEMENT
+            of_tasks = (folder / task for folder in (masks, apart) for task in self._labels)
+            for folder in (self.path, masks, apart, *of_tasks, self.path / "dicom"):
                 remove_abandoned(folder)
             self._sources = listing.sources
             self._names = MaskNames(source.name for source in listing.sources)
@@ -253,9 +258,13 @@ class PredictionFolder:
         unit = self._units[number]
         mask = "" if prediction.mask is None else self._write_mask(unit, prediction, prediction.mask, "")
         further = {
-            task: self._write_mask(unit, prediction, labels, task)
+            f"{task}.mask": self._write_mask(unit, prediction, labels, task)
             for task, labels in prediction.masks.items()
         }
+        several = len(prediction.disagreement) > 1
+        for task, values in prediction.disagreement.items():
+            written = self._write_disagreement(unit, prediction, values, task if several else "")
+            further[f"{task}.{DISAGREEMENT}" if several else DISAGREEMENT] = written
         if self._dicom is not None:
             prediction = self._write_dicom(unit, prediction, self._dicom)
         unit.rows.append(_row(prediction, mask, further))
@@ -321,7 +330,9 @@ class PredictionFolder:
             if unit.failed and not unit.masks:  # one may lie there from before a kill
                 several = len(self._labels) > 1
                 stem = self._names.stem(unit.source.name)
-                for folder in [f"masks/{task}" for task in self._labels] if several else ["masks"]:
+                kinds = ("masks", DISAGREEMENT)
+                tasks = [f"/{task}" for task in self._labels] if several else [""]
+                for folder in (f"{kind}{task}" for kind in kinds for task in tasks):
                     for suffix in (".nii.gz", ".png"):
                         (self.path / folder / f"{stem}{suffix}").unlink(missing_ok=True)
                 for kind in ("seg", "sr"):
@@ -387,17 +398,24 @@ class PredictionFolder:
 
     def _write_mask(self, unit: _Unit, prediction: Prediction, mask: NDArray[np.uint8], task: str) -> str:
         """Write a mask, or keep it until its volume is whole; return its path within the folder."""
-        volume, index = prediction.volume, prediction.slice_index
-        if volume is None or index is None:
-            return self._write_map(unit, prediction.case_id, mask, prediction.image, task)
-        slices = unit.slices.setdefault(task, {})
-        slices[index] = mask
-        case_id = prediction.case_id.rpartition("#")[0]
-        if len(slices) < volume.array.shape[2]:
-            return self._mask_path(case_id, volume, task)
-        whole = np.stack([slices[k] for k in range(len(slices))], axis=-1)  # (I, J, K)
-        del unit.slices[task]
-        return self._write_map(unit, case_id, whole, volume, task)
+        case_id, image = _whole_input(prediction)
+        whole = _whole_array(unit, prediction, mask, task)
+        if whole is None:
+            return self._mask_path(case_id, image, task)
+        return self._write_map(unit, case_id, whole, image, task)
+
+    def _write_disagreement(
+        self, unit: _Unit, prediction: Prediction, values: NDArray[np.float32], task: str
+    ) -> str:
+        """Write a map of how far an ensemble's members are apart, as `_write_mask` a mask."""
+        case_id, image = _whole_input(prediction)
+        name = f"{'/'.join(filter(None, (DISAGREEMENT, task)))}/{self._names.stem(case_id)}.nii.gz"
+        whole = _whole_array(unit, prediction, values, f"{DISAGREEMENT} {task}")
+        if whole is not None:
+            make_folder((self.path / name).parent)
+            write_value_map(self.path / name, whole, image)
+            unit.masks[name] = _digest(self.path / name)
+        return name
 
     def _write_dicom(self, unit: _Unit, prediction: Prediction, dicom: DicomResults) -> Prediction:
         """Write the DICOM objects of an image, or of a volume with its last slice.
@@ -445,6 +463,26 @@ class PredictionFolder:
         return f"{folder}/{self._names.stem(case_id)}{label_map_suffix(image)}"
 
 
+def _whole_input(prediction: Prediction) -> tuple[str, Image]:
+    """Return the id and the image of the input that a prediction is of: of a slice, its volume's."""
+    if prediction.volume is None:
+        return prediction.case_id, prediction.image
+    return prediction.case_id.rpartition("#")[0], prediction.volume
+
+
+def _whole_array(unit: _Unit, prediction: Prediction, array: NDArray[Any], what: str) -> NDArray[Any] | None:
+    """Return an array of the whole input; of slices, (I, J, K) with the last one, and None until then."""
+    volume, index = prediction.volume, prediction.slice_index
+    if volume is None or index is None:
+        return array
+    slices = unit.slices.setdefault(what, {})
+    slices[index] = array
+    if len(slices) < volume.array.shape[2]:
+        return None
+    del unit.slices[what]
+    return np.stack([slices[k] for k in range(len(slices))], axis=-1)
+
+
 def _row(prediction: Prediction, mask: str, further: Mapping[str, str]) -> Content:
     return {
         "case_id": printable(prediction.case_id),
@@ -453,7 +491,7 @@ def _row(prediction: Prediction, mask: str, further: Mapping[str, str]) -> Conte
         "probabilities": dict(prediction.probabilities),
         "decision": prediction.decision,
         "topology": dict(prediction.topology),
-        "answers": {**prediction.answers, **{f"{task}.mask": path for task, path in further.items()}},
+        "answers": {**prediction.answers, **further},
         "members": dict(prediction.members),
         "voxels": None if prediction.mask is None else int((prediction.mask > 0).sum()),
         "mask": mask or None,

@@ -31,9 +31,9 @@ from threefold.experiments import read_experiment
 from threefold.images.reading import Uneven
 from threefold.inference.agreement import contradiction
 from threefold.inference.cases import Progress, probabilities_of
-from threefold.inference.engine import Prepared, Result, Seat, run_network
+from threefold.inference.engine import Committee, Prepared, Result, Seat, run_network
 from threefold.inference.listing import Inputs, Listing, Source, find_sources
-from threefold.inference.output import Prediction, PredictionFolder
+from threefold.inference.output import DISAGREEMENT, Prediction, PredictionFolder
 from threefold.inference.sources import Asked, OnError, prepare_each, refuse_other_question
 from threefold.inference.structures import topology_columns
 from threefold.interchange.dicom_results import DicomResults, require_dicom
@@ -225,6 +225,7 @@ class Predictor:
                 "batch_size": batch_size,
                 "program": __version__,
                 **({"engine": self.engine} if self.engine else {}),
+                **({DISAGREEMENT: True} if isinstance(self.network, Committee) and self.network.maps else {}),
             },
             dicom=None if dicom is None else self._dicom_results(dicom),
         )
@@ -314,7 +315,8 @@ class Predictor:
     def _prediction(self, one: Prepared, result: Result) -> Prediction:
         if one.shows_nothing:
             empty = {head: np.zeros_like(labels) for head, labels in result.labels.items()}
-            result = Result(labels=empty, note=result.note)
+            agreed = {head: np.zeros_like(values) for head, values in result.disagreement.items()}
+            result = Result(labels=empty, note=result.note, disagreement=agreed)
         asked, labelled = the_only(self.questions, "class"), the_only(self.questions, "labels")
         probabilities = {} if asked is None else probabilities_of(asked, result)
         decision = self.decide(probabilities, asked) if probabilities else None

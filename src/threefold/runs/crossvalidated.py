@@ -220,8 +220,8 @@ def evaluate_crossvalidated(out: Path) -> Report:
     predictions = replace(
         with_structures_beside(predictions, folder),
         notes=(
-            f"Out of fold: each case is predicted by the network of its fold, 1 of {len(members)}, which was "
-            "not trained on its patient.",
+            f"Out of fold: each case is predicted by one of {len(members)} networks, that of its fold, which "
+            "was not trained on its patient.",
             *predictions.notes,
         ),
     )

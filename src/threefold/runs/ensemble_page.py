@@ -64,7 +64,7 @@ def ensemble_page(folder: Path, footer: str, *, progress: Progress | None = None
         title=f"{what.split()[1].capitalize()}: {folder.resolve().name}",
         lead=f"{what} of {len(members)} runs ({experiment.name}) for {', '.join(experiment.tasks)}.",
         opening=(
-            *_opening(folder, members, evaluated=headline is not None, crossvalidated=crossvalidated),
+            *_opening(folder, members, crossvalidated=crossvalidated),
             *((headline,) if headline is not None else ()),
         ),
         sections=(
@@ -91,9 +91,7 @@ _AS_ONE = (
 )
 
 
-def _opening(
-    folder: Path, members: Sequence[RunFolder], *, evaluated: bool, crossvalidated: bool
-) -> Iterator[Block]:
+def _opening(folder: Path, members: Sequence[RunFolder], *, crossvalidated: bool) -> Iterator[Block]:
     if crossvalidated:
         yield Notice(
             "note",
@@ -101,11 +99,11 @@ def _opening(
             "trained on its patient. They are of the single networks, not of the ensemble; `threefold "
             f"evaluate {folder} --cohort COHORT` evaluates the ensemble on a cohort that no fold has seen.",
         )
-    elif not evaluated:
+    elif not (folder / "evaluations").is_dir():
         yield Notice(
             "note",
-            "An ensemble has no test part of its own, because a member may have been trained on another's "
-            f"test cases. `threefold evaluate {folder} --cohort COHORT` evaluates it on another cohort.",
+            f"The ensemble has not been evaluated. `threefold evaluate {folder}` evaluates it on the test "
+            "part that its members have in common, `--cohort COHORT` on another cohort.",
         )
     yield leaks_of_runs({run.path.name: read_split(run.split) for run in members})
 

@@ -179,11 +179,13 @@ def load_predictor(
     Raises:
         RunError, WeightsError: as `Predictor.from_run` and `EnsembleFolder.members`; or two members differ in
             what they were trained for; or the engine does not answer as PyTorch does.
-        UsageError: there is no such device; or `flips`, and no recipe mirrors; or `maps` of a single pass; or
+        UsageError: there is no such device; or `flips`, and no recipe mirrors; or `maps` of a single run; or
             `engine` of several passes or on another device than the CPU.
     """
     path = Path(folder)
     ensemble = EnsembleFolder(path)
+    if not ensemble.exists and maps:
+        raise UsageError(f"{path}: is one run, which has no members to be apart. Name an ensemble.")
     if engine is not None:
         if ensemble.exists or flips or device != "cpu":
             raise UsageError(
@@ -193,8 +195,6 @@ def load_predictor(
         alone = Predictor.from_run(path, weights=weights)
         return with_engine(alone, RunFolder(path), engine, comparison_cases(RunFolder(path)))
     if not ensemble.exists and not flips:
-        if maps:
-            raise UsageError(f"{path}: is one run, which has no members to be apart. Name an ensemble.")
         return Predictor.from_run(path, device=device, weights=weights)
     members = _members(member_runs(path), device=device, weights=weights, flips=flips)
     if flips and all(len(member.mirrored) == 1 for member in members):
