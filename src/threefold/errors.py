@@ -92,5 +92,9 @@ class TrainingError(ThreefoldError):
     """Training stopped: a non-finite loss, no usable target, no space for a checkpoint."""
 
 
+class PacsError(ThreefoldError):
+    """A PACS can't be reached, refuses, or has not what was asked for."""
+
+
 class PredictionsError(ThreefoldError):
     """A table of predictions can't be evaluated."""

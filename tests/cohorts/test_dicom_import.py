@@ -16,7 +16,7 @@ from pydicom.uid import BasicTextSRStorage, SegmentationStorage
 
 from threefold.cli.app import main
 from threefold.cohorts.cohort import Cohort, CohortSpec
-from threefold.cohorts.dicom_import import import_dicom
+from threefold.cohorts.dicom_import import Identity, import_dicom
 from threefold.errors import CohortError, ImageError
 from threefold.images.reading import read_image
 
@@ -52,7 +52,7 @@ def scan(tmp_path: Path) -> Path:
 
 
 def make(folder: Path, out: Path, axes: int = 3, **options: Any) -> Cohort:
-    return import_dicom(folder, out, spec=SPECS[axes], site="north", patient_id="p1", **options)
+    return import_dicom(folder, out, spec=SPECS[axes], identity=Identity("p1", "north"), **options)
 
 
 def provenance(out: Path) -> dict[str, Any]:
@@ -154,14 +154,63 @@ def test_several_series_in_one_folder(scan: Path, tmp_path: Path) -> None:
     assert "head/series of 1.2-0.dcm" in provenance(tmp_path / "again")["failed"]
 
 
-def test_a_series_in_two_folders_is_no_series(scan: Path, tmp_path: Path) -> None:
+def test_a_series_may_lie_in_two_folders_but_not_twice(scan: Path, tmp_path: Path) -> None:
     (scan / "rest").mkdir()
-    (scan / "head" / "1.1-3.dcm").rename(scan / "rest" / "1.1-3.dcm")
+    moved = (scan / "head" / "1.1-3.dcm").rename(scan / "rest" / "1.1-3.dcm")
     cohort = make(scan, tmp_path / "out")
-    assert len(cohort.cases) == 1
-    failed = provenance(tmp_path / "out")["failed"]
+    assert len(cohort.cases) == 2
+    assert max(read_image(case.image).array.shape[2] for case in cohort.cases) == 4
+    (scan / "head" / "1.1-3.dcm").write_bytes(moved.read_bytes())
+    assert len(make(scan, tmp_path / "again").cases) == 1
+    failed = provenance(tmp_path / "again")["failed"]
     assert list(failed) == ["head", "rest"]
-    assert "lies in 2 folders: head, rest" in failed["head"]
+    assert "lies in 2 folders, with copies of the same files: head, rest" in failed["head"]
+
+
+def export(folder: Path) -> Path:
+    """Series of two patients, and one that names none."""
+    header = {"InstitutionName": "St. Elsewhere", "StationName": "CT7", "Manufacturer": "ACME", "KVP": "120"}
+    for uid, patient in (("1.1", "A 17"), ("1.2", "A 17"), ("2.1", "B")):
+        name = {"PatientID": patient, "PatientName": "Doe^Jane", "SeriesDescription": "for Dr. Who"}
+        write_series(folder / uid, uid, **header, **name, StudyInstanceUID=uid[0])
+    write_series(folder / "3.1", "3.1", **header)
+    return folder
+
+
+def test_patients_sites_and_scanners_come_from_the_headers(tmp_path: Path) -> None:
+    scans = export(tmp_path / "export")
+
+    def imported(name: str, **options: Any) -> Cohort:
+        return import_dicom(scans, tmp_path / name, spec=SPECS[3], identity=Identity(**options))
+
+    cohort, again, other = imported("a", key=b"k" * 32), imported("b", key=b"k" * 32), imported("c")
+    patients = [case.patient_id for case in cohort.cases]
+    names = [f"{patients[0]}-1", f"{patients[0]}-2", f"{patients[2]}-1"]
+    assert [case.case_id for case in cohort.cases] == names
+    assert len({*patients}) == 2
+    assert [case.patient_id for case in again.cases] == patients
+    assert not {*patients} & {case.patient_id for case in other.cases}
+    assert provenance(tmp_path / "a")["failed"]["3.1"].startswith("has no PatientID")
+    extra = cohort.cases[0].extra
+    assert (extra["manufacturer"], extra["kvp"], extra["modality"]) == ("ACME", "120", "CT")
+    assert "kvp" in cohort.spec.columns
+    written = "".join(
+        path.read_text() for path in (tmp_path / "a").iterdir() if path.suffix in (".csv", ".yaml")
+    )
+    for secret in ("A 17", "Doe", "Elsewhere", "CT7", "Who"):
+        assert secret not in written
+    kept = imported("d", keep_identifiers=True).cases[0]
+    assert (kept.patient_id, kept.site, kept.extra["patient_name"]) == ("A 17", "St. Elsewhere", "Doe^Jane")
+
+
+def test_a_key_has_to_be_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "key").write_text("short")
+    (tmp_path / "cohort.yaml").write_text("name: x\nmodality: ct\ndimensions: 3\n")
+    command = ["import", "dicom", tmp_path, "--meaning", tmp_path / "cohort.yaml", "--out", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", ["threefold", *map(str, command), "--key-file", str(tmp_path / "key")])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
 
 
 def test_what_is_no_image_is_passed_over(scan: Path, tmp_path: Path) -> None:
@@ -230,7 +279,7 @@ def test_what_can_not_be_imported_at_all(scan: Path, tmp_path: Path) -> None:
 def test_a_volume_can_not_keep_uneven_slices(tmp_path: Path) -> None:
     spec = CohortSpec(name="x", modality="ct", dimensions=3)
     with pytest.raises(CohortError, match="resample them"):
-        import_dicom(tmp_path, tmp_path / "out", spec=spec, site="s", patient_id="p", uneven="keep")
+        import_dicom(tmp_path, tmp_path / "out", spec=spec, identity=Identity("p", "s"), uneven="keep")
 
 
 @pytest.mark.parametrize(
@@ -246,7 +295,11 @@ def test_a_series_label_that_is_no_class_is_one_line(
     spec = CohortSpec(name="x", modality="ct", dimensions=2, classes=classes)
     with pytest.raises(CohortError) as error:
         import_dicom(
-            tmp_path / "no-series", tmp_path / "out", spec=spec, site="s", patient_id="p", label="haemorhage"
+            tmp_path / "no-series",
+            tmp_path / "out",
+            spec=spec,
+            identity=Identity("p", "s"),
+            label="haemorhage",
         )
     assert str(error.value).startswith(said)
     assert "\n" not in str(error.value)

@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from pydicom.uid import MRImageStorage, RLELossless, UltrasoundMultiFrameImageStorage, generate_uid
 
 from threefold.cohorts.cohort import CohortSpec
-from threefold.cohorts.dicom_import import import_dicom
+from threefold.cohorts.dicom_import import Identity, import_dicom
 from threefold.errors import ImageError
 from threefold.images.reading import read_header, read_image
 
@@ -188,6 +188,6 @@ def test_an_enhanced_file_is_imported_as_a_series(ct: tuple[Path, Path], tmp_pat
     for axes, uneven in ((3, "refuse"), (2, "refuse"), (2, "keep")):
         spec = CohortSpec.model_validate({**meaning, "dimensions": axes})
         out = tmp_path / f"{axes}-{uneven}"
-        cohort = import_dicom(folder, out, spec=spec, site="a", patient_id="p", uneven=uneven)  # type: ignore[arg-type]
+        cohort = import_dicom(folder, out, spec=spec, identity=Identity("p", "a"), uneven=uneven)  # type: ignore[arg-type]
         counts[out.name] = len(cohort.cases)
     assert counts == {"3-refuse": 1, "2-refuse": 4, "2-keep": 4}

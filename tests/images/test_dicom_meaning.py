@@ -331,5 +331,6 @@ def test_what_the_standard_forbids_is_read_without_a_warning_on_the_screen(
     assert read_image(path).facts.modality == "CT"
     read_header(path)
     read_image(path.parent)
-    assert group_series(path.parent, [path.name]).series == ((path.name,),)
+    (found,) = group_series(path.parent, [path.name]).series
+    assert found.names == [path.name]
     assert [series.files for series in find_series(path.parent).series] == [(path.name,)]

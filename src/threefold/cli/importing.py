@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -271,36 +272,51 @@ def waterbirds(
 
 @importing.command("dicom")
 def dicom(
-    folder: Annotated[Path, typer.Argument(help="Folder with the DICOM series of one patient.")],
+    folder: Annotated[Path, typer.Argument(help="Folder with DICOM series, of one patient or of many.")],
     out: Out,
-    site: Annotated[str, typer.Option(help="Name of the hospital.")],
-    patient: Annotated[str, typer.Option(help="Pseudonym of the patient.")],
     meaning: Annotated[Path, typer.Option(help="A cohort.yaml that describes the new cohort.")],
+    site: Annotated[
+        str | None, typer.Option(help="Name of the hospital. [default: the headers' InstitutionName]")
+    ] = None,
+    patient: Annotated[
+        str | None, typer.Option(help="Pseudonym of the only patient. [default: the headers' PatientID]")
+    ] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(help="A secret: with it, a patient has the same pseudonym in every import."),
+    ] = None,
+    keep_identifiers: Annotated[
+        bool, typer.Option("--keep-identifiers", help="Keep ids and names of the headers as they are.")
+    ] = False,
     label: Annotated[str | None, typer.Option(help="Class of every case.")] = None,
     uneven: Annotated[
         Uneven,
         typer.Option(help="Uneven or tilted slices: refuse, resample to an even grid, or keep as scanned."),
     ] = Uneven.REFUSE,
 ) -> None:
-    """Create a cohort from a patient's DICOM series: slices, or one volume per series (`dimensions`).
+    """Create a cohort from DICOM series: slices, or one volume per series (`dimensions`).
+
+    Patients, sites and acquisition come from the headers. Ids become pseudonyms (a keyed hash) and names are
+    left out, unless you pass --keep-identifiers.
 
     A series with an unreadable file is skipped as a whole and reported; the exit status is then 1.
 
-    Example: `threefold import dicom scan/ --meaning cohort.yaml --site north --patient p1 --out my-cohort`
+    Example: `threefold import dicom export/ --meaning cohort.yaml --key-file secret --out my-cohort`
     """
     from threefold.cohorts.cohort import CohortSpec
-    from threefold.cohorts.dicom_import import import_dicom
-    from threefold.errors import CohortError
+    from threefold.cohorts.dicom_import import Identity, import_dicom
     from threefold.validation import parse_spec, read_yaml
 
     spec = parse_spec(CohortSpec, read_yaml(meaning, CohortError), where=str(meaning), error=CohortError)
+    identity = Identity(patient, site, keep_identifiers)
+    if key_file is not None:
+        identity = replace(identity, key=_secret(key_file))
     with progress_of("Importing series") as progress:
         cohort = import_dicom(
             folder,
             out,
             spec=spec,
-            site=site,
-            patient_id=patient,
+            identity=identity,
             label=label,
             uneven=uneven.value,
             progress=progress,
@@ -330,6 +346,24 @@ def merge(
     with progress_of("Merging cases") as progress:
         cohort = merge_cohorts(parts, out, name=name, prefix=prefix, copy=not reference, progress=progress)
     _say(cohort)
+
+
+def _secret(path: Path) -> bytes:
+    """Return the content of a key file.
+
+    Raises:
+        UsageError: it can't be read, or is too short to be a secret.
+    """
+    try:
+        content = path.read_bytes().strip()
+    except OSError as error:
+        raise UsageError(f"--key-file {path}: can't be read ({error.strerror}). Correct its path.") from error
+    if len(content) < 16:
+        raise UsageError(
+            f"--key-file {path}: holds {len(content)} bytes; expected 16 or more that nobody can guess, for "
+            "example of `openssl rand -hex 32`."
+        )
+    return content
 
 
 def _pairs(values: Sequence[str] | None, option: str) -> dict[str, str]:

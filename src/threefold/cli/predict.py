@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from threefold.inference.listing import Source
     from threefold.inference.output import Prediction
     from threefold.interchange.dicom_seg import SegmentationType
+    from threefold.interchange.dicomweb import Pacs
 
 
 class Computes(StrEnum):
@@ -86,6 +88,14 @@ def predict(
         bool,
         typer.Option("--labelmap", help="With --dicom: one label per voxel, instead of a bit per segment."),
     ] = False,
+    source: Annotated[
+        str | None,
+        typer.Option("--from", help="Address of a DICOMweb service that has the images, in place of IMAGES."),
+    ] = None,
+    study: Annotated[str | None, typer.Option(help="With --from: the StudyInstanceUID to predict.")] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", help="Address of a DICOMweb service that gets the DICOM results.")
+    ] = None,
     allow_outside: AllowOutside = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print predictions and failures as JSON on standard output.")
@@ -112,7 +122,8 @@ def predict(
     openvino-bf16 computes in bfloat16, which rounds probabilities.
 
     With --dicom, each DICOM input also gets a segmentation (SEG) and a measurement report (SR) in its own
-    study, in OUT/dicom.
+    study, in OUT/dicom. --from and --study predict the images of a study in a PACS, which are kept in
+    OUT/received; --to stores the segmentations and reports in a PACS.
 
     A network with several input channels accepts cohorts that declare them, or a single case whose channels
     are given with --channel.
@@ -122,17 +133,27 @@ def predict(
 
     Example: `threefold predict my-run scans/ patient7.nii.gz --out my-predictions`
     """
-    from threefold.inference.listing import find_sources
+    from threefold.file_names import printable
+    from threefold.inference.listing import Listing, PassedOver, find_sources
+    from threefold.inference.output import RECEIVED
+    from threefold.interchange.dicomweb import Pacs
     from threefold.runs.ensembles import load_predictor
 
     def fail(source: Source, error: ThreefoldError) -> None:
         print(f"error: {error}", file=sys.stderr, flush=True)
 
     named = _named_channels(channel or [])
-    if bool(images) == bool(named):
-        raise UsageError("name either images, folders and cohorts, or each --channel of one case.")
+    if bool(images) + bool(named) + (source is not None) != 1:
+        raise UsageError(
+            "name either images, folders and cohorts, or each --channel of one case, or a study in a PACS "
+            "(--from and --study)."
+        )
+    if (source is None) != (study is None):
+        raise UsageError("--from needs the --study to predict, and --study the address that it is --from.")
+    dicom = dicom or to is not None
     if labelmap and not dicom:
         raise UsageError("--labelmap is a type of DICOM segmentation: add --dicom.")
+    target = None if to is None else Pacs(to)
     predictor = load_predictor(
         run,
         device=device,
@@ -141,9 +162,17 @@ def predict(
         maps=disagreement_maps,
         engine=None if engine is None else engine.value,
     )
-    listing = find_sources(images or named, allow_outside=allow_outside)
     kind: SegmentationType | None = ("labelmap" if labelmap else "binary") if dicom else None
-    folder = predictor.folder(out, listing, batch_size=batch_size, uneven=uneven.value, dicom=kind)
+    options: dict[str, Any] = {"batch_size": batch_size, "uneven": uneven.value, "dicom": kind}
+    lost: list[str] = []
+    if source is not None and study is not None:
+        images = [out / RECEIVED]
+        predictor.folder(
+            out, Listing((), PassedOver(), (printable(images[0].absolute()),)), **options
+        )  # refuse another's before anything is received
+        _receive(Pacs(source), study, images[0], lost)
+    listing = find_sources(images or named, allow_outside=allow_outside)
+    folder = predictor.folder(out, listing, **options)
     for note in (*predictor.notes, *(f"passed over: {line}" for line in listing.passed.lines())):
         print(f"note: {note}", file=sys.stderr, flush=True)
     said = f"interrupted. Finished predictions are in {out}; repeat the command to resume."
@@ -163,8 +192,8 @@ def predict(
             "out": str(out),
             "notes": list(predictor.notes),
             "passed_over": {
-                kind: {"count": number, "first": listing.passed.names[kind]}
-                for kind, number in listing.passed.counts.items()
+                kind: {"count": len(names), "first": names[:5]}
+                for kind, names in listing.passed.names.items()
             },
         }
         _print_json(content, {"predictions": map(_as_asked, folder.rows()), "failures": folder.failures()})
@@ -173,7 +202,24 @@ def predict(
         where = f" in {out / 'predictions.csv'}" if done else ""
         beside = f"; {count(passed, 'file')} passed over" if passed else ""
         typer.echo(f"{count(done, 'prediction')}{where}; {count(failed, 'input')} failed{beside}")
-    raise typer.Exit(1 if failed else 0)
+    if target is not None:
+        files = [*folder.dicom_files()]
+        stored = target.send(files, on_failure=partial(_say_lost, lost))
+        print(f"{stored} of {count(len(files), 'DICOM object')} stored at {target.name}", file=sys.stderr)
+    raise typer.Exit(1 if failed or lost else 0)
+
+
+def _receive(pacs: Pacs, study: str, into: Path, lost: list[str]) -> None:
+    """Bring the images of a study into a folder."""
+    said = f"interrupted. What was received is in {into}; repeat the command to resume."
+    with interruptible(said), progress_of("Receiving") as progress:
+        there = pacs.receive(study, into, on_failure=partial(_say_lost, lost), progress=progress)
+    print(f"note: {count(there, 'instance')} of the study received from {pacs.name}", file=sys.stderr)
+
+
+def _say_lost(lost: list[str], name: str, reason: str) -> None:
+    lost.append(name)
+    print(f"error: {name}: {reason}", file=sys.stderr, flush=True)
 
 
 def _named_channels(options: list[str]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from threefold.errors import ImageError
 from threefold.images.decoding import decoding, short
@@ -38,21 +38,41 @@ def is_enhanced(path: Path, dataset: Dataset) -> bool:
 
 
 def other_object(path: Path, dataset: Dataset) -> str | None:
-    """Return what a file is that is no image and passes for none, such as a report; None: it is an image.
+    """Return what a file is that is no image of slices and passes for none (a report, a scout); None: it is.
 
     Raises:
         ImageError: an image that was cut off before its size; to pass it over would leave a gap.
     """
     with decoding(path, "a DICOM image"):
-        uid, name = _class_of(dataset), object_name(dataset)
-        is_image = " Image Storage" in name and "Non-" not in name
-        cut = _STANDARD.startswith(uid) or (
-            uid.startswith(_STANDARD) and name == uid
-        )  # a class, or half of one
-        if uid in _NOT_SLICES or ("Rows" not in dataset and not is_image and not cut):
-            return name
-        refuse_other_objects(path, dataset)
-    return None
+        found = no_slice(dataset)
+        if found is None:
+            refuse_other_objects(path, dataset)
+    return found
+
+
+def no_slice(dataset: Dataset) -> str | None:
+    """Return what a data set is that is no image of slices; None: it is one, or was before it was cut."""
+    uid, name = _class_of(dataset), object_name(dataset)
+    is_image = " Image Storage" in name and "Non-" not in name
+    cut = _STANDARD.startswith(uid) or (uid.startswith(_STANDARD) and name == uid)  # a class, or half of one
+    if uid in _NOT_SLICES or ("Rows" not in dataset and not is_image and not cut):
+        return name
+    return "a localizer (scout) image" if is_localizer(dataset) else None
+
+
+def is_localizer(dataset: Dataset) -> bool:
+    """Whether a CT is a projection, from which its slices were planned, by its ImageType (or FrameType)."""
+    types = [one for name in ("ImageType", "FrameType") for one in several_of(dataset, name)]
+    is_ct = str(dataset.get("Modality")).strip().upper() == "CT"
+    return is_ct and "LOCALIZER" in (str(one).upper() for one in types)
+
+
+def several_of(dataset: Dataset, keyword: str) -> list[Any]:
+    """Return the values of an attribute, however many there are."""
+    value = dataset.get(keyword)
+    if value is None:
+        return []
+    return list(value) if not isinstance(value, str) and hasattr(value, "__iter__") else [value]
 
 
 def refuse_other_objects(path: Path, dataset: Dataset) -> None:

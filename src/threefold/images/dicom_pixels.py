@@ -17,7 +17,7 @@ from threefold.images.dicom_decoders import (
     refuse_cut_off,
     refuse_undecodable,
 )
-from threefold.images.dicom_kinds import object_name, refuse_other_objects
+from threefold.images.dicom_kinds import is_localizer, object_name, refuse_other_objects, several_of
 from threefold.images.facts import Facts
 from threefold.images.memory import refuse_beyond_memory
 
@@ -106,7 +106,7 @@ def read_encoding(path: Path, dataset: Dataset) -> Encoding:
             )
         _refuse_photometric(path, photometric, samples)
         modality = (_text(dataset, "Modality") or "").upper() or None
-        if modality == "CT" and "LOCALIZER" in _image_types(dataset):
+        if is_localizer(dataset):
             raise ImageError(
                 f"{path}: a localizer (scout) image, a projection and not a slice. Leave it out."
             )
@@ -351,19 +351,7 @@ def _facts(dataset: Dataset, modality: str | None, unit: Any) -> Facts:
 
 
 def _text(dataset: Dataset, keyword: str) -> str | None:
-    return short("\\".join(map(str, _several(dataset, keyword))), 80) or None
-
-
-def _image_types(dataset: Dataset) -> set[str]:
-    """Return what kind of image a slice is, or a frame (FrameType)."""
-    return {str(one).upper() for name in ("ImageType", "FrameType") for one in _several(dataset, name)}
-
-
-def _several(dataset: Dataset, keyword: str) -> list[Any]:
-    value = dataset.get(keyword)
-    if value is None:
-        return []
-    return list(value) if not isinstance(value, str) and hasattr(value, "__iter__") else [value]
+    return short("\\".join(map(str, several_of(dataset, keyword))), 80) or None
 
 
 def stated_number(dataset: Dataset, keyword: str) -> float | None:

@@ -18,6 +18,13 @@ from threefold.images.dicom_slice import parsed
 from threefold.images.folders import folders_below
 from threefold.images.formats import looks_like_dicom
 
+STATED = (
+    "PatientID", "PatientName", "StudyInstanceUID", "SeriesInstanceUID", "StudyDescription",
+    "SeriesDescription", "InstitutionName", "StationName", "Manufacturer", "ManufacturerModelName",
+    "Modality", "ConvolutionKernel", "KVP", "MagneticFieldStrength", "SliceThickness",
+)  # fmt: skip
+"""Attributes that say whose series it is, and how it was made."""
+
 
 @dataclass(frozen=True)
 class FoundSeries:
@@ -26,16 +33,22 @@ class FoundSeries:
     Attributes:
         name: its folder, as the search sees it; where that holds several series, and of which file it begins.
         folder: that its files lie in.
-        files: their names, sorted.
-        patient: PatientID, as the first file states it; empty where it does not.
+        files: their names, sorted; paths within the folder, where they lie in several below it.
+        stated: what its first file states of patient, study, scanner and acquisition (`STATED`), without what
+            is empty.
         problem: why it can't be read as the series that it was; None: nothing speaks against it so far.
     """
 
     name: str
     folder: Path
     files: tuple[str, ...]
-    patient: str
+    stated: Mapping[str, str]
     problem: str | None
+
+    @property
+    def patient(self) -> str:
+        """PatientID; empty where it is not stated."""
+        return self.stated.get("PatientID", "")
 
 
 @dataclass(frozen=True)
@@ -57,7 +70,8 @@ def find_series(folder: Path) -> FoundInFolder:
     """Read the headers below a folder, and sort the files by series.
 
     A damaged file in the folder of one series is taken for a part of it: without the file the series would
-    have a gap. Hidden files and folders are not looked at, links to folders not followed.
+    have a gap. A series may lie in several folders, unless one holds copies of what is in another. Hidden
+    files and folders are not looked at, links to folders not followed.
 
     Raises:
         ImageError: there is no such folder.
@@ -82,16 +96,19 @@ def find_series(folder: Path) -> FoundInFolder:
             dataset, _ = parsed(path, pixels=False)
             other = other_object(path, dataset)
             with decoding(path, "a DICOM image"):
-                uid, patient = (
-                    short(dataset.get(name) or "", 80) for name in ("SeriesInstanceUID", "PatientID")
+                uid, instance = (
+                    short(dataset.get(name) or "", 80) for name in ("SeriesInstanceUID", "SOPInstanceUID")
                 )
+                facts = {name: text for name in STATED if (text := short(dataset.get(name) or "", 80))}
         except ImageError as error:
             damaged[path.parent][path.name] = str(error)
             continue
         if other is not None:
             passed.append(f"{_place(path, folder)} ({other})")
             continue
-        found.setdefault((path.parent, uid), _Files(patient)).names.append(path.name)
+        files = found.setdefault((path.parent, uid), _Files(facts))
+        files.names.append(path.name)
+        files.instances.add(instance or str(path))
     known = {(here, unnumbered(name)) for (here, _), one in found.items() for name in one.names}
     for path in unknown:
         if (path.parent, unnumbered(path.name)) in known:
@@ -126,10 +143,11 @@ def patient_of(path: Path) -> str:
 
 @dataclass
 class _Files:
-    """Files of one series in one folder, and the first one's PatientID."""
+    """Files of one series in one folder, what the first one states, and the UIDs of all."""
 
-    patient: str
+    stated: Mapping[str, str]
     names: list[str] = field(default_factory=list)
+    instances: set[str] = field(default_factory=set)
 
 
 def _named(
@@ -137,21 +155,42 @@ def _named(
 ) -> Iterator[FoundSeries]:
     """Yield the series with their names and problems; take what damaged files are theirs for sure."""
     series_in = Counter(here for here, _ in found)
-    folders_of = {uid: [here for here, other in found if other == uid] for _, uid in found if uid}
-    for (here, uid), files in found.items():
-        name, problem = printable(folder.absolute().name) if here == folder else _place(here, folder), None
-        if series_in[here] > 1:
-            name += f"/series of {printable(files.names[0])}"
-        elif here in damaged:
-            problem = _gap(damaged.pop(here), len(files.names))
-        several = folders_of.get(uid, [])
-        if len(several) > 1:
-            places = ", ".join(_place(one, folder) for one in several[:5])
+    folders_of: dict[str, list[Path]] = {}
+    for here, uid in found:
+        folders_of.setdefault(uid or str(here), []).append(here)
+    for uid, folders in folders_of.items():
+        parts = [found[here, uid if (here, uid) in found else ""] for here in folders]
+        problem = None
+        for here in folders:
+            if series_in[here] == 1 and here in damaged:
+                problem = _gap(damaged.pop(here), sum(len(part.names) for part in parts))
+        if len(folders) > 1 and sum(len(part.instances) for part in parts) > len(
+            set().union(*(part.instances for part in parts))
+        ):
+            places = ", ".join(_place(one, folder) for one in folders[:5])
             problem = (
-                f"{printable(here)}: series {uid} lies in {len(several)} folders: {places}. Put its files "
-                "into one, and take copies out."
+                f"series {uid} lies in {len(folders)} folders, with copies of the same files: {places}. Take "
+                "the copies out."
             )
-        yield FoundSeries(name, here, tuple(files.names), files.patient, problem)
+            for here, part in zip(folders, parts, strict=True):
+                name = _name(folder, here, part.names[0], series_in[here] > 1)
+                yield FoundSeries(name, here, tuple(part.names), part.stated, f"{printable(here)}: {problem}")
+            continue
+        home = Path(os.path.commonpath(folders))
+        files = [
+            (here / name).relative_to(home).as_posix()
+            for here, part in zip(folders, parts, strict=True)
+            for name in part.names
+        ]
+        several = series_in[home] > 1 if len(folders) == 1 else len(folders_of) > 1
+        yield FoundSeries(
+            _name(folder, home, files[0], several), home, tuple(files), parts[0].stated, problem
+        )
+
+
+def _name(folder: Path, here: Path, first: str, several: bool) -> str:
+    name = printable(folder.absolute().name) if here == folder else _place(here, folder)
+    return f"{name}/series of {printable(first)}" if several else name
 
 
 def _gap(damaged: Mapping[str, str], good: int) -> str:

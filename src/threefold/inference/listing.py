@@ -13,7 +13,7 @@ from pathlib import Path
 from threefold.cohorts.cohort import SPEC_NAME, Case, Cohort, CohortSpec, read_cohort
 from threefold.errors import CohortError, ImageError, some
 from threefold.file_names import printable
-from threefold.images.dicom_groups import group_series, unnumbered
+from threefold.images.dicom_groups import SeriesFiles, group_series, unnumbered
 from threefold.images.formats import format_of
 from threefold.images.readers import readers
 
@@ -59,24 +59,22 @@ class Source:
 
 @dataclass
 class PassedOver:
-    """What folders hold that is no image: how many of each kind, and the names of the first few."""
+    """What folders hold that is no image to predict: the names by the reason, in the order of the first."""
 
-    counts: Counter[str] = field(default_factory=Counter)
     names: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, kind: str, path: PathLike) -> None:
-        """Count a file or folder."""
-        self.counts[kind] += 1
-        shown = self.names.setdefault(kind, [])
-        if len(shown) < _SHOWN:
-            shown.append(printable(path))
+        """Add a file or folder."""
+        self.names.setdefault(kind, []).append(printable(path))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many there are, by the reason."""
+        return {kind: len(names) for kind, names in self.names.items()}
 
     def lines(self) -> list[str]:
-        """Return a line for each kind."""
-        return [
-            f"{kind} ({count}): {some(self.names[kind], _SHOWN, total=count)}"
-            for kind, count in self.counts.items()
-        ]
+        """Return a line for each reason, with the first few names."""
+        return [f"{kind} ({len(names)}): {some(names, _SHOWN)}" for kind, names in self.names.items()]
 
 
 @dataclass(frozen=True)
@@ -101,10 +99,11 @@ def find_sources(inputs: Inputs, *, allow_outside: bool = False) -> Listing:
     """List the images of files, folders and cohorts, in order; of DICOM files, headers are read.
 
     A folder with cohort.yaml is a cohort. Any other folder stands for all images in it and in its folders:
-    its DICOM files by series, each other image by itself. Links to folders are not followed; these, files of
-    unknown formats, hidden images, pipes, sockets and devices are counted as passed over. What has the
-    name of an image (or of the other files of a DICOM series), and what can't be read, is listed, so that it
-    fails by name when it is read.
+    its DICOM files by series (also one whose files lie in several folders; a copy of it is another), each
+    other image by itself. Passed over are DICOM files without an image of slices (a report, a scout), links
+    to folders (not followed), files of unknown formats, hidden images, pipes, sockets and devices. What has
+    the name of an image (or of the other files of a DICOM series), and what can't be read, is listed, so
+    that it fails by name when it is read.
 
     Names are paths within the folder without ending; where two would be equal the ending, and then the whole
     path, tells them apart.
@@ -135,7 +134,7 @@ def find_sources(inputs: Inputs, *, allow_outside: bool = False) -> Listing:
             fixed += [source.name for source in found]
         else:
             is_folder = path.is_dir()
-            found = list(_of_folder(path, passed)) if is_folder else [Source(path.name, str(path))]
+            found = _of_folder(path, passed) if is_folder else [Source(path.name, str(path))]
             if not found:
                 raise ImageError(_no_image(path, passed))
             named += [
@@ -166,26 +165,67 @@ def _of_cohort(cohort: Cohort) -> Iterator[Source]:
         yield Source.of(case, cohort.spec)
 
 
-def _of_folder(folder: Path, passed: PassedOver) -> Iterator[Source]:
-    """Yield what a folder holds, named by its place within (a series of the folder itself: by its name)."""
+_Found = tuple[Source, SeriesFiles | None]
+"""A source, and of DICOM files what they are."""
+
+
+def _of_folder(folder: Path, passed: PassedOver) -> list[Source]:
+    """Return what a folder holds, named by its place within (a series of the folder itself: by its name)."""
     unreadable: list[str] = []
+    found: list[_Found] = []
 
     def note(error: OSError) -> None:
         unreadable.append(str(error.filename or folder))
 
     for at, within, files in os.walk(folder, onerror=note):
-        yield from (Source(os.path.relpath(one, folder), one) for one in unreadable)
+        found += [(Source(os.path.relpath(one, folder), one), None) for one in unreadable]
         unreadable.clear()
         linked = [name for name in within if (Path(at) / name).is_symlink()]
         for name in linked:
             passed.add("linked folders, which are not followed", Path(at) / name)
         within[:] = sorted(name for name in within if name[0] != "." and name not in linked)
         relative = os.path.relpath(at, folder)
-        yield from _of_one_folder(at, "" if relative == "." else relative, sorted(files), passed)
-    yield from (Source(os.path.relpath(one, folder), one) for one in unreadable)
+        found += _of_one_folder(at, "" if relative == "." else relative, sorted(files), passed)
+    found += [(Source(os.path.relpath(one, folder), one), None) for one in unreadable]
+    return _joined(found, folder)
 
 
-def _of_one_folder(at: str, relative: str, files: list[str], passed: PassedOver) -> Iterator[Source]:
+def _joined(found: list[_Found], folder: Path) -> list[Source]:
+    """Join the parts of series that lie in several folders, in the place of the first part."""
+    parts: list[list[_Found]] = []
+    by_series: dict[str, list[list[_Found]]] = {}
+    for one in found:
+        series = one[1]
+        known = [] if series is None else by_series.setdefault(series.uid, [])
+        for whole in known:
+            first = whole[0][1]
+            if series is not None and first is not None and first.continues(series):
+                whole.append(one)
+                first.instances |= series.instances
+                break
+        else:
+            parts.append([one])
+            known.append(parts[-1])
+    return [each[0][0] if len(each) == 1 else _whole(each, folder, alone=len(parts) == 1) for each in parts]
+
+
+def _whole(parts: list[_Found], folder: Path, *, alone: bool) -> Source:
+    """Return the source that is a series whose files lie in several folders."""
+    files = [path for source, series in parts for path in _paths(source, series)]
+    common = os.path.commonpath([Path(path).parent for path in files])
+    relative = os.path.relpath(common, folder)
+    name = folder.resolve().name if relative == "." else relative
+    names = tuple(os.path.relpath(path, common) for path in files)
+    return Source(name if alone else f"{name}/series of {names[0]}", common, files=names)
+
+
+def _paths(source: Source, series: SeriesFiles | None) -> list[str]:
+    if not source.files or series is None:
+        return [source.where]
+    return [str(source.path / name) for name in source.files]
+
+
+def _of_one_folder(at: str, relative: str, files: list[str], passed: PassedOver) -> Iterator[_Found]:
     dicom: list[str] = []
     images: list[str] = []
     unknown: list[str] = []
@@ -193,14 +233,14 @@ def _of_one_folder(at: str, relative: str, files: list[str], passed: PassedOver)
         if name[0] == ".":
             if name.lower().endswith((*_PICTURES, *_DICOM_SUFFIXES)):
                 passed.add("hidden images", Path(at) / name)
-        elif name.upper() != "DICOMDIR":
-            kind = _kind(Path(at) / name, passed)
-            if kind == "dicom":
-                dicom.append(name)
-            elif kind == "image":
-                images.append(name)
-            elif kind == "unknown":
-                unknown.append(name)
+            continue
+        kind = _kind(Path(at) / name, passed)
+        if kind == "dicom":
+            dicom.append(name)
+        elif kind == "image":
+            images.append(name)
+        elif kind == "unknown":
+            unknown.append(name)
     names_of_series = {unnumbered(name) for name in dicom}
     for name in unknown:
         if unnumbered(name) in names_of_series:
@@ -209,18 +249,19 @@ def _of_one_folder(at: str, relative: str, files: list[str], passed: PassedOver)
             passed.add("files of no known format", Path(at) / name)
     if dicom:
         groups = group_series(Path(at), dicom)
-        for name in groups.without_image:
-            passed.add("DICOM files without an image", Path(at) / name)
+        for name, what in groups.without_image.items():
+            passed.add(f"DICOM files without an image to predict, {what}", Path(at) / name)
         whole = relative or Path(at).resolve().name
-        longer = sum(len(series) > 1 for series in groups.series)
+        longer = sum(len(series.names) > 1 for series in groups.series)
         for series in groups.series:
-            if (len(series) > 1 and longer == 1) or len(dicom) == 1:
-                yield Source(whole, at, files=series)
-            elif len(series) == 1:
-                yield Source(str(Path(relative) / series[0]), str(Path(at) / series[0]))
+            names = tuple(series.names)
+            if (len(names) > 1 and longer == 1) or len(dicom) - len(groups.without_image) == 1:
+                yield Source(whole, at, files=names), series
+            elif len(names) == 1:
+                yield Source(str(Path(relative) / names[0]), str(Path(at) / names[0])), series
             else:
-                yield Source(f"{whole}/series of {series[0]}", at, files=series)
-    yield from (Source(str(Path(relative) / name), str(Path(at) / name)) for name in images)
+                yield Source(f"{whole}/series of {names[0]}", at, files=names), series
+    yield from ((Source(str(Path(relative) / name), str(Path(at) / name)), None) for name in images)
 
 
 def _kind(path: Path, passed: PassedOver) -> str | None:

@@ -3,9 +3,11 @@
 OUT/
   predictions.csv    one row per case; with a checksum file
   failed.csv         one row per input that could not be predicted, with the reason; absent if there is none
+  passed_over.csv    one row per file of a folder that is no image, with what it is; absent if there is none
   masks/             predicted label maps
   disagreement/      how far an ensemble's members are apart at each voxel, where asked for
   dicom/             segmentation and report of each DICOM input, if asked for
+  received/          images that were received from a PACS
   journal.jsonl      a log with one line per input, used to resume
 """
 
@@ -33,7 +35,7 @@ from threefold.file_names import printable
 from threefold.images.geometry import Image
 from threefold.images.writing import label_map_suffix, write_label_map, write_value_map
 from threefold.inference.journal import Content, Journal
-from threefold.inference.listing import Listing, Source
+from threefold.inference.listing import Listing, PassedOver, Source
 from threefold.inference.naming import MaskNames
 from threefold.interruption import undisturbed
 from threefold.locks import alone_in
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
 
 DISAGREEMENT = "disagreement"
 """The folder of the maps of how far an ensemble's members are apart, and their column."""
+RECEIVED = "received"
+"""Folder within one of predictions for the images that were received from a PACS."""
 WRITE_EVERY = 20.0
 """Seconds between updates of the tables while rows are added; longer if writing takes long."""
 
@@ -163,6 +167,7 @@ class PredictionFolder:
         self._refuse_others()
         self._names = MaskNames(())
         self._sources: Sequence[Source] = ()
+        self._passed = PassedOver()
         self._units: dict[int, _Unit] = {}
         self._order: deque[int] = deque()
         self._written, self._took = time.monotonic(), 0.0
@@ -182,7 +187,7 @@ class PredictionFolder:
             of_tasks = (folder / task for folder in (masks, apart) for task in self._labels)
             for folder in (self.path, masks, apart, *of_tasks, self.path / "dicom"):
                 remove_abandoned(folder)
-            self._sources = listing.sources
+            self._sources, self._passed = listing.sources, listing.passed
             self._names = MaskNames(source.name for source in listing.sources)
             self._journal.begin(self._head)
             whole = False
@@ -284,6 +289,15 @@ class PredictionFolder:
         for _, entry in self._entries():
             yield from entry["failed"]
 
+    def dicom_files(self) -> Iterator[Path]:
+        """Yield the DICOM objects of the inputs, in their order."""
+        for _, entry in self._entries():
+            yield from (self.path / name for name in entry["masks"] if name.startswith("dicom/"))
+
+    def _passed_over(self) -> Iterator[Content]:
+        for reason, names in self._passed.names.items():
+            yield from ({"file": name, "reason": reason} for name in names)
+
     def _rows(self) -> Iterator[Content]:
         for _, entry in self._entries():
             yield from entry["rows"]
@@ -296,7 +310,9 @@ class PredictionFolder:
             return
         found = self._journal.head() if self.path.is_dir() else None
         if found is None:
-            if not self.path.is_dir() or any(one.name[0] != "." for one in self.path.iterdir()):
+            if not self.path.is_dir() or any(
+                one.name[0] != "." and one.name != RECEIVED for one in self.path.iterdir()
+            ):
                 raise RunError(
                     f"{self.path}: exists already and has no complete {self._journal.path.name} to resume; "
                     "predictions are never overwritten. Choose another --out."
@@ -364,6 +380,7 @@ class PredictionFolder:
         try:
             self._write_table("predictions.csv", lambda: map(self._table_row, self._rows()))
             self._write_table("failed.csv", self.failures)
+            self._write_table("passed_over.csv", self._passed_over)
         except RunError as error:
             raise RunError(
                 f"{error} The rows of {len(self._journal.places)} input(s) that are done are kept in "

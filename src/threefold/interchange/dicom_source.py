@@ -106,6 +106,8 @@ def _dataset(path: Path) -> Dataset:
             f"{path}: the DICOM file lacks {', '.join(missing)}, without which no object can refer to it. "
             "Ask for the original export."
         )
+    if dataset.get("DeidentificationMethod") == "":  # no value is none; results would carry the error on
+        del dataset.DeidentificationMethod
     for name in _MAY_BE_EMPTY:
         if name not in dataset:
             setattr(dataset, name, "")
