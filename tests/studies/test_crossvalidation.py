@@ -151,6 +151,9 @@ def test_a_changed_question_is_refused(ended: Ended, cohort_folder: Path, tmp_pa
     (tmp_path / "other" / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="is no cross-validation"):
         _run(plan_crossvalidation(SEG, cohort, tmp_path / "other", overrides=TINY))
+    with pytest.raises(CohortError, match="can't be divided into 60 folds"):
+        plan_crossvalidation(SEG, cohort, tmp_path / "new", folds=60, overrides=TINY)
+    assert not (tmp_path / "new").exists()
     with pytest.raises(UsageError, match="the folds say how the cases are split"):
         plan_crossvalidation(SEG, cohort, out, overrides=["data.split.test=0.3"])
 

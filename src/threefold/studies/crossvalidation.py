@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from threefold.studies.study_cohorts import name_of
 from threefold.studies.study_folder import Outcome, StudyFolder
 from threefold.studies.study_pools import Pool
 from threefold.studies.study_spec import StudySpec, plan_runs
+from threefold.training.plan import require_split
 from threefold.training.progress import TrainingProgress
 from threefold.validation import parse_spec
 
@@ -75,7 +77,7 @@ def plan_crossvalidation(
     Raises:
         ExperimentError: the recipe does not exist, or an override is not valid.
         UsageError: an override says how the cases are split.
-        CohortError: by site, the cohort has fewer than two.
+        CohortError: the cohort can't be divided so, or a fold lacks the cases for training or selection.
     """
     for override in overrides:
         key = override.partition("=")[0].removeprefix(_SPLIT)
@@ -91,6 +93,9 @@ def plan_crossvalidation(
     else:
         names = tuple(map(str, range(folds)))
         splits = [{"kind": "patient", "folds": folds, "fold": fold} for fold in range(folds)]
+    for split in splits:  # before the folder is made
+        keys = [f"{_SPLIT}{key}={json.dumps(value)}" for key, value in split.items()]
+        require_split(load_experiment(recipe, [*overrides, *keys]), cohort)
     is_file = recipe.endswith((".yaml", ".yml"))
     variant = name_of(Path(recipe).stem if is_file else recipe.rpartition("/")[2], "recipe")
     content = {
