@@ -86,6 +86,41 @@ def decathlon(
         )
 
 
+@exporting.command("nnunet")
+def nnunet(
+    cohort: Annotated[Path, typer.Argument(help="The cohort's folder, with cohort.yaml and cases.csv.")],
+    out: Annotated[Path, typer.Option(help="The new folder, for example nnUNet_raw/Dataset501_Hearts.")],
+    target: Annotated[
+        str | None, typer.Option(help="The mask or structures to segment. [default: the only one]")
+    ] = None,
+    folds: Annotated[int, typer.Option(min=2, help="Number of folds, divided by patient.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the folds.")] = 0,
+    allow_outside: AllowOutside = False,
+) -> None:
+    """Write a raw data set of nnU-Net: images as NIfTI or PNG, one label map per case, and folds.
+
+    Test cases and cases without a label map go to imagesTs. Copy splits_final.json into the data set's folder
+    in nnUNet_preprocessed before training: nnU-Net's own folds divide cases, not patients. `threefold import
+    nnunet` restores the same cohort.
+
+    Example: `threefold export nnunet my-cohort --out nnUNet_raw/Dataset501_Hearts`
+    """
+    from threefold.cli.progress import progress_of
+    from threefold.cohorts.cohort import read_cohort
+    from threefold.cohorts.failures import listed
+    from threefold.cohorts.nnunet import export_nnunet
+
+    loaded = read_cohort(cohort, allow_outside=allow_outside)
+    with progress_of("Exporting cases") as progress:
+        made = export_nnunet(loaded, out, target=target, folds=folds, seed=seed, progress=progress)
+    typer.echo(
+        f"{out}: {made.training} cases for training in {made.folds} folds by patient, {made.test} others"
+    )
+    if made.failed:
+        typer.echo("\n".join(listed(made.failed)), err=True)
+        raise typer.Exit(1)
+
+
 Run = Annotated[Path, typer.Argument(help="The run folder of `threefold train`.")]
 Out = Annotated[Path, typer.Option(help="The new folder.")]
 Bf16 = Annotated[

@@ -168,6 +168,46 @@ def decathlon(
     _say(cohort)
 
 
+class Modality(StrEnum):
+    """What made the images."""
+
+    CT = "ct"
+    MRI = "mri"
+    PHOTO = "photo"
+
+
+@importing.command("nnunet")
+def nnunet(
+    source: Annotated[Path, typer.Argument(help="A raw data set of nnU-Net, with dataset.json.")],
+    out: Out,
+    site: Annotated[str | None, typer.Option(help="Name of the hospital. [default: not known]")] = None,
+    modality: Annotated[
+        Modality | None, typer.Option(help="What made the images, if the channels' names do not say it.")
+    ] = None,
+    reference: Reference = False,
+) -> None:
+    """Create a cohort from a raw data set of nnU-Net (dataset.json, imagesTr, labelsTr).
+
+    One label becomes the target mask, several become structures, and regions become a mask each. nnU-Net does
+    not record patients, so each case counts as one, and every number says so; a data set of `threefold export
+    nnunet` restores patients, hospitals and diagnoses.
+
+    Example: `threefold import nnunet nnUNet_raw/Dataset004_Hippocampus --out hippocampus`
+    """
+    from threefold.cohorts.nnunet import import_nnunet
+
+    with progress_of("Importing cases") as progress:
+        cohort = import_nnunet(
+            source,
+            out,
+            site=site,
+            modality=None if modality is None else modality.value,
+            copy=not reference,
+            progress=progress,
+        )
+    _say(cohort)
+
+
 @importing.command("ct-ich")
 def ct_ich(
     folder: Annotated[

@@ -270,7 +270,7 @@ def _grouped_parts(
     free = {name: _strata(cases, cohort.spec) for name, cases in groups.items() if name not in tested}
     what = "cases" if spec.kind == "slice" else "patients"
     if spec.folds is not None:
-        folds = _folds(cohort, free, spec)
+        folds = _folds(cohort, free, spec.folds, spec.seed)
         tested |= {name for name, fold in folds.items() if fold == spec.fold}
         free = {name: strata for name, strata in free.items() if name not in tested}
     without_test = spec.folds is not None or spec.kind in ("site", "leave-one-site-out")
@@ -294,20 +294,32 @@ def _grouped_parts(
     return {case.case_id: parts[name] for name, cases in groups.items() for case in cases}
 
 
-def _folds(cohort: Cohort, free: Mapping[str, Sequence[Stratum]], spec: SplitSpec) -> dict[str, int]:
+def folds_of_patients(cohort: Cohort, folds: int, seed: int) -> dict[str, int]:
+    """Return the fold of each patient, spread evenly as `make_split` does.
+
+    Raises:
+        CohortError: there are fewer patients than folds.
+    """
+    groups: dict[str, list[Case]] = {}
+    for case in cohort.cases:
+        groups.setdefault(case.patient_id, []).append(case)
+    free = {patient: _strata(cases, cohort.spec) for patient, cases in groups.items()}
+    return _folds(cohort, free, folds, seed)
+
+
+def _folds(cohort: Cohort, free: Mapping[str, Sequence[Stratum]], folds: int, seed: int) -> dict[str, int]:
     """Return the fold of each patient who is not held out.
 
     Raises:
         CohortError: there are fewer patients than folds.
     """
-    assert spec.folds is not None
-    if len(free) < spec.folds:
+    if len(free) < folds:
         raise CohortError(
-            f"{cohort.folder}: {len(free)} patients that are not held out can't be divided into {spec.folds} "
+            f"{cohort.folder}: {len(free)} patients that are not held out can't be divided into {folds} "
             "folds. Ask for fewer folds, or add patients."
         )
-    sizes = apportion(len(free), [1 / spec.folds] * spec.folds)
-    names = assign(free, {str(fold): size for fold, size in enumerate(sizes)}, spec.seed)
+    sizes = apportion(len(free), [1 / folds] * folds)
+    names = assign(free, {str(fold): size for fold, size in enumerate(sizes)}, seed)
     return {patient: int(fold) for patient, fold in names.items()}
 
 
