@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import re
+import shlex
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import highdicom
@@ -13,12 +18,15 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
+import yaml
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 from pydicom.uid import generate_uid
 from scipy.spatial.distance import pdist
 
+from threefold.cli.app import main
 from threefold.cohorts.cohort import CohortSpec
+from threefold.core.targets import MultilabelTarget, NumberTarget
 from threefold.errors import ImageError, UsageError
 from threefold.images.geometry import Image
 from threefold.images.reading import read_image, read_label_map
@@ -67,14 +75,16 @@ def results_of(names: tuple[str, ...] = NAMES, kind: Any = "binary", **spec: Any
 
 
 def objects(results: DicomResults, image: Image, labels: NDArray[Any]) -> tuple[Any, Any]:
-    """Return segmentation and report, as highdicom reads them."""
+    """Return segmentation and report of a label map, as highdicom reads them."""
     prediction = Prediction("case", {}, None, None, image)
-    found = results.objects_of(image, {"": labels.astype(np.uint8)}, [prediction])
-    seg = highdicom.seg.Segmentation.from_dataset(
-        pydicom.dcmread(pydicom.filebase.DicomBytesIO(found["seg"]))
-    )
-    return seg, highdicom.sr.Comprehensive3DSR.from_dataset(
-        pydicom.dcmread(pydicom.filebase.DicomBytesIO(found["sr"]))
+    return opened(results.objects_of(image, {"": labels.astype(np.uint8)}, [prediction]))
+
+
+def opened(found: Mapping[str, bytes]) -> tuple[Any, Any]:
+    seg, report = (pydicom.dcmread(io.BytesIO(found[name])) for name in ("seg", "sr"))
+    return (
+        highdicom.seg.Segmentation.from_dataset(seg),
+        highdicom.sr.Comprehensive3DSR.from_dataset(report),
     )
 
 
@@ -252,3 +262,80 @@ def test_odd_headers_are_an_image_error(tmp_path: Path, changes: dict[str, Any],
         image = read_image(write_series(tmp_path / "odd", **changes))
     with pytest.raises(ImageError, match=says):
         objects(results_of(), image, label_map(image.array.shape))
+
+
+def test_names_of_any_language_are_kept(tmp_path: Path) -> None:
+    name = {"SpecificCharacterSet": "ISO_IR 100", "PatientName": "M\xfcller^J\xf6rg"}
+    image = read_image(write_series(tmp_path / "scan", **name))
+    found = objects(results_of(("h\xe9matome", "\u8840\u816b")), image, label_map(image.array.shape))
+    for one in found:
+        assert str(one.PatientName) == "M\xfcller^J\xf6rg"
+    labels = [found[0].get_segment_description(number).segment_label for number in (1, 2)]
+    assert labels == ["h\xe9matome", "\u8840\u816b"]
+
+
+def known(**what: Any) -> Any:
+    """A task that knows its target, which is all that a report asks of it."""
+    return SimpleNamespace(context=SimpleNamespace(known=SimpleNamespace(**what)))
+
+
+def test_several_tasks_have_segments_and_answers_of_their_own(scan: Path) -> None:
+    """Two label maps that overlap, a number and findings."""
+    image = read_image(scan)
+    maps = {"vessels": label_map(image.array.shape), "lesion": (label_map(image.array.shape, 1) > 0)}
+    number = known()
+    number.context.known = NumberTarget(kind="number", unit="weeks")
+    findings = known()
+    findings.context.known = MultilabelTarget(kind="multilabel", classes=("a", "b"))
+    results = replace(
+        results_of(),
+        questions=(
+            Question("vessels", "labels", "vessels.", "structures", None, NAMES),
+            Question("lesion", "labels", "lesion.", "mask", None),
+            Question("age", "other", "age.", "age", number),
+            Question("found", "other", "found.", "found", findings),
+        ),
+    )
+    answers = {"age.predicted": 31.25, "found.probability_a": 0.75, "found.probability_b": 0.125}
+    prediction = Prediction("case", {}, None, None, image, answers=answers)
+    masks = {name: labels.astype(np.uint8) for name, labels in maps.items()}
+    seg, report = opened(results.objects_of(image, masks, [prediction]))
+    uids = [str(pydicom.dcmread(one.path, stop_before_pixels=True).SOPInstanceUID) for one in image.slices]
+    pixels = np.moveaxis(seg.get_pixels_by_source_instance(uids), 0, 2)  # rows, columns, slices, segments
+    labels = [seg.get_segment_description(one).segment_label for one in (1, 2, 3)]
+    assert labels == ["vessels.SVC", "vessels.AO", "lesion.hematoma"]
+    for number_, expected in enumerate((maps["vessels"] == 1, maps["vessels"] == 2, maps["lesion"])):
+        assert_array_equal(pixels[..., number_] > 0, expected)
+    said = {
+        one.name.meaning: (float(one.value), one.unit.meaning)
+        for group in report.content.get_image_measurement_groups()
+        for one in group.get_measurements()
+    }
+    assert said["age"] == (31.25, "weeks")
+    assert (said["Probability of a"][0], said["Probability of b"][0]) == (0.75, 0.125)
+
+
+def test_the_page_runs_as_written(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "pacs.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "my-run", make_experiment(), make_spec(), 0.3)
+    write_series(tmp_path / "scan")
+    for series in ("1.1", "1.2"):
+        write_series(tmp_path / "export" / series, SeriesInstanceUID=series)
+    commands = re.findall(r"^```sh\nthreefold (.*?)\n```", page, flags=re.DOTALL | re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", ["threefold", *shlex.split(command)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert not stop.value.code
+    written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/dicom/*")}
+    assert written == {f"my-predictions/dicom/scan-{kind}.dcm" for kind in ("seg", "sr")} | {
+        f"export-predictions/dicom/{series}-{kind}.dcm" for series in ("1.1", "1.2") for kind in ("seg", "sr")
+    }
+    (codes,) = re.findall(r"^```yaml\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    spec = make_spec(classes=["CoA", "RAA"], positive="CoA", **yaml.safe_load(codes))
+    assert coded_class("CoA", spec.codes)[0] == "7305005"
+    assert coded_segment("hematoma", spec.codes).kind[0] == "1386000"

@@ -107,7 +107,7 @@ class DicomResults:
             for value, name in enumerate(question.names or (self._name_of_mask(question),), start=1):
                 coded = coded_segment(name, self.cohort.codes)
                 label = f"{question.prefix}{name}"
-                segments.append(Segment(len(segments) + 1, label, coded, labels == value))
+                segments.append(Segment(len(segments) + 1, label, coded, labels, value))
         return segments
 
     def _name_of_mask(self, question: Question) -> str:

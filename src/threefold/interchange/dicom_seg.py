@@ -41,13 +41,21 @@ class Segment:
         number: from 1.
         label: its name.
         coded: what it shows.
-        mask: (slices, rows, columns) where it is.
+        labels: (slices, rows, columns) of it and of the others of its label map.
+        value: of the voxels where it is.
     """
 
     number: int
     label: str
     coded: Coded
-    mask: NDArray[np.bool_]
+    labels: NDArray[np.uint8]
+    value: int
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """(slices, rows, columns) where it is; made anew each time, since a label map may have many."""
+        inside: NDArray[np.bool_] = self.labels == self.value
+        return inside
 
 
 def make_segmentation(
@@ -63,7 +71,7 @@ def make_segmentation(
 
     Args:
         source: what the masks lie on.
-        segments: numbered from 1; of a label map they don't overlap.
+        segments: numbered from 1; for a labelmap those of one label map.
         algorithm: what made them.
         kind: one plane of bits a segment, or one label a pixel.
     """
@@ -92,11 +100,9 @@ def make_segmentation(
         )
         for one in segments
     ]
-    if kind == "labelmap":
-        pixels = np.zeros(segments[0].mask.shape, np.uint8)
-        for one in segments:
-            pixels[one.mask] = one.number
-    else:
+    if all(one.labels is segments[0].labels for one in segments):
+        pixels = segments[0].labels  # whose values are the numbers of the segments
+    else:  # they may overlap
         pixels = np.stack([one.mask for one in segments], axis=-1).astype(np.uint8)
     first, thicknesses = source.slices[0].grid, source.thicknesses()
     return Segmentation(
@@ -120,6 +126,7 @@ def make_segmentation(
         ),
         plane_orientation=PlaneOrientationSequence("PATIENT", [*first.right, *first.down]),
         omit_empty_frames=False,
+        specific_character_set="ISO_IR 192",
         content_label="SEGMENTATION",
         content_description=f"Predicted by {algorithm.name}"[:64],
         series_description=f"Segmentation by {algorithm.name}"[:64],

@@ -106,8 +106,9 @@ def _dataset(path: Path) -> Dataset:
             f"{path}: the DICOM file lacks {', '.join(missing)}, without which no object can refer to it. "
             "Ask for the original export."
         )
-    if dataset.get("DeidentificationMethod") == "":  # no value is none; results would carry the error on
-        del dataset.DeidentificationMethod
+    how = ("DeidentificationMethod", "DeidentificationMethodCodeSequence")
+    if dataset.get("PatientIdentityRemoved") == "YES" and not any(dataset.get(name) for name in how):
+        dataset.DeidentificationMethod = "not stated"  # which the standard asks for where it was removed
     for name in _MAY_BE_EMPTY:
         if name not in dataset:
             setattr(dataset, name, "")

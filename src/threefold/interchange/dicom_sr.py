@@ -106,6 +106,7 @@ def make_report(
         instance_number=1,
         manufacturer=MANUFACTURER,
         is_complete=True,
+        specific_character_set="ISO_IR 192",
         series_description=f"Measurements by {algorithm.name}"[:64],
     )
 
