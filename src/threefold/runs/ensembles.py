@@ -35,6 +35,7 @@ from threefold.interchange.engines import Engine
 from threefold.interchange.exports import with_engine
 from threefold.run import ENSEMBLE_NAME, Epoch, RunFolder, whole_folder, write_atomically, write_new
 from threefold.runs.evaluate import cohort_of_run
+from threefold.runs.finished import identity_of
 from threefold.tasks.questions import Question
 from threefold.validation import parse_spec, read_json
 
@@ -321,12 +322,14 @@ def _path_from(out: Path, member: Path) -> str:
 
 
 def _identity(run: RunFolder) -> str:
-    """Return the checksum of what a run predicts with.
+    """Return the checksum of what a run predicts with (`identity_of`).
 
-    It is that of settings.sha256, which lists the weights and all that its predictions rest on; of a run
-    without one, as of earlier versions, that of its weights.
+    Of a run without settings.sha256, as of earlier versions, it is that of its weights.
     """
-    file = run.settings if run.settings.is_file() else weights_of(run, None)
+    known = identity_of(run)
+    if known is not None:
+        return known
+    file = weights_of(run, None)
     if not file.is_file():
         state = run.read_status()["state"]
         raise RunError(

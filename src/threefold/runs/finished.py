@@ -85,11 +85,28 @@ def verify_made(run: RunFolder, *files: Path) -> None:
         verify_listed(run.settings, files or (run.status, *_made(run)), RunError, _REMEDY)
 
 
+def identity_of(run: RunFolder) -> str | None:
+    """Return the checksum of what a finished run predicts with: its weights, settings and threshold.
+
+    It is that of the lines of settings.sha256, but for those of the tables; None where there is no such file.
+    """
+    if not run.settings.is_file():
+        return None
+    tables = {path.name for path in _tables(run)}
+    lines = run.settings.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if line.partition("  ")[2] not in tables]
+    return hashlib.sha256("\n".join(kept).encode()).hexdigest()
+
+
 def _deciding(run: RunFolder) -> Iterable[Path]:
     return run.experiment, run.cohort, run.trained_on, run.split, run.status
 
 
 def _made(run: RunFolder) -> Iterable[Path]:
     weights = run.weights, *map(run.other_weights, get_args(Epoch))
-    tables = run.predictions, run.structures, run.failed, run.metrics
+    tables = _tables(run)
     return *weights, *(path.with_suffix(".json") for path in weights), *tables
+
+
+def _tables(run: RunFolder) -> tuple[Path, ...]:
+    return run.predictions, run.structures, run.failed, run.metrics
