@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -107,7 +108,6 @@ def nnunet(
     """
     from threefold.cli.progress import progress_of
     from threefold.cohorts.cohort import read_cohort
-    from threefold.cohorts.failures import listed
     from threefold.cohorts.nnunet import export_nnunet
 
     loaded = read_cohort(cohort, allow_outside=allow_outside)
@@ -116,8 +116,41 @@ def nnunet(
     typer.echo(
         f"{out}: {made.training} cases for training in {made.folds} folds by patient, {made.test} others"
     )
-    if made.failed:
-        typer.echo("\n".join(listed(made.failed)), err=True)
+    _end(made.failed)
+
+
+@exporting.command("bids")
+def bids(
+    cohort: Annotated[Path, typer.Argument(help="The cohort's folder, with cohort.yaml and cases.csv.")],
+    out: Annotated[Path, typer.Option(help="The new folder.")],
+    suffix: Annotated[
+        str | None, typer.Option(help="Suffix of MRI, for example T2w; channels have their names.")
+    ] = None,
+    allow_outside: AllowOutside = False,
+) -> None:
+    """Write a folder in the Brain Imaging Data Structure (BIDS); masks and label maps are derivatives.
+
+    `threefold import bids` restores the same cohort, without its atlases.
+
+    Example: `threefold export bids my-cohort --suffix T2w --out my-bids`
+    """
+    from threefold.cli.progress import progress_of
+    from threefold.cohorts.bids import export_bids
+    from threefold.cohorts.cohort import read_cohort
+
+    loaded = read_cohort(cohort, allow_outside=allow_outside)
+    with progress_of("Exporting cases") as progress:
+        made = export_bids(loaded, out, suffix=suffix, progress=progress)
+    typer.echo(f"{out}: {made.cases} cases of {made.participants} participants")
+    _end(made.failed)
+
+
+def _end(failed: Mapping[str, str]) -> None:
+    """Report cases that could not be written; the exit status is then 1."""
+    from threefold.cohorts.failures import listed
+
+    if failed:
+        typer.echo("\n".join(listed(failed)), err=True)
         raise typer.Exit(1)
 
 

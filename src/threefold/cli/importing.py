@@ -208,6 +208,48 @@ def nnunet(
     _say(cohort)
 
 
+@importing.command("bids")
+def bids(
+    source: Annotated[Path, typer.Argument(help="A BIDS folder, with dataset_description.json.")],
+    out: Out,
+    suffix: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Suffix of the images, for example T2w; repeat for channels. [default: the only one]"
+        ),
+    ] = None,
+    masks: Annotated[
+        str | None, typer.Option(help="Which masks, for example desc-lesion. [default: the only ones]")
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Column of participants.tsv that is the diagnosis.")
+    ] = None,
+    site: Annotated[str | None, typer.Option(help="Name of the hospital. [default: the column site]")] = None,
+    reference: Reference = False,
+) -> None:
+    """Create a cohort from a folder in the Brain Imaging Data Structure (BIDS).
+
+    A participant is a patient. Columns of participants.tsv and what the JSON files say of the scanner become
+    columns; masks and label maps are found in the derivatives.
+
+    Example: `threefold import bids ds000001 --suffix T1w --label group --out my-cohort`
+    """
+    from threefold.cohorts.bids import import_bids
+
+    with progress_of("Importing cases") as progress:
+        cohort = import_bids(
+            source,
+            out,
+            suffixes=suffix or (),
+            masks=masks,
+            label=label,
+            site=site,
+            copy=not reference,
+            progress=progress,
+        )
+    _say(cohort)
+
+
 @importing.command("ct-ich")
 def ct_ich(
     folder: Annotated[
