@@ -20,7 +20,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "threefold"
 LAYERS = (
     {"checksums", "csv_tables", "errors", "experiment", "file_names", "interruption", "locks", "partials"}
     | {"paths", "validation", "experiments", "run", "threads", "topology", "waiting"}
-    | {"allocation", "core"},
+    | {"allocation", "core", "models"},
     {"images"},
     {"cohorts"},
     {"phantoms"},
@@ -54,6 +54,7 @@ NO_TORCH = (
     "run",
     "locks",
     "topology",
+    "models",
     "file_names",
     "evaluation",
     "phantoms",

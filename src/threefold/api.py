@@ -27,6 +27,7 @@ from threefold.evaluation.metrics import is_share, largest_difference
 from threefold.evaluation.predictions import Predictions, read_predictions, validate
 from threefold.experiment import EvaluationSpec, Experiment
 from threefold.experiments import load_experiment, read_experiment
+from threefold.models.store import run_path
 from threefold.run import Epoch, RunFolder
 
 if TYPE_CHECKING:
@@ -298,9 +299,10 @@ def load_run(folder: PathLike) -> Run:
     """
     from threefold.runs.ensembles import member_runs
 
-    for run in member_runs(Path(folder)):
+    path = run_path(folder)
+    for run in member_runs(path):
         run.read_status()
-    return Run(Path(folder))
+    return Run(path)
 
 
 def predict(

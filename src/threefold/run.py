@@ -21,6 +21,7 @@ RUN/
   engines/             the network for other engines, from the first `predict --engine` on
   tables/  figures/    the same as Markdown and CSV, and the pictures
   report.html          what `report` made of all this
+  card.md              written by hand, of few: what the model is for, and its warning (models.store)
 """
 
 from __future__ import annotations
@@ -202,6 +203,11 @@ class RunFolder:
     def figures(self) -> Path:
         """Figures made by evaluation."""
         return self.path / "figures"
+
+    @property
+    def card(self) -> Path:
+        """What the model is for, how good it is, what to be warned of (Markdown); most runs have none."""
+        return self.path / "card.md"
 
     def read_status(self) -> dict[str, Any]:
         """Return status.json.

@@ -57,7 +57,7 @@ SLOW = {
     "demo aortic-arch": "is a phantom and a chain",
 }
 """What the benchmark alone tries, and why."""
-WITHOUT_FILES = {"check", "plan", "plugins", "schema", "recipes"}
+WITHOUT_FILES = {"check", "models", "plan", "plugins", "schema", "recipes"}
 
 
 @pytest.mark.parametrize("name", COUNTS)

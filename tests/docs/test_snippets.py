@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = (
     ROOT / "README.md",
     ROOT / "docs" / "how-to" / "own-data.md",
+    ROOT / "docs" / "how-to" / "models.md",
     ROOT / "docs" / "how-to" / "explain.md",
     ROOT / "docs" / "how-to" / "probe.md",
     ROOT / "docs" / "tutorials" / "demo.md",
@@ -42,6 +43,7 @@ SHORT = (
     "evaluation.replicates=50",
 )
 AUTO_SHORT = ("network.channels=[4,8]", *(short for short in SHORT if short != TINY))
+MODEL_SHORT = ("training.epochs=1", "data.preprocessing.size=[32, 32]", "evaluation.replicates=20")
 PHANTOM_SHORT = ("external_patients_per_site=2", "slices=[1, 2]")
 STUDY_SHORT = (
     "training.epochs=1",
@@ -107,6 +109,8 @@ def run(arguments: list[str]) -> str:
         arguments = [*arguments, *ARCH_SHORT[of_arch[0]]]
     elif arguments[0] == "phantom":
         arguments = [*arguments, *PHANTOM_SHORT]
+    elif arguments[0] == "train" and {"threefold/head-ct", "hematoma/head-ct"} & {*arguments}:
+        arguments = [*arguments, *MODEL_SHORT]
     elif arguments[1] == "auto":
         arguments = [*arguments, *AUTO_SHORT]
     elif arguments[0] == "train" and not arguments[1].endswith(".yaml"):

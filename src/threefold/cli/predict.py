@@ -42,7 +42,10 @@ class UnevenSeries(StrEnum):
 def predict(
     run: Annotated[
         Path,
-        typer.Argument(help="The run folder of `threefold train`, or an ensemble (`threefold ensemble`)."),
+        typer.Argument(
+            help="The run folder of `threefold train`, an ensemble (`threefold ensemble`), or a model "
+            "(`threefold models list`)."
+        ),
     ],
     images: Annotated[
         list[Path] | None,
@@ -132,6 +135,8 @@ def predict(
     129 interrupted by Ctrl-C, SIGTERM or SIGHUP.
 
     Example: `threefold predict my-run scans/ patient7.nii.gz --out my-predictions`
+
+    Example: `threefold predict threefold/head-ct scans/ --out my-predictions`
     """
     from threefold.file_names import printable
     from threefold.inference.listing import Listing, PassedOver, find_sources

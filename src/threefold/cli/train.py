@@ -17,6 +17,7 @@ from threefold.cohorts.cohort import read_cohort
 from threefold.cohorts.failures import read_failures
 from threefold.errors import UsageError
 from threefold.experiments import load_ensemble
+from threefold.models.store import is_model, run_path
 
 
 def train(
@@ -37,8 +38,8 @@ def train(
     init_from: Annotated[
         Path | None,
         typer.Option(
-            help="A run whose weights to start from, where they fit; there is no pretraining then. As "
-            "pretrain=null initial_weights.path=RUN."
+            help="A run, or a model of the package (`threefold models list`), whose weights to start from, "
+            "where they fit; there is no pretraining then. As pretrain=null initial_weights.path=RUN."
         ),
     ] = None,
     devices: Annotated[
@@ -81,7 +82,8 @@ def train(
     if devices is not None:
         changes.append(f"training.devices={devices}")
     if init_from is not None:
-        changes += ["pretrain=null", f"initial_weights.path={init_from.resolve()}"]
+        start = init_from.as_posix() if is_model(init_from) else run_path(init_from).resolve()
+        changes += ["pretrain=null", f"initial_weights.path={start}"]
     # Report errors in the arguments before importing anything slow.
     experiment = asked_experiment(recipe, changes, budget)
     cases = read_cohort(cohort, allow_outside=allow_outside)

@@ -47,6 +47,7 @@ GROUPS: Mapping[str, Mapping[str, Verb]] = {
     "Train": {
         "demo": Verb("demo:demo", "Phantom, training, evaluation and figures in one command."),
         "recipes": Verb("recipes:recipes", "List the recipes, or show one."),
+        "models": Verb("models:models", "List the trained models of the package, or show one."),
         "plugins": Verb("plugins:plugins", "List the available networks, tasks and phantoms."),
         "plan": Verb("plan:plan", "Show what a training would do, or why it would be refused."),
         "train": Verb("train:train", "Train a recipe on a cohort."),

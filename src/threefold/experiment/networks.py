@@ -254,7 +254,8 @@ def fitted_to_kind(network: Mapping[str, Any], kind: Any) -> dict[str, Any]:
 
 
 class InitialWeightsSpec(Spec):
-    """Initial weights: a run folder, or a local file of an official Swin or Swin-Unet checkpoint.
+    """Initial weights: a run folder, a model that the package ships (`threefold models list`), or a local
+    file of an official Swin or Swin-Unet checkpoint.
 
     A segmenter's run initialises a cascade's segmenter, a cascade's run both of its networks.
     """

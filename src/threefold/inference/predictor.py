@@ -38,6 +38,7 @@ from threefold.inference.sources import Asked, OnError, prepare_each, refuse_oth
 from threefold.inference.structures import topology_columns
 from threefold.interchange.dicom_results import DicomResults, require_dicom
 from threefold.interchange.dicom_seg import Algorithm, SegmentationType
+from threefold.models.store import name_of, read_card, run_path, warning_in
 from threefold.networks.pretrained import load_pretrained
 from threefold.run import COPY_AGAIN, Epoch, RunFolder
 from threefold.runs.finished import verify_made, verify_settings
@@ -63,13 +64,14 @@ class Predictor:
         threshold: of the positive class's probability, chosen on the run's validation cases; None where
             the run has none.
         version: of the program that trained the run, and the first 12 hex digits of its weights' SHA-256.
-        run: the run folder's name.
+        run: the run folder's name, or the model's.
         device: where the network runs.
         seen: what the run's training images were; None: not known, as of runs that were made before it was
             written down.
         questions: what the network is asked: its heads, and how what they say is written down.
         thresholds: of each class question by its task, where there are several.
         engine: what computes the network in place of PyTorch; empty: nothing does.
+        warning: of the model's card; empty where the run has none.
     """
 
     network: nn.Module
@@ -83,6 +85,7 @@ class Predictor:
     questions: tuple[Question, ...] = ()
     thresholds: Mapping[str, float] = field(default_factory=dict)
     engine: str = ""
+    warning: str = ""
 
     @property
     def asked(self) -> Asked:
@@ -92,7 +95,8 @@ class Predictor:
     @property
     def notes(self) -> tuple[str, ...]:
         """What is to be known beside every prediction."""
-        return () if self.seen is not None else (UNKNOWN,)
+        said = self.warning, "" if self.seen is not None else UNKNOWN
+        return tuple(one for one in said if one)
 
     @classmethod
     def from_run(
@@ -101,7 +105,8 @@ class Predictor:
         """Load a run's network once.
 
         Args:
-            run: a folder that `threefold train` left, with its weights.
+            run: a folder that `threefold train` left, with its weights; or the name of a model that the
+                package ships, such as threefold/head-ct.
             device: for example cpu, cuda, cuda:1.
             weights: of the best or the last epoch; None: as its experiment says.
 
@@ -112,7 +117,7 @@ class Predictor:
             UsageError: there is no such device.
         """
         share_cores()
-        folder = RunFolder(Path(run))
+        folder = RunFolder(run_path(run))
         status = folder.read_status()
         if not folder.weights.is_file():
             raise RunError(
@@ -146,9 +151,10 @@ class Predictor:
             thresholds=status.get("thresholds", {}),
             questions=questions_of(experiment, cohort, tasks),
             version=_version(file),
-            run=folder.path.resolve().name,
+            run=name_of(folder.path),
             device=_device(device),
             seen=read_trained_on(folder.trained_on),
+            warning=warning_in(read_card(folder)),
         )
 
     def predict(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from threefold.checksums import note_unchecked, refuse_compressed, verify_archive, verify_tensors
 from threefold.errors import WeightsError, some
+from threefold.models.store import run_path
 from threefold.networks.cascade import Cascade
 from threefold.networks.foreign import ForeignNetwork
 from threefold.networks.joint import JointSwin
@@ -76,8 +77,8 @@ def load_pretrained(network: nn.Module, path: Path, *, decoders_from_encoder: bo
 
     Args:
         network: any of the program's; is changed in place.
-        path: `.pth` or `.ckpt` (a state dict, or one under "model" or "state_dict"), `.safetensors`, or a
-            run folder.
+        path: `.pth` or `.ckpt` (a state dict, or one under "model" or "state_dict"), `.safetensors`, a run
+            folder, or the name of a model that the package ships.
         decoders_from_encoder: fill the Swin decoder blocks that the file does not name from the encoder's
             blocks of the same resolution, as Swin-Unet's published training does.
 
@@ -85,6 +86,7 @@ def load_pretrained(network: nn.Module, path: Path, *, decoders_from_encoder: bo
         WeightsError: if the file is no checkpoint, nothing in it fits, a weight has another shape, or the
             file leaves a frozen segmenter without some of its weights.
     """
+    path = run_path(path)
     path = RunFolder(path).weights if path.is_dir() else path
     found = {_WRAPPERS.sub("", name): value for name, value in _read(path).items()}
     offered, origins = translate(found, network)

@@ -33,6 +33,7 @@ from threefold.inference.ensemble import Ensemble, Member
 from threefold.inference.predictor import Predictor, weights_of
 from threefold.interchange.engines import Engine
 from threefold.interchange.exports import with_engine
+from threefold.models.store import name_of, run_path
 from threefold.run import ENSEMBLE_NAME, Epoch, RunFolder, whole_folder, write_atomically, write_new
 from threefold.runs.evaluate import cohort_of_run
 from threefold.runs.finished import identity_of
@@ -170,7 +171,7 @@ def load_predictor(
     trained on, taken together.
 
     Args:
-        folder: of a run or an ensemble.
+        folder: of a run or an ensemble, or the name of a model that the package ships.
         device: for example cpu, cuda, cuda:1.
         weights: of the best or the last epoch; None: as each experiment says.
         flips: predict mirror images too, along the axes that the recipe's augmentation mirrors, and average.
@@ -183,7 +184,7 @@ def load_predictor(
         UsageError: there is no such device; or `flips`, and no recipe mirrors; or `maps` of a single run; or
             `engine` of several passes or on another device than the CPU.
     """
-    path = Path(folder)
+    path = run_path(folder)
     ensemble = EnsembleFolder(path)
     if not ensemble.exists and maps:
         raise UsageError(f"{path}: is one run, which has no members to be apart. Name an ensemble.")
@@ -208,7 +209,7 @@ def load_predictor(
         first,
         network=Ensemble(members, maps=maps),
         version=_version(members) + ("+flips" if flips else ""),
-        run=path.resolve().name,
+        run=name_of(path),
         seen=trained_on_together([member.about.seen for member in members]),
         threshold=_mean([member.about.threshold for member in members]),
         thresholds={

@@ -21,6 +21,7 @@ from threefold.core.targets import ClassTarget, LabelsTarget, MultilabelTarget, 
 from threefold.errors import CohortError, ExperimentError, UsageError
 from threefold.experiment import KINDS, Experiment, SplitSpec
 from threefold.experiments import apply_override, experiment_of, read_experiment, set_key
+from threefold.models.store import run_path
 from threefold.run import RunFolder
 from threefold.training.plan import measure_cost, unchecked_plan
 from threefold.validation import parse_spec
@@ -141,7 +142,7 @@ def choose(
         tested=len(split.cases(cohort, "test")),
         images=images,
         reading=(clock() - started) / len(looked_at),
-        start=Path(str(given["initial_weights.path"])) if "initial_weights.path" in given else None,
+        start=run_path(str(given["initial_weights.path"])) if "initial_weights.path" in given else None,
     )
     for rule in (_tasks, _network, _augmentation, _optimisation, _selection):
         choices += _left_open(rule(facts), given)

@@ -38,6 +38,7 @@ from threefold.experiment import (
 )
 from threefold.experiments import read_experiment, read_recipe
 from threefold.inference.memory import TensorMemory
+from threefold.models.store import is_model, run_path
 from threefold.networks import foreign
 from threefold.networks.cpu import cpu_kernels
 from threefold.networks.joint import JointSwin
@@ -155,7 +156,9 @@ def resolve_paths(experiment: Experiment) -> Experiment:
     weights = experiment.initial_weights
     if weights is None:
         return experiment
-    path = str(Path(weights.path).expanduser().resolve())
+    # A model's name stays, which means the same on another machine.
+    run_path(weights.path)
+    path = weights.path if is_model(weights.path) else str(Path(weights.path).expanduser().resolve())
     changes: dict[str, Any] = {"initial_weights": weights.model_copy(update={"path": path})}
     if isinstance(experiment.network, CascadeSpec):
         changes["pretrain"] = None
@@ -543,7 +546,7 @@ def _ancestors(experiment: Experiment) -> Iterator[RunFolder]:
     """Yield the runs whose weights an experiment starts from, the nearest first."""
     known: set[Path] = set()
     while experiment.initial_weights is not None:
-        path = Path(experiment.initial_weights.path).expanduser().resolve()
+        path = run_path(experiment.initial_weights.path).expanduser().resolve()
         run = RunFolder(path if path.is_dir() else path.parent)
         if run.path in known or not (run.split.is_file() and run.experiment.is_file()):
             return

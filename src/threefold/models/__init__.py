@@ -1,0 +1,1 @@
+"""The models that the package ships, and the code that finds them."""
