@@ -1,7 +1,8 @@
-"""Results held against other programs: dicom3tools, DCMTK, dcmjs in Node, and a PACS on loopback."""
+"""Results held against other programs: dicom3tools, DCMTK, OHIF's adapters, a PACS on loopback."""
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -89,48 +90,54 @@ def test_dsrdump_prints_the_report(results: Path) -> None:
 
 
 _PLACE_FRAMES = """
-const fs = require('fs');
-const dcmjs = require('dcmjs');
-const file = dcmjs.data.DicomMessage.readFile(fs.readFileSync(process.argv[1]).buffer);
-const seg = dcmjs.data.DicomMetaDictionary.naturalizeDataset(file.dict);
-const bits = dcmjs.data.BitArray.unpack(seg.PixelData[0] || seg.PixelData);
-const shared = [].concat(seg.SharedFunctionalGroupsSequence)[0];
-const size = seg.Rows * seg.Columns;
-const frames = seg.PerFrameFunctionalGroupsSequence.map((group, k) => ({
-  uid: [].concat([].concat(group.DerivationImageSequence)[0].SourceImageSequence)[0].ReferencedSOPInstanceUID,
-  segment: [].concat(group.SegmentIdentificationSequence || shared.SegmentIdentificationSequence)[0],
-  position: [].concat(group.PlanePositionSequence)[0].ImagePositionPatient.map(Number),
-  on: Array.from(bits.slice(k * size, (k + 1) * size), (bit, i) => (bit ? i : -1)).filter((i) => i >= 0),
-}));
-console.log(JSON.stringify({rows: seg.Rows, columns: seg.Columns, frames}));
+import fs from 'fs';
+const { adaptersSEG } = await import('@cornerstonejs/adapters');
+const [seg, described] = process.argv.slice(2);
+const file = fs.readFileSync(seg);
+const slices = JSON.parse(fs.readFileSync(described));
+const provider = { get: (kind, id) => slices[id][kind] };
+const found = await adaptersSEG.Cornerstone.Segmentation.generateToolState(
+  Object.keys(slices), file.buffer.slice(file.byteOffset, file.byteOffset + file.byteLength), provider,
+  { skipOverlapping: false, tolerance: 1e-3 },
+);
+fs.writeFileSync(1, Buffer.from(found.labelmapBufferArray[0]).toString('base64'));
 """
 
 
-def test_dcmjs_places_each_frame_on_its_slice(results: Path, scan: Path) -> None:
-    """OHIF's own library reads the frames, and each is the mask of the slice that it names."""
+def test_cornerstones_adapters_place_each_frame_on_its_slice(
+    results: Path, scan: Path, tmp_path: Path
+) -> None:
+    """OHIF's own library is given the slices, and puts each frame of the segmentation on its own."""
     node = needs("node", "nodejs")
-    modules = NODE_MODULES.absolute()
-    if not (modules / "dcmjs").is_dir():
-        pytest.skip(f"needs dcmjs in {modules} (npm install --prefix .peers dcmjs)")
+    if not (NODE_MODULES / "@cornerstonejs" / "adapters").is_dir():
+        pytest.skip(f"needs @cornerstonejs/adapters in {NODE_MODULES} (.ci/run installs it by npm)")
+    slices = {}
+    for one in read_image(scan).slices:
+        uid = str(pydicom.dcmread(one.path, stop_before_pixels=True).SOPInstanceUID)
+        plane = {
+            "imageOrientationPatient": [*one.grid.right, *one.grid.down], "rows": one.grid.shape[0],
+            "imagePositionPatient": [*one.grid.position], "columns": one.grid.shape[1],
+            "frameOfReferenceUID": f"{STUDY}.9", "rowCosines": [*one.grid.right],
+            "columnCosines": [*one.grid.down],
+        }  # fmt: skip
+        slices[f"file:{uid}"] = {
+            "imagePlaneModule": plane,
+            "generalSeriesModule": {"seriesInstanceUID": f"{STUDY}.1", "studyInstanceUID": STUDY},
+            "sopCommonModule": {"sopInstanceUID": uid},
+            "generalImageModule": {"sopInstanceUID": uid},
+            "instance": {"Rows": one.grid.shape[0], "Columns": one.grid.shape[1]},
+        }
+    (tmp_path / "slices.json").write_text(json.dumps(slices))
+    (tmp_path / "node_modules").symlink_to(NODE_MODULES.absolute())
+    (tmp_path / "place.mjs").write_text(_PLACE_FRAMES)
     done = subprocess.run(
-        [node, "-e", _PLACE_FRAMES, str(results / "dicom" / "scan-seg.dcm")],
-        capture_output=True, text=True, check=False, env={**os.environ, "NODE_PATH": str(modules)},
+        [node, tmp_path / "place.mjs", results / "dicom" / "scan-seg.dcm", tmp_path / "slices.json"],
+        capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
     mask = read_label_map(results / "masks" / "scan.nii.gz").array
-    assert len(found["frames"]) == mask.shape[2]
-    slices = {}
-    for k, one in enumerate(read_image(scan).slices):
-        slices[str(pydicom.dcmread(one.path, stop_before_pixels=True).SOPInstanceUID)] = k, one
-    for frame in found["frames"]:
-        assert frame["segment"]["ReferencedSegmentNumber"] == 1
-        k, one = slices.pop(frame["uid"])
-        pixels = np.zeros(found["rows"] * found["columns"], np.uint8)
-        pixels[frame["on"]] = 1
-        assert_array_equal(pixels.reshape(mask.shape[:2]), mask[..., k])
-        assert frame["position"] == pytest.approx(one.grid.position.tolist())
-    assert not slices
+    placed = np.frombuffer(base64.b64decode(done.stdout.splitlines()[-1]), np.uint8)
+    assert_array_equal(placed.reshape(mask.shape[2], *mask.shape[:2]), np.moveaxis(mask, -1, 0))
 
 
 @pytest.fixture(scope="module")

@@ -19,10 +19,8 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 _DIAGNOSIS: Triple = ("439401001", "SCT", "Diagnosis")
-_IN_SET: Triple = ("prediction-set", OWN, "Possible diagnosis (member of the prediction set)")
 _MAXIMUM: Triple = ("56851009", "SCT", "Maximum")
 _MILLILITRE: Triple = ("mL", "UCUM", "mL")
-_UNLIKE: Triple = ("out-of-distribution", OWN, "Image differs from the training images")
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,6 @@ class Diagnosis:
         slices: numbers of the slices that were looked at, from 0; empty: all.
         decision: code of the class decided for.
         probabilities: by code of the class.
-        prediction_set: codes of the classes that can't be ruled out; None: not known.
-        unlike_training: whether the image differs from what the network was trained on; None: not known.
         numbers: further numbers with their units, by name.
     """
 
@@ -43,8 +39,6 @@ class Diagnosis:
     slices: tuple[int, ...] = ()
     decision: Triple | None = None
     probabilities: Mapping[Triple, float] = field(default_factory=dict)
-    prediction_set: tuple[Triple, ...] | None = None
-    unlike_training: bool | None = None
     numbers: Mapping[str, tuple[float, str]] = field(default_factory=dict)
 
 
@@ -173,10 +167,6 @@ def _of_diagnosis(source: DicomSource, one: Diagnosis, algorithm: Algorithm) -> 
     from pydicom.sr.codedict import codes
 
     said = [] if one.decision is None else [(_DIAGNOSIS, one.decision)]
-    said += [(_IN_SET, member) for member in one.prediction_set or ()]
-    if one.unlike_training is not None:
-        yes, no = ("373066001", "SCT", "Yes"), ("373067005", "SCT", "No")
-        said.append((_UNLIKE, yes if one.unlike_training else no))
     measurements = [
         Measurement(
             concept((f"probability-{value}"[:64], OWN, f"Probability of {meaning}"[:64])),
