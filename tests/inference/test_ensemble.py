@@ -310,6 +310,9 @@ def test_evaluated_on_a_cohort(together: Path, make_cohort: Callable[..., Cohort
     assert set(results.table["metric"]) >= {"auc", "dice", "psnr"}
     table = pd.read_csv(together / "evaluations" / "cohort" / "predictions.csv")
     assert table["member_agreement"].between(0.5, 1).all()
+    apart = int((table["member_agreement"] < 1).sum())
+    said = f"The members of the ensemble decide differently on {apart} of 6 cases"
+    assert any(note.startswith(said) for note in results.evaluation.notes)
     predicted = {one.case_id: one for one in tf.load_run(together).predict(cohort)}
     for _, row in table.iterrows():
         assert row["probability_yes"] == pytest.approx(predicted[row["case_id"]].probabilities["yes"])

@@ -15,6 +15,7 @@ from threefold.cohorts.cohort import Cohort, CohortSpec, fingerprint, read_cohor
 from threefold.cohorts.failures import Failures, left_out_notes, none_left, read_failures, write_failures
 from threefold.cohorts.splits import Split, read_split
 from threefold.core.targets import ClassTarget, NumberTarget
+from threefold.csv_tables import as_numbers
 from threefold.errors import CohortError, PredictionsError, RunError
 from threefold.evaluation.by_task import KnownTasks
 from threefold.evaluation.predictions import Predictions, read_predictions, write_predictions
@@ -196,7 +197,7 @@ def _evaluate_on(
             for member in member_runs(run.path)
         ),
     )
-    predictions = with_structures_beside(predictions, out)
+    predictions = _with_agreement(with_structures_beside(predictions, out))
     examples = choose_examples(predictions, cohort, trained, experiment.data.preprocessing, out.masks)
     predictions = without_failed(predictions, failed, len(cohort.cases))
     report = write_report(
@@ -215,6 +216,19 @@ def without_failed(predictions: Predictions, failed: Failures, cases: int) -> Pr
     """Return predictions that say which of so many cases are left out, and why."""
     notes = left_out_notes(failed, cases)
     return replace(predictions, notes=(*predictions.notes, *notes), left_out=failed)
+
+
+def _with_agreement(predictions: Predictions) -> Predictions:
+    """Return an ensemble's predictions with a note on the cases on which its members decide differently."""
+    if "member_agreement" not in predictions.table:
+        return predictions
+    agreement = as_numbers(predictions.table[["member_agreement"]])["member_agreement"]
+    apart = int((agreement < 1).sum())
+    note = (
+        f"The members of the ensemble decide differently on {apart} of {len(agreement)} cases "
+        "(member_agreement below 1 in predictions.csv)."
+    )
+    return replace(predictions, notes=(*predictions.notes, note))
 
 
 def evaluate_propagated(
