@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +17,7 @@ from PIL import Image
 from threefold.cli.app import main
 from threefold.cohorts.cohort import read_cohort
 from threefold.cohorts.splits import Split, read_split, write_split
-from threefold.errors import RunError
+from threefold.errors import RunError, UsageError
 from threefold.experiment import Experiment
 from threefold.reporting.html import Code
 from threefold.reporting.results import Part, write_part
@@ -575,3 +576,33 @@ def test_the_browser_test_would_see_a_request(tmp_path: Path) -> None:
         assert "http://127.0.0.1:9/x.png" in page.requests
         assert page.evaluate(DECODED) == 0
         assert not page.evaluate("document.documentElement.scrollWidth <= 390")
+
+
+@pytest.mark.parametrize("name", ["claim", "tripod-ai"])
+def test_a_guidelines_items_are_filled_as_far_as_the_run_knows(
+    name: str, mine: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["threefold", "report", str(mine.path), "--checklist", name])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    found = read(mine.path / "report.html")
+    assert f"{name}-checklist" in contents(found)
+    counts = Counter(read_split(mine.split).parts.values())
+    for told in (
+        "of 42 items have something from this run",
+        "bootstrap resamples of patients",
+        "patients: none has cases in two parts",
+        f"{counts['train']} train, {counts['validation']} validation, {counts['test']} test cases",
+        json.loads(mine.environment.read_text())["packages"]["torch"],
+        "to be written",
+    ):
+        assert told in found.words, told
+
+
+def test_a_checklist_is_of_a_run(tmp_path: Path) -> None:
+    study = StudyFolder(tmp_path / "study")
+    study.path.mkdir()
+    study.study.write_text("name: x\n")
+    with pytest.raises(UsageError, match="A checklist is filled from one run"):
+        report(study.path, checklists=["claim"])

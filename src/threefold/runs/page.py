@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from threefold.audits.audit import Audit, audit
 from threefold.cohorts.cohort import Cohort, CohortSpec, fingerprint, read_cohort
+from threefold.cohorts.failures import read_failures
 from threefold.cohorts.splits import PARTS, Split, read_split
 from threefold.errors import CohortError, RunError, some
 from threefold.evaluation.groups import natural_order
@@ -25,6 +26,7 @@ from threefold.reporting.table import LEAK_NOTE, Table, cell
 from threefold.reporting.tables import title_of
 from threefold.reporting.task_reports import FOLDER as TASKS
 from threefold.run import RESULTS_NAME, RunFolder
+from threefold.runs.checklists import TITLES, Checklist, Known, checklist_blocks
 from threefold.runs.evaluate import cohort_if_there, of_run, stopped_early
 from threefold.runs.finished import verify_settings
 from threefold.tasks.resolve import only_diagnosis, targets_of
@@ -56,7 +58,13 @@ class _Read:
     results: Mapping[str, Part]
 
 
-def run_page(run: RunFolder, footer: str, *, progress: Progress | None = None) -> Page:
+def run_page(
+    run: RunFolder,
+    footer: str,
+    *,
+    checklists: Sequence[Checklist] = (),
+    progress: Progress | None = None,
+) -> Page:
     """Return the page of a run, whatever of it is there.
 
     Nothing is trained, predicted or measured anew; the cohort, where it still is what was trained on, is
@@ -65,6 +73,7 @@ def run_page(run: RunFolder, footer: str, *, progress: Progress | None = None) -
     Args:
         run: the folder.
         footer: who made the page, and when.
+        checklists: of reporting guidelines, to be filled from the run.
         progress: told of the cases that are audited.
 
     Raises:
@@ -94,6 +103,7 @@ def run_page(run: RunFolder, footer: str, *, progress: Progress | None = None) -
             *task_sections(run),
             *other_cohorts(run),
             Section(AUDIT, audit_blocks(read.cohort, read.home, read.split, targets, progress)),
+            *(Section(TITLES[name], checklist_blocks(name, _known(read))) for name in checklists),
             *((Section("Not in this report", (Facts(tuple(absent)),)),) if absent else ()),
             Section("Environment", (Facts(tuple(environment_facts(run))),)),
             Section("How to reproduce", tuple(reproduction(run, read.experiment, read.home))),
@@ -119,6 +129,21 @@ def _read(run: RunFolder) -> _Read:
         cohort=cohort if same else None,
         known=known,
         results=read_results(run.path),
+    )
+
+
+def _known(read: _Read) -> Known:
+    facts = dict(environment_facts(read.run))
+    names = ("threefold", "python", "torch", "lightning", "monai", "numpy", "processor")
+    return Known(
+        experiment=read.experiment,
+        trained=read.trained,
+        split=read.split,
+        status=read.status,
+        results=read.results,
+        cohort=read.cohort,
+        environment={name: facts[name] for name in names if name in facts},
+        failed=len(read_failures(read.run.failed)),
     )
 
 
