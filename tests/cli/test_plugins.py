@@ -33,7 +33,9 @@ def test_each_is_listed_with_its_place_its_source_and_its_problem(acme: None) ->
     found = {(one["group"], one["name"]): one for one in json.loads(result.stdout)}
     assert found["networks", "swin-unet"]["source"] == "built in"
     assert found["tasks", "regression"]["place"] == "threefold.tasks.regression:RegressionTask"
-    assert {"head-ct", "fetal-heart", "object-background"} == {n for g, n in found if g == "phantoms"}
+    assert {"head-ct", "fetal-heart", "object-background", "varied-head"} == {
+        n for g, n in found if g == "phantoms"
+    }
     broken = found["networks", "acme-net"]
     assert (broken["place"], broken["source"]) == ("acme_broken:Net", "acme 1.4")
     assert "acme_broken has no 'Net'. Did you mean 'Nett'?" in broken["problem"]
