@@ -12,6 +12,8 @@ RUN/
   checkpoints/         last.ckpt, best.ckpt (torch, loadable with weights_only=True)
   weights.safetensors  the weights that it predicts with, with weights.json beside it
   weights-last.safetensors  (or -best) the other epoch's, with weights-last.json; absent where one is both
+  calibration.json     what the validation cases say of its predictions (inference.calibration)
+  features.safetensors  of training cases, which new images are held against (inference.out_of_distribution)
   predictions.csv      one row a case (evaluation.predictions)
   structures.csv       one row a case and structure (evaluation.structures)
   failed.csv           validation and test cases that could not be predicted, and why; absent without such
@@ -168,6 +170,16 @@ class RunFolder:
     def other_weights(self, epoch: Epoch) -> Path:
         """The weights of the best or the last epoch (safetensors), where it predicts with the other's."""
         return self.path / f"weights-{epoch}.safetensors"
+
+    @property
+    def calibration(self) -> Path:
+        """What the validation cases say of its predictions (JSON); runs of earlier versions have none."""
+        return self.path / "calibration.json"
+
+    @property
+    def features(self) -> Path:
+        """The encoder's features of training cases (safetensors); absent where the network gives none."""
+        return self.path / "features.safetensors"
 
     @property
     def predictions(self) -> Path:

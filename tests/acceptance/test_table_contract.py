@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from threefold.audits.audit import audit
 from threefold.cohorts.cohort import Cohort, fingerprint, read_cohort
 from threefold.cohorts.merging import merge_cohorts
-from threefold.cohorts.reserved_names import RESERVED_COLUMNS, RESERVED_PREFIX
+from threefold.cohorts.reserved_names import RESERVED_COLUMNS, RESERVED_PREFIXES
 from threefold.cohorts.splits import Split, read_split, write_split
 from threefold.cohorts.staging import row_of
 from threefold.cohorts.table import format_rows, parse_table
@@ -38,6 +38,7 @@ from threefold.evaluation.structure_measures import UNION
 from threefold.evaluation.structures import NUMBERS, read_structures_table, with_structures
 from threefold.experiment import EvaluationSpec
 from threefold.inference.cases import case_identity
+from threefold.inference.out_of_distribution import OutOfDistribution
 from threefold.reporting.html import table_html
 from threefold.reporting.results import read_results, write_part
 from threefold.reporting.table import markdown
@@ -184,9 +185,10 @@ def _cohort(folder: Path, header: str = "", cells: str = "", **spec: Any) -> Pat
 
 def test_the_reserved_names_are_the_columns_of_predictions() -> None:
     columns = {*schema.TEXT_COLUMNS, *schema.MASK_COLUMNS, *schema.RECONSTRUCTION_COLUMNS}
-    columns |= {*schema.TOPOLOGY_COLUMNS, schema.NOT_MEASURED}
+    columns |= {*schema.TOPOLOGY_COLUMNS, *schema.TRUST_COLUMNS, *OutOfDistribution(None).columns()}
+    columns |= {schema.NOT_MEASURED}
     assert columns - {"case_id", "patient_id", "site", "label"} == {*RESERVED_COLUMNS}
-    assert RESERVED_PREFIX == schema.PROBABILITY_PREFIX
+    assert RESERVED_PREFIXES == (schema.PROBABILITY_PREFIX, schema.CALIBRATED_PREFIX)
 
 
 @pytest.mark.parametrize("name", [*RESERVED_COLUMNS, "probability_reader", "a\u200fb"])

@@ -25,6 +25,7 @@ from threefold.experiment import Experiment
 from threefold.experiments import experiment_yaml
 from threefold.images.reading import read_label_map
 from threefold.images.writing import write_nifti
+from threefold.inference.calibration import Calibration, write_calibration
 from threefold.inference.output import Prediction, PredictionFolder
 from threefold.run import RunFolder
 from threefold.tasks.build import build_network
@@ -60,6 +61,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.experiment.write_text(experiment_yaml(experiment))
     described = {"name": spec.name, "fingerprint": "0", "folder": "?", "spec": spec.model_dump(mode="json")}
     folder.cohort.write_text(json.dumps(described))
+    write_calibration(folder.calibration, Calibration(coverage=0.9))  # of no validation case
     folder.write_status(state="finished", threshold=0.25)
     torch.manual_seed(0)
     safetensors.torch.save_file(build_network(experiment, spec).state_dict(), folder.weights)

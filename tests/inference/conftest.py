@@ -19,6 +19,7 @@ from threefold.core.outputs import Outputs
 from threefold.experiment import Experiment
 from threefold.experiments import experiment_yaml
 from threefold.images.writing import write_nifti
+from threefold.inference.calibration import Calibration, write_calibration
 from threefold.run import RunFolder
 from threefold.tasks.build import build_network
 
@@ -87,6 +88,7 @@ def write_run(path: Path, experiment: Experiment, spec: CohortSpec, threshold: f
     described = {"name": spec.name, "fingerprint": "0", "folder": "?", "spec": spec.model_dump(mode="json")}
     folder.cohort.write_text(json.dumps(described))
     folder.trained_on.write_text(make_trained_on(spec).model_dump_json())
+    write_calibration(folder.calibration, Calibration(coverage=0.9))  # of no validation case
     folder.write_status(state="finished", threshold=threshold)
     torch.manual_seed(5)
     network = build_network(experiment, spec)

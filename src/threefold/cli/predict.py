@@ -110,6 +110,10 @@ def predict(
     the run's version and the file of the mask. Masks are on each image's own grid (NIfTI, or PNG for a
     picture). A 2D network predicts each slice of a volume (NAME#k), and writes one mask file per volume.
 
+    Beside the raw probabilities are calibrated ones, a prediction set and an interval of the mask's volume
+    with the run's coverage, fitted on the validation cases. An image whose features or header are unlike the
+    training images' has `yes` in the column `out_of_distribution`, with the reasons.
+
     Each image is compared with the training data (modality, unit, intensities, spacing, size). An image that
     provably differs is refused; unverified properties, and a mask that contradicts the decision, are recorded
     in the column `notes`.
@@ -178,7 +182,11 @@ def predict(
         _receive(Pacs(source), study, images[0], lost)
     listing = find_sources(images or named, allow_outside=allow_outside)
     folder = predictor.folder(out, listing, **options)
-    for note in (*predictor.notes, *(f"passed over: {line}" for line in listing.passed.lines())):
+    for note in (
+        *predictor.notes,
+        *predictor.limits,
+        *(f"passed over: {line}" for line in listing.passed.lines()),
+    ):
         print(f"note: {note}", file=sys.stderr, flush=True)
     said = f"interrupted. Finished predictions are in {out}; repeat the command to resume."
     with interruptible(said), progress_of("Predicting") as progress:
@@ -194,8 +202,9 @@ def predict(
             "run": predictor.run,
             "version": predictor.version,
             "threshold": predictor.threshold,
+            "coverage": None if predictor.calibration is None else predictor.calibration.coverage,
             "out": str(out),
-            "notes": list(predictor.notes),
+            "notes": [*predictor.notes, *predictor.limits],
             "passed_over": {
                 kind: {"count": len(names), "first": names[:5]}
                 for kind, names in listing.passed.names.items()
@@ -256,7 +265,8 @@ class _Notes:
 
         if prediction.image.source != self._source:  # slices of a volume follow each other
             self._source, self._said = prediction.image.source, set(self._always)
-        for note in prediction.notes:
+        judged = prediction.out_of_distribution
+        for note in dict.fromkeys((*prediction.notes, *(() if judged is None else judged.reasons))):
             if note not in self._said:
                 self._said.add(note)
                 print(f"note: {printable(self._source)}: {note}", file=sys.stderr, flush=True)
@@ -264,7 +274,13 @@ class _Notes:
 
 def _as_asked(row: Mapping[str, Any]) -> dict[str, Any]:
     names = ("case_id", "image", "slice", "probabilities", "decision", "mask", "notes")
-    return {**{name: row[name] for name in names}, **row["topology"], **row.get("members", {})}
+    return {
+        **{name: row[name] for name in names},
+        **row["topology"],
+        **row.get("members", {}),
+        **row["answers"],
+        **row.get("trust", {}),
+    }
 
 
 def _print_json(content: Mapping[str, Any], lists: Mapping[str, Iterable[Any]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from threefold.cohorts.objection import Evidence, Objection, Rule, note
+from threefold.cohorts.objection import Evidence, Objection, Rule, note, unlike
 from threefold.cohorts.trained_on import Intensities, Range
 from threefold.cohorts.voxel_values import NOISE, Values
 from threefold.images.geometry import plane_of, tilt_of
@@ -18,6 +18,8 @@ _MARGIN_OF_SPAN = 0.1
 """As MARGIN where there is no window, of what lies between the percentiles 1 and 99."""
 TILTED = 30.0
 """Degrees beyond those of the training images: more than a CT gantry tilts."""
+SAME_FIELD = 1.2
+"""Field strengths within this factor are one: 1.494 T is 1.5 T, and 3 T is not."""
 _RIGHT_ANGLE = 5.0
 """Degrees that two axes of a grid may miss a right angle by."""
 
@@ -31,7 +33,7 @@ def _intensity_far(e: Evidence) -> Objection | None:
     width = (seen.p99[1] - seen.p1[0]) * (10 if scaled else 1) or 1.0
     for name, value, known in (("p1", v.p1, seen.p1), ("p50", v.p50, seen.p50), ("p99", v.p99, seen.p99)):
         if not known[0] - width <= value <= known[1] + width:
-            return note(
+            return unlike(
                 "values far outside those of the training images",
                 f"percentile {name[1:]} is {value:g}, there {known[0]:g} to {known[1]:g}",
             )
@@ -53,7 +55,7 @@ def _body_far(v: Values, seen: Intensities, window: tuple[float, float] | None) 
             continue
         margin = max(margin, known[1] - known[0])
         if not known[0] - margin <= value <= known[1] + margin:
-            return note(
+            return unlike(
                 "values outside air far from those of the training images",
                 f"{name} is {value:.3g}, there {known[0]:.3g} to {known[1]:.3g}",
             )
@@ -65,7 +67,7 @@ def _shapeless(e: Evidence) -> Objection | None:
     found = e.values.coherence
     if known is None or found is None or found > NOISE or found >= 0.5 * known[0]:
         return None
-    return note(
+    return unlike(
         "nothing larger than a few voxels, unlike in any training image: smoothed noise looks so",
         f"correlation {found:.2f} at a 16th of a side, there {known[0]:.2f} to {known[1]:.2f}",
     )
@@ -78,7 +80,7 @@ def _plane(e: Evidence) -> Objection | None:
     plane = plane_of(e.affine)
     if plane in e.seen.planes:
         return None
-    return note(
+    return unlike(
         "another plane than that of any training image", f"{plane}, there {' and '.join(e.seen.planes)}"
     )
 
@@ -90,7 +92,7 @@ def _tilted(e: Evidence) -> Objection | None:
     tilt = tilt_of(e.affine, e.asked.dimensions)
     if tilt <= known[1] + TILTED:
         return None
-    return note(
+    return unlike(
         "turned against the patient's axes, further than the training images",
         f"{tilt:.0f} degrees, there {known[0]:.0f} to {known[1]:.0f}",
     )
@@ -104,7 +106,7 @@ def _sheared(e: Evidence) -> Objection | None:
     off = float(np.degrees(np.arcsin(min(1.0, cosine))))
     if off <= _RIGHT_ANGLE:
         return None
-    return note("a sheared grid: its axes are not at right angles", f"{90 - off:.0f} degrees")
+    return unlike("a sheared grid: its axes are not at right angles", f"{90 - off:.0f} degrees")
 
 
 def _spacing_far(e: Evidence) -> Objection | None:
@@ -133,6 +135,22 @@ def _thickness_far(e: Evidence) -> Objection | None:
     return _far_lengths(summary, (e.thickness,), (e.seen.thickness_mm,), "mm")
 
 
+def _kernel_unknown(e: Evidence) -> Objection | None:
+    known, kernel = None if e.seen is None else e.seen.kernels, e.facts.kernel
+    if not known or kernel is None or kernel in known:
+        return None
+    return unlike("a convolution kernel of no training image", f"{kernel}, there {', '.join(known)}")
+
+
+def _field_strength_far(e: Evidence) -> Objection | None:
+    known, found = None if e.seen is None else e.seen.field_strength, e.facts.field_strength
+    if known is None or found is None:
+        return None
+    if known[0] / SAME_FIELD <= found <= known[1] * SAME_FIELD:
+        return None
+    return unlike("a field strength of no training image", f"{found:g} T, there {known[0]:g} to {known[1]:g}")
+
+
 def _far_lengths(
     summary: str, found: tuple[float, ...], known: tuple[Range, ...], unit: str
 ) -> Objection | None:
@@ -142,9 +160,10 @@ def _far_lengths(
     if not any(far):
         return None
     ranges = " x ".join(f"{low:.4g} to {high:.4g}" for low, high in known)
-    return note(summary, f"{' x '.join(f'{one:.4g}' for one in found)} {unit}, there {ranges}")
+    return unlike(summary, f"{' x '.join(f'{one:.4g}' for one in found)} {unit}, there {ranges}")
 
 
 FAR_FROM_TRAINING: tuple[Rule, ...] = (
     _intensity_far, _shapeless, _plane, _tilted, _sheared, _spacing_far, _size_far, _thickness_far,
+    _kernel_unknown, _field_strength_far,
 )  # fmt: skip

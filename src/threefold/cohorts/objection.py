@@ -54,6 +54,7 @@ class Objection:
         found: at this image.
         claim: what of cohort.yaml it contradicts, as `key: value`; empty: nothing.
         advice: what to do.
+        unlike_training: it says that the image is unlike those that the network was trained on.
     """
 
     severity: Severity
@@ -62,6 +63,7 @@ class Objection:
     found: str
     claim: str = ""
     advice: str = ""
+    unlike_training: bool = False
 
     def of_cohort(self) -> str:
         """Return the summary as an audit says it."""
@@ -89,3 +91,8 @@ Rule = Callable[[Evidence], Objection | None]
 def note(summary: str, found: str = "", advice: str = "") -> Objection:
     """Return what is said of an image and refuses nothing."""
     return Objection("note", False, summary, found, advice=advice)
+
+
+def unlike(summary: str, found: str = "") -> Objection:
+    """Return that an image is unlike those that the network was trained on; it refuses nothing."""
+    return Objection("note", False, summary, found, unlike_training=True)

@@ -12,6 +12,17 @@ RESERVED_COLUMNS = (
     "mask_truth_voxels",
     "mask_predicted_voxels",
     "mask_overlap_voxels",
+    "mask_volume",
+    "mask_truth_volume",
+    "mask_volume_unit",
+    "mask_volume_low",
+    "mask_volume_high",
+    "prediction_set",
+    "out_of_distribution",
+    "out_of_distribution_score",
+    "out_of_distribution_mahalanobis",
+    "out_of_distribution_nearest",
+    "out_of_distribution_reasons",
     "psnr",
     "ssim",
     "graph_edits",
@@ -21,7 +32,7 @@ RESERVED_COLUMNS = (
     "not_measured",
 )
 """Columns of predictions.csv that are none of cases.csv."""
-RESERVED_PREFIX = "probability_"
+RESERVED_PREFIXES = ("probability_", "calibrated_probability_")
 """What its columns of probabilities begin with."""
 RESERVED_STRUCTURES = ("union",)
 """All structures together, in structures.csv."""
@@ -40,9 +51,10 @@ def column_problem(name: str) -> str:
         return f"column {name!r}: control characters in its name. Write the name in letters, digits and signs"
     if name in RESERVED_COLUMNS:
         return f"column '{name}': a run's predictions have a column of that name. Rename yours, my_{name} say"
-    if name.startswith(RESERVED_PREFIX):
-        return (
-            f"column '{name}': in a run's predictions {RESERVED_PREFIX}<class> is what the network says. "
-            f"Rename yours, my_{name} say"
-        )
+    for prefix in RESERVED_PREFIXES:
+        if name.startswith(prefix):
+            return (
+                f"column '{name}': in a run's predictions {prefix}<class> is what the network says. "
+                f"Rename yours, my_{name} say"
+            )
     return ""

@@ -70,6 +70,10 @@ class TrainedOn(Spec):
     """Side of an image along canonical axes; null: no image states it."""
     thickness_mm: Range | None
     """SliceThickness, of the images that state one."""
+    kernels: dict[str, int] | None = None
+    """ConvolutionKernel, of images that state one; this and the next: null in runs of earlier versions."""
+    field_strength: Range | None = None
+    """Tesla, of the images that state one."""
     size: tuple[Range, ...]
     """Voxels along canonical axes."""
     intensities: Intensities
@@ -115,6 +119,8 @@ def describe_training(cases: Sequence[Case], spec: CohortSpec) -> TrainedOn:
         spacing_mm=_along_axes([one.spacing for one in stated]) if stated else None,
         extent_mm=_along_axes([one.extent for one in stated]) if stated else None,
         thickness_mm=_range([one.facts.slice_thickness for one in images]),
+        kernels=_counts(one.facts.kernel for one in images),
+        field_strength=_range([one.facts.field_strength for one in images]),
         size=_along_axes([one.size for one in images]),
         intensities=next(iter(intensities.values()), None) or _intensities(images),
         channels=intensities or None,

@@ -89,6 +89,7 @@ def _of_findings(
 ) -> tuple[Estimate, ...]:
     """Return the mean over findings, and the numbers of each."""
     rows = [*mean_over_findings(table, spec, leaks=leaks)]
+    shown = (*shown_in("findings"), *shown_in("trust"))
     for finding in findings_in(table):
         one = of_finding(table, finding)
         if not ((one["part"] == "test") & (one["label"] != "")).any():
@@ -98,7 +99,7 @@ def _of_findings(
         rows += [
             replace(row, class_name=finding)
             for row in evaluation.rows
-            if row.level == "case" and row.metric in shown_in("findings") and not row.class_name
+            if row.level == "case" and row.metric in shown and not row.class_name
         ]
     return tuple(row for row in rows if row.group_kind in ("all", "site group", "site"))
 

@@ -68,6 +68,22 @@ def fit_temperatures(labels: Ints, probabilities: Floats, weights: Floats) -> Fl
     return found
 
 
+def fit_temperature(labels: Ints, probabilities: Floats) -> tuple[float | None, str]:
+    """Return the temperature of the smallest log loss, or None and why there is none.
+
+    Args:
+        labels: (n,) class indices.
+        probabilities: (n, K).
+    """
+    if len(np.unique(labels)) < 2:
+        return None, f"the validation part has {'one class only' if len(labels) else 'no labelled case'}"
+    value = float(fit_temperatures(labels, probabilities, np.ones((1, len(labels))))[0])
+    if RANGE[0] * 1.001 < value < RANGE[1] / 1.001:
+        return value, ""
+    which = "right and by a margin" if value < 1 else "no better than by chance"
+    return None, f"the validation cases are told {which}: no T of {RANGE[0]:g} to {RANGE[1]:g} is best"
+
+
 def temperature_of(predictions: Predictions, spec: EvaluationSpec) -> Estimate:
     """Fit the temperature on the labelled cases of the validation part.
 
@@ -79,18 +95,13 @@ def temperature_of(predictions: Predictions, spec: EvaluationSpec) -> Estimate:
     units = cases.where(cases.labels >= 0)
     n, patients = len(units), len(np.unique(units.patients))
     estimate = partial(Estimate, group="validation", metric="temperature", n=n, patients=patients)
-    if len(np.unique(units.labels)) < 2:
-        found = "one class only" if n else "no labelled case"
-        return estimate(value=np.nan, why=f"the validation part has {found}")
+    value, why = fit_temperature(units.labels, units.probabilities)
+    if value is None:
+        return estimate(value=np.nan, why=why)
 
     def fitted(weights: Floats) -> dict[str, Floats]:
         return {"temperature": fit_temperatures(units.labels, units.probabilities, weights)}
 
-    value = float(fitted(np.ones((1, n)))["temperature"][0])
-    if not RANGE[0] * 1.001 < value < RANGE[1] / 1.001:
-        which = "right and by a margin" if value < 1 else "no better than by chance"
-        why = f"the validation cases are told {which}: no T of {RANGE[0]:g} to {RANGE[1]:g} is best"
-        return estimate(value=np.nan, why=why)
     interval = bootstrap(
         fitted, units.patients, replicates=spec.replicates, confidence=spec.confidence, seed=spec.seed
     )["temperature"]

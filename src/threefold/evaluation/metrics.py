@@ -35,7 +35,13 @@ from threefold.evaluation.classification import (
     sensitivity,
     specificity,
 )
-from threefold.evaluation.predictions import MASK_COLUMNS, NUMBER_COLUMNS
+from threefold.evaluation.predictions import (
+    MASK_COLUMNS,
+    NUMBER_COLUMNS,
+    PREDICTION_SET,
+    SET_SEPARATOR,
+    VOLUME_INTERVAL,
+)
 
 Floats = NDArray[np.float64]
 Needs = Literal["cases", "positives", "negatives", "both"]
@@ -56,6 +62,7 @@ View = Literal[
     "findings",
     "task",
     "paper",
+    "trust",
 ]
 Task = Literal["classification", "segmentation", "reconstruction", "regression"]
 _TASKS: Mapping[Of, Task] = {
@@ -337,6 +344,36 @@ def _topology_agrees(rows: pd.DataFrame) -> Floats:
     return np.where(agrees != "", agrees == "yes", np.nan)
 
 
+def _has_set(table: pd.DataFrame) -> bool:
+    return bool(((table[PREDICTION_SET].fillna("") != "") & (table["label"] != "")).any())
+
+
+def _classes_in_set(rows: pd.DataFrame) -> list[list[str]]:
+    return [cell.split(SET_SEPARATOR) if cell else [] for cell in rows[PREDICTION_SET].fillna("").astype(str)]
+
+
+def _coverage(rows: pd.DataFrame) -> Floats:
+    """Return whether a case's set contains its class; NaN without a set or a class."""
+    labels, sets = rows["label"].to_numpy(str), _classes_in_set(rows)
+    found = [name in told if name and told else np.nan for name, told in zip(labels, sets, strict=True)]
+    return np.array(found, np.float64)
+
+
+def _set_size(rows: pd.DataFrame) -> Floats:
+    return np.array([len(told) or np.nan for told in _classes_in_set(rows)], np.float64)
+
+
+def within(rows: pd.DataFrame, truth: str, low: str, high: str) -> Floats:
+    """Return whether true numbers are within their intervals, an empty end being no bound; NaN: not known."""
+    known, least, most = (_column(name)(rows) for name in (truth, low, high))
+    inside = ~(known < least) & ~(known > most)
+    return np.where(np.isnan(known), np.nan, inside.astype(np.float64))
+
+
+def _volume_coverage(rows: pd.DataFrame) -> Floats:
+    return within(rows, "mask_truth_volume", *VOLUME_INTERVAL)
+
+
 def _any_case(table: pd.DataFrame) -> bool:
     return True
 
@@ -440,6 +477,50 @@ _BUILT_IN = (
         views=_views("shift"),
     ),
     Metric(
+        name="calibration_slope",
+        title="Calibration slope",
+        of="diagnosis",
+        higher_is_better=None,
+        bounds=_SIGNED,
+    ),
+    Metric(
+        name="calibration_intercept",
+        title="Calibration intercept",
+        of="diagnosis",
+        higher_is_better=None,
+        bounds=_SIGNED,
+    ),
+    Metric(
+        name="coverage",
+        title="Coverage of the prediction set",
+        of="diagnosis",
+        is_share=True,
+        of_cases=_coverage,
+        columns=(PREDICTION_SET, "label"),
+        applies=_has_set,
+        without="no labelled case with a prediction set",
+        views=_views("trust"),
+    ),
+    Metric(
+        name="set_size",
+        title="Classes in the prediction set",
+        of="diagnosis",
+        higher_is_better=False,
+        bounds=_ANY,
+        of_cases=_set_size,
+        columns=(PREDICTION_SET, "label"),
+        applies=_has_set,
+        without="no prediction set",
+        views=_views("trust"),
+    ),
+    Metric(
+        name="flagged",
+        title="Flagged as out of distribution",
+        of="diagnosis",
+        higher_is_better=None,
+        is_share=True,
+    ),
+    Metric(
         name="confusion",
         title="Decided",
         of="diagnosis",
@@ -480,6 +561,16 @@ _BUILT_IN = (
         applies=lambda table: bool((table[MASK_COLUMNS[0]] == 0).any()),
         without="no true mask without one",
     ),
+    Metric(
+        name="volume_coverage",
+        title="Coverage of the volume's interval",
+        of="mask",
+        is_share=True,
+        of_cases=_volume_coverage,
+        columns=("mask_truth_volume", *VOLUME_INTERVAL),
+        without="no true mask",
+        views=_views("trust"),
+    ),
     *(
         Metric(
             name=name,
@@ -498,6 +589,9 @@ _BUILT_IN = (
             ("bias", "Bias", None, _SIGNED, _errors),
             ("lower_limit", "Lower limit of agreement", None, _SIGNED, None),
             ("upper_limit", "Upper limit of agreement", None, _SIGNED, None),
+            ("interval_coverage", "Coverage of the interval", True, (0.0, 1.0), None),
+            ("interval_width", "Width of the interval", False, _ANY, None),
+            ("spread_ratio", "Error by the spread on validation", None, _ANY, None),
         )
     ),
     Metric(

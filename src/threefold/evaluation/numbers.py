@@ -12,10 +12,12 @@ from threefold.errors import PredictionsError, bounded
 from threefold.evaluation.classification import weighted_mean
 from threefold.evaluation.estimate import Estimate, Place
 from threefold.evaluation.groups import Group, SampleUnits, groups_of, plain_units
-from threefold.evaluation.metrics import METRICS, Metric, metric_of
+from threefold.evaluation.metrics import METRICS, Metric, metric_of, within
 from threefold.experiment import EvaluationSpec
 
 Floats = NDArray[np.float64]
+INTERVAL = ("interval_low", "interval_high")
+_OF_INTERVALS = ("interval_coverage", "interval_width", "spread_ratio")
 LIMIT = 1.96
 """Standard deviations from the bias to a limit of agreement (Bland and Altman 1986)."""
 
@@ -43,7 +45,9 @@ def evaluate_numbers(
     """Return the metrics of the test cases whose number is known: of all, by site group and by site.
 
     With errors e = predicted - true over n cases: bias is their mean, the limits of agreement are bias
-    -+ 1.96 times their standard deviation (n - 1), R2 is 1 - sum e^2 / sum (true - mean true)^2.
+    -+ 1.96 times their standard deviation (n - 1), R2 is 1 - sum e^2 / sum (true - mean true)^2. Where the
+    table has the intervals and the spread of a calibration (`inference.calibration`): the share of intervals
+    that contain the true number, their mean width, and the root mean square of e divided by the spread.
 
     Args:
         table: of one task: case_id, patient_id, site, site_group, part, truth and predicted.
@@ -67,7 +71,11 @@ def _numbers(place: Place, group: Group) -> list[Estimate]:
     patients = np.unique(group.rows["patient_id"].to_numpy(str), return_inverse=True)[1]
     none = np.zeros(len(truth), np.int64)
     units = SampleUnits(patients, none, np.zeros((len(truth), 0)), {})
-    metrics = _metrics_of(truth, predicted)
+    errors, trust = _metrics_of(truth, predicted), _trust_of(group.rows)
+
+    def metrics(weights: Floats) -> dict[str, Floats]:
+        return {**errors(weights), **trust(weights)}
+
     values = metrics(np.ones((1, len(truth)))) if len(truth) else {}
     intervals = place.bootstrap(metrics, units) if len(truth) else {}
     own = (metric_of(name) for name in place.spec.metrics)
@@ -82,7 +90,7 @@ def _numbers(place: Place, group: Group) -> list[Estimate]:
                 why="no case with a known number" if not len(truth) else _why(name, truth),
             )
             for name, metric in METRICS.items()
-            if metric.of == "number"
+            if metric.of == "number" and (name not in _OF_INTERVALS or INTERVAL[0] in group.rows)
         ),
         *(
             _mean(place, metric, patients, metric.of_cases(group.rows))
@@ -114,9 +122,34 @@ def _why(name: str, truth: Floats) -> str:
     """Return why a metric is not estimable; empty where it is."""
     if name == "r2" and np.ptp(truth) == 0:
         return "the true numbers are all the same"
+    if name == "interval_width":
+        return "an interval without a bound"
     if name in ("lower_limit", "upper_limit") and len(truth) < 2:
         return "one case has no spread"
     return ""
+
+
+def _trust_of(rows: pd.DataFrame) -> Callable[[Floats], dict[str, Floats]]:
+    """Return what intervals and spread come to; nothing where a table has none."""
+    if any(name not in rows for name in (*INTERVAL, "spread")):
+        return lambda weights: {}
+    columns = {
+        name: pd.to_numeric(rows[name], errors="coerce").to_numpy(np.float64)
+        for name in ("truth", "predicted", *INTERVAL, "spread")
+    }
+    covered = within(rows, "truth", *INTERVAL)
+    ends = (columns[name] for name in INTERVAL)
+    width = np.nan_to_num(-np.subtract(*ends), nan=np.inf)
+    ratio = ((columns["predicted"] - columns["truth"]) / columns["spread"]) ** 2
+
+    def metrics(weights: Floats) -> dict[str, Floats]:
+        return {
+            "interval_coverage": weighted_mean(covered, weights),
+            "interval_width": weighted_mean(width, weights),
+            "spread_ratio": np.sqrt(weighted_mean(ratio, weights)),
+        }
+
+    return metrics
 
 
 def _metrics_of(truth: Floats, predicted: Floats) -> Callable[[Floats], dict[str, Floats]]:

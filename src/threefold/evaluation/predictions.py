@@ -13,6 +13,12 @@ Columns (CSV, UTF-8; an empty cell means absent; further columns are kept):
   mask_overlap_voxels       voxels in both; empty where there is no true mask
   psnr, ssim                of the reconstruction (dB; -1..1)
   graph_edits, arch, topology_class, agrees: of the topology (`inference.structures`); may be left out
+  mask_volume, mask_truth_volume   of the predicted and of the true mask, in mask_volume_unit: mL; of a slice
+                            mm2; voxels or px where the image states no spacing
+  calibrated_probability_<class>, prediction_set, mask_volume_low, mask_volume_high: what the validation cases
+                            say of the prediction (`inference.calibration`); may be left out
+  out_of_distribution       yes or no: whether the image is unlike the training images
+                            (`inference.out_of_distribution`); empty: not known; may be left out
   not_measured              what could not be measured of the case, and why; the cells of it are empty
 
 Where a network answers several questions of a kind, or gives findings or numbers, their columns begin with
@@ -46,6 +52,15 @@ TOPOLOGY_COLUMNS = ("graph_edits", "arch", "topology_class", "agrees")
 NUMBER_COLUMNS = ("truth", "predicted")
 """Of a table of a task of numbers."""
 PROBABILITY_PREFIX = "probability_"
+CALIBRATED_PREFIX = "calibrated_probability_"
+PREDICTION_SET = "prediction_set"
+SET_SEPARATOR = " | "
+"""Between the classes of a prediction set."""
+VOLUME_COLUMNS = ("mask_volume", "mask_truth_volume", "mask_volume_unit")
+VOLUME_INTERVAL = ("mask_volume_low", "mask_volume_high")
+OUT_OF_DISTRIBUTION = "out_of_distribution"
+TRUST_COLUMNS = (PREDICTION_SET, *VOLUME_COLUMNS, *VOLUME_INTERVAL, OUT_OF_DISTRIBUTION)
+"""What is said of how far a prediction can be trusted; any of them may be left out."""
 NOT_MEASURED = "not_measured"
 
 CHANGED = (
@@ -93,7 +108,9 @@ class Predictions:
             *MASK_COLUMNS,
             *RECONSTRUCTION_COLUMNS,
         )
-        there = [column for column in (*TOPOLOGY_COLUMNS, *NUMBER_COLUMNS, *further) if column in self.table]
+        calibrated = (f"{CALIBRATED_PREFIX}{name}" for name in self.classes)
+        may_be = (*TOPOLOGY_COLUMNS, *NUMBER_COLUMNS, *TRUST_COLUMNS, *calibrated, *further)
+        there = [column for column in may_be if column in self.table]
         return self.table.loc[self.table["part"] == name, list(dict.fromkeys([*always, *there]))]
 
     @cached_property

@@ -15,7 +15,12 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from threefold.evaluation.predictions import PROBABILITY_PREFIX, probability_column
+from threefold.evaluation.predictions import (
+    CALIBRATED_PREFIX,
+    PREDICTION_SET,
+    PROBABILITY_PREFIX,
+    probability_column,
+)
 
 Kind = Literal["class", "findings", "number", "labels", "image"]
 _KINDS: Mapping[str, tuple[Kind, str]] = {
@@ -66,12 +71,19 @@ def findings_in(table: pd.DataFrame) -> tuple[str, ...]:
 
 def of_finding(table: pd.DataFrame, finding: str) -> pd.DataFrame:
     """Return a finding of a table of findings as a diagnosis of two classes, absent and present."""
-    own = [name for name in table.columns if name.startswith((TRUTH_PREFIX, probability_column("")))]
+    told = (TRUTH_PREFIX, PROBABILITY_PREFIX, CALIBRATED_PREFIX, PREDICTION_SET)
+    own = [name for name in table.columns if name.startswith(told)]
     known = pd.to_numeric(table[f"{TRUTH_PREFIX}{finding}"], errors="coerce")
     present = pd.to_numeric(table[probability_column(finding)], errors="coerce")
     names = np.where(known.isna(), "", np.where(known == 1, FINDING[1], FINDING[0]))
     rest = table.drop(columns=[*own, *(["label"] if "label" in table else [])])
-    return rest.assign(
-        label=names,
-        **{probability_column(FINDING[0]): 1 - present, probability_column(FINDING[1]): present},
-    )
+    columns = {probability_column(FINDING[0]): 1 - present, probability_column(FINDING[1]): present}
+    if (calibrated := f"{CALIBRATED_PREFIX}{finding}") in table:
+        scaled = pd.to_numeric(table[calibrated], errors="coerce")
+        columns |= {
+            f"{CALIBRATED_PREFIX}{FINDING[0]}": 1 - scaled,
+            f"{CALIBRATED_PREFIX}{FINDING[1]}": scaled,
+        }
+    if (of_set := f"{PREDICTION_SET}_{finding}") in table:
+        columns[PREDICTION_SET] = table[of_set]
+    return rest.assign(label=names, **columns)

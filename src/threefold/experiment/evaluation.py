@@ -18,6 +18,9 @@ class EvaluationSpec(Spec):
     threshold: Literal["youden", "f1", "0.5"] = "youden"
     """Choice of the decision threshold on the validation part: youden maximises sensitivity + specificity, f1
     the F1; 0.5 fixes it."""
+    coverage: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    """Nominal coverage of prediction sets and intervals: the share that contains the truth, for new patients
+    like those of the validation part."""
     patient_rule: Literal["mean", "max"] = "mean"
     """Aggregation of the probabilities of a patient's cases."""
     seed: Seed = 0

@@ -80,6 +80,20 @@ def spacing_of(affine: Affine, dimensions: int) -> tuple[float, ...]:
     return tuple(float(s) for s in np.linalg.norm(affine[:3, :dimensions], axis=0))
 
 
+def voxel_volume(image: Image) -> tuple[float, str]:
+    """Return the size of a voxel and its unit: mL of a volume, mm2 of a slice; 1 voxel or px without spacing.
+
+    An image that was not read from a file has the spacing that it was given.
+    """
+    is_slice = image.array.ndim == 2
+    if image.facts.format is not None and not image.facts.spacing_stated:
+        return 1.0, "px" if is_slice else "voxels"
+    axes = image.affine[:3, : image.array.ndim]
+    if is_slice:
+        return float(np.linalg.norm(np.cross(axes[:, 0], axes[:, 1]))), "mm2"
+    return float(abs(np.linalg.det(axes))) / 1000, "mL"
+
+
 def slice_affine(affine: Affine, index: int) -> Affine:
     """Return the affine of slice `index` (along the third axis) of a volume's grid."""
     moved = affine.copy()

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from threefold.cohorts.cohort import CohortSpec
 from threefold.cohorts.trained_on import TrainedOn
-from threefold.images.geometry import Image
+from threefold.images.geometry import Image, voxel_volume
 
 
 def contradiction(
@@ -45,6 +45,5 @@ def contradiction(
 
 
 def _volume(count: int, image: Image) -> str:
-    if image.array.ndim < 3 or not image.facts.spacing_stated:
-        return ""
-    return f" ({count * abs(np.linalg.det(image.affine[:3, :3])) / 1000:.3g} mL)"
+    size, unit = voxel_volume(image)
+    return f" ({count * size:.3g} mL)" if unit == "mL" else ""

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,13 +23,15 @@ from threefold.cohorts.splits import Split
 from threefold.cohorts.trained_on import TrainedOn
 from threefold.core.targets import ClassTarget
 from threefold.errors import ImageError
-from threefold.evaluation.predictions import NOT_MEASURED
+from threefold.evaluation.predictions import NOT_MEASURED, VOLUME_COLUMNS
 from threefold.evaluation.reconstruction import psnr, ssim
 from threefold.experiment import Experiment, Part
 from threefold.file_names import case_stem
+from threefold.images.geometry import Image, voxel_volume
 from threefold.images.writing import label_map_suffix, write_label_map
 from threefold.inference.engine import Prepared, Result, run_network
 from threefold.inference.listing import Source
+from threefold.inference.out_of_distribution import KEPT
 from threefold.inference.sources import Asked, prepare, refuse_other_question
 from threefold.inference.structures import Truth, measure_structures, read_truth, topology_columns
 from threefold.run import make_folder
@@ -54,10 +56,14 @@ class CaseTables:
         cases: one row a case, as `threefold.evaluation.predictions` defines the columns.
         structures: one row a case and structure, as `threefold.evaluation.structures` does; of a mask the
             union's alone; empty without a segmentation.
+        features: (F,) the encoder's pooled features of each case, by id; empty where the network gives none.
+        unlike: by id, what shows that an image is unlike the training images; cases without are left out.
     """
 
     cases: pd.DataFrame
     structures: pd.DataFrame
+    features: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    unlike: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def predict_cases(
@@ -115,6 +121,8 @@ def predict_cases(
     prepared = prepare_cases(chosen.values(), cohort.spec, asked, failed)
     rows: list[dict[str, Any]] = []
     structures: list[dict[str, Any]] = []
+    features: dict[str, NDArray[np.float32]] = {}
+    unlike: dict[str, tuple[str, ...]] = {}
     waiting: deque[tuple[str, Future[_Measured]]] = deque()
     questions = questions_of(experiment, trained)
 
@@ -147,6 +155,10 @@ def predict_cases(
                 }
             if failed is not None and case.case_id in failed:
                 continue
+            if result.features is not None:
+                features[case.case_id] = result.features
+            if one.unlike:
+                unlike[case.case_id] = one.unlike
             if masks is not None:
                 write_case_masks(masks, one, result, questions)
             identity = case_identity(case, cohort.spec, _part(case, split), questions)
@@ -158,7 +170,55 @@ def predict_cases(
                 collect()
         while waiting:
             collect()
-    return CaseTables(pd.DataFrame(rows), pd.DataFrame(structures))
+    return CaseTables(pd.DataFrame(rows), pd.DataFrame(structures), features, unlike)
+
+
+def training_features(
+    network: nn.Module,
+    experiment: Experiment,
+    spec: CohortSpec,
+    cases: Sequence[Case],
+    *,
+    device: torch.device | str = "cpu",
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> list[NDArray[np.float32]]:
+    """Return the encoder's pooled features (F,) of training cases, at most `KEPT` of them, evenly spread.
+
+    Args:
+        network: left on `device` and in evaluation mode.
+        experiment: gives the network's grid.
+        spec: of the cohort.
+        cases: of the training part; one that can't be read any more is left out.
+        device: for the network.
+        batch_size: cases a pass.
+        progress: told after each case.
+
+    Returns:
+        An empty list for a network that gives no features.
+    """
+    failed: Failures = {}
+    ordered = sorted(cases, key=lambda case: case.case_id)
+    places = np.linspace(0, len(ordered) - 1, min(len(ordered), KEPT)).round().astype(int)
+    asked = Asked(spec, experiment.data.preprocessing, judged=False)
+    prepared = prepare_cases((ordered[i] for i in places), spec, asked, failed)
+    found = []
+    for number, (_, result) in enumerate(
+        run_network(
+            network,
+            prepared,
+            (),
+            device=device,
+            batch_size=batch_size,
+            on_failure=partial(_keep, failed),
+        ),
+        start=1,
+    ):
+        if result.features is not None:
+            found.append(result.features)
+        if progress is not None:
+            progress(number, len(places))
+    return found
 
 
 def _part(case: Case, split: Split | None) -> Part:
@@ -270,7 +330,8 @@ def _answered(
                     row[name] = similarity(one.array, restored)
         return row, []
     labels, truth = result.labels[head], truths[head]
-    row |= mask_columns(labels, truth.foreground if names else truth.region)
+    known = truth.foreground if names else truth.region
+    row |= mask_columns(labels, known) | volume_columns(labels, known, one.image)
     lines: list[dict[str, Any]] = []
     with _noted(problems, f"{question.prefix}structures"):
         lines = measure_structures(
@@ -315,6 +376,15 @@ def mask_columns(predicted: NDArray[np.uint8], known: NDArray[np.bool_] | None) 
         "mask_predicted_voxels": int(found.sum()),
         "mask_overlap_voxels": np.nan if known is None else int((known & found).sum()),
     }
+
+
+def volume_columns(
+    predicted: NDArray[np.uint8], known: NDArray[np.bool_] | None, image: Image
+) -> dict[str, Any]:
+    """Return the volume of any predicted label and of the true region (None: not known), and their unit."""
+    size, unit = voxel_volume(image)
+    volumes = (None if mask is None else int((mask > 0).sum()) * size for mask in (predicted, known))
+    return dict(zip(VOLUME_COLUMNS, (*volumes, unit), strict=True))
 
 
 def write_case_masks(folder: Path, one: Prepared, result: Result, questions: Sequence[Question]) -> None:

@@ -52,6 +52,7 @@ class Prepared:
             axis; both None where the image is a file by itself.
         window: the size that the network was trained on, where the image is larger.
         remarks: what speaks against the image and could be neither proven nor ruled out.
+        unlike: those of the remarks that say that it is unlike the training images.
         shows_nothing: it is a slice of a volume, and nothing can be said of it, whatever the network answers.
         number: of the source that it comes from, in the list of all.
         seat: its place in a pass; None: it shares a pass with the next images of its source.
@@ -65,6 +66,7 @@ class Prepared:
     volume: Image | None = None
     window: tuple[int, ...] | None = None
     remarks: tuple[str, ...] = ()
+    unlike: tuple[str, ...] = ()
     shows_nothing: bool = False
     number: int = 0
     seat: Seat | None = None
@@ -93,10 +95,12 @@ class Answer:
         arrays: by head: (outputs,) probabilities or numbers, (L, *S) the probability of each label, or
             (C, *S) the image restored.
         note: how an image larger than the network's was predicted; empty for others.
+        features: (F,) pooled features of the encoder; None: the network gives none, or they are not finite.
     """
 
     arrays: Mapping[str, NDArray[Any]]
     note: str = ""
+    features: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,7 @@ class Result:
         pooled: by head, (outputs,) float64: probabilities or numbers.
         labels: by head, uint8 on the image's own grid, 0 background.
         images: by head, (C, *S) on the network's grid, the image restored.
+        features: (F,) pooled features of the encoder; None: the network gives none, or they are not finite.
         note: how an image larger than the network's was predicted; empty for others.
         members: by column, how far the members of an ensemble are apart; empty for one network.
         remarks: what that has to be said of, in words.
@@ -117,6 +122,7 @@ class Result:
     pooled: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     labels: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
     images: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    features: NDArray[np.float32] | None = None
     note: str = ""
     members: Mapping[str, float] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
@@ -207,6 +213,7 @@ def result_of(answer: Answer, one: Prepared, questions: Sequence[Question]) -> R
             name: restore_labels(array, one.placement) for name, array in arrays if kinds[name] == "labels"
         },
         images={name: array for name, array in arrays if kinds[name] == "image"},
+        features=answer.features,
         note=answer.note,
     )
 
@@ -318,12 +325,14 @@ def _answers(
     answers = {one.head: _answer(outputs, one) for one in questions}
     damaged = {name: (~answer.isfinite().flatten(1).all(dim=1)).tolist() for name, answer in answers.items()}
     arrays = {name: answer.cpu().numpy() for name, answer in answers.items()}
+    features = None if outputs.features is None else outputs.features.float().cpu().numpy()
     for one, i in zip(batch, places, strict=True):
         bad = [name for name, rows in damaged.items() if rows[i]]
         if bad:
             yield _not_finite(one, bad[0])
         else:
-            yield Answer({name: rows[i] for name, rows in arrays.items()}, note)
+            told = features[i] if features is not None and np.isfinite(features[i]).all() else None
+            yield Answer({name: rows[i] for name, rows in arrays.items()}, note, told)
 
 
 def _answer(outputs: Outputs, question: Question) -> Tensor:

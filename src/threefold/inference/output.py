@@ -30,13 +30,19 @@ from numpy.typing import NDArray
 from threefold.checksums import remove_table, write_table
 from threefold.csv_tables import table_text
 from threefold.errors import ImageError, RunError
-from threefold.evaluation.predictions import probability_column
+from threefold.evaluation.predictions import (
+    CALIBRATED_PREFIX,
+    PREDICTION_SET,
+    SET_SEPARATOR,
+    probability_column,
+)
 from threefold.file_names import printable
 from threefold.images.geometry import Image
 from threefold.images.writing import label_map_suffix, write_label_map, write_value_map
 from threefold.inference.journal import Content, Journal
 from threefold.inference.listing import Listing, PassedOver, Source
 from threefold.inference.naming import MaskNames
+from threefold.inference.out_of_distribution import OutOfDistribution
 from threefold.interruption import undisturbed
 from threefold.locks import alone_in
 from threefold.partials import remove_abandoned
@@ -52,6 +58,22 @@ RECEIVED = "received"
 """Folder within one of predictions for the images that were received from a PACS."""
 WRITE_EVERY = 20.0
 """Seconds between updates of the tables while rows are added; longer if writing takes long."""
+
+
+@dataclass(frozen=True)
+class VolumeInterval:
+    """The volume of a mask, and an interval that contains the true one in a stated share of cases.
+
+    Attributes:
+        value: of the predicted mask.
+        low, high: of the interval; `high` None: no bound, there were too few validation cases.
+        unit: mL; of a slice mm2; voxels or px where the image states no spacing.
+    """
+
+    value: float
+    low: float
+    high: float | None
+    unit: str
 
 
 @dataclass(frozen=True)
@@ -73,10 +95,17 @@ class Prediction:
             required names; review a diagnosis that it contradicts.
         mask_file: file of the mask (for a slice, written with the volume's last slice); None without a
             folder.
-        answers: other predictions by column: TASK.probability_FINDING, TASK.predicted and the like.
+        answers: other predictions by column: TASK.probability_FINDING, TASK.predicted and the like, and what
+            the run's calibration says of them: TASK.calibrated_probability_FINDING, TASK.interval_low.
         masks: with several segmentation tasks, the labels of each (`mask` is then None).
         members: of an ensemble, how far its members are apart, by column (`inference.ensemble`).
         disagreement: the same at each voxel of the image's own grid, by segmentation task, if asked for.
+        calibrated: the probabilities at the temperature fitted on the run's validation cases; empty without
+            probabilities, and for a run without calibration.
+        prediction_set: classes that contain the true one with the run's coverage, in new cases that are like
+            the validation cases; empty as `calibrated`.
+        volume_interval: of the mask; None without a mask or a calibration.
+        out_of_distribution: whether the image is unlike the training images, and why; None for a blank slice.
     """
 
     case_id: str
@@ -94,6 +123,10 @@ class Prediction:
     masks: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict, repr=False)
     members: Mapping[str, float] = field(default_factory=dict)
     disagreement: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, repr=False)
+    calibrated: Mapping[str, float] = field(default_factory=dict)
+    prediction_set: tuple[str, ...] = ()
+    volume_interval: VolumeInterval | None = None
+    out_of_distribution: OutOfDistribution | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -408,7 +441,8 @@ class PredictionFolder:
         cells |= {probability_column(name): value for name, value in row["probabilities"].items()}
         if row["decision"] is not None:
             cells["decision"] = row["decision"]
-        cells |= row["topology"] | row.get("answers", {}) | row.get("members", {})
+        for part in ("topology", "answers", "members", "trust"):
+            cells |= row.get(part, {})
         if row["voxels"] is not None:
             cells |= {"mask_predicted_voxels": row["voxels"], "mask": row["mask"]}
         return {**cells, **self._same, "notes": "; ".join(row["notes"])}
@@ -513,7 +547,21 @@ def _row(prediction: Prediction, mask: str, further: Mapping[str, str]) -> Conte
         "voxels": None if prediction.mask is None else int((prediction.mask > 0).sum()),
         "mask": mask or None,
         "notes": [*prediction.notes],
+        "trust": _trust(prediction),
     }
+
+
+def _trust(prediction: Prediction) -> Content:
+    """Return how far a prediction can be trusted, as columns of the table."""
+    found: Content = {f"{CALIBRATED_PREFIX}{name}": value for name, value in prediction.calibrated.items()}
+    if prediction.prediction_set:
+        found[PREDICTION_SET] = SET_SEPARATOR.join(prediction.prediction_set)
+    if (volume := prediction.volume_interval) is not None:
+        found |= {"mask_volume": volume.value, "mask_volume_unit": volume.unit}
+        found |= {"mask_volume_low": volume.low, "mask_volume_high": volume.high}
+    if prediction.out_of_distribution is not None:
+        found |= prediction.out_of_distribution.columns()
+    return found
 
 
 def _stamp(source: Source) -> str:

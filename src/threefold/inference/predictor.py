@@ -26,14 +26,27 @@ from threefold.cohorts.cohort import CohortSpec
 from threefold.cohorts.trained_on import TrainedOn, read_trained_on
 from threefold.core.foreign_code import verify_code
 from threefold.errors import RunError, ThreefoldError, UsageError, WeightsError
+from threefold.evaluation.predictions import (
+    CALIBRATED_PREFIX,
+    PREDICTION_SET,
+    SET_SEPARATOR,
+    probability_column,
+)
 from threefold.experiment import Experiment
 from threefold.experiments import read_experiment
 from threefold.images.reading import Uneven
 from threefold.inference.agreement import contradiction
-from threefold.inference.cases import Progress, probabilities_of
+from threefold.inference.calibration import Calibration, read_calibration
+from threefold.inference.cases import Progress, probabilities_of, volume_columns
 from threefold.inference.engine import Committee, Prepared, Result, Seat, run_network
 from threefold.inference.listing import Inputs, Listing, Source, find_sources
-from threefold.inference.output import DISAGREEMENT, Prediction, PredictionFolder
+from threefold.inference.out_of_distribution import (
+    OutOfDistribution,
+    TrainingFeatures,
+    judge,
+    read_features,
+)
+from threefold.inference.output import DISAGREEMENT, Prediction, PredictionFolder, VolumeInterval
 from threefold.inference.sources import Asked, OnError, prepare_each, refuse_other_question
 from threefold.inference.structures import topology_columns
 from threefold.interchange.dicom_results import DicomResults, require_dicom
@@ -50,6 +63,10 @@ from threefold.validation import parse_spec, read_json
 UNKNOWN = (
     "what the run was trained on is not known (it was made by an earlier version): intensities, spacing and "
     "size could not be held against it"
+)
+UNCALIBRATED = (
+    "there is no calibration (the run is of an earlier version, an ensemble, or predicts by other weights): "
+    "probabilities are raw, and there are no prediction sets and intervals"
 )
 
 
@@ -72,6 +89,9 @@ class Predictor:
         thresholds: of each class question by its task, where there are several.
         engine: what computes the network in place of PyTorch; empty: nothing does.
         warning: of the model's card; empty where the run has none.
+        calibration: what the run's validation cases say of its predictions; None: the run has none (an
+            earlier version made it), or other weights than its own were asked for.
+        training: the encoder's features of training cases; None: the run has none.
     """
 
     network: nn.Module
@@ -86,6 +106,8 @@ class Predictor:
     thresholds: Mapping[str, float] = field(default_factory=dict)
     engine: str = ""
     warning: str = ""
+    calibration: Calibration | None = None
+    training: TrainingFeatures | None = None
 
     @property
     def asked(self) -> Asked:
@@ -97,6 +119,11 @@ class Predictor:
         """What is to be known beside every prediction."""
         said = self.warning, "" if self.seen is not None else UNKNOWN
         return tuple(one for one in said if one)
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """What can't be said of how far the predictions can be trusted; it is not repeated beside each."""
+        return (UNCALIBRATED,) if self.calibration is None else self.calibration.limits()
 
     @classmethod
     def from_run(
@@ -142,7 +169,8 @@ class Predictor:
                 f"and {len(report.unused)} unknown, for example {differing[0]}. The experiment.yaml or "
                 "cohort.json beside them was changed."
             )
-        verify_made(folder, file, file.with_suffix(".json"))
+        verify_made(folder, file, file.with_suffix(".json"), folder.calibration, folder.features)
+        own = file == folder.weights
         return cls(
             network=network.to(_device(device)).eval(),
             experiment=experiment,
@@ -155,6 +183,8 @@ class Predictor:
             device=_device(device),
             seen=read_trained_on(folder.trained_on),
             warning=warning_in(read_card(folder)),
+            calibration=read_calibration(folder.calibration) if own else None,
+            training=read_features(folder.features) if own else None,
         )
 
     def predict(
@@ -221,10 +251,11 @@ class Predictor:
         """
         classes = any(one.kind == "class" for one in self.questions)
         threshold = {"threshold": self.threshold} if classes else {}
+        coverage = {} if self.calibration is None else {"coverage": self.calibration.coverage}
         return PredictionFolder(
             path,
             labels={one.head: len(one.names) or 1 for one in self.questions if one.kind == "labels"},
-            same={**threshold, "run": self.run, "version": self.version},
+            same={**threshold, **coverage, "run": self.run, "version": self.version},
             options={
                 "inputs": listing.asked,
                 "uneven": uneven,
@@ -328,6 +359,7 @@ class Predictor:
         decision = self.decide(probabilities, asked) if probabilities else None
         mask = None if labelled is None else result.labels[labelled.head]
         contradicts = contradiction(decision, mask, one.image, self.cohort, self.seen)
+        trust = {} if asked is None else self._trust(asked, _columns_of(probabilities))
         return Prediction(
             case_id=one.case_id,
             probabilities=probabilities,
@@ -344,7 +376,7 @@ class Predictor:
                 *self.notes,
             ),
             topology=self._topology(one, mask, labelled, probabilities),
-            answers=self._answers(result),
+            answers=self._answers(one, result),
             masks={
                 question.head: result.labels[question.head]
                 for question in self.questions
@@ -352,16 +384,46 @@ class Predictor:
             },
             members=result.members,
             disagreement=result.disagreement,
+            calibrated={name: trust[f"{CALIBRATED_PREFIX}{name}"] for name in probabilities if trust},
+            prediction_set=tuple(trust[PREDICTION_SET].split(SET_SEPARATOR)) if trust else (),
+            volume_interval=None if mask is None or labelled is None else self._volume(labelled, mask, one),
+            out_of_distribution=None if one.shows_nothing else self._judged(one, result),
         )
 
-    def _answers(self, result: Result) -> dict[str, Any]:
+    def _trust(self, question: Question, answer: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the calibration says of an answer, as columns without prefix."""
+        return {} if self.calibration is None else self.calibration.columns(question, answer)
+
+    def _volume(self, question: Question, mask: NDArray[np.uint8], one: Prepared) -> VolumeInterval | None:
+        measured = volume_columns(mask, None, one.image)
+        ends = self._trust(question, measured)
+        if not ends:
+            return None
+        return VolumeInterval(
+            measured["mask_volume"],
+            ends["mask_volume_low"],
+            ends["mask_volume_high"],
+            measured["mask_volume_unit"],
+        )
+
+    def _judged(self, one: Prepared, result: Result) -> OutOfDistribution:
+        thresholds = None if self.calibration is None else self.calibration.distances
+        return judge(self.training, thresholds, result.features, one.unlike)
+
+    def _answers(self, one: Prepared, result: Result) -> dict[str, Any]:
         """Return what is said beside the only diagnosis and mask, by the columns' names."""
         found: dict[str, Any] = {}
         for question in self.questions:
+            if question.kind == "labels" and question.prefix:
+                measured = volume_columns(result.labels[question.head], None, one.image)
+                del measured["mask_truth_volume"]
+                if ends := self._trust(question, measured):
+                    found |= {f"{question.prefix}{name}": value for name, value in (measured | ends).items()}
             if question.task is None or not question.prefix or question.head not in result.pooled:
                 continue
             told = question.task.columns(result.pooled[question.head], None)
             kept = {name: value for name, value in told.items() if not _is_truth(name)}
+            kept |= self._trust(question, kept)
             found |= {f"{question.prefix}{name}": value for name, value in kept.items()}
             if question.kind == "class":
                 decided = self.decide(probabilities_of(question, result), question)
@@ -405,6 +467,10 @@ class Predictor:
             return max(probabilities, key=probabilities.__getitem__)
         name = question.classes[positive]
         return name if probabilities[name] >= threshold else question.classes[1 - positive]
+
+
+def _columns_of(probabilities: Mapping[str, float]) -> dict[str, float]:
+    return {probability_column(name): value for name, value in probabilities.items()}
 
 
 def _is_truth(column: str) -> bool:

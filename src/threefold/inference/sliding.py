@@ -83,7 +83,8 @@ def predict_large(
     level = logging.WARNING if plan.windows else logging.INFO
     _log.log(level, "case %s: %s (%s)", name, plan.text, plan.free)
     if plan.windows:
-        outputs = in_windows(network, image, window, plan.windows, device=device)
+        blended = in_windows(network, image, window, plan.windows, device=device)
+        outputs = Outputs(blended.heads, first.features)
     else:
         outputs = _to(network(image.to(device)), image.device)
     if len(dense) == len(first.heads):

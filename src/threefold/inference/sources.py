@@ -173,7 +173,7 @@ def _on_grid(source: Source, image: Image, asked: Asked) -> Iterator[Prepared]:
             f"{where}: a volume of shape {image.array.shape}, but the cases of cohort '{given.name}' "
             "are slices. Name the slice in the table's slice column."
         )
-    remarks = _remarks(where, image, asked, vouched=given is not None)
+    remarks, unlike = _remarks(where, image, asked, vouched=given is not None)
     if slices:
         known = asked.judged and asked.seen is not None and asked.seen.planes  # then `objections` says it
         image = image if known else replace(image, notes=(*image.notes, *_direction_of_slices(image)))
@@ -197,6 +197,7 @@ def _on_grid(source: Source, image: Image, asked: Asked) -> Iterator[Prepared]:
             volume=None if index is None else image,
             window=None if placement.size == asked.spec.size else asked.spec.size,
             remarks=(*remarks, *remark),
+            unlike=unlike,
             shows_nothing=nothing is not None,
         )
 
@@ -207,8 +208,10 @@ def _shows_nothing(image: Image, trained: CohortSpec) -> Objection | None:
     return found[0] if all(found) else None
 
 
-def _remarks(where: str, image: Image, asked: Asked, *, vouched: bool) -> tuple[str, ...]:
-    """Return what speaks against an image without proof.
+def _remarks(
+    where: str, image: Image, asked: Asked, *, vouched: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return what speaks against an image without proof, and what of it makes it unlike training images.
 
     Raises:
         ImageError: something is proven wrong.
@@ -217,17 +220,20 @@ def _remarks(where: str, image: Image, asked: Asked, *, vouched: bool) -> tuple[
         f"the channel {name} is missing: 0 everywhere" for name, one in image.channels.items() if one is None
     )
     if not asked.judged:
-        return missing
+        return missing, ()
     refused: list[str] = []
     found: list[str] = []
+    unlike: list[str] = []
     for name, part in image.parts.items():
         seen = None if asked.seen is None else asked.seen.of_channel(name)
         for one in objections(part, asked.trained, seen, vouched=vouched):
             said = f"{f'channel {name}: ' if name else ''}{one.of_network().removesuffix('.')}"
             (refused if one.refused else found).append(said)
+            if one.unlike_training:
+                unlike.append(said)
     if refused:
         raise ImageError(f"{where}: {'; and '.join(refused)}.")
-    return (*missing, *found)
+    return (*missing, *found), tuple(unlike)
 
 
 def _rest_of_series(

@@ -68,6 +68,12 @@ CHAPTERS = (
         none="the curves need two classes, and cases of both; `threefold explain` writes a table.",
     ),
     Chapter(
+        "Prediction sets and unfamiliar images",
+        "How often sets and intervals contain the truth, and the share of images unlike the training images.",
+        (),
+        ("coverage*",),
+    ),
+    Chapter(
         "Shift between sites",
         "The change in performance from the training sites to the others.",
         ("shift*",),

@@ -24,6 +24,7 @@ from threefold.evaluation.estimate import Estimate
 from threefold.evaluation.evaluate import Evaluation, evaluate
 from threefold.evaluation.overlap import dice
 from threefold.evaluation.predictions import Predictions, probability_column
+from threefold.evaluation.reliability import flagged, reliability
 from threefold.evaluation.shift import shifts
 from threefold.experiment import EvaluationSpec, PreprocessingSpec
 from threefold.file_names import case_stem
@@ -52,6 +53,7 @@ from threefold.reporting.tables import (
     write_tables,
 )
 from threefold.reporting.task_reports import write_task_reports
+from threefold.reporting.trust_tables import coverage_table, reliability_table, trust_entries
 from threefold.reporting.volume_figures import VolumeExample, volume_figure
 from threefold.run import RunFolder, or_removed, write_atomically
 from threefold.validation import read_table
@@ -152,7 +154,10 @@ def _write_one(
     tables = write_tables(evaluation, folder.tables)
     moved = shifts(predictions, spec, threshold=evaluation.threshold)
     extremes = extreme_tables(predictions, evaluation.threshold)
+    honest, unlike = reliability(predictions, spec), flagged(predictions, spec)
+    trust = (reliability_table(honest, spec), coverage_table(evaluation, unlike))
     further = {
+        "trust": tuple(table for table in trust if table is not None),
         "shift": _if_there(shift_table(moved, spec)),
         "cases": extremes,
         "disagreements": _if_there(disagreement_table(predictions)),
@@ -165,7 +170,8 @@ def _write_one(
     part = evaluation_part(evaluation, shown, pictures_of(figures))
     differences = (each.change for each in moved)
     of_shift = (Entry(each, {"difference": f"{each.group} - {moved[0].first.group}"}) for each in differences)
-    write_part(out, "evaluate", replace(part, numbers=(*part.numbers, *of_shift)))  # last: all else is there
+    numbers = (*part.numbers, *of_shift, *trust_entries(honest, unlike))
+    write_part(out, "evaluate", replace(part, numbers=numbers))  # last: all else is there
     return Report(evaluation, predictions, tables, figures)
 
 

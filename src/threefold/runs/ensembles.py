@@ -208,6 +208,8 @@ def load_predictor(
     return replace(
         first,
         network=Ensemble(members, maps=maps),
+        calibration=None,  # the first member's is of its own predictions
+        training=None,
         version=_version(members) + ("+flips" if flips else ""),
         run=name_of(path),
         seen=trained_on_together([member.about.seen for member in members]),

@@ -165,6 +165,7 @@ def _evaluate_on(
     progress: Progress | None,
 ) -> Report:
     """Predict and evaluate a cohort into a folder that is there."""
+    from threefold.inference.calibration import with_trust
     from threefold.inference.cases import predict_cases
     from threefold.runs.ensembles import member_runs
 
@@ -183,7 +184,8 @@ def _evaluate_on(
     )
     if not len(tables.cases):
         raise none_left(str(cohort.folder), failed)
-    write_predictions(tables.cases, out.predictions)
+    table = with_trust(tables, predictor.calibration, predictor.training, predictor.questions)
+    write_predictions(table, out.predictions)
     if len(tables.structures):
         write_predictions(tables.structures, out.structures)
     experiment, trained = predictor.experiment, predictor.cohort

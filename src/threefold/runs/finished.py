@@ -104,8 +104,8 @@ def _deciding(run: RunFolder) -> Iterable[Path]:
 
 def _made(run: RunFolder) -> Iterable[Path]:
     weights = run.weights, *map(run.other_weights, get_args(Epoch))
-    tables = _tables(run)
-    return *weights, *(path.with_suffix(".json") for path in weights), *tables
+    trust, tables = (run.calibration, run.features), _tables(run)
+    return *weights, *(path.with_suffix(".json") for path in weights), *trust, *tables
 
 
 def _tables(run: RunFolder) -> tuple[Path, ...]:

@@ -1,4 +1,4 @@
-"""After the last epoch: weights to share, predictions, the decision threshold."""
+"""After the last epoch: weights to share, predictions, the decision threshold, the calibration."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 import threefold
@@ -22,7 +24,9 @@ from threefold.errors import RunError
 from threefold.evaluation.classification import choose_threshold
 from threefold.evaluation.predictions import NOT_MEASURED, probability_column, write_predictions
 from threefold.experiment import Experiment, Part
-from threefold.inference.cases import predict_cases
+from threefold.inference.calibration import Calibration, fit_calibration, with_trust, write_calibration
+from threefold.inference.cases import CaseTables, predict_cases, training_features
+from threefold.inference.out_of_distribution import FEWEST, TrainingFeatures, write_features
 from threefold.run import Epoch, RunFolder, write_atomically
 from threefold.runs.finished import verify_made
 from threefold.tasks.build import build_network
@@ -48,6 +52,8 @@ def finish(
     progress: TrainingProgress,
 ) -> dict[str, Any]:
     """Write the weights, and predictions.csv and structures.csv of the epoch that the run predicts with.
+
+    calibration.json and features.safetensors are of these weights too.
 
     Cases that can't be read any more are left out; failed.csv says which and why. The thresholds of the other
     epoch's weights are in their description.
@@ -187,7 +193,7 @@ def _predict(
     run: RunFolder,
     progress: TrainingProgress,
 ) -> dict[str, Any]:
-    """Write predictions.csv and the masks of the test cases; return the thresholds."""
+    """Write predictions.csv, the masks of the test cases and the calibration; return the thresholds."""
     import pandas as pd
 
     network = _network_of(checkpoint, experiment, cohort, run)
@@ -218,13 +224,56 @@ def _predict(
             f"warning: {len(unmeasured)} case(s) could not be measured whole (first {unmeasured[0]}); their "
             f"cells are empty. `threefold finish {run.path}` measures them again."
         )
-    for name, path in (("cases", run.predictions), ("structures", run.structures)):
-        parts = [rows for rows in (getattr(table, name) for table in tables) if len(rows)]
+    calibration, features = _calibrate(network, experiment, cohort, split, tables[0], run, progress)
+    cases = [
+        with_trust(table, calibration, features, questions_of(experiment, cohort.spec)) for table in tables
+    ]
+    structures = [table.structures for table in tables]
+    for tables_of, path in ((cases, run.predictions), (structures, run.structures)):
+        parts = [rows for rows in tables_of if len(rows)]
         if parts:
             write_predictions(pd.concat(parts, ignore_index=True), path)
         else:
             remove_table(path)
     return _thresholds(experiment, cohort.spec, tables[0].cases)
+
+
+def _calibrate(
+    network: nn.Module,
+    experiment: Experiment,
+    cohort: Cohort,
+    split: Split,
+    validation: CaseTables,
+    run: RunFolder,
+    progress: TrainingProgress,
+) -> tuple[Calibration, TrainingFeatures | None]:
+    """Write what the validation cases say of the predictions, and the training features."""
+    questions = questions_of(experiment, cohort.spec)
+    fitted = fit_calibration(validation.cases, questions, experiment.evaluation.coverage)
+    found: list[NDArray[np.float32]] = []
+    if validation.features:
+        found = training_features(
+            network,
+            experiment,
+            cohort.spec,
+            split.cases(cohort, "train"),
+            device=_device(),
+            progress=partial(progress.step, "comparing the training cases"),
+        )
+    thresholds, known, why = None, None, "the network gives no features"
+    if found:
+        known = TrainingFeatures(np.stack(found))
+        thresholds = known.thresholds(np.stack([*validation.features.values()]))
+        why = "" if thresholds is not None else f"there are fewer than {FEWEST} training or validation cases"
+    fitted = fitted.model_copy(update={"distances": thresholds, "no_distances": why})
+    if known is None:
+        run.features.unlink(missing_ok=True)
+    else:
+        write_features(run.features, known)
+    write_calibration(run.calibration, fitted)
+    for line in fitted.limits():
+        progress.say(f"note: {line}")
+    return fitted, known
 
 
 def _unmeasured(cases: pd.DataFrame) -> Iterator[str]:
