@@ -31,6 +31,7 @@ from threefold.errors import ImageError, UsageError
 from threefold.images.geometry import Image
 from threefold.images.reading import read_image, read_label_map
 from threefold.images.writing import write_nifti
+from threefold.inference.out_of_distribution import OutOfDistribution
 from threefold.inference.output import Prediction
 from threefold.inference.predictor import Predictor
 from threefold.interchange.dicom_codes import coded_class, coded_segment
@@ -224,6 +225,28 @@ def test_predictions_of_a_run_are_in_the_report(predictor: Predictor, scan: Path
     (out / "dicom" / "scan-sr.dcm").unlink()
     assert len(list(predictor.predict([scan], out, dicom="binary"))) == 4
     assert (out / "dicom" / "scan-sr.dcm").is_file()
+
+
+def test_how_far_to_trust_a_diagnosis_is_in_the_report(scan: Path, predictor: Predictor) -> None:
+    image = read_image(scan / "0.dcm")
+    results = DicomResults(predictor.cohort, predictor.questions, Algorithm("run", "1"))
+    prediction = Prediction(
+        "case", {"no": 0.9, "yes": 0.1}, "no", None, image, calibrated={"no": 0.8, "yes": 0.2},
+        prediction_set=("no", "yes"), out_of_distribution=OutOfDistribution(True, None, ("far",)),
+    )  # fmt: skip
+    found = results.objects_of(image, {}, [prediction])
+    assert list(found) == ["sr"]
+    report = highdicom.sr.Comprehensive3DSR.from_dataset(pydicom.dcmread(io.BytesIO(found["sr"])))
+    (group,) = report.content.get_image_measurement_groups()
+    values = {one.name.meaning: float(one.value) for one in group.get_measurements()}
+    assert values == {
+        "Probability of no": 0.9, "Probability of yes": 0.1, "Calibrated probability of no": 0.8,
+        "Calibrated probability of yes": 0.2,
+    }  # fmt: skip
+    said = [(one.name.meaning, one.value.meaning) for one in group.get_qualitative_evaluations()]
+    member = "Possible diagnosis (member of the prediction set)"
+    for expected in ((member, "no"), (member, "yes"), ("Image differs from the training images", "Yes")):
+        assert expected in said
 
 
 def test_what_gets_no_dicom_objects_keeps_its_prediction(predictor: Predictor, tmp_path: Path) -> None:

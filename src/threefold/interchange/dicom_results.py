@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,12 @@ from numpy.typing import NDArray
 from threefold.cohorts.cohort import CohortSpec
 from threefold.core.targets import MaskTarget, MultilabelTarget, NumberTarget
 from threefold.errors import ImageError, UsageError
-from threefold.evaluation.predictions import probability_column
+from threefold.evaluation.predictions import (
+    CALIBRATED_PREFIX,
+    PREDICTION_SET,
+    PROBABILITY_PREFIX,
+    SET_SEPARATOR,
+)
 from threefold.images.decoding import short
 from threefold.images.dicom_slice import LPS_TO_RAS
 from threefold.images.geometry import Image
@@ -123,6 +128,10 @@ class DicomResults:
             one = self._diagnosis(question, prediction, slices)
             if one is not None:
                 found.append(one)
+        unlike = prediction.out_of_distribution
+        if unlike is not None and unlike.flag is not None:  # said once, of all questions
+            found = found or [Diagnosis(slices=slices)]
+            found[0] = replace(found[0], unlike_training=unlike.flag)
         return found
 
     def _diagnosis(
@@ -138,10 +147,12 @@ class DicomResults:
         classes = known.classes if isinstance(known, MultilabelTarget) else question.classes
         if question.kind == "class" and not question.prefix:
             decision, probabilities = prediction.decision, prediction.probabilities
+            calibrated, members = prediction.calibrated, prediction.prediction_set
         else:
             decision = said.get(f"{question.prefix}decision")
-            columns = {one: f"{question.prefix}{probability_column(one)}" for one in classes}
-            probabilities = {one: said[column] for one, column in columns.items() if column in said}
+            probabilities = _in_columns(said, f"{question.prefix}{PROBABILITY_PREFIX}", classes)
+            calibrated = _in_columns(said, f"{question.prefix}{CALIBRATED_PREFIX}", classes)
+            members = said.get(f"{question.prefix}{PREDICTION_SET}", "").split(SET_SEPARATOR)
         if not probabilities:
             return None
         codes = {one: coded_class(one, self.cohort.codes) for one in classes}
@@ -150,7 +161,15 @@ class DicomResults:
             slices,
             decision=None if decision is None else codes[decision],
             probabilities={codes[one]: value for one, value in probabilities.items()},
+            calibrated={codes[one]: value for one, value in calibrated.items()},
+            prediction_set=tuple(codes[one] for one in members if one),
         )
+
+
+def _in_columns(said: Mapping[str, Any], prefix: str, classes: Sequence[str]) -> dict[str, float]:
+    """Return the probability of each class among answers by column, without those that are not there."""
+    columns = {one: f"{prefix}{one}" for one in classes}
+    return {one: said[column] for one, column in columns.items() if said.get(column) is not None}
 
 
 def _nearest_slice(source: DicomSource, image: Image) -> int:

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 _DIAGNOSIS: Triple = ("439401001", "SCT", "Diagnosis")
+_IN_SET: Triple = ("prediction-set", OWN, "Possible diagnosis (member of the prediction set)")
 _MAXIMUM: Triple = ("56851009", "SCT", "Maximum")
 _MILLILITRE: Triple = ("mL", "UCUM", "mL")
+_UNLIKE: Triple = ("out-of-distribution", OWN, "Image differs from the training images")
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,9 @@ class Diagnosis:
         name: of the question, where there are several; else empty.
         slices: numbers of the slices that were looked at, from 0; empty: all.
         decision: code of the class decided for.
-        probabilities: by code of the class.
+        probabilities, calibrated: by code of the class; calibrated ones where the run has a calibration.
+        prediction_set: codes of the classes that can't be ruled out; empty: not known.
+        unlike_training: whether the image differs from what the network was trained on; None: not known.
         numbers: further numbers with their units, by name.
     """
 
@@ -39,6 +43,9 @@ class Diagnosis:
     slices: tuple[int, ...] = ()
     decision: Triple | None = None
     probabilities: Mapping[Triple, float] = field(default_factory=dict)
+    calibrated: Mapping[Triple, float] = field(default_factory=dict)
+    prediction_set: tuple[Triple, ...] = ()
+    unlike_training: bool | None = None
     numbers: Mapping[str, tuple[float, str]] = field(default_factory=dict)
 
 
@@ -167,13 +174,18 @@ def _of_diagnosis(source: DicomSource, one: Diagnosis, algorithm: Algorithm) -> 
     from pydicom.sr.codedict import codes
 
     said = [] if one.decision is None else [(_DIAGNOSIS, one.decision)]
+    said += [(_IN_SET, member) for member in one.prediction_set]
+    if one.unlike_training is not None:
+        yes, no = ("373066001", "SCT", "Yes"), ("373067005", "SCT", "No")
+        said.append((_UNLIKE, yes if one.unlike_training else no))
     measurements = [
         Measurement(
-            concept((f"probability-{value}"[:64], OWN, f"Probability of {meaning}"[:64])),
+            concept((f"{kind.lower().replace(' ', '-')}-{value}"[:64], OWN, f"{kind} of {meaning}"[:64])),
             _decimal(probability),
             codes.UCUM.NoUnits,
         )
-        for (value, _, meaning), probability in one.probabilities.items()
+        for kind, found in (("Probability", one.probabilities), ("Calibrated probability", one.calibrated))
+        for (value, _, meaning), probability in found.items()
     ]
     measurements += [
         Measurement(
