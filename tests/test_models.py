@@ -18,7 +18,15 @@ from threefold.errors import RunError, UsageError
 from threefold.experiments import load_experiment
 from threefold.images.writing import write_nifti
 from threefold.inference.predictor import Predictor
-from threefold.models.store import description_in, is_model, model_names, read_card, run_path, warning_in
+from threefold.models.store import (
+    description_in,
+    engines_of,
+    is_model,
+    model_names,
+    read_card,
+    run_path,
+    warning_in,
+)
 from threefold.networks.pretrained import load_pretrained
 from threefold.phantoms.varied_head import VariedHeadSpec, render_varied, varied_cases
 from threefold.run import RunFolder
@@ -71,6 +79,12 @@ def test_it_finds_blood_in_a_slice_at_once(tmp_path: Path) -> None:
     table = (tmp_path / "out" / "predictions.csv").read_text(encoding="utf-8")
     assert HEAD_CT in table
     assert warning[:40] in table
+
+
+def test_its_exports_are_kept_in_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert engines_of(RunFolder(run_path(HEAD_CT))) == tmp_path / "threefold" / "engines" / "head-ct"
+    assert engines_of(RunFolder(tmp_path / "my-run")) == tmp_path / "my-run" / "engines"
 
 
 def test_its_weights_start_a_training() -> None:

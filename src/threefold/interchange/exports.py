@@ -39,6 +39,7 @@ from threefold.interchange.engines import (
     write_network,
 )
 from threefold.interchange.parity import Agreement, require_parity
+from threefold.models.store import engines_of
 from threefold.run import RunFolder, whole_folder, write_new
 from threefold.tasks.build import channels_of
 from threefold.tasks.classification import ClassificationTask
@@ -114,7 +115,7 @@ def open_export(predictor: Predictor, folder: Path, engine: Engine) -> EngineNet
 def with_engine(
     predictor: Predictor, run: RunFolder, engine: Engine, cases: Sequence[Case] = ()
 ) -> Predictor:
-    """Return a run's predictor computed by an engine; the export is made once and kept in the run's folder.
+    """Return a run's predictor computed by an engine; the export is made once and kept (`engines_of`).
 
     Args:
         predictor: of the run, on the CPU.
@@ -125,7 +126,7 @@ def with_engine(
     Raises:
         UsageError, RunError: as `export_run` and `open_export`.
     """
-    folder = run.engines / f"{engine}-{predictor.version.rpartition('+')[2]}"
+    folder = engines_of(run) / f"{engine}-{predictor.version.rpartition('+')[2]}"
     if not folder.exists():
         export_run(predictor, folder, engine, cases)
     return replace(predictor, network=open_export(predictor, folder, engine), engine=engine)

@@ -49,6 +49,14 @@ def run_path(name: str | os.PathLike[str]) -> Path:
     return path
 
 
+def engines_of(run: RunFolder) -> Path:
+    """Return where a run's exports for other engines are: in its folder, a model's in the user's cache."""
+    if run.path.resolve().parent != _HOME.resolve():
+        return run.engines
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "threefold" / "engines" / run.path.resolve().name
+
+
 def name_of(run: Path) -> str:
     """Return the name of a model by its folder; of any other run the folder's name."""
     name = run.resolve().name
