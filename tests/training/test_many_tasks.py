@@ -81,9 +81,10 @@ def _has_a_history_by_task(run: RunFolder) -> None:
 def _predicts_by_task(run: RunFolder, cohort: Cohort) -> None:
     """The table has each task's columns, the truth is the cohort's, and masks lie in a folder each."""
     table = read_frame(run.predictions).set_index("case_id")
-    assert [name for name in table if "." in name] == [
-        f"{task}.{name}" for task, names in COLUMNS.items() for name in names
-    ]
+    answers = [f"{task}.{name}" for task, names in COLUMNS.items() for name in names]
+    assert [name for name in table if name in answers] == answers
+    calibrated = {"density.prediction_set", "signs.prediction_set_dot", "age.interval_low"}
+    assert {*calibrated, "square.mask_volume_low", "spot.mask_volume_high"} <= {*table.columns}
     told = pd.read_csv(cohort.folder / "cases.csv", dtype=str, keep_default_na=False).set_index("case_id")
     told = told.loc[table.index]
     for column, own in (("density.label", "density"), ("side.label", "side")):

@@ -46,4 +46,4 @@ def contradiction(
 
 def _volume(count: int, image: Image) -> str:
     size, unit = voxel_volume(image)
-    return f" ({count * size:.3g} mL)" if unit == "mL" else ""
+    return f" ({count * size:.3g} mL)" if unit == "mL" and image.facts.spacing_stated else ""
