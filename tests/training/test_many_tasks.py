@@ -112,7 +112,12 @@ def _evaluates_by_task(run: RunFolder) -> None:
     for task in COLUMNS:
         assert (run.path / "tasks" / task / "tables/metrics.csv").is_file()
     folder = run.path / "tasks/signs"
-    assert {path.name for path in folder.iterdir()} == {"tables", "results.json", "edge", "dot"}
+    assert {path.name for path in folder.iterdir() if path.name[0] != "."} == {
+        "tables",
+        "results.json",
+        "edge",
+        "dot",
+    }
     assert (run.path / "tasks/age/figures/agreement.png").is_file()
     assert "Mean absolute error (weeks)" in (run.path / "tasks/age/tables/metrics.md").read_text()
     rows = read_frame(run.path / "tasks/age/tables/metrics.csv").set_index(["group", "metric"])
