@@ -203,9 +203,9 @@ class Counted:
         self.aligned, self.refined = 0, 0
         align, refine = propagation.align, propagation.refine
 
-        def counted_align(*given: Any) -> Any:
+        def counted_align(*given: Any, **settings: Any) -> Any:
             self.aligned += 1
-            return align(*given)
+            return align(*given, **settings)
 
         def counted_refine(*given: Any) -> Any:
             self.refined += 1

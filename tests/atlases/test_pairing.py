@@ -35,12 +35,12 @@ def test_each_case_goes_with_the_atlases_of_its_class(make_cohort: Any) -> None:
         rows={"two": {"label": "B"}, "three": {"label": None}},
         atlases=(atlas("a", "A"), atlas("b", "B"), atlas("any", None)),
     )
-    pairing = pair_cases(cohort)
+    pairing = pair_cases(cohort, PropagationSpec())
     names = {case: [one.name for one in atlases] for case, atlases in pairing.items()}
     assert names == {"one": ["a", "any"], "two": ["b", "any"], "three": ["a", "b", "any"]}
-    assert [one.name for one in pair_cases(cohort, ["any"])["two"]] == ["any"]
+    assert [one.name for one in pair_cases(cohort, PropagationSpec(), ["any"])["two"]] == ["any"]
     with pytest.raises(CohortError, match=r"there is no atlas 'anny'. Did you mean 'any'\?"):
-        pair_cases(cohort, ["anny"])
+        pair_cases(cohort, PropagationSpec(), ["anny"])
 
 
 def test_a_class_without_an_atlas(make_cohort: Any, tmp_path: Path) -> None:
@@ -132,3 +132,29 @@ def test_mistakes_in_settings() -> None:
         load_propagation({}, ["channels=[4, 8, 8]"])
     spec = load_propagation({"epochs": 2}, ["failure.max_folding=0.5", "epochs=3"])
     assert (spec.epochs, spec.failure.max_folding) == (3, 0.5)
+
+
+def test_atlases_are_matched_by_a_column(make_cohort: Any) -> None:
+    atlases = tuple(
+        atlas(name, None).model_copy(update={"values": {"age": age}})
+        for name, age in (("young", 22), ("middle", 26), ("old", 32))
+    )
+    ages = {"one": {"age": "23.5"}, "two": {"age": "31"}, "three": {"age": ""}}
+    cohort = make_cohort(rows=ages, atlases=atlases)
+    spec = PropagationSpec(match_by="age", most_atlases=2)
+    names = {case: [one.name for one in found] for case, found in pair_cases(cohort, spec).items()}
+    assert names == {
+        "one": ["young", "middle"],
+        "two": ["old", "middle"],
+        "three": ["young", "middle", "old"],
+    }
+
+
+def test_a_match_by_what_is_not_known_is_refused(make_cohort: Any, tmp_path: Path) -> None:
+    named = atlas("old", None).model_copy(update={"values": {"age": 32, "weight": 1}})
+    known = make_cohort(rows={"one": {"age": "30"}, "two": {"age": "31"}}, atlases=(named,))
+    refused(known, "no case has a number in the column 'weight'", tmp_path, match_by="weight")
+    bare = make_cohort("bare", rows={"one": {"age": "30"}}, atlases=(named, atlas("any", None)))
+    refused(bare, "atlas 'any' has no number 'age', to match by. Give it in", tmp_path, match_by="age")
+    text = make_cohort("text", rows={"two": {"age": "late"}}, atlases=(named,))
+    refused(text, "case two, column 'age': found 'late'; expected a number", tmp_path, match_by="age")

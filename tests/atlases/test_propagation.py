@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from threefold.atlases import propagation
 from threefold.atlases.propagation import propagate
-from threefold.atlases.quality import dice_of, failures, field_quality, region_dice
+from threefold.atlases.quality import deviations, dice_of, doubts, failures, field_quality, region_dice
 from threefold.atlases.refinement import Pair, refine
 from threefold.atlases.spec import FailureSpec, PropagationSpec
 from threefold.atlases.training import train_registration
@@ -69,6 +69,7 @@ def test_labels_are_better_than_affine_and_lie_on_the_image(
     provenance = json.loads((out / "provenance.json").read_text())
     assert provenance["cases"] == {
         "propagated": ["one", "three", "two"],
+        "check": [],
         "failed": [],
         "kept": [],
         "left out": {},
@@ -79,7 +80,7 @@ def test_labels_are_better_than_affine_and_lie_on_the_image(
     state = load_file(out / "registration" / "weights.safetensors")
     assert state["unet.out.weight"].shape == (3, 4, 3, 3, 3)
     assert not (out / "progress").exists()
-    assert made.spec.columns["registration"].startswith("ok, or failed")
+    assert made.spec.columns["registration"].startswith("ok, check")
 
 
 def test_a_finished_propagation_is_read_and_another_refused(make_cohort: Any, tmp_path: Path) -> None:
@@ -112,7 +113,7 @@ def test_a_killed_propagation_goes_on_and_ends_the_same(
 
     out, aligned = tmp_path / "out", []
     align = propagation.align
-    monkeypatch.setattr(propagation, "align", lambda *given: aligned.append(1) or align(*given))
+    monkeypatch.setattr(propagation, "align", lambda *a, **k: aligned.append(1) or align(*a, **k))
     for step in (2, 7, 11):  # while aligning, in the second epoch, at the second case
         with pytest.raises(Killed):
             propagate(cohort, out, QUICK, progress=kill_at(step))
@@ -190,7 +191,8 @@ def test_of_several_atlases_the_one_that_fits_best_is_taken(make_cohort: Any, tm
     noise = AtlasSpec(name="a/noise", image="atlases/noise.nii.gz", structures=good.structures)
     spec = cohort.spec.model_copy(update={"atlases": (noise, good)})
     both = type(cohort)(cohort.folder, spec, cohort.cases)
-    made = propagate(both, tmp_path / "out", PLAIN, copy=False)
+    voting = PLAIN.model_copy(update={"fusion": "vote"})  # in which noise has no say
+    made = propagate(both, tmp_path / "out", voting, copy=False)
     assert {case.extra["atlas"] for case in made.cases} == {"mean"}
     alone = propagate(both, tmp_path / "alone", PLAIN, atlases=["a/noise"], copy=False)
     assert {case.extra["atlas"] for case in alone.cases} <= {"a/noise"}
@@ -327,9 +329,25 @@ def test_quality_counts_what_it_says() -> None:
 
 
 def test_every_limit_of_the_failure_rule_is_said() -> None:
-    good = {"correlation": 0.5, "correlation_affine": 0.4, "folding_share": 0.0, "mask_dice": 0.8}
+    good = {
+        "correlation": 0.5,
+        "correlation_affine": 0.4,
+        "folding_share": 0.0,
+        "mask_dice": 0.8,
+        "score": 0.1,
+        "volume_change": 0.2,
+    }
     labels, rule = np.ones(3, np.uint8), FailureSpec()
-    assert failures(good, labels, rule) == []
+    assert failures(good, labels, rule) == doubts(good, rule) == []
+    assert failures({**good, "score": 0.95}, labels, rule) == ["probability of failure 0.95, above 0.9"]
+    assert doubts({**good, "volume_change": np.log(5)}, rule) == [
+        "a structure's volume changed by a factor of 5.0 more than all"
+    ]
+    assert doubts({**good, "inverse_error": 0.7}, rule) == [
+        "aligned the other way around, it lies elsewhere (inverse_error 0.70)"
+    ]
+    assert doubts({**good, "agreement": 0.3}, rule) == ["the atlases agree with a Dice of 0.30 only"]
+    assert doubts({**good, "start": "mirrored"}, rule)[0].startswith("only mirrored does the image fit")
     assert failures({**good, "mask_dice": 0.1}, labels, rule) == ["Dice with the mask 0.100, below 0.3"]
     assert failures({**good, "folding_share": 0.5}, labels, rule) == [
         "50.00% of the voxels fold, above 1.00%"
@@ -339,3 +357,12 @@ def test_every_limit_of_the_failure_rule_is_said() -> None:
     ]
     assert failures(good, 0 * labels, rule) == ["no propagated label lies in the image"]
     assert failures({**good, "correlation": np.nan}, labels, rule) == ["the registration is not finite"]
+
+
+def test_a_registration_far_from_the_cohorts_others_is_to_be_checked() -> None:
+    rows = {f"case {k}": {"correlation": 0.5 + 0.01 * k, "volume_change": 0.1} for k in range(8)}
+    rows["low"] = {"correlation": 0.2, "volume_change": 0.1}
+    rows["high"] = {"correlation": 0.9, "volume_change": np.nan}
+    found = deviations(rows, FailureSpec())
+    assert found == {"low": ["correlation 0.20, where the cohort's median is 0.54"]}
+    assert deviations(dict(list(rows.items())[-4:]), FailureSpec()) == {}  # too few to say

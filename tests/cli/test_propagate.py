@@ -51,7 +51,11 @@ def test_failures_are_named(cohort: Cohort, tmp_path: Path) -> None:
     arguments = [str(cohort.folder), "--out", str(tmp_path / "out"), *QUICK, "failure.min_gain=1"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert "failed: a: local correlation changed by " in result.output
-    assert "it has no structures" in result.output
+    assert (
+        "Those that failed have no structures, so training leaves them out; their labels are in "
+        in result.output
+    )
+    assert "failed" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_case_that_cannot_be_used_is_named_and_the_exit_status_is_1(cohort: Cohort, tmp_path: Path) -> None:

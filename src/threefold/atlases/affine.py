@@ -1,9 +1,13 @@
-"""Affine alignment of two volumes: from centres, then twelve parameters from coarse to fine."""
+"""Affine alignment of two volumes: from centres, then twelve parameters from coarse to fine.
+
+Where that ends poorly, it starts again from every turn of the axes, mirrored or not.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import permutations, product
 
 import numpy as np
 import torch
@@ -23,7 +27,33 @@ _STEP = 0.5
 """First step of the optimisation, voxels of the grid at hand."""
 
 
-def align(fixed: Volume, moving: Volume, steps: int) -> Affine:
+RESTART_BELOW = 0.65
+"""Local correlation of aligned volumes, 0 to 1, below which an alignment starts again from turned volumes."""
+_ROUNDS = ((16, 12), (3, 30))
+"""How many turned starts, the best so far, are optimised on the coarsest grid, and for how many steps; one is
+optimised to the end."""
+_CLEARLY = 0.02
+"""Gain of local correlation that a turned start has to show, and a mirrored one over those that are not."""
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """An affine map, and how it was found.
+
+    Attributes:
+        matrix: (4, 4) from the fixed volume's RAS+ mm to the moving volume's.
+        correlation: local correlation of the aligned volumes on a grid of 32 voxels, 0 to 1.
+        start: file (as the files lie, or from their centres), turned or mirrored: how it was started anew.
+        begun: (4, 4) the map that it started from.
+    """
+
+    matrix: Affine
+    correlation: float
+    start: str
+    begun: Affine
+
+
+def align(fixed: Volume, moving: Volume, steps: int, *, restarts: bool = True) -> Alignment:
     """Return the affine map that brings a moving volume onto a fixed one.
 
     It starts from the best of: where the files say they lie, the centres of the grids on each other, the
@@ -31,22 +61,68 @@ def align(fixed: Volume, moving: Volume, steps: int) -> Affine:
     translation, rotation, scales and shears are optimised by Adam on coarse to fine grids: by the correlation
     of all voxels on the first, by the local correlation on the others.
 
+    The files may be turned or mirrored against each other: 96 turns and 24 reflections about the centres of
+    mass are tried where the local correlation then is below `RESTART_BELOW`, or where one of them, as it is,
+    has a higher correlation on the first grid. The best are optimised on the first grid, the best turned and
+    the best mirrored one to the end if they then correlate better there, and one of these is taken if its
+    local correlation is clearly better. Nothing is random.
+
     Args:
         fixed, moving: prepared volumes.
         steps: of the optimisation on each grid; 0: the best start as it is.
-
-    Returns:
-        (4, 4) from the fixed volume's RAS+ mm to the moving volume's.
+        restarts: false: never start again.
     """
     levels = [(_Level.of(fixed, side), _Level.of(moving, side)) for side in _SIDES]
-    start = max(_starts(*levels[0]), key=lambda matrix: _fit(*levels[0], matrix))
-    frame = _Frame.of(levels[-1][0])
-    parameters = torch.zeros(3, 4, dtype=torch.float64)
-    for number, (small, large) in enumerate(levels):
-        if steps and (number == 0 or small.size != levels[number - 1][0].size):
-            parameters = _optimise(small, large, start, frame, parameters, steps, local=number > 0)
-    matrix: Affine = start @ frame.matrix(parameters).numpy()
-    return matrix
+    start = max(_starts(*levels[0]), key=lambda matrix: float(_fit(*levels[0], matrix[None])))
+    (best,) = _aligned(levels, start[None], steps, "file")
+    if not restarts or not steps:
+        return best
+    others = {mirrored: np.stack(list(_turns(*levels[0], mirrored=mirrored))) for mirrored in (False, True)}
+    fits = {mirrored: _fit(*levels[0], turns) for mirrored, turns in others.items()}
+    coarse = float(_fit(*levels[0], best.matrix[None]))
+    if best.correlation >= RESTART_BELOW and all(float(fit.max()) <= coarse for fit in fits.values()):
+        return best
+    for mirrored, turns in others.items():
+        for count, short in _ROUNDS:
+            turns = turns[(-fits[mirrored]).argsort(stable=True)[:count].numpy()]
+            fits[mirrored] = _fit(*levels[0], _optimised(levels[:1], turns, short))
+        if float(fits[mirrored].max()) <= coarse:
+            continue
+        start = turns[[int(fits[mirrored].argmax())]]
+        (other,) = _aligned(levels, start, steps, "mirrored" if mirrored else "turned")
+        if other.correlation > best.correlation + _CLEARLY:
+            best, coarse = other, float(_fit(*levels[0], other.matrix[None]))
+    return best
+
+
+def align_back(fixed: Volume, moving: Volume, there: Alignment, steps: int) -> Affine:
+    """Return the affine map of the other direction, optimised on its own, to be held against the one there.
+
+    Args:
+        fixed, moving, steps: that `align` got.
+        there: what it returned. Where it was turned or mirrored, this starts from that start's inverse.
+
+    Returns:
+        (4, 4) from the moving volume's RAS+ mm to the fixed volume's.
+    """
+    if there.start == "file":
+        return align(moving, fixed, steps, restarts=False).matrix
+    levels = [(_Level.of(moving, side), _Level.of(fixed, side)) for side in _SIDES]
+    (back,) = _aligned(levels, np.linalg.inv(there.begun)[None].astype(np.float64), steps, there.start)
+    return back.matrix
+
+
+def _aligned(
+    levels: Sequence[tuple[_Level, _Level]], starts: NDArray[np.float64], steps: int, name: str
+) -> list[Alignment]:
+    """Optimise starts (K, 4, 4) from coarse to fine."""
+    fixed, moving = levels[-1]
+    matrices = _optimised(levels, starts, steps)
+    target = LocalSums.of(fixed.values, _WINDOW)
+    warped = _warped(fixed, moving, _theta(fixed, moving, matrices))
+    fits = [float(local_correlation(one[None], target)) for one in warped]
+    found = zip(matrices, fits, starts, strict=True)
+    return [Alignment(matrix, fit, name, start) for matrix, fit, start in found]
 
 
 @dataclass(frozen=True)
@@ -100,12 +176,12 @@ class _Frame:
     def of(cls, level: _Level) -> _Frame:
         return cls(torch.from_numpy(level.centre), float(np.linalg.norm(level.to_mm[:3, :3])) / 2)
 
-    def matrix(self, parameters: Tensor) -> Tensor:
-        """(3, 4) logarithm of the linear part and translation to (4, 4), about the centre."""
-        linear = torch.linalg.matrix_exp(parameters[:, :3] / self.radius)
-        offset = self.centre + parameters[:, 3] - linear @ self.centre
-        last = torch.tensor([[0.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
-        return torch.cat((torch.cat((linear, offset[:, None]), 1), last))
+    def matrices(self, parameters: Tensor) -> Tensor:
+        """(K, 3, 4) logarithms of the linear parts and translations to (K, 4, 4), about the centre."""
+        linear = torch.linalg.matrix_exp(parameters[:, :, :3] / self.radius)
+        offset = self.centre + parameters[:, :, 3] - linear @ self.centre
+        last = torch.tensor([[[0.0, 0.0, 0.0, 1.0]]], dtype=torch.float64).expand(len(parameters), 1, 4)
+        return torch.cat((torch.cat((linear, offset[:, :, None]), 2), last), 1)
 
 
 def _starts(fixed: _Level, moving: _Level) -> Iterator[Affine]:
@@ -117,21 +193,65 @@ def _starts(fixed: _Level, moving: _Level) -> Iterator[Affine]:
     yield _about(fixed_mass, moving_mass, moving_size / fixed_size)
 
 
+_HALF = np.sqrt(0.5)
+_EIGHTHS = (
+    np.array([[1, 0, 0], [0, _HALF, -_HALF], [0, _HALF, _HALF]]),
+    np.array([[_HALF, 0, _HALF], [0, 1, 0], [-_HALF, 0, _HALF]]),
+    np.array([[_HALF, -_HALF, 0], [_HALF, _HALF, 0], [0, 0, 1]]),
+)
+"""An eighth of a turn about each axis."""
+
+
+def _turns(fixed: _Level, moving: _Level, *, mirrored: bool) -> Iterator[Affine]:
+    """Turns or reflections about the centres of mass, the sizes matched.
+
+    The turns: the 24 of a cube, each also with a further eighth of a turn about each axis. The reflections:
+    the 24 of a cube.
+    """
+    (fixed_mass, fixed_size), (moving_mass, moving_size) = fixed.moments(), moving.moments()
+    for order, signs in product(permutations(range(3)), product((1.0, -1.0), repeat=3)):
+        turn = np.diag(signs)[list(order)]
+        if (np.linalg.det(turn) < 0) != mirrored:
+            continue
+        for further in (np.eye(3), *(() if mirrored else _EIGHTHS)):
+            matrix = np.eye(4)
+            matrix[:3, :3] = moving_size / fixed_size * further @ turn
+            matrix[:3, 3] = moving_mass - matrix[:3, :3] @ fixed_mass
+            yield matrix
+
+
 def _about(fixed: NDArray[np.float64], moving: NDArray[np.float64], scale: float) -> Affine:
     matrix = np.diag([scale, scale, scale, 1.0])
     matrix[:3, 3] = moving - scale * fixed
     return matrix
 
 
-def _fit(fixed: _Level, moving: _Level, matrix: Affine) -> float:
-    theta = np.linalg.inv(moving.to_mm) @ matrix @ fixed.to_mm
-    return float(_correlation(_warped(fixed, moving, torch.from_numpy(theta)), fixed.values))
+def _fit(fixed: _Level, moving: _Level, matrices: NDArray[np.float64]) -> Tensor:
+    """(K,) correlations of all voxels under maps (K, 4, 4)."""
+    return _correlation(_warped(fixed, moving, _theta(fixed, moving, matrices)), fixed.values)
+
+
+def _theta(fixed: _Level, moving: _Level, matrices: NDArray[np.float64]) -> Tensor:
+    """Turn maps of mm (K, 4, 4) into maps of -1..1 places."""
+    return torch.from_numpy(np.linalg.inv(moving.to_mm) @ matrices @ fixed.to_mm)
+
+
+def _optimised(
+    levels: Sequence[tuple[_Level, _Level]], starts: NDArray[np.float64], steps: int
+) -> NDArray[np.float64]:
+    """Optimise starts (K, 4, 4), side by side and each for itself, from coarse to fine."""
+    frame = _Frame.of(levels[-1][0])
+    parameters = torch.zeros(len(starts), 3, 4, dtype=torch.float64)
+    for number, (fixed, moving) in enumerate(levels):
+        if steps and (number == 0 or fixed.size != levels[number - 1][0].size):
+            parameters = _optimise(fixed, moving, starts, frame, parameters, steps, local=number > 0)
+    return np.asarray(starts @ frame.matrices(parameters).numpy())
 
 
 def _optimise(
     fixed: _Level,
     moving: _Level,
-    start: Affine,
+    starts: NDArray[np.float64],
     frame: _Frame,
     parameters: Tensor,
     steps: int,
@@ -142,24 +262,28 @@ def _optimise(
     optimiser = torch.optim.Adam([parameters], lr=_STEP * fixed.spacing)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1, 0.1, steps)
     target = LocalSums.of(fixed.values, _WINDOW)
-    after = torch.from_numpy(np.linalg.inv(moving.to_mm) @ start)
+    after = torch.from_numpy(np.linalg.inv(moving.to_mm) @ starts)
     before = torch.from_numpy(fixed.to_mm)
     for _ in range(steps):
         optimiser.zero_grad()
-        warped = _warped(fixed, moving, after @ frame.matrix(parameters) @ before)
-        loss = -(local_correlation(warped, target) if local else _correlation(warped, fixed.values))
-        loss.backward()  # type: ignore[no-untyped-call]
+        warped = _warped(fixed, moving, after @ frame.matrices(parameters) @ before)
+        fit = local_correlation(warped, target) if local else _correlation(warped, fixed.values).mean()
+        # Of all starts' mean each gets its share: Adam's steps do not depend on a gradient's scale.
+        (-len(starts) * fit).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
     return parameters.detach()
 
 
 def _warped(fixed: _Level, moving: _Level, theta: Tensor) -> Tensor:
-    places = F.affine_grid(theta[None, :3].float(), [1, 1, *fixed.size], align_corners=True)
-    return sample(moving.values, places, outside="border")
+    """(K, 1, *S) the moving volume on the fixed one's grid, under maps (K, 4, 4) of -1..1 places."""
+    count = len(theta)
+    places = F.affine_grid(theta[:, :3].float(), [count, 1, *fixed.size], align_corners=True)
+    return sample(moving.values.expand(count, -1, -1, -1, -1), places, outside="border")
 
 
-def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Return Pearson's correlation of all voxels; 0 where one is constant."""
-    a, b = a - a.mean(), b - b.mean()
-    return (a * b).sum() / (a.square().sum() * b.square().sum()).clamp_min(1e-12).sqrt()
+def _correlation(values: Tensor, fixed: Tensor) -> Tensor:
+    """(K,) Pearson's correlations of (K, 1, *S) with (1, 1, *S), all voxels; 0 where one is constant."""
+    a, b = values.flatten(1), fixed.flatten(1)
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    return (a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).clamp_min(1e-12).sqrt()

@@ -8,11 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from threefold import __version__
 from threefold.atlases.pairing import Pairing
+from threefold.atlases.quality import deviations
+from threefold.atlases.signals import SIGNALS
 from threefold.atlases.spec import PropagationSpec
 from threefold.atlases.steps import Step
-from threefold.atlases.workplace import MADE_BY, WEIGHTS_NAME, Workplace
+from threefold.atlases.transforms import affine_text
+from threefold.atlases.workplace import (
+    MADE_BY,
+    TRANSFORMS,
+    UNUSED,
+    WEIGHTS_NAME,
+    Workplace,
+    transform_files,
+)
 from threefold.cohorts.cohort import Case, Cohort, CohortSpec, fingerprint
 from threefold.cohorts.failures import Failures, listed, sparing_others
 from threefold.cohorts.staging import FOLDERS, PROVENANCE_NAME, Staging, file_columns, row_of
@@ -29,16 +41,19 @@ Qualities = Mapping[str, Mapping[str, Any]]
 QUALITY_NAME = "quality.csv"
 COLUMNS = {
     "atlas": "the atlas whose labels the structures are; empty where the structures were given",
-    "registration": "ok, or failed: then there are no structures (see quality.csv); empty where given",
+    "registration": "ok, check (look at it) or failed: then there are no structures; empty where given",
 }
+_EARLIER_MEANING = "ok, or failed: then there are no structures (see quality.csv); empty where given"
 RULE = (
-    "Cases whose registration failed have no structures, so that training on structures leaves them out. "
-    "Cases that could not be used are left out of the table."
+    "Cases whose registration failed have no structures, so that training on structures leaves them out; "
+    f"their labels are in {UNUSED}. Those to check have theirs. Cases that could not be used are left out of "
+    "the table."
 )
 _MEASURES = (
     "atlas",
     "registration",
     "reason",
+    "score",
     "correlation",
     "correlation_affine",
     "mask_steered",
@@ -47,6 +62,9 @@ _MEASURES = (
     "folding_voxels",
     "folding_share",
     "log_jacobian_sd",
+    *SIGNALS,
+    "start",
+    "agreement",
     "dice",
     "dice_affine",
     "dice_unregistered",
@@ -80,7 +98,7 @@ def refuse_own_columns(cohort: Cohort) -> None:
     """
     there = {name for case in cohort.cases for name, value in case.extra.items() if value}
     for name, meaning in COLUMNS.items():
-        if name in there and cohort.spec.columns.get(name) != meaning:
+        if name in there and cohort.spec.columns.get(name) not in (meaning, _EARLIER_MEANING):
             raise CohortError(
                 f"{cohort.folder / 'cases.csv'}: column '{name}': a propagated cohort has a column of that "
                 f"name, which would replace it. Rename yours, my_{name} say."
@@ -104,17 +122,16 @@ def finish(
         CohortError: no case is left, the disk refuses, or the folder can't be renamed.
     """
     registered = {step.of: step for step in made.steps if step.kind == "registration"}
-    for name in {*FOLDERS.values(), "atlases", Path(WEIGHTS_NAME).parent.name}:
+    for name in {*FOLDERS.values(), UNUSED, TRANSFORMS, "atlases", Path(WEIGHTS_NAME).parent.name}:
         shutil.rmtree(place.folder / name, ignore_errors=True)  # of an attempt that was cut off here
     stage = Staging(place.folder, place.out)
     meaning = stage.place_atlases(cohort.spec, cohort.folder, copy=copy)
     meaning = meaning.model_copy(update={"columns": {**meaning.columns, **COLUMNS}})
+    judged = _judge({of: _quality(place, step) for of, step in registered.items()}, spec)
     rows, qualities = [], {}
     for case in cohort.cases:
         with sparing_others(made.failed, case.case_id):
-            quality = None
-            if case.case_id in registered:
-                quality = _quality(place, registered[case.case_id])
+            quality = judged.get(case.case_id)
             if case.case_id not in made.failed:
                 rows.append(_row(case, cohort.spec, quality, stage, copy=copy))
         if case.case_id in made.failed:
@@ -124,8 +141,9 @@ def finish(
     if not rows:
         raise CohortError(f"{cohort.folder}: no case is left.\n  " + "\n  ".join(listed(made.failed)))
     for case_id, quality in qualities.items():
-        if quality["registration"] == "ok":
-            _place_labels(place, registered[case_id])
+        if case_id in registered:
+            _place_labels(place, registered[case_id], quality["registration"])
+            _place_transforms(place, registered[case_id])
     weights = next((place.file(step, ".safetensors") for step in made.steps if step.kind == "network"), None)
     if weights is not None and weights.is_file():
         _copy(weights, place.folder / WEIGHTS_NAME)
@@ -155,8 +173,31 @@ def _quality(place: Workplace, step: Step) -> dict[str, Any]:
     return dict(known["row"])
 
 
-def _place_labels(place: Workplace, step: Step) -> None:
-    _copy(place.file(step, ".nii.gz"), place.folder / FOLDERS["structures"] / f"{case_stem(step.of)}.nii.gz")
+def _judge(rows: Mapping[str, dict[str, Any]], spec: PropagationSpec) -> Mapping[str, dict[str, Any]]:
+    """Return the rows of quality.csv, those that deviate from the cohort's others marked."""
+    sound = {of: row for of, row in rows.items() if row["registration"] != "failed"}
+    for of, reasons in deviations(sound, spec.failure).items():
+        row = rows[of]
+        row |= {"registration": "check", "reason": "; ".join(filter(None, (row["reason"], *reasons)))}
+    return rows
+
+
+def _place_labels(place: Workplace, step: Step, status: str) -> None:
+    source = place.file(step, ".nii.gz")
+    if source.exists():
+        folder = UNUSED if status == "failed" else FOLDERS["structures"]
+        _copy(source, place.folder / folder / f"{case_stem(step.of)}.nii.gz")
+
+
+def _place_transforms(place: Workplace, step: Step) -> None:
+    for number, one in enumerate((place.recall(step) or {}).get("transforms", ())):
+        affine, field = transform_files(place.folder, step.of, one["atlas"])
+        try:
+            affine.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CohortError(f"{affine.parent}: can't be made ({error}). Repeat the command.") from error
+        write_atomically(affine, affine_text(np.array(one["matrix"])))
+        _copy(place.file(step, f".{number}.nii.gz"), field)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -176,7 +217,7 @@ def _row(
             row[column] = stage.place(Path(row[column]), column, case.case_id, copy=copy)
     if quality is None:
         return {**row, "atlas": None, "registration": None}
-    if quality["registration"] == "ok":
+    if quality["registration"] != "failed":
         row["structures"] = Path(FOLDERS["structures"]) / f"{case_stem(case.case_id)}.nii.gz"
     return {**row, "atlas": quality["atlas"], "registration": quality["registration"]}
 
@@ -223,6 +264,7 @@ def _provenance(
         "rule": RULE,
         "cases": {
             "propagated": _with(qualities, "ok"),
+            "check": _with(qualities, "check"),
             "failed": _with(qualities, "failed"),
             "kept": sorted(
                 case.case_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -21,42 +22,44 @@ Pairing = Mapping[str, tuple[AtlasSpec, ...]]
 """Case id to the atlases that are registered to it."""
 
 
-def pair_cases(cohort: Cohort, atlases: Sequence[str] | None = None) -> Pairing:
+def pair_cases(cohort: Cohort, spec: PropagationSpec, atlases: Sequence[str] | None = None) -> Pairing:
     """Return the atlases of each case that has no structures yet.
 
     A case goes with the atlases of its class and with those of every class; a case without a class with all
-    of them.
+    of them. With `spec.match_by`, only those nearest to the case in that column are kept.
 
     Args:
         cohort: volumes.
+        spec: how atlases are matched, and how many are used.
         atlases: names of those to use; None: all that cohort.yaml declares.
 
     Raises:
-        CohortError: slices, no atlases, an unknown atlas, a class without one, no case without structures.
+        CohortError: slices, no atlases, an unknown atlas, a class without one, no case without structures; a
+            column to match by that no case or not every atlas has, or that holds no numbers.
     """
-    spec, where = cohort.spec, cohort.folder
-    if spec.dimensions != 3:
+    meaning, where = cohort.spec, cohort.folder
+    if meaning.dimensions != 3:
         raise CohortError(
-            f"{where}: its cases are slices (dimensions: {spec.dimensions}); expected volumes. Labels are "
+            f"{where}: its cases are slices (dimensions: {meaning.dimensions}); expected volumes. Labels are "
             "propagated between volumes only."
         )
-    if not spec.atlases:
+    if not meaning.atlases:
         raise CohortError(
             f"{where}: cohort.yaml declares no atlases. List them under `atlases`, each with name, image, "
             "structures and, where it is of one class, label."
         )
-    if not spec.structures:
+    if not meaning.structures:
         raise CohortError(f"{where}: cohort.yaml names no `structures`, which says what atlas labels mean.")
-    chosen = _chosen(spec, atlases)
+    chosen = _chosen(meaning, atlases)
     pairing: dict[str, tuple[AtlasSpec, ...]] = {}
     without: dict[str | None, list[str]] = {}
     for case in cohort.cases:
         if case.structures is not None:
             continue
-        name = None if case.label is None else spec.classes[case.label]
+        name = None if case.label is None else meaning.classes[case.label]
         fitting = tuple(atlas for atlas in chosen if name is None or atlas.label in (None, name))
         if fitting:
-            pairing[case.case_id] = fitting
+            pairing[case.case_id] = _nearest(case, fitting, spec, where)
         else:
             without.setdefault(name, []).append(case.case_id)
     if without:
@@ -67,6 +70,9 @@ def pair_cases(cohort: Cohort, atlases: Sequence[str] | None = None) -> Pairing:
         )
     if not pairing:
         raise CohortError(f"{where}: every case has structures already; there is nothing to propagate to.")
+    column = spec.match_by
+    if column is not None and all(_number(case, column, where) is None for case in cohort.cases):
+        raise CohortError(f"{where}: no case has a number in the column '{column}', to match atlases by.")
     return pairing
 
 
@@ -131,6 +137,40 @@ def _chosen(spec: CohortSpec, names: Sequence[str] | None) -> tuple[AtlasSpec, .
         if name not in known:
             raise CohortError(f"there is no atlas '{name}'.{did_you_mean(name, known)}")
     return tuple(atlas for atlas in spec.atlases if names is None or atlas.name in names)
+
+
+def _nearest(
+    case: Case, atlases: tuple[AtlasSpec, ...], spec: PropagationSpec, where: Path
+) -> tuple[AtlasSpec, ...]:
+    """Return the atlases nearest to a case by the column to match by; all if it has no number there."""
+    if spec.match_by is None:
+        return atlases
+    for atlas in atlases:
+        if spec.match_by not in atlas.values:
+            raise CohortError(
+                f"{where}: atlas '{atlas.name}' has no number '{spec.match_by}', to match by. Give it in "
+                f"cohort.yaml: values: {{{spec.match_by}: NUMBER}}."
+            )
+    own = _number(case, spec.match_by, where)
+    if own is None:
+        return atlases
+    ranked = sorted(atlases, key=lambda atlas: abs(atlas.values[str(spec.match_by)] - own))
+    return tuple(ranked[: spec.most_atlases])
+
+
+def _number(case: Case, column: str, where: Path) -> float | None:
+    """Return a case's number in a column or of a target; None where it has none."""
+    known = case.targets.get(column, case.extra.get(column))
+    try:
+        value = None if known in (None, "") else float(known)
+    except (TypeError, ValueError):
+        value = math.nan
+    if value is not None and not math.isfinite(value):
+        raise CohortError(
+            f"{where}: case {case.case_id}, column '{column}': found {known!r}; expected a number, to match "
+            "atlases by. Correct it, or leave it empty."
+        )
+    return value
 
 
 def _atlas_grid(cohort: Cohort, atlas: AtlasSpec) -> Header:

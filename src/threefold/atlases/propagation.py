@@ -11,12 +11,15 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from threefold.atlases.affine import align
+from threefold.atlases.affine import align, align_back
+from threefold.atlases.failure_score import failure_table
+from threefold.atlases.fusion import agreement, vote, weight
 from threefold.atlases.outcome import Made, finish, refuse_own_columns
 from threefold.atlases.pairing import Pairing, check_files, pair_cases, read_atlas
 from threefold.atlases.quality import (
     correlation_of,
     dice_of,
+    doubts,
     failures,
     field_quality,
     mean_dice,
@@ -24,9 +27,11 @@ from threefold.atlases.quality import (
 )
 from threefold.atlases.refinement import Pair, displacement_of, refine
 from threefold.atlases.reuse import Reuse
+from threefold.atlases.signals import inverse_error, outside, signals, stretch
 from threefold.atlases.spec import PropagationSpec
 from threefold.atlases.steps import Step, Steps
 from threefold.atlases.training import build_registration, predict_field, train_registration
+from threefold.atlases.transforms import field_vectors
 from threefold.atlases.volumes import Volume, carry_labels, prepare, prepare_map, resample
 from threefold.atlases.workplace import Workplace, is_finished, is_whole, open_workplace, sha256_of_file
 from threefold.checksums import seal_tensors
@@ -37,7 +42,7 @@ from threefold.cohorts.targets import read_mask, read_structures
 from threefold.errors import CohortError, ImageError, TrainingError
 from threefold.images.geometry import Affine, Image
 from threefold.images.reading import read_image
-from threefold.images.writing import write_nifti
+from threefold.images.writing import write_nifti, write_vectors
 from threefold.networks.registration import VoxelMorph
 from threefold.networks.warping import warp
 from threefold.run import write_atomically
@@ -53,8 +58,32 @@ class _Atlas:
     spec: AtlasSpec
     labels: Image
     volume: Volume
-    region: torch.Tensor
-    """(1, 1, *S) 1 where a structure is, on the volume's grid."""
+    map: torch.Tensor
+    """(1, 1, *S) float, the labels on the volume's grid."""
+
+    @property
+    def region(self) -> torch.Tensor:
+        """(1, 1, *S) 1 where a structure is, on the volume's grid."""
+        return (self.map > 0).float()
+
+
+@dataclass(frozen=True)
+class _Registered:
+    """An atlas, registered to a case.
+
+    Attributes:
+        atlas: which.
+        displacement: (1, 3, *S), voxels of the registration grid.
+        warped: (1, 1, *S) the atlas's image there.
+        fit: local correlation after the registration; NaN: the field is not finite.
+        row: its columns of quality.csv.
+    """
+
+    atlas: AtlasSpec
+    displacement: torch.Tensor
+    warped: torch.Tensor
+    fit: float
+    row: dict[str, Any]
 
 
 def propagate(
@@ -71,8 +100,9 @@ def propagate(
 ) -> Cohort:
     """Give each case structures: the labels of its atlas, registered to its image.
 
-    Each case is registered with the atlases of its class and with those of every class; with several, the
-    labels of the one whose image correlates best are taken. Cases that have structures keep them. Repeated
+    Each case is registered with the atlases of its class and with those of every class; of many, with those
+    nearest by `spec.match_by` or most alike. Several vote on the labels, each where its image correlates.
+    Cases that have structures keep them. Repeated
     after a kill, the same call goes on where it was; where OUT is the finished propagation already, it is
     read. A case that can't be used (a file can't be read, a voxel is not finite, memory ran out) is left out
     and the others go on.
@@ -96,8 +126,9 @@ def propagate(
 
     Returns:
         The new cohort: the old one without the cases that can't be used, with `structures` on each image's
-        own grid, and the columns `atlas` and `registration`. Beside it quality.csv with a row for each case
-        that had no structures, provenance.json and registration/weights.safetensors.
+        own grid, and the columns `atlas` and `registration`. Registrations that failed
+        give no structures; their labels are in not-used. Beside it quality.csv with a row for each case that
+        had no structures, provenance.json, registration/weights.safetensors and, where asked for, transforms.
 
     Raises:
         CohortError: slices, no atlases, none for a class, an atlas that can't be used or with other labels,
@@ -108,7 +139,7 @@ def propagate(
     share_cores()
     refuse_own_columns(cohort)
     refuse_alike_ids(cohort)
-    out, pairing = Path(out), pair_cases(cohort, atlases)
+    out, pairing = Path(out), pair_cases(cohort, spec, atlases)
     tested = {case.case_id for case in cohort.cases if case.split == "test"}
     steps = Steps(cohort, pairing, spec, tested | set(held_out))
     identity = steps.identity()
@@ -226,8 +257,8 @@ class _Propagation:
     def _read_atlas(self, atlas: AtlasSpec) -> _Atlas:
         image, labels = read_atlas(self.cohort, atlas)
         volume = prepare(image, self.spec.size, self.spec.spacing, self.cohort.spec)
-        region = torch.from_numpy((prepare_map(labels, volume) > 0).astype(np.float32))
-        return _Atlas(atlas, labels, volume, region[None, None])
+        on_grid = torch.from_numpy(prepare_map(labels, volume).astype(np.float32))
+        return _Atlas(atlas, labels, volume, on_grid[None, None])
 
     def _look(self, case: Case) -> None:
         """Read all files of a case, so that one that is of no use is known before anything rests on it."""
@@ -249,13 +280,24 @@ class _Propagation:
             step = self.steps.alignment(case, atlas)
             reuse.note(step)
             if self.place.recall(step) is None:
-                matrix = np.eye(4)
+                values: dict[str, Any] = {"matrix": np.eye(4).tolist()}
                 if self.spec.affine:
                     fixed = fixed or self._fixed(case)[1]
-                    matrix = align(fixed, self.atlases[atlas.name].volume, self.spec.affine_steps)
-                self.place.remember(step, {"matrix": matrix.tolist()})
+                    values = self._aligned(fixed, self.atlases[atlas.name].volume)
+                self.place.remember(step, values)
             self.done.append(step)
             self._step()
+
+    def _aligned(self, fixed: Volume, moving: Volume) -> dict[str, Any]:
+        steps, restarts = self.spec.affine_steps, self.spec.affine_restarts
+        forward = align(fixed, moving, steps, restarts=restarts)
+        back = align_back(fixed, moving, forward, steps)
+        return {
+            "matrix": forward.matrix.tolist(),
+            "similarity": forward.correlation,
+            "start": forward.start,
+            "inverse_error": inverse_error(forward.matrix, back, fixed),
+        }
 
     def _network(self, step: Step, training: Sequence[Case]) -> VoxelMorph | None:
         """Return the network: trained now or before, given, or none."""
@@ -286,46 +328,121 @@ class _Propagation:
         """Register a case's atlases, keep the best one's labels and their quality."""
         labels_file = self.place.file(step, ".nii.gz")
         known = self.place.recall(step)
-        if known is not None and "labels_sha256" not in known:  # it failed
+        if known is not None and "labels_sha256" not in known:  # it failed without a label
             return
-        if is_whole(labels_file, known, "labels_sha256"):
+        if is_whole(labels_file, known, "labels_sha256") and self.place.has_transforms(step):
             return
         image, fixed = self._fixed(case)
         found, steered = [], False
-        for atlas in self.pairing[case.case_id]:
+        for atlas in self._most_alike(case):
             pair = self._pair(case, (image, fixed), atlas)
-            start = None if network is None else predict_field(network, pair, self.spec)
-            if start is not None and not self.spec.refinement_steps:
-                displacement = displacement_of(start, self.spec)
-            else:
-                displacement = refine(pair, start, self.spec)
-            before = correlation_of(pair.moving, pair.fixed, self.spec.window)
-            if torch.isfinite(displacement).all():
-                warped = warp(pair.moving, displacement, outside="border")
-                fit = correlation_of(warped, pair.fixed, self.spec.window)
-            else:  # a failure; the other limits are then judged without movement
-                fit, displacement = float("nan"), torch.zeros_like(displacement)
-            found.append((fit, before, atlas, displacement.cpu()))
+            found.append(self._registered(case, fixed, atlas, pair, network))
             # Of every atlas or of none; without training and refinement there is nothing to steer.
             steered = pair.mask is not None and bool(self.spec.epochs or self.spec.refinement_steps)
-        fit, before, atlas, displacement = max(found, key=lambda one: np.nan_to_num(one[0], nan=-1.0))
-        carry = self._carrier(case, image, fixed, atlas)
-        labels = carry(displacement)
+        found.sort(key=lambda one: -np.nan_to_num(one.fit, nan=-1.0))
+        best = found[0]
+        voters = [best, *(one for one in found[1:] if self._may_vote(one, best))]
+        carriers = [
+            self._carrier(image, fixed, one.atlas, self._alignment(case, one.atlas)) for one in voters
+        ]
+        maps = [carry(one.displacement) for carry, one in zip(carriers, voters, strict=True)]
+        weights = [weight(one.warped, fixed.values) for one in voters] if len(voters) > 1 else []
+        labels = vote(maps, weights, fixed.affine, image.affine) if weights else maps[0]
         row: dict[str, Any] = {
-            "atlas": atlas.name,
-            "correlation": fit,
-            "correlation_affine": before,
+            **best.row,
+            "atlas": " + ".join(one.atlas.name for one in voters),
             "mask_steered": "yes" if steered else "no",
-            **field_quality(displacement),
-            **self._truth(case, image, labels, carry, displacement),
+            **({"agreement": agreement(maps, self.cohort.spec.structures)} if weights else {}),
+            **self._truth(case, image, labels, carriers[0], best.displacement),
         }
-        reasons = failures(row, labels, self.spec.failure)
-        row |= {"registration": "failed" if reasons else "ok", "reason": "; ".join(reasons)}
+        failed = failures(row, labels, self.spec.failure)
+        reasons = [*failed, *(doubts(row, self.spec.failure) if np.isfinite(best.fit) else [])]
+        row |= {
+            "registration": "failed" if failed else "check" if reasons else "ok",
+            "reason": "; ".join(reasons),
+        }
         values: dict[str, Any] = {"row": row}
-        if not reasons:
+        if np.isfinite(best.fit) and labels.any():
             write_nifti(labels_file, labels, image.affine, place=image.stored_place)
             values["labels_sha256"] = sha256_of_file(labels_file)
+            if self.spec.save_transforms:
+                values["transforms"] = [
+                    self._keep_transform(case, one, step, number, fixed) for number, one in enumerate(voters)
+                ]
         self.place.remember(step, values)
+
+    def _may_vote(self, one: _Registered, best: _Registered) -> bool:
+        """Whether an atlas votes beside the best: of its class, and with nothing that speaks against it."""
+        return (
+            self.spec.fusion == "vote"
+            and one.atlas.label == best.atlas.label
+            and np.isfinite(one.fit)
+            and not doubts(one.row, self.spec.failure)
+        )
+
+    def _registered(
+        self, case: Case, fixed: Volume, atlas: AtlasSpec, pair: Pair, network: VoxelMorph | None
+    ) -> _Registered:
+        start = None if network is None else predict_field(network, pair, self.spec)
+        if start is not None and not self.spec.refinement_steps:
+            displacement = displacement_of(start, self.spec)
+        else:
+            displacement = refine(pair, start, self.spec)
+        before = correlation_of(pair.moving, pair.fixed, self.spec.window)
+        if torch.isfinite(displacement).all():
+            warped = warp(pair.moving, displacement, outside="border")
+            fit = correlation_of(warped, pair.fixed, self.spec.window)
+        else:  # a failure; the other limits are then judged without movement
+            fit, displacement, warped = float("nan"), torch.zeros_like(displacement), pair.moving
+        displacement, warped = displacement.cpu(), warped.cpu()
+        row = {
+            "correlation": fit,
+            "correlation_affine": before,
+            **field_quality(displacement),
+            **self._signals(case, fixed, atlas, displacement, warped),
+        }
+        return _Registered(atlas, displacement, warped, fit, {**row, "score": failure_table().score(row)})
+
+    def _most_alike(self, case: Case) -> list[AtlasSpec]:
+        """Return the case's atlases that are registered: those whose aligned images are most alike."""
+        atlases = self.pairing[case.case_id]
+        if not self.spec.affine or len(atlases) <= self.spec.most_atlases:
+            return list(atlases)
+        kept = {atlas.name: self.place.recall(self.steps.alignment(case, atlas)) or {} for atlas in atlases}
+        ranked = sorted(atlases, key=lambda atlas: -kept[atlas.name]["similarity"])
+        return ranked[: self.spec.most_atlases]
+
+    def _signals(
+        self, case: Case, fixed: Volume, spec: AtlasSpec, displacement: torch.Tensor, warped: torch.Tensor
+    ) -> dict[str, Any]:
+        """Return what an atlas's registration tells of itself, without any truth."""
+        atlas, matrix = self.atlases[spec.name], self._alignment(case, spec)
+        labels = carry_labels(
+            atlas.map[0, 0].numpy().astype(np.uint8),
+            atlas.volume.affine,
+            displacement,
+            fixed.affine,
+            matrix,
+            fixed.size,
+            fixed.affine,
+        )
+        on_grid = torch.from_numpy(labels.astype(np.float32))[None, None]
+        kept = self.place.recall(self.steps.alignment(case, spec)) or {}
+        return {
+            **signals(fixed, warped, on_grid, displacement, atlas.volume, atlas.map),
+            "stretch": stretch(matrix),
+            "outside": outside(matrix, fixed, atlas.volume, atlas.map),
+            "inverse_error": kept.get("inverse_error"),
+            "start": kept.get("start"),
+        }
+
+    def _keep_transform(
+        self, case: Case, one: _Registered, step: Step, number: int, fixed: Volume
+    ) -> dict[str, Any]:
+        file = self.place.file(step, f".{number}.nii.gz")
+        write_vectors(file, field_vectors(one.displacement, fixed.affine), fixed.affine)
+        matrix = self._alignment(case, one.atlas)
+        return {"atlas": one.atlas.name, "matrix": matrix.tolist(), "sha256": sha256_of_file(file)}
 
     def _truth(
         self,
@@ -357,10 +474,9 @@ class _Propagation:
         return row
 
     def _carrier(
-        self, case: Case, image: Image, fixed: Volume, atlas: AtlasSpec
+        self, image: Image, fixed: Volume, atlas: AtlasSpec, alignment: Affine
     ) -> Callable[..., np.ndarray]:
         one = self.atlases[atlas.name]
-        alignment = self._alignment(case, atlas)
 
         def carry(displacement: torch.Tensor, matrix: Affine = alignment) -> np.ndarray:
             return carry_labels(

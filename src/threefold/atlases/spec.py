@@ -14,7 +14,23 @@ from threefold.validation import parse_spec
 
 
 class FailureSpec(Spec):
-    """Criteria of a failed registration, whose case gets no structures and is not used for training."""
+    """Criteria of a failed registration, whose case gets no structures and is not used for training, and of
+    one to check, whose case keeps them."""
+
+    max_score: Fraction = 0.9
+    """Maximum estimated probability that the true Dice is below 0.6; above, the registration has failed."""
+    check_score: Fraction = 0.5
+    """The same probability above which a registration is to be checked; both equal: those fail as well."""
+    max_volume_change: Annotated[float, Field(gt=1)] = 4.0
+    """Maximum factor by which a structure's volume changes beyond that of all structures; above: check."""
+    max_inverse_error: Positive = 0.5
+    """Maximum distance between the alignment and the one from image to atlas, as a share of half the image's
+    side; above: check."""
+    min_agreement: Fraction = 0.4
+    """Minimum mean Dice between the labels of several atlases; below: check."""
+    max_deviation: Positive = 5.0
+    """Maximum deviation from the median of the cohort's registrations (at least 8), in robust standard
+    deviations; above, in the direction of failure: check."""
 
     min_mask_dice: Fraction = 0.3
     """Minimum Dice of the union of the propagated structures with the case's mask, if it has one."""
@@ -35,6 +51,18 @@ class PropagationSpec(Spec):
     """Start from an affine alignment of atlas and image; false: from the positions in their files."""
     affine_steps: Annotated[int, Field(ge=0)] = 40
     """Steps of the affine alignment at each resolution; 0: align only the centres."""
+    affine_restarts: bool = True
+    """Start a poor affine alignment again from turned and mirrored volumes; false: trust the orientation in
+    the files."""
+    match_by: str | None = None
+    """A column of numbers, age for example: of more atlases than `most_atlases`, those nearest to the case
+    are used. The atlases' numbers are their `values` in cohort.yaml. null: match by the images."""
+    most_atlases: PositiveInt = 3
+    """Maximum number of atlases registered to a case: of more, the nearest by `match_by`, else those most
+    alike after the affine alignment."""
+    fusion: Literal["best", "vote"] = "best"
+    """Labels of several atlases. best: those of the atlas that correlates best; vote: a vote, weighted by
+    local correlation, of those that have its class and nothing to check by `failure`."""
     channels: Annotated[tuple[PositiveInt, ...], Field(min_length=2)] = (16, 32, 32, 32, 32, 32)
     """VoxelMorph's U-Net: encoder and decoder channels of each resolution, from the finest."""
     final_channels: tuple[PositiveInt, ...] = (16, 16)
@@ -65,6 +93,8 @@ class PropagationSpec(Spec):
     resolutions; 0: no refinement."""
     refinement_learning_rate: Positive = 0.2
     """Learning rate of Adam for the refinement, in voxels."""
+    save_transforms: bool = False
+    """Keep the affine maps and displacement fields in `transforms`, in ITK's formats."""
     weights: str | None = None
     """File of initial weights: `registration/weights.safetensors` of an earlier propagation with the same
     channels."""

@@ -19,7 +19,7 @@ from threefold.cohorts.cohort import AtlasSpec, Case, Cohort, fingerprint
 from threefold.errors import ImageError
 from threefold.images.cache import ContentHashes
 
-_FORMAT = 1
+_FORMAT = 2
 """Raise it whenever the same files and settings give another result."""
 
 
@@ -82,7 +82,7 @@ class Steps:
             "image": self._hash_of(case.image),
             "atlases": self._hash_of(self._cohort.folder / atlas.image),
             "cohort.yaml": self._meaning["intensity"],
-            "settings": [spec.size, spec.spacing, spec.affine, spec.affine_steps],
+            "settings": [spec.size, spec.spacing, spec.affine, spec.affine_steps, spec.affine_restarts],
         }
         return _step("alignment", f"{case.case_id} {atlas.name}", parts)
 

@@ -34,6 +34,10 @@ from threefold.run import copy_new, put_in_place, refuse_current_folder, write_a
 
 STEPS_NAME = "steps.json"
 WEIGHTS_NAME = "registration/weights.safetensors"
+TRANSFORMS = "transforms"
+"""Folder of the registrations' affine maps and fields."""
+UNUSED = "not-used"
+"""Folder of the labels of registrations that failed."""
 MADE_BY = "threefold propagate"
 
 
@@ -80,6 +84,13 @@ class Workplace:
     def file(self, step: Step, ending: str) -> Path:
         """Return where a step's file lies."""
         return self.folder / "progress" / f"{step.key[:32]}{ending}"
+
+    def has_transforms(self, step: Step) -> bool:
+        """Whether the displacement fields that a registration left are there, as they were written."""
+        kept = (self.recall(step) or {}).get("transforms", [])
+        return all(
+            is_whole(self.file(step, f".{number}.nii.gz"), one, "sha256") for number, one in enumerate(kept)
+        )
 
     def write_steps(self, steps: Mapping[str, Step]) -> None:
         """Keep the steps that the finished cohort was made of, for the time when its source has changed.
@@ -196,8 +207,10 @@ def _take_over(place: Workplace) -> None:
         note = place.file(step, ".json")
         try:
             if step.kind == "registration" and "labels_sha256" in record.values:
-                labels = place.out / FOLDERS["structures"] / f"{case_stem(step.of)}.nii.gz"
-                copy_new(labels, place.file(step, ".nii.gz"))
+                copy_new(labels_of(place.out, step.of), place.file(step, ".nii.gz"))
+                for number, one in enumerate(record.values.get("transforms", ())):
+                    _, field_file = transform_files(place.out, step.of, one["atlas"])
+                    copy_new(field_file, place.file(step, f".{number}.nii.gz"))
             if step.kind == "network" and "weights_sha256" in record.values:
                 copy_new(place.out / WEIGHTS_NAME, place.file(step, ".safetensors"))
         except OSError:
@@ -219,10 +232,23 @@ def _touched(out: Path) -> str | None:
         if record is None:
             return STEPS_NAME
         digest = record.values.get("labels_sha256")
-        labels = out / FOLDERS["structures"] / f"{case_stem(record.of)}.nii.gz"
+        labels = labels_of(out, record.of)
         if digest is not None and digest != _sha256_of(labels):
             return labels.name
     return None
+
+
+def transform_files(folder: Path, case_id: str, atlas: str) -> tuple[Path, Path]:
+    """Return where a propagation has the affine map and the displacement field of a case and an atlas."""
+    stem = folder / TRANSFORMS / case_stem(case_id) / case_stem(atlas)
+    return stem.with_name(f"{stem.name}_affine.txt"), stem.with_name(f"{stem.name}_field.nii.gz")
+
+
+def labels_of(out: Path, case_id: str) -> Path:
+    """Return where a finished propagation has a case's labels."""
+    name = f"{case_stem(case_id)}.nii.gz"
+    unused = out / UNUSED / name
+    return unused if unused.exists() else out / FOLDERS["structures"] / name
 
 
 def _lacked_memory(note: Mapping[str, Any]) -> bool:

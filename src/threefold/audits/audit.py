@@ -20,6 +20,7 @@ from threefold.audits.table_checks import (
     check_duplicates,
     check_empty_masks,
     check_patient_ids,
+    check_registrations,
     check_site_groups,
     check_size,
     check_split,
@@ -132,7 +133,7 @@ def audit(
     findings += check_channels(cohort)
     findings += check_targets(cohort, asked, needed=targets is not None)
     findings += check_empty_masks(cohort)
-    findings += () if "structures" in asked else note_atlases(cohort)
+    findings += check_registrations(cohort) if "structures" in asked else note_atlases(cohort)
     if split is not None:
         findings += check_split(cohort, split, asked)
         findings += check_unused_split(cohort, split)

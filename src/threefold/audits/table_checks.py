@@ -143,6 +143,23 @@ def check_atlases(
         )
 
 
+def check_registrations(cohort: Cohort) -> Iterator[Finding]:
+    """Warn of propagated structures whose registration is to be checked."""
+    cases = tuple(
+        case.case_id
+        for case in cohort.cases
+        if case.structures is not None and case.extra.get("registration") == "check"
+    )
+    if cases:
+        yield Finding(
+            "warn",
+            "registrations",
+            f"{len(cases)} case(s) have structures of a registration that is to be checked: {some(cases)}. "
+            "Look at them in the propagation's report.html; empty the structures cells of the wrong ones.",
+            cases,
+        )
+
+
 def check_unused_split(cohort: Cohort, split: Split) -> Iterator[Finding]:
     """Say that a filled split column does not decide."""
     named = [case for case in cohort.cases if case.split is not None]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from threefold import __version__
 from threefold.cli.options import AllowOutside
 from threefold.cli.progress import count, interruptible, progress_of
 
@@ -39,6 +41,22 @@ def propagate(
             help="Refer to the original files instead of copying them (later commands need --allow-outside).",
         ),
     ] = False,
+    match_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="A column of numbers, age for example: use the atlases nearest to each case in it. Same as "
+            "match_by=COLUMN.",
+        ),
+    ] = None,
+    save_transforms: Annotated[
+        bool,
+        typer.Option(
+            "--save-transforms",
+            help="Keep the affine maps and displacement fields, in ITK's formats. Same as "
+            "save_transforms=true.",
+        ),
+    ] = False,
     allow_outside: AllowOutside = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> None:
@@ -54,15 +72,19 @@ def propagate(
     from threefold.cohorts.cohort import read_cohort
 
     # Report errors in the arguments before importing anything slow.
-    spec = load_propagation({}, settings or [])
+    asked: dict[str, Any] = {"save_transforms": True} if save_transforms else {}
+    if match_by is not None:
+        asked["match_by"] = match_by
+    spec = load_propagation(asked, settings or [])
     names = None if atlases is None else [name.strip() for name in atlases.split(",")]
     cases = read_cohort(cohort, allow_outside=allow_outside)
-    pair_cases(cases, names)
+    pair_cases(cases, spec, names)
 
     from threefold.allocation import tune_allocation
     from threefold.atlases.outcome import left_out_of
     from threefold.atlases.propagation import propagate as run
     from threefold.cohorts.failures import listed
+    from threefold.reporting.propagation_report import write_propagation_report
 
     tune_allocation()
     with interruptible(), progress_of("Propagating labels") as progress:
@@ -76,6 +98,8 @@ def propagate(
             say=lambda line: typer.echo(line, err=True),
         )
     left_out = left_out_of(made)
+    footer = f"Made by threefold {__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC. Not a medical device."
+    write_propagation_report(made, footer)
     summary = _summary(made, left_out)
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
@@ -102,12 +126,15 @@ def _summary(cohort: Cohort, left_out: Mapping[str, str]) -> dict[str, Any]:
     if not {"case_id", "registration", "reason"} <= {*table}:
         raise CohortError(f"{cohort.folder / QUALITY_NAME}: not a table of registrations. {remedy}")
     rows = table.to_dict("records")
-    failed = {
-        row["case_id"]: row["reason"]
-        for row in rows
-        if row["registration"] == "failed" and row["case_id"] not in left_out
+    doubtful = {
+        status: {
+            row["case_id"]: row["reason"]
+            for row in rows
+            if row["registration"] == status and row["case_id"] not in left_out
+        }
+        for status in ("failed", "check")
     }
-    well = [row for row in rows if row["registration"] == "ok"]
+    well = [row for row in rows if row["registration"] in ("ok", "check")]
     measures = ("mask_dice_affine", "mask_dice", "folding_share", "dice_unregistered", "dice_affine", "dice")
     means = {}
     for name in measures:
@@ -120,20 +147,31 @@ def _summary(cohort: Cohort, left_out: Mapping[str, str]) -> dict[str, Any]:
     return {
         "cohort": str(cohort.folder),
         "cases": len(cohort.cases),
-        "propagated": len(well),
-        "failed": failed,
+        "propagated": len(well) - len(doubtful["check"]),
+        **doubtful,
         "left_out": left_out,
-        "kept": len(cohort.cases) - len(well) - len(failed),
+        "kept": len(cohort.cases) - len(well) - len(doubtful["failed"]),
         "means": means,
     }
 
 
 def _lines(summary: dict[str, Any]) -> list[str]:
-    lines = [f"{summary['cohort']}: structures propagated to {count(summary['propagated'], 'case')}"]
+    number = summary["propagated"] + len(summary["check"])
+    lines = [f"{summary['cohort']}: structures propagated to {count(number, 'case')}"]
     if summary["kept"]:
         lines.append(f"{count(summary['kept'], 'case')} had structures and kept them")
-    for case_id, reason in summary["failed"].items():
-        lines.append(f"failed: {case_id}: {reason}; it has no structures")
+    for status in ("failed", "check"):
+        lines += [f"{status}: {case_id}: {reason}" for case_id, reason in summary[status].items()]
+    if summary["failed"]:
+        lines.append(
+            "Those that failed have no structures, so training leaves them out; their labels are in "
+            f"{summary['cohort']}/not-used."
+        )
+    if summary["check"]:
+        lines.append(
+            "Those to check have structures, and training uses them: look at them in report.html, and empty "
+            "the structures cell of those that are wrong."
+        )
     means = summary["means"]
     if "mask_dice" in means:
         before, after = means["mask_dice_affine"], means["mask_dice"]
@@ -149,6 +187,6 @@ def _lines(summary: dict[str, Any]) -> list[str]:
         )
     if "folding_share" in means:
         lines.append(f"Folding voxels: {means['folding_share']['mean']:.3%}")
-    lines.append(f"Case by case: {summary['cohort']}/quality.csv")
+    lines.append(f"Case by case: {summary['cohort']}/quality.csv, with pictures: report.html")
     lines.append(f"Next: threefold check {summary['cohort']}")
     return lines

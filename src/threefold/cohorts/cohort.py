@@ -102,6 +102,8 @@ class AtlasSpec(Spec):
     """Path of the template's label map, with the labels of the cohort's structures."""
     label: Name | None = None
     """Its class; null: the atlas is registered to every case."""
+    values: Mapping[Name, float] = {}
+    """Its numbers by the names of the cases' columns, for `match_by` of a propagation; age: 26, say."""
 
 
 class CohortSpec(Spec):

@@ -79,6 +79,28 @@ def encode_nifti(
     return gzip.compress(data, compresslevel=4, mtime=0) if compress else bytes(data)
 
 
+def write_vectors(path: Path, vectors: NDArray[np.float32], affine: NDArray[np.float64]) -> None:
+    """Write a field of vectors as ITK reads it: NIfTI-1 with five axes and the intent VECTOR.
+
+    Args:
+        path: ends in .nii.gz.
+        vectors: (I, J, K, 3), LPS+ mm.
+        affine: (4, 4) voxel indices to RAS+ mm.
+
+    Raises:
+        ImageError: no permission, no space, or a folder that is not there.
+    """
+    from nibabel.nifti1 import Nifti1Image
+
+    make: Any = Nifti1Image
+    image = make(vectors[:, :, :, None, :], None)
+    image.set_sform(affine, code="scanner")
+    image.set_qform(affine, code="scanner", strip_shears=True)
+    image.header.set_xyzt_units("mm")
+    image.header.set_intent("vector")
+    _write(path, gzip.compress(image.to_bytes(), compresslevel=4, mtime=0))
+
+
 def _set_place(header: Any, place: NiftiPlace) -> None:
     header["sform_code"], header["qform_code"] = place.sform_code, place.qform_code
     for axis, row in zip("xyz", place.sform, strict=True):

@@ -57,6 +57,17 @@ def local_correlation(values: Tensor, target: LocalSums) -> Tensor:
     return correlation
 
 
+@torch.no_grad()
+def correlation_map(values: Tensor, target: LocalSums) -> Tensor:
+    """Return what `local_correlation` is the mean of: (B, C, *S), each from 0 to 1."""
+    stacked = torch.stack((values, values.square(), values * target.values))
+    sums, squares, products = window_sums(stacked, target.window).unbind()
+    count = target.window**3
+    cross = products - sums * target.sums / count
+    deviations = (squares - sums.square() / count).clamp_min(_EPSILON)
+    return cross.square() / deviations / target.deviations
+
+
 def smoothness(field: Tensor, kind: Literal["diffusion", "bending"]) -> Tensor:
     """Return `diffusion` or `bending` of a field."""
     return diffusion(field) if kind == "diffusion" else bending(field)
