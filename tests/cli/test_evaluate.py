@@ -57,6 +57,7 @@ def test_a_table_is_printed_plainly_and_written(theirs: Path, capsys: pytest.Cap
         "cases.md",
         "metrics.csv",
         "metrics.md",
+        "trust.md",
     }
     assert {path.name for path in (out / "figures").iterdir()} == {
         "roc.png",

@@ -212,6 +212,7 @@ def of_probabilities(
         )
     yield "with_temperature", lambda: calibration.with_temperature(two, 2.0)
     yield "fit_temperatures", lambda: calibration.fit_temperatures(labels, two, weights)
+    yield "fit_temperature", lambda: calibration.fit_temperature(labels, two)[0]
     yield "roc_curve", lambda: curves.roc_curve(positive, scores, patients, SPEC)
     yield "reliability_curve", lambda: curves.reliability_curve(positive, scores, patients, SPEC)
     yield "compare_auc", lambda: delong.compare_auc(positive, scores, scores[::-1], patients.astype(str))

@@ -78,6 +78,7 @@ def test_every_part_of_an_evaluated_run_is_there(evaluated: RunFolder) -> None:
         "results-by-site",
         "roc",
         "calibration",
+        "prediction-sets-and-unfamiliar-images",
         "shift-between-sites",
         "segmentation-and-topology",
         "wrong-diagnoses",
