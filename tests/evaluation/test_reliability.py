@@ -103,3 +103,16 @@ def test_the_share_of_flagged_images_by_hospital() -> None:
     found = {row.group: row.value for row in flagged(_table(), SPEC)}
     assert found == {"all": 0.5, "north": 0.0, "south": 1.0}
     assert not flagged(validate(_table().table.drop(columns="out_of_distribution")), SPEC)
+
+
+def test_two_steps_are_enough_of_many_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    chance = rng.uniform(0.05, 0.95, 6000)
+    event = rng.random(6000) < chance**1.3
+    weights = rng.multinomial(6000, np.full(6000, 1 / 6000), 20).astype(np.float64)
+    quick = slope_and_intercept(event, chance, weights)
+    monkeypatch.setattr("threefold.evaluation.reliability._MANY", 10_000)
+    exact = slope_and_intercept(event, chance, weights)
+    for found, expected in zip(quick, exact, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+        assert expected.std() > 0.01  # so that what is missed is little of an interval

@@ -36,6 +36,7 @@ MEASURES = ("calibration_slope", "calibration_intercept", "calibration_error")
 _SMALLEST = 1e-9  # probability, whose logit is taken
 _STEPS = 30
 _STEPS_AGAIN = 8  # of a resample, from where all cases ended
+_MANY = 5000  # cases, of which two steps are enough: what they miss falls with their number
 _LONGEST_STEP = 2.0
 _STEEPEST = 12.0  # log odds a standard deviation: what is told apart without error goes there
 
@@ -102,10 +103,11 @@ def slope_and_intercept(event: Bools, chance: Floats, weights: Floats) -> tuple[
     x = _logit(chance)
     centre, scale = x.mean(), x.std() or 1.0
     ones, z = np.ones((1, len(x))), (x - centre) / scale
-    start = _fit(event, z, ones, np.zeros((1, 2)), _STEPS)
-    fitted = _fit(event, z, weights, np.repeat(start, len(weights), axis=0), _STEPS_AGAIN)
-    alone = _shift(event, x, ones, np.zeros(1), _STEPS)
-    shifted = _shift(event, x, weights, np.repeat(alone, len(weights)), _STEPS_AGAIN)
+    again = _STEPS_AGAIN if len(x) <= _MANY else 2
+    start = _fit(event, z, ones, np.zeros(2), _STEPS)[0]
+    fitted = _fit(event, z, weights, start, again)
+    alone = _shift(event, x, ones, 0.0, _STEPS)[0]
+    shifted = _shift(event, x, weights, alone, again)
     happened, total = weights @ event.astype(np.float64), weights.sum(axis=1)
     both = (happened > 0) & (happened < total)
     slope = np.where(both & (np.abs(fitted[:, 1]) < _STEEPEST), fitted[:, 1] / scale, np.nan)
@@ -118,27 +120,37 @@ def _logit(chance: Floats) -> Floats:
 
 
 def _fit(event: Bools, z: Floats, weights: Floats, start: Floats, steps: int) -> Floats:
-    """Return the likeliest (a, b) of logit P = a + b z by Newton's method, (R, 2)."""
-    found = start.copy()
-    for _ in range(steps):
+    """Return the likeliest (a, b) of logit P = a + b z by Newton's method, (R, 2), from one start (2,)."""
+    chance = expit(start[0] + start[1] * z)
+    excess, curve = event - chance, chance * (1 - chance)
+    sums = weights @ np.stack([excess, excess * z, curve, curve * z, curve * z**2], axis=1)
+    found = start + _newton(*sums.T)
+    for _ in range(steps - 1):
         chance = expit(found[:, :1] + found[:, 1:] * z)
-        excess = weights * (event - chance)
-        curve = weights * chance * (1 - chance)
-        first, second = excess.sum(axis=1), excess @ z
-        n, nz, nzz = curve.sum(axis=1), curve @ z, curve @ z**2
-        determinant = np.maximum(n * nzz - nz**2, 1e-12)
-        step = np.stack([nzz * first - nz * second, n * second - nz * first], axis=1) / determinant[:, None]
-        found += np.clip(step, -_LONGEST_STEP, _LONGEST_STEP)
+        excess, curve = weights * (event - chance), weights * chance * (1 - chance)
+        found += _newton(excess.sum(axis=1), excess @ z, curve.sum(axis=1), curve @ z, curve @ z**2)
     return found
 
 
-def _shift(event: Bools, x: Floats, weights: Floats, start: Floats, steps: int) -> Floats:
-    """Return the likeliest a of logit P = a + x by Newton's method, (R,)."""
-    found = start.copy()
-    for _ in range(steps):
-        chance = expit(found[:, None] + x)
-        curve = np.maximum((weights * chance * (1 - chance)).sum(axis=1), 1e-12)
-        found += np.clip((weights * (event - chance)).sum(axis=1) / curve, -_LONGEST_STEP, _LONGEST_STEP)
+def _newton(first: Floats, second: Floats, n: Floats, nz: Floats, nzz: Floats) -> Floats:
+    """Return a step of (a, b), (R, 2), from the sums of excess and curvature by 1, z and z squared."""
+    determinant = np.maximum(n * nzz - nz**2, 1e-12)
+    step = np.stack([nzz * first - nz * second, n * second - nz * first], axis=1) / determinant[:, None]
+    return np.clip(step, -_LONGEST_STEP, _LONGEST_STEP)
+
+
+def _shift(event: Bools, x: Floats, weights: Floats, start: float, steps: int) -> Floats:
+    """Return the likeliest a of logit P = a + x by Newton's method, (R,), from one start."""
+    found = np.full(len(weights), start)
+    for number in range(steps):
+        if number == 0:  # alike for all, so that sums are products of matrices
+            chance = expit(start + x)
+            excess, curve = weights @ (event - chance), weights @ (chance * (1 - chance))
+        else:
+            chance = expit(found[:, None] + x)
+            excess = (weights * (event - chance)).sum(axis=1)
+            curve = (weights * chance * (1 - chance)).sum(axis=1)
+        found += np.clip(excess / np.maximum(curve, 1e-12), -_LONGEST_STEP, _LONGEST_STEP)
     return found
 
 
