@@ -9,7 +9,7 @@ pairs of different patients, and of different parts of a split.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -104,10 +104,9 @@ def find_near_duplicates(
     group = list(range(len(cases)))
     weakest: dict[int, float] = {}
     bits = np.array([signatures[case.case_id].bits for case in cases], dtype=np.uint64)
-    for first, second in _candidates(bits, apart):
+    for first, second, correlation in _correlated(_candidates(bits, apart), small):
         if any({cases[first].case_id, cases[second].case_id} <= several for several in vouched):
             continue
-        correlation = _best_correlation(small[first], small[second])
         if correlation < ALIKE[len(small[first])]:
             continue
         a, b = _root(group, first), _root(group, second)
@@ -170,26 +169,39 @@ def _candidates(bits: NDArray[np.uint64], apart: NDArray[np.int64]) -> Iterator[
                 yield start + int(first), start + int(second)
 
 
-def _best_correlation(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> float:
-    """Return Pearson's correlation at the best shift, of the view that is least alike."""
-    return min(_correlation_of(*views) for views in zip(first, second, strict=True))
+def _correlated(
+    pairs: Iterable[tuple[int, int]], small: Sequence[NDArray[np.uint8]]
+) -> Iterator[tuple[int, int, float]]:
+    """Yield the pairs with Pearson's correlation at the best shift, of the view that is least alike."""
+    partners: dict[int, list[int]] = defaultdict(list)
+    for first, second in pairs:
+        partners[second].append(first)
+    for second, firsts in partners.items():
+        views = (
+            _best_correlations(np.stack([small[first][view] for first in firsts]), small[second][view])
+            for view in range(len(small[second]))
+        )
+        for first, correlation in zip(firsts, np.min(np.stack([*views]), axis=0), strict=True):
+            yield first, second, float(correlation)
 
 
-def _correlation_of(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> float:
-    """Return Pearson's correlation of two views at the best shift, by whole and half pixels."""
+def _best_correlations(firsts: NDArray[np.uint8], second: NDArray[np.uint8]) -> Floats:
+    """Return Pearson's correlation of each view with another at the best shift, by whole and half pixels."""
     inner = slice(_SHIFT, SIDE - _SHIFT)
-    fixed = first[inner, inner].astype(np.float32)
+    fixed = firsts[:, inner, inner].reshape(len(firsts), -1).astype(np.float32)
+    fixed -= fixed.mean(axis=1, keepdims=True)
+    lengths = np.linalg.norm(fixed, axis=1)
     whole = second.astype(np.float32)
     down = (whole[1:] + whole[:-1]) / 2
     shifted = (whole, down, (whole[:, 1:] + whole[:, :-1]) / 2, (down[:, 1:] + down[:, :-1]) / 2)
-    fixed -= fixed.mean()
-    best = 0.0
-    for picture in shifted:
-        seen = np.lib.stride_tricks.sliding_window_view(picture, fixed.shape)
-        windows = np.asarray(seen.reshape(-1, fixed.size), dtype=np.float32)
-        spread = windows.std(axis=1) * float(np.linalg.norm(fixed)) * np.sqrt(fixed.size)
-        found = np.divide(windows @ fixed.ravel(), spread, out=np.zeros_like(spread), where=spread > 0)
-        best = max(best, float(found.max()))
+    side = SIDE - 2 * _SHIFT
+    best = np.zeros(len(firsts), np.float32)
+    for picture in shifted:  # all partners at once, since the windows cost more than the products
+        seen = np.lib.stride_tricks.sliding_window_view(picture, (side, side))
+        windows = np.asarray(seen.reshape(-1, side * side), dtype=np.float32)
+        spread = lengths[:, None] * windows.std(axis=1) * np.float32(side)
+        found = np.divide(fixed @ windows.T, spread, out=np.zeros_like(spread), where=spread > 0)
+        best = np.maximum(best, found.max(axis=1))
     return best
 
 
