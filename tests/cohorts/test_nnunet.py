@@ -110,6 +110,19 @@ def test_a_case_without_its_second_channel_costs_itself_alone(tmp_path: Path) ->
     assert "b_0001.nii.gz: no such file" in (tmp_path / "out" / "provenance.json").read_text()
 
 
+def test_a_damaged_first_image_or_a_missing_channel_costs_its_case_alone(tmp_path: Path) -> None:
+    content = {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "x": 1, "y": 2}}
+    source = dataset(tmp_path / "in", content, channels=2)
+    (source / "imagesTr" / "a_0000.nii.gz").write_bytes(b"damaged")
+    cohort = import_nnunet(source, tmp_path / "out", copy=False)
+    assert cohort.spec.dimensions == 3
+    lacking = replace(cohort.cases[1], channels={"T1": cohort.cases[1].channels["T1"]})
+    cohort = replace(cohort, cases=(lacking, cohort.cases[2]))
+    made = export_nnunet(cohort, tmp_path / "Dataset503_Brains")
+    assert {*made.failed} == {"b"}
+    assert "channel T2 is missing" in made.failed["b"]
+
+
 def hearts(folder: Path) -> Cohort:
     """A cohort with all that nnU-Net does not know: patients, sites, labels, a second mask, odd values."""
     spec = CohortSpec.model_validate(

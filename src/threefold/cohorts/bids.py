@@ -24,11 +24,11 @@ from typing import Any
 
 from threefold.cohorts.cohort import UNKNOWN, Case, Cohort, CohortSpec
 from threefold.cohorts.failures import Failures, sparing_others
-from threefold.cohorts.staging import file_columns, finished, row_of, staging
+from threefold.cohorts.staging import axes_of, file_columns, finished, row_of, staging
 from threefold.cohorts.targets import read_label_map_of
 from threefold.core.targets import DENSE, LabelsTarget
 from threefold.errors import CohortError, ImageError
-from threefold.images.reading import read_header, read_image
+from threefold.images.reading import read_image
 from threefold.images.writing import write_label_map, write_nifti
 from threefold.run import copy_new, whole_folder, write_new
 from threefold.validation import parse_spec, read_json, read_text
@@ -251,7 +251,7 @@ def _spec(
     described: dict[str, Any] = {
         "name": str(told.get("Name") or source.absolute().name),
         "modality": "ct" if ct else "mri",
-        "dimensions": len(read_header(next(iter(cases.values()))[0].path).shape),
+        "dimensions": axes_of(channels[0].path for channels in cases.values()),
         "intensity": {"unit": "HU" if ct else "arbitrary"},
         "columns": {
             **dict.fromkeys(sorted(known), "a column of participants.tsv"),

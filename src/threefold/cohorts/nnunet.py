@@ -22,13 +22,12 @@ from typing import Any, Literal
 from threefold.cohorts.cohort import UNKNOWN, Case, Cohort, CohortSpec
 from threefold.cohorts.failures import Failures, sparing_others
 from threefold.cohorts.splits import folds_of_patients
-from threefold.cohorts.staging import ending, file_columns, finished, row_of, staging
+from threefold.cohorts.staging import axes_of, ending, file_columns, finished, row_of, staging
 from threefold.cohorts.targets import read_label_map_of
 from threefold.core.targets import DENSE, LabelsTarget, MaskTarget
 from threefold.errors import CohortError, ImageError, some
-from threefold.experiment import Part
 from threefold.file_names import case_stem
-from threefold.images.reading import read_header, read_image
+from threefold.images.reading import read_image
 from threefold.images.writing import write_label_map, write_nifti, write_png
 from threefold.run import copy_new, whole_folder, write_new
 from threefold.validation import parse_spec, read_json
@@ -179,7 +178,7 @@ def _spec(
     described = {
         "name": str(content.get("name") or path.absolute().parent.name),
         "modality": modality,
-        "dimensions": len(read_header(entries[0].images[0]).shape),
+        "dimensions": axes_of(entry.images[0] for entry in entries),
         "intensity": {"unit": {"ct": "HU", "mri": "arbitrary", "photo": "grey"}[modality]},
         "unknown": ("patient",) if site else ("patient", "site"),
         "columns": {_PART: "training or test, in nnU-Net's data set"},
@@ -244,7 +243,6 @@ def export_nnunet(
     out: Path,
     *,
     target: str | None = None,
-    parts: Mapping[str, Part] | None = None,
     folds: int = 5,
     seed: int = 0,
     progress: Progress | None = None,
@@ -258,7 +256,6 @@ def export_nnunet(
         cohort: of volumes, or of pictures.
         out: a new folder, named DatasetNNN_NAME.
         target: the mask or the structures to segment; None: the only one.
-        parts: of a split, by case id; None: the table's own.
         folds: of splits_final.json, fewer where there are fewer patients.
         seed: of the folds.
         progress: called with the number of cases done and of all.
@@ -277,15 +274,14 @@ def export_nnunet(
             f"{cohort.folder}: {len(slices)} cases are slices of volumes, which nnU-Net does not know: "
             f"{some(slices, 5)}. Write the slices as files of their own, or export the volumes."
         )
-    pictures = all(ending(path) == ".png" for case in cohort.cases for path in _images(case, spec))
+    pictures = all(ending(path) == ".png" for case in cohort.cases for path in case.images.values())
     suffix = ".png" if pictures else ".nii.gz"
     told: dict[str, Any] = {}
     trained: list[Case] = []
     failed: Failures = {}
     with whole_folder(out, CohortError) as beside:
         for done, case in enumerate(cohort.cases, start=1):
-            split = case.split if parts is None else parts[case.case_id]
-            part = "Ts" if split == "test" or target not in case.targets else "Tr"
+            part = "Ts" if case.split == "test" or target not in case.targets else "Tr"
             with sparing_others(failed, case.case_id):
                 told[case_stem(case.case_id)] = _write_case(case, spec, target, part, beside, suffix)
                 if part == "Tr":
@@ -380,7 +376,7 @@ def _dataset(
 ) -> dict[str, Any]:
     """Return dataset.json."""
     known = spec.all_targets[target]
-    names = known.names if isinstance(known, LabelsTarget) else (_mask_name(known),)
+    names = known.names if isinstance(known, LabelsTarget) else (str(getattr(known, "name", target)),)
     channels = [*spec.channels] or [spec.modality.upper()]
     named = ["CT" if spec.intensity.unit == "HU" else name for name in channels]  # which sets its scaling
     described = spec.model_copy(update={"atlases": ()}).model_dump(mode="json", exclude_defaults=True)
@@ -396,7 +392,3 @@ def _dataset(
         "file_ending": suffix,
         EXTRA: {"format": FORMAT, "target": target, "cohort": described, "cases": told},
     }
-
-
-def _mask_name(target: Any) -> str:
-    return str(target.name)

@@ -27,6 +27,7 @@ from threefold.cohorts.table import case_id_problems
 from threefold.core.targets import DENSE, ClassTarget, MultilabelTarget, TargetValue
 from threefold.errors import CohortError, ImageError
 from threefold.file_names import case_stem, folded
+from threefold.images.reading import read_header
 from threefold.paths import Boundary
 from threefold.run import copy_new, whole_folder, write_atomically
 
@@ -307,6 +308,21 @@ def _cells(name: str, value: TargetValue, spec: CohortSpec) -> Iterator[tuple[st
             yield target.column(name, finding), None if there is None else int(there)
     else:
         yield name, value
+
+
+def axes_of(images: Iterable[Path]) -> int:
+    """Return the number of axes of the first image whose header can be read.
+
+    Raises:
+        ImageError: none can be; why the first one can't.
+    """
+    first: ImageError | None = None
+    for path in images:
+        try:
+            return len(read_header(path).shape)
+        except ImageError as error:
+            first = first or error
+    raise first or ImageError("no image. Expected one at least.")
 
 
 def ending(path: Path) -> str:
